@@ -1,0 +1,45 @@
+"""Scaled dot-product attention on the fastest path for the device, and the two attention layers' shared module."""
+
+from __future__ import annotations
+
+import torch
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from torch import nn
+
+# On a CPU the fused bf16 kernel is several times slower than two plain matmuls on sequences this short, backward
+# most of all (`benchmarks/speed.py attention`); past it the score matrix costs more memory than it saves time.
+MATMUL_MAX_LENGTH = 1024
+
+
+def attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, is_causal: bool = False, dropout_p: float = 0.0
+) -> torch.Tensor:
+    """Multi-head attention softmax(q k^T / sqrt(d)) v, with no mask other than the causal one.
+
+    Args:
+        query, key, value: (B, S, heads, d), the layout of Diffusers' attention dispatcher.
+        is_causal: position i sees positions <= i only; query and key are equally long then.
+        dropout_p: probability of dropping an attention weight.
+
+    Returns:
+        (B, S, heads, d).
+    """
+    half_on_cpu = query.device.type == "cpu" and query.dtype in (torch.bfloat16, torch.float16)
+    if half_on_cpu and key.shape[1] <= MATMUL_MAX_LENGTH:
+        return _matmul_attention(query, key, value, is_causal, dropout_p)
+    return dispatch_attention_fn(query, key, value, is_causal=is_causal, dropout_p=dropout_p)
+
+
+def _matmul_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, is_causal: bool, dropout_p: float
+) -> torch.Tensor:
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+    if is_causal:
+        length = scores.shape[-1]
+        hidden = torch.ones(length, length, dtype=torch.bool, device=scores.device).triu(1)
+        scores = scores.masked_fill(hidden, float("-inf"))
+    weights = scores.softmax(dim=-1)
+    if dropout_p:
+        weights = nn.functional.dropout(weights, dropout_p)
+    return (weights @ value).transpose(1, 2)

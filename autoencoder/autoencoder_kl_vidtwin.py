@@ -1,0 +1,327 @@
+"""VidTwin: a video autoencoder with a structure and a dynamics latent, as a Diffusers model (DESIGN 4; arXiv 2412.17726)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.loaders import FromOriginalModelMixin
+from diffusers.models.autoencoders.vae import AutoencoderMixin, DecoderOutput
+from diffusers.models.modeling_outputs import AutoencoderKLOutput
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils.accelerate_utils import apply_forward_hook
+from einops import rearrange
+from torch import nn
+
+from .blocks import VidTwinTransformer
+from .heads import HEADS, HeadConfig
+from .latents import LatentShape, TwinLatents, TwinPosterior, numel
+from .presets import preset_config
+from .qformer import QFormer
+
+Components = Literal["both", "structure", "dynamics"]
+
+
+class VidTwinEncoder(nn.Module):
+    """(B, C, T, H, W) -> features (B, T, h * w, D)."""
+
+    def __init__(self, in_channels: int, patch_size: int, transformer: VidTwinTransformer, dim: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        # A convolution whose kernel is its stride, written as the matrix product it is.
+        self.patch_embed = nn.Linear(in_channels * patch_size**2, dim)
+        self.transformer = transformer
+
+    def forward(self, sample: torch.Tensor) -> torch.Tensor:
+        p = self.patch_size
+        patches = rearrange(sample, "b c t (h p) (w q) -> b t (h w) (c p q)", p=p, q=p)
+        return self.transformer(self.patch_embed(patches))
+
+
+class VidTwinDecoder(nn.Module):
+    """Features (B, T, h * w, D) -> (B, C, T, H, W)."""
+
+    def __init__(self, out_channels: int, patch_size: int, transformer: VidTwinTransformer, dim: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.transformer = transformer
+        self.norm_out = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
+        self.scale_shift_table = nn.Parameter(torch.randn(2, dim) / dim**0.5)
+        self.proj_out = nn.Linear(dim, out_channels * patch_size**2)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        p, grid = self.patch_size, round(hidden_states.shape[2] ** 0.5)
+        shift, scale = self.scale_shift_table
+        hidden_states = self.norm_out(self.transformer(hidden_states)) * (1 + scale) + shift
+        return rearrange(self.proj_out(hidden_states), "b t (h w) (p q c) -> b c t (h p) (w q)", h=grid, p=p, q=p)
+
+
+class AutoencoderKLVidTwin(ModelMixin, AutoencoderMixin, ConfigMixin, FromOriginalModelMixin):
+    r"""The VidTwin video autoencoder.
+
+    A clip (B, 3, T, H, W) in [-1, 1] becomes a Gaussian over two latents, packed as (B, L): *structure*
+    (d_S, n_q, h_S, w_S), read over time by a Q-Former at every place, and *dynamics* (d_D, T, w_D + h_D), the
+    averages of every frame over its height and over its width.
+
+    Args:
+        sample_size: height and width of a clip in pixels, a multiple of `patch_size`.
+        num_frames: frames T of a clip.
+        in_channels: colour channels.
+        patch_size: side of a patch in pixels.
+        hidden_size: width D of the transformers, a multiple of 4 and of `num_attention_heads`.
+        num_layers: blocks of the encoder and of the decoder.
+        num_attention_heads: heads of every attention in the blocks.
+        mlp_ratio: width of the blocks' MLP over D.
+        temporal_causal: whether a frame attends to itself and earlier frames only.
+        num_queries: queries n_q of the Q-Former.
+        query_dim: their width.
+        qformer_layers, qformer_heads, qformer_ffn_dim, qformer_dropout: the Q-Former's sizes.
+        structure_channels: channels d_S of the structure latent.
+        structure_width: channels of its convolutions before the first halving of the grid.
+        structure_downsamples: halvings k of its grid.
+        dynamics_channels: channels d_D of the dynamics latent.
+        dynamics_downsamples: halvings k' of its grid.
+        heads: `"official"` (the paper's, and what released weights need) or `"residual"` (ours: trains far faster
+            from scratch).
+        latents_mean, latents_std: mean and standard deviation of the [structure, dynamics] latents over a training
+            set. Trainers and pipelines apply them; `encode` and `decode` never do.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["VidTwinBlock", "QFormerLayer"]  # noqa: RUF012
+    _repeated_blocks = ["VidTwinBlock"]  # noqa: RUF012
+    _skip_layerwise_casting_patterns = ["patch_embed", "norm", "scale_shift_table"]  # noqa: RUF012
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int = 224,
+        num_frames: int = 16,
+        in_channels: int = 3,
+        patch_size: int = 16,
+        hidden_size: int = 768,
+        num_layers: int = 16,
+        num_attention_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        temporal_causal: bool = True,
+        num_queries: int = 16,
+        query_dim: int = 64,
+        qformer_layers: int = 6,
+        qformer_heads: int = 8,
+        qformer_ffn_dim: int = 768,
+        qformer_dropout: float = 0.1,
+        structure_channels: int = 4,
+        structure_width: int = 128,
+        structure_downsamples: int = 1,
+        dynamics_channels: int = 8,
+        dynamics_downsamples: int = 1,
+        heads: str = "official",
+        latents_mean: list[float] | None = None,
+        latents_std: list[float] | None = None,
+    ) -> None:
+        super().__init__()
+        if sample_size % patch_size:
+            raise ValueError(f"sample_size ({sample_size}) must be a multiple of patch_size ({patch_size}).")
+        if hidden_size % 4 or hidden_size % num_attention_heads:
+            raise ValueError(
+                f"hidden_size ({hidden_size}) must be a multiple of 4 and of num_attention_heads "
+                f"({num_attention_heads})."
+            )
+        if query_dim % qformer_heads:
+            raise ValueError(f"query_dim ({query_dim}) must be a multiple of qformer_heads ({qformer_heads}).")
+        if heads not in HEADS:
+            raise ValueError(f"heads must be one of {', '.join(HEADS)}, not {heads!r}.")
+        grid_size = sample_size // patch_size
+        head_config = HeadConfig(
+            hidden_size=hidden_size,
+            num_frames=num_frames,
+            grid_size=grid_size,
+            num_queries=num_queries,
+            query_dim=query_dim,
+            qformer_layers=qformer_layers,
+            qformer_heads=qformer_heads,
+            qformer_ffn_dim=qformer_ffn_dim,
+            qformer_dropout=qformer_dropout,
+            structure_channels=structure_channels,
+            structure_width=structure_width,
+            structure_downsamples=structure_downsamples,
+            dynamics_channels=dynamics_channels,
+            dynamics_downsamples=dynamics_downsamples,
+        )
+        structure_grid, dynamics_grid = head_config.structure_grid, head_config.dynamics_grid
+        self.structure_shape: LatentShape = (structure_channels, num_queries, structure_grid, structure_grid)
+        self.dynamics_shape: LatentShape = (dynamics_channels, num_frames, 2 * dynamics_grid)
+
+        def transformer() -> VidTwinTransformer:
+            return VidTwinTransformer(
+                hidden_size, num_layers, num_attention_heads, num_frames, grid_size, mlp_ratio, temporal_causal
+            )
+
+        structure_encoder, dynamics_encoder, structure_decoder, dynamics_decoder = HEADS[heads]
+        self.encoder = VidTwinEncoder(in_channels, patch_size, transformer(), hidden_size)
+        self.structure_encoder = structure_encoder(head_config)
+        self.dynamics_encoder = dynamics_encoder(head_config)
+        self.structure_decoder = structure_decoder(head_config)
+        self.dynamics_decoder = dynamics_decoder(head_config)
+        # Features of trained plain heads have the scale the decoder knows; residual heads are brought to it.
+        self.norm_in = nn.LayerNorm(hidden_size) if heads == "residual" else nn.Identity()
+        self.decoder = VidTwinDecoder(in_channels, patch_size, transformer(), hidden_size)
+        self.use_slicing = False
+        self.gradient_checkpointing = False
+        self._reset_parameters()
+
+    def _reset_parameters(self) -> None:
+        for module in self.modules():
+            if isinstance(module, VidTwinTransformer | QFormer):
+                module.reset_parameters()
+        for linear in (self.encoder.patch_embed, self.decoder.proj_out):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    @classmethod
+    def from_preset(cls, name: str, latent_setting: int | None = None, **overrides: Any) -> AutoencoderKLVidTwin:
+        """A freshly initialised model of a named size.
+
+        Args:
+            name: `small`, `base`, `large` (the paper's Table 4), `released`, or one of the tiny sizes in
+                `autoencoder.presets`.
+            latent_setting: 1, 2 or 3 of the paper's Table 8; without it the size's own latent.
+            overrides: constructor arguments that replace the preset's.
+
+        Raises:
+            ValueError: if a name is unknown or the sizes do not fit together.
+        """
+        return cls(**{**preset_config(name, latent_setting), **overrides})
+
+    @classmethod
+    def from_single_file(cls, path: str, **overrides: Any) -> AutoencoderKLVidTwin:
+        """The model of an official VidTwin checkpoint, `.safetensors` or `.ckpt`, in evaluation mode.
+
+        Args:
+            path: the file. Nothing in it is unpickled beyond tensors.
+            overrides: `dtype`, and hyperparameters that shapes cannot tell, by our names or the official ones:
+                `num_attention_heads` (default: hidden size / 64), `qformer_heads` (default: 8), `qformer_dropout`,
+                `temporal_causal`.
+
+        Raises:
+            ValueError: if the file cannot be read safely, or has a key too many or too few.
+        """
+        from .convert_official import load_official_checkpoint
+
+        return load_official_checkpoint(cls, path, **overrides)
+
+    # --- what others need to know of its sizes ---------------------------------------------------------------------
+
+    @property
+    def latent_size(self) -> int:
+        """Values L of a packed latent."""
+        return numel(self.structure_shape) + numel(self.dynamics_shape)
+
+    @property
+    def clip_shape(self) -> tuple[int, int, int, int]:
+        """(C, T, H, W) of the clips the model works on."""
+        c = self.config
+        return (c.in_channels, c.num_frames, c.sample_size, c.sample_size)
+
+    @property
+    def compression_rate(self) -> float:
+        """Values in the latent over values in the clip; 0.002046 for the paper's default."""
+        return self.latent_size / numel(self.clip_shape)
+
+    @property
+    def spatial_compression_ratio(self) -> int:
+        """Pixels along a side per place of the structure latent."""
+        return self.config.sample_size // self.structure_shape[-1]
+
+    @property
+    def temporal_compression_ratio(self) -> int:
+        """Frames per frame of the dynamics latent: time is not compressed there."""
+        return 1
+
+    def unpack(self, packed: torch.Tensor) -> TwinLatents:
+        """Packed latents (B, L) as `TwinLatents` of this model's shapes."""
+        return TwinLatents.unpack(packed, self.structure_shape, self.dynamics_shape)
+
+    # --- encode, decode --------------------------------------------------------------------------------------------
+
+    def _encode(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, T, H, W) -> packed means and log-variances (B, 2 L)."""
+        grid = self.config.sample_size // self.config.patch_size
+        z = rearrange(self.encoder(x), "b t (h w) d -> b d t h w", h=grid)
+        structure_mean, structure_logvar = self._run(self.structure_encoder, z).chunk(2, dim=1)
+        dynamics_mean, dynamics_logvar = self._run(self.dynamics_encoder, z).chunk(2, dim=1)
+        mean = TwinLatents(structure_mean, dynamics_mean).pack()
+        return torch.cat([mean, TwinLatents(structure_logvar, dynamics_logvar).pack()], dim=1)
+
+    def _decode(self, z: TwinLatents, components: Components) -> torch.Tensor:
+        features = []
+        if components != "dynamics":
+            features.append(self._run(self.structure_decoder, z.structure))
+        if components != "structure":
+            features.append(self._run(self.dynamics_decoder, z.dynamics))
+        hidden_states = rearrange(sum(features), "b d t h w -> b t (h w) d")
+        return self.decoder(self.norm_in(hidden_states))
+
+    def _run(self, head: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled() and self.gradient_checkpointing:
+            return self._gradient_checkpointing_func(head, x)
+        return head(x)
+
+    @apply_forward_hook
+    def encode(self, x: torch.Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple[TwinPosterior]:
+        """The posterior over packed latents.
+
+        Args:
+            x: clips (B, C, T, H, W) of the model's own T, H and W, in [-1, 1].
+            return_dict: whether to return an `AutoencoderKLOutput` or a tuple.
+
+        Raises:
+            ValueError: if the clips have another size.
+        """
+        if x.ndim != 5 or tuple(x.shape[1:]) != self.clip_shape:
+            raise ValueError(
+                f"This VidTwin encodes clips of (B, C, T, H, W) = (B, {', '.join(map(str, self.clip_shape))}), "
+                f"but was given {tuple(x.shape)}."
+            )
+        if self.use_slicing and x.shape[0] > 1:
+            moments = torch.cat([self._encode(part) for part in x.split(1)])
+        else:
+            moments = self._encode(x)
+        posterior = TwinPosterior(*moments.chunk(2, dim=1))
+        return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
+
+    @apply_forward_hook
+    def decode(
+        self, z: torch.Tensor | TwinLatents, components: Components = "both", return_dict: bool = True
+    ) -> DecoderOutput | tuple[torch.Tensor]:
+        """Clips (B, C, T, H, W), about [-1, 1], not clamped.
+
+        Args:
+            z: packed latents (B, L) or `TwinLatents`.
+            components: `"both"`, or `"structure"` or `"dynamics"` to decode from one of the two alone.
+            return_dict: whether to return a `DecoderOutput` or a tuple.
+
+        Raises:
+            ValueError: if the latents have another size or `components` is unknown.
+        """
+        if components not in ("both", "structure", "dynamics"):
+            raise ValueError(f'components must be "both", "structure" or "dynamics", not {components!r}.')
+        # Packing and unpacking checks the shapes of either form.
+        packed = z.pack() if isinstance(z, TwinLatents) else z
+        parts = packed.split(1) if self.use_slicing and packed.shape[0] > 1 else [packed]
+        sample = torch.cat([self._decode(self.unpack(part), components) for part in parts])
+        return DecoderOutput(sample=sample) if return_dict else (sample,)
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        sample_posterior: bool = False,
+        components: Components = "both",
+        return_dict: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> DecoderOutput | tuple[torch.Tensor]:
+        """Encode and decode clips (B, C, T, H, W); the latent is the mean, or a sample if `sample_posterior`."""
+        posterior = self.encode(sample).latent_dist
+        z = posterior.sample(generator=generator) if sample_posterior else posterior.mode()
+        return self.decode(z, components=components, return_dict=return_dict)

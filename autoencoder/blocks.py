@@ -1,0 +1,111 @@
+"""The transformer both halves of VidTwin are made of (DESIGN 4.1; the paper's Section 3.1).
+
+Hidden states are (B, T, S, D): T frames of S = h * w patches.
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers.models.attention import FeedForward
+from torch import nn
+
+from .attention import attention
+
+
+def sincos_1d(length: int, dim: int) -> torch.Tensor:
+    """Fixed 1-D position embedding, sines then cosines, base 10000: (length, dim), float64."""
+    frequencies = 10000.0 ** (-torch.arange(dim // 2, dtype=torch.float64) / (dim // 2))
+    angles = torch.arange(length, dtype=torch.float64)[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def sincos_2d(height: int, width: int, dim: int) -> torch.Tensor:
+    """Fixed 2-D position embedding of a row-major grid: (height * width, dim), float64.
+
+    The first half of the channels encodes the column, the second half the row.
+    """
+    column = sincos_1d(width, dim // 2).repeat(height, 1)
+    row = sincos_1d(height, dim // 2).repeat_interleave(width, dim=0)
+    return torch.cat([column, row], dim=1)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention over the next-to-last axis of (..., S, D)."""
+
+    def __init__(self, dim: int, num_heads: int, is_causal: bool = False) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.is_causal = is_causal
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        *batch, length, dim = hidden_states.shape
+        qkv = self.qkv(hidden_states).view(-1, length, 3, self.num_heads, dim // self.num_heads)
+        out = attention(*qkv.unbind(2), is_causal=self.is_causal)
+        return self.proj(out.reshape(*batch, length, dim))
+
+
+class VidTwinBlock(nn.Module):
+    """Spatial attention, causal temporal attention and an MLP, modulated by a learned table without a timestep."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, temporal_causal: bool) -> None:
+        super().__init__()
+        self.scale_shift_table = nn.Parameter(torch.randn(6, dim) / dim**0.5)
+        self.norm = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
+        self.spatial_attn = SelfAttention(dim, num_heads)
+        self.temporal_attn = SelfAttention(dim, num_heads, is_causal=temporal_causal)
+        self.mlp = FeedForward(dim, mult=mlp_ratio, activation_fn="gelu-approximate")
+
+    def forward(self, hidden_states: torch.Tensor, temporal_position: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, T, S, D) -> (B, T, S, D); `temporal_position` (T, 1, D) is added on the temporal branch only."""
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.scale_shift_table
+        x = hidden_states
+        x = x + gate_a * self.spatial_attn(self.norm(x) * (1 + scale_a) + shift_a)
+        # The temporal branch reads the residual stream un-normalised and shares the spatial branch's gate.
+        over_time = x if temporal_position is None else x + temporal_position
+        x = x + gate_a * self.temporal_attn(over_time.transpose(1, 2)).transpose(1, 2)
+        return x + gate_m * self.mlp(self.norm(x) * (1 + scale_m) + shift_m)
+
+
+class VidTwinTransformer(nn.Module):
+    """A stack of blocks with its position embeddings, on a fixed grid of T frames of h x w patches."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_layers: int,
+        num_heads: int,
+        num_frames: int,
+        grid_size: int,
+        mlp_ratio: float = 4.0,
+        temporal_causal: bool = True,
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            [VidTwinBlock(dim, num_heads, mlp_ratio, temporal_causal) for _ in range(num_layers)]
+        )
+        self.register_buffer("position", sincos_2d(grid_size, grid_size, dim).float(), persistent=False)
+        self.register_buffer("temporal_position", sincos_1d(num_frames, dim).float()[:, None], persistent=False)
+        self.gradient_checkpointing = False
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(B, T, S, D) -> (B, T, S, D)."""
+        hidden_states = hidden_states + self.position.to(hidden_states.dtype)
+        temporal_position = self.temporal_position.to(hidden_states.dtype)
+        for block in self.blocks:
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                hidden_states = self._gradient_checkpointing_func(block, hidden_states, temporal_position)
+            else:
+                hidden_states = block(hidden_states, temporal_position)
+            temporal_position = None  # only the first block is told the time
+        return hidden_states
+
+    def reset_parameters(self) -> None:
+        """Xavier-uniform Linear layers with zero bias; temporal attention starts as a no-op."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        for block in self.blocks:
+            nn.init.zeros_(block.temporal_attn.proj.weight)

@@ -1,0 +1,342 @@
+"""From encoder features to the two latents, and back: the paper's plain heads and our residual ones.
+
+The four modules of either kind have the same interfaces (DESIGN 4.1, 4.4):
+
+    StructureEncoder  (B, D, T, h, w) -> (B, 2 d_S, n_q, h_S, w_S)       mean and log-variance along channels
+    DynamicsEncoder   (B, D, T, h, w) -> (B, 2 d_D, T, w_D + h_D)
+    StructureDecoder  (B, d_S, n_q, h_S, w_S) -> (B, D, T, h, w)
+    DynamicsDecoder   (B, d_D, T, w_D + h_D)  -> (B, D, T, h, w)
+
+The residual heads add non-parametric shortcuts around every layer, as deep-compression autoencoders do (Chen et al.,
+2024): space folded into channels, channels averaged or repeated. A clip then reaches the decoder from the first step
+on, where the plain convolutions keep it at the clip's mean colour for a long time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import nn
+
+from .qformer import QFormer
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """The sizes both kinds of heads are built from; names as in `AutoencoderKLVidTwin`."""
+
+    hidden_size: int
+    num_frames: int
+    grid_size: int
+    num_queries: int
+    query_dim: int
+    qformer_layers: int
+    qformer_heads: int
+    qformer_ffn_dim: int
+    qformer_dropout: float
+    structure_channels: int
+    structure_width: int
+    structure_downsamples: int
+    dynamics_channels: int
+    dynamics_downsamples: int
+
+    @property
+    def structure_grid(self) -> int:
+        return downsampled(self.grid_size, self.structure_downsamples)
+
+    @property
+    def dynamics_grid(self) -> int:
+        return downsampled(self.grid_size, self.dynamics_downsamples)
+
+    def qformer(self) -> QFormer:
+        return QFormer(
+            num_queries=self.num_queries,
+            dim=self.query_dim,
+            context_dim=self.hidden_size,
+            num_layers=self.qformer_layers,
+            num_heads=self.qformer_heads,
+            ffn_dim=self.qformer_ffn_dim,
+            dropout=self.qformer_dropout,
+        )
+
+
+def downsampled(size: int, times: int) -> int:
+    """The grid after `times` 3x3 convolutions of stride 2 and padding 1."""
+    for _ in range(times):
+        size = (size + 1) // 2
+    return size
+
+
+def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, kernel_size=3, stride=stride, padding=1)
+
+
+def crop_to(x: torch.Tensor, size: int) -> torch.Tensor:
+    """The central size x size window of the last two axes."""
+    start = (x.shape[-1] - size) // 2
+    return x[..., start : start + size, start : start + size]
+
+
+def query_locations(qformer: QFormer, z: torch.Tensor) -> torch.Tensor:
+    """Each location's T vectors read by the Q-Former: (B, D, T, h, w) -> (B * n_q, query_dim, h, w)."""
+    batch, _, _, height, width = z.shape
+    queries = qformer(rearrange(z, "b d t h w -> (b h w) t d"))
+    return rearrange(queries, "(b h w) q c -> (b q) c h w", b=batch, h=height, w=width)
+
+
+def average_axes(x: torch.Tensor) -> torch.Tensor:
+    """Per-frame features averaged over height and over width: (B, D, T, h, w) -> (B, D, T, w + h)."""
+    return torch.cat([x.mean(dim=3), x.mean(dim=4)], dim=3)
+
+
+def spread_axes(x: torch.Tensor, grid_size: int) -> torch.Tensor:
+    """The sum of both averages, each repeated along its missing axis: (B, T, 2 * grid, D) -> (B, D, T, h, w)."""
+    over_height, over_width = x.movedim(-1, 1).split(grid_size, dim=3)
+    return over_height[:, :, :, None, :] + over_width[:, :, :, :, None]
+
+
+# --- the paper's heads ---------------------------------------------------------------------------------------------
+
+
+class StructureEncoder(nn.Module):
+    """Q-Former over time, then 3x3 convolutions per query down to mean and log-variance."""
+
+    def __init__(self, config: HeadConfig) -> None:
+        super().__init__()
+        self.qformer = config.qformer()
+        self.conv_in = conv3x3(config.query_dim, config.structure_width)
+        widths = [config.structure_width * 2**i for i in range(config.structure_downsamples + 1)]
+        self.down = nn.ModuleList([conv3x3(a, b, stride=2) for a, b in zip(widths, widths[1:], strict=False)])
+        self.conv_out = conv3x3(widths[-1], 2 * config.structure_channels)
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        x = self.conv_in(query_locations(self.qformer, z))
+        for conv in self.down:
+            x = F.relu(conv(x))
+        return rearrange(self.conv_out(x), "(b q) c h w -> b c q h w", b=z.shape[0])
+
+
+class DynamicsEncoder(nn.Module):
+    """Strided 3x3 convolutions per frame, averages over height and width, one shared 3x3 over (time, position)."""
+
+    def __init__(self, config: HeadConfig) -> None:
+        super().__init__()
+        dim = config.hidden_size
+        self.grid = config.dynamics_grid
+        self.down = nn.ModuleList([conv3x3(dim, dim, stride=2) for _ in range(config.dynamics_downsamples)])
+        self.conv_out = conv3x3(dim, 2 * config.dynamics_channels)
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        x = rearrange(z, "b d t h w -> (b t) d h w")
+        for conv in self.down:
+            x = F.relu(conv(x))
+        x = average_axes(rearrange(x, "(b t) d h w -> b d t h w", b=z.shape[0]))
+        return torch.cat([self.conv_out(part) for part in x.split(self.grid, dim=3)], dim=3)
+
+
+class StructureDecoder(nn.Module):
+    """3x3 convolutions and nearest upsampling per query, then to hidden size and from queries to frames."""
+
+    def __init__(self, config: HeadConfig) -> None:
+        super().__init__()
+        self.grid_size = config.grid_size
+        widths = [config.structure_width * 2**i for i in range(config.structure_downsamples, -1, -1)]
+        self.conv_in = conv3x3(config.structure_channels, widths[0])
+        self.up = nn.ModuleList([conv3x3(a, b) for a, b in zip(widths, widths[1:], strict=False)])
+        self.conv_out = conv3x3(widths[-1], config.query_dim)
+        self.to_hidden = nn.Linear(config.query_dim, config.hidden_size)
+        self.to_frames = nn.Conv1d(config.num_queries, config.num_frames, kernel_size=1)
+
+    def forward(self, structure: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.conv_in(rearrange(structure, "b c q h w -> (b q) c h w")))
+        for conv in self.up:
+            x = F.interpolate(F.relu(conv(x)), scale_factor=2, mode="nearest")
+        x = crop_to(self.conv_out(x), self.grid_size)
+        x = rearrange(x, "(b q) c h w -> b q (h w) c", b=structure.shape[0])
+        x = F.relu(self.to_hidden(x))
+        x = F.relu(self.to_frames(x.flatten(2)))
+        return rearrange(x, "b t (h w c) -> b c t h w", h=self.grid_size, w=self.grid_size)
+
+
+class DynamicsDecoder(nn.Module):
+    """An MLP over channels, an MLP over positions shared by both axes, and the missing axis filled by repetition."""
+
+    def __init__(self, config: HeadConfig) -> None:
+        super().__init__()
+        self.grid_size = config.grid_size
+        self.latent_grid = config.dynamics_grid
+        self.channels_in = nn.Linear(config.dynamics_channels, config.hidden_size)
+        self.channels_out = nn.Linear(config.hidden_size, config.hidden_size)
+        self.positions_in = nn.Linear(config.dynamics_grid, config.grid_size)
+        self.positions_out = nn.Linear(config.grid_size, config.grid_size)
+
+    def forward(self, dynamics: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.channels_out(F.relu(self.channels_in(dynamics.movedim(1, -1)))))
+        x = rearrange(x, "b t (side n) d -> b t d side n", n=self.latent_grid)
+        x = F.relu(self.positions_out(F.relu(self.positions_in(x))))
+        return spread_axes(rearrange(x, "b t d side n -> b t (side n) d"), self.grid_size)
+
+
+# --- the residual heads --------------------------------------------------------------------------------------------
+
+
+def match_channels(x: torch.Tensor, channels: int) -> torch.Tensor:
+    """Channels (dim 1) averaged in groups or repeated to `channels`, scaled so that unit variance stays unit."""
+    have = x.shape[1]
+    if have == channels:
+        return x
+    if have > channels and have % channels == 0:
+        group = have // channels
+        return x.unflatten(1, (channels, group)).mean(dim=2) * group**0.5
+    if channels % have == 0:
+        return x.repeat_interleave(channels // have, dim=1)
+    # Sizes that do not divide: linear resampling of the channel axis.
+    flat = x.flatten(2).transpose(1, 2)
+    return F.interpolate(flat, size=channels, mode="linear").transpose(1, 2).reshape(-1, channels, *x.shape[2:])
+
+
+def resize_axis(x: torch.Tensor, size: int) -> torch.Tensor:
+    """The last axis of (..., n) averaged down or linearly stretched to `size`."""
+    flat = x.flatten(0, -2)[:, None]
+    if x.shape[-1] >= size:
+        flat = F.adaptive_avg_pool1d(flat, size)
+    else:
+        flat = F.interpolate(flat, size=size, mode="linear")
+    return flat.reshape(*x.shape[:-1], size)
+
+
+class ResidualConv(nn.Module):
+    """x -> shortcut(x) + conv(SiLU(GroupNorm(x))), keeping the grid, halving it or doubling it."""
+
+    def __init__(self, in_channels: int, out_channels: int, resample: str = "none", groups: int = 8) -> None:
+        super().__init__()
+        self.resample = resample
+        self.out_channels = out_channels
+        self.norm = nn.GroupNorm(groups if in_channels % groups == 0 else 1, in_channels)
+        conv_out = 4 * out_channels if resample == "up" else out_channels
+        self.conv = conv3x3(in_channels, conv_out, stride=2 if resample == "down" else 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        update = self.conv(F.silu(self.norm(x)))
+        if self.resample == "up":
+            shortcut = match_channels(x, 4 * self.out_channels)
+            return F.pixel_shuffle(shortcut + update, 2)
+        if self.resample == "down":
+            height, width = x.shape[-2:]
+            x = F.pixel_unshuffle(F.pad(x, (0, width % 2, 0, height % 2), mode="replicate"), 2)
+        return match_channels(x, self.out_channels) + update
+
+
+class ResidualStructureEncoder(nn.Module):
+    """The Q-Former and its convolutions around a path of averages over time, channels and space."""
+
+    def __init__(self, config: HeadConfig) -> None:
+        super().__init__()
+        self.num_queries = config.num_queries
+        self.query_dim = config.query_dim
+        self.channels = config.structure_channels
+        self.norm = nn.LayerNorm(config.hidden_size)
+        self.qformer = config.qformer()
+        widths = [config.structure_width * 2**i for i in range(config.structure_downsamples + 1)]
+        self.conv_in = ResidualConv(config.query_dim, widths[0])
+        self.down = nn.ModuleList([ResidualConv(a, b, "down") for a, b in zip(widths, widths[1:], strict=False)])
+        self.norm_out = nn.GroupNorm(8, widths[-1])
+        self.conv_out = conv3x3(widths[-1], 2 * config.structure_channels)
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        z = self.norm(z.movedim(1, -1)).movedim(-1, 1)
+        over_time = resize_axis(match_channels(z, self.query_dim).movedim(2, -1), self.num_queries)
+        x = query_locations(self.qformer, z) + rearrange(over_time, "b c h w q -> (b q) c h w")
+        x = self.conv_in(x)
+        for block in self.down:
+            x = block(x)
+        mean, logvar = self.conv_out(F.silu(self.norm_out(x))).chunk(2, dim=1)
+        moments = torch.cat([mean + match_channels(x, self.channels), logvar], dim=1)
+        return rearrange(moments, "(b q) c h w -> b c q h w", b=z.shape[0])
+
+
+class ResidualDynamicsEncoder(nn.Module):
+    """Per-frame residual convolutions, averages over both axes, one shared 3x3 over (time, position)."""
+
+    def __init__(self, config: HeadConfig) -> None:
+        super().__init__()
+        dim = config.hidden_size
+        self.grid = config.dynamics_grid
+        self.channels = config.dynamics_channels
+        self.norm = nn.LayerNorm(dim)
+        self.down = nn.ModuleList([ResidualConv(dim, dim, "down") for _ in range(config.dynamics_downsamples)])
+        self.conv_out = conv3x3(dim, 2 * config.dynamics_channels)
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        x = rearrange(self.norm(z.movedim(1, -1)), "b t h w d -> (b t) d h w")
+        for block in self.down:
+            x = block(x)
+        x = average_axes(rearrange(x, "(b t) d h w -> b d t h w", b=z.shape[0]))
+        parts = x.split(self.grid, dim=3)
+        mean, logvar = torch.cat([self.conv_out(part) for part in parts], dim=3).chunk(2, dim=1)
+        return torch.cat([mean + match_channels(x, self.channels), logvar], dim=1)
+
+
+class ResidualStructureDecoder(nn.Module):
+    """Residual convolutions and pixel shuffling per query, then to hidden size and from queries to frames."""
+
+    def __init__(self, config: HeadConfig) -> None:
+        super().__init__()
+        self.grid_size = config.grid_size
+        self.hidden_size = config.hidden_size
+        self.num_frames = config.num_frames
+        widths = [config.structure_width * 2**i for i in range(config.structure_downsamples, -1, -1)]
+        self.conv_in = conv3x3(config.structure_channels, widths[0])
+        self.up = nn.ModuleList([ResidualConv(a, b, "up") for a, b in zip(widths, widths[1:], strict=False)])
+        self.conv_out = ResidualConv(widths[-1], config.query_dim)
+        self.to_hidden = nn.Linear(config.query_dim, config.hidden_size)
+        self.to_frames = nn.Conv1d(config.num_queries, config.num_frames, kernel_size=1)
+
+    def forward(self, structure: torch.Tensor) -> torch.Tensor:
+        batch = structure.shape[0]
+        x = rearrange(structure, "b c q h w -> (b q) c h w")
+        x = match_channels(x, self.conv_in.out_channels) + self.conv_in(x)
+        for block in self.up:
+            x = block(x)
+        x = rearrange(crop_to(self.conv_out(x), self.grid_size), "(b q) c h w -> (b q) c (h w)", b=batch)
+        x = match_channels(x, self.hidden_size) + self.to_hidden(F.silu(x).transpose(1, 2)).transpose(1, 2)
+        x = rearrange(x, "(b q) d s -> b q (s d)", b=batch)
+        x = resize_axis(x.transpose(1, 2), self.num_frames).transpose(1, 2) + self.to_frames(F.silu(x))
+        return rearrange(x, "b t (h w d) -> b d t h w", h=self.grid_size, d=self.hidden_size)
+
+
+class ResidualDynamicsDecoder(nn.Module):
+    """The plain head's two MLPs as residual branches of repeated channels and stretched positions."""
+
+    def __init__(self, config: HeadConfig) -> None:
+        super().__init__()
+        self.grid_size = config.grid_size
+        self.latent_grid = config.dynamics_grid
+        self.hidden_size = config.hidden_size
+        self.channels_in = nn.Linear(config.dynamics_channels, config.hidden_size)
+        self.channels_out = nn.Linear(config.hidden_size, config.hidden_size)
+        self.positions_in = nn.Linear(config.dynamics_grid, config.grid_size)
+        self.positions_out = nn.Linear(config.grid_size, config.grid_size)
+
+    def forward(self, dynamics: torch.Tensor) -> torch.Tensor:
+        shortcut = match_channels(dynamics, self.hidden_size).movedim(1, -1)
+        x = shortcut + self.channels_in(dynamics.movedim(1, -1))
+        x = x + self.channels_out(F.silu(x))
+        x = rearrange(x, "b t (side n) d -> b t d side n", n=self.latent_grid)
+        x = resize_axis(x, self.grid_size) + self.positions_in(x)
+        x = x + self.positions_out(F.silu(x))
+        return spread_axes(rearrange(x, "b t d side n -> b t (side n) d"), self.grid_size)
+
+
+HEADS: dict[str, tuple[type[nn.Module], ...]] = {
+    "official": (StructureEncoder, DynamicsEncoder, StructureDecoder, DynamicsDecoder),
+    "residual": (
+        ResidualStructureEncoder,
+        ResidualDynamicsEncoder,
+        ResidualStructureDecoder,
+        ResidualDynamicsDecoder,
+    ),
+}

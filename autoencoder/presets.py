@@ -1,0 +1,48 @@
+"""The sizes of the paper (Tables 4 and 8), the released checkpoint's, and tiny ones for a CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+PAPER = {"heads": "official"}
+
+# fmt: off
+SIZES: dict[str, dict[str, Any]] = {
+    "small": dict(num_layers=12, num_attention_heads=8, hidden_size=512, **PAPER),
+    "base": dict(num_layers=16, num_attention_heads=12, hidden_size=768, **PAPER),
+    "large": dict(num_layers=16, num_attention_heads=12, hidden_size=1536, **PAPER),
+    # The authors' published weights: base, with twice the structure channels.
+    "released": dict(num_layers=16, num_attention_heads=12, hidden_size=768, structure_channels=8, **PAPER),
+    # Seconds per test on two cores.
+    "tiny-test": dict(
+        sample_size=32, num_frames=4, patch_size=8, num_layers=2, num_attention_heads=4, hidden_size=32,
+        num_queries=3, query_dim=16, qformer_layers=2, qformer_heads=4, qformer_ffn_dim=32, structure_width=16,
+    ),
+    # Minutes per training on two cores: the demo and small ablations.
+    "tiny": dict(
+        sample_size=64, num_frames=16, patch_size=8, num_layers=4, num_attention_heads=4, hidden_size=128,
+        num_queries=8, query_dim=64, qformer_layers=2, qformer_heads=4, qformer_ffn_dim=256, qformer_dropout=0.0,
+        structure_width=64, structure_channels=4, dynamics_channels=8, heads="residual",
+    ),
+}
+
+# Settings of the latent, by the paper's numbers: Table 8.
+LATENT_SETTINGS: dict[int, dict[str, int]] = {
+    1: dict(num_queries=16, structure_channels=4, dynamics_channels=8, dynamics_downsamples=1),
+    2: dict(num_queries=16, structure_channels=4, dynamics_channels=16, dynamics_downsamples=2),
+    3: dict(num_queries=12, structure_channels=4, dynamics_channels=8, dynamics_downsamples=1),
+}
+# fmt: on
+
+
+def preset_config(name: str, latent_setting: int | None = None) -> dict[str, Any]:
+    """Constructor arguments of `AutoencoderKLVidTwin` for a size and, optionally, one of the paper's latent settings.
+
+    Raises:
+        ValueError: if either is unknown.
+    """
+    if name not in SIZES:
+        raise ValueError(f"Unknown VidTwin preset {name!r}; known: {', '.join(SIZES)}.")
+    if latent_setting is not None and latent_setting not in LATENT_SETTINGS:
+        raise ValueError(f"Unknown latent setting {latent_setting!r}; the paper has 1, 2 and 3.")
+    return {**SIZES[name], **LATENT_SETTINGS.get(latent_setting, {})}
