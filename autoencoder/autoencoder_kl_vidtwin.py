@@ -1,4 +1,7 @@
-"""VidTwin: a video autoencoder with a structure and a dynamics latent, as a Diffusers model (DESIGN 4; arXiv 2412.17726)."""
+"""VidTwin, a video autoencoder with a structure and a dynamics latent, as a Diffusers model.
+
+Source: "VidTwin: Video VAE with Decoupled Structure and Dynamics" (arXiv 2412.17726), Sections 3.1 to 3.3.
+"""
 
 from __future__ import annotations
 
@@ -89,9 +92,9 @@ class AutoencoderKLVidTwin(ModelMixin, AutoencoderMixin, ConfigMixin, FromOrigin
     """
 
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["VidTwinBlock", "QFormerLayer"]  # noqa: RUF012
-    _repeated_blocks = ["VidTwinBlock"]  # noqa: RUF012
-    _skip_layerwise_casting_patterns = ["patch_embed", "norm", "scale_shift_table"]  # noqa: RUF012
+    _no_split_modules = ["VidTwinBlock", "QFormerLayer"]
+    _repeated_blocks = ["VidTwinBlock"]
+    _skip_layerwise_casting_patterns = ["patch_embed", "norm", "scale_shift_table"]
 
     @register_to_config
     def __init__(

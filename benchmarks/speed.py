@@ -1,0 +1,290 @@
+"""How fast VidTwin is on this machine, as ratios to what the machine can do, taken in one run.
+
+    python benchmarks/speed.py                      every part
+    python benchmarks/speed.py round_trip qformer   some parts
+
+Parts: `round_trip` (encode + decode, released size), `train_step` (time and peak memory of a training step),
+`attention` (fused against plain matmuls), `qformer` (ours against transformers' Blip2QFormerModel). Figures go to
+OUTPUT/speed.json (`--output`, default runs/benchmarks) and are printed as tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+
+from autoencoder import AutoencoderKLVidTwin
+from autoencoder.attention import _matmul_attention
+from autoencoder.qformer import QFormer
+from vidgen.files import written_aside
+
+CLIP = (1, 3, 16, 224, 224)
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+Row = dict[str, Any]
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def device_name() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
+        if line.startswith("model name"):
+            flags = Path("/proc/cpuinfo").read_text()
+            matrix = "AMX" if "amx_bf16" in flags else "AVX512-BF16" if "avx512_bf16" in flags else "no bf16 unit"
+            return f"{line.split(':')[1].strip()} ({matrix}), {torch.get_num_threads()} threads"
+    return platform.processor() or "CPU"
+
+
+def seconds(run: Callable[[], Any], repeats: int = 5) -> float:
+    """Median wall time after one warm-up."""
+    run()
+    taken = []
+    for _ in range(repeats):
+        _synchronize()
+        start = time.perf_counter()
+        run()
+        _synchronize()
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken)
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def matmul_rate(dtype: torch.dtype) -> float:
+    """The machine's measured matmul rate in FLOP/s: the best of a few large products."""
+    rates = []
+    for m, k, n in ((2048, 2048, 2048), (3136, 768, 3072), (4096, 4096, 4096)):
+        a, b = torch.randn(m, k, device=device(), dtype=dtype), torch.randn(n, k, device=device(), dtype=dtype)
+        rates.append(2 * m * k * n / seconds(lambda a=a, b=b: F.linear(a, b)))
+    return max(rates)
+
+
+def round_trip_flops(model: AutoencoderKLVidTwin) -> float:
+    """Multiply-adds, twice, of encode + decode of one clip: the transformers, attention included, and the heads."""
+    c = model.config
+    tokens = c.num_frames * (c.sample_size // c.patch_size) ** 2
+    dim, space, frames = c.hidden_size, tokens // c.num_frames, c.num_frames
+    linears = 2 * (2 * 4 * dim**2 + 2 * c.mlp_ratio * dim**2)
+    attention = 2 * 2 * dim * (space + frames)
+    transformers = 2 * c.num_layers * tokens * (linears + attention)
+    patches = 2 * 2 * tokens * c.in_channels * c.patch_size**2 * dim
+    return transformers + patches + _head_flops(model)
+
+
+def _head_flops(model: AutoencoderKLVidTwin) -> float:
+    """Of the heads, counted by PyTorch: they are convolutions and small products, which it does not miss."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), torch.device("meta"):
+        meta = AutoencoderKLVidTwin.from_config(model.config).eval()
+        grid = meta.config.sample_size // meta.config.patch_size
+        z = torch.empty(1, meta.config.hidden_size, meta.config.num_frames, grid, grid)
+        meta.structure_encoder(z), meta.dynamics_encoder(z)
+        meta.structure_decoder(torch.empty(1, *meta.structure_shape))
+        meta.dynamics_decoder(torch.empty(1, *meta.dynamics_shape))
+    return counter.get_total_flops()
+
+
+def round_trip() -> list[Row]:
+    """Encode + decode of the released size, batch 1, no_grad, against the measured matmul rate."""
+    rows: list[Row] = []
+    video = torch.rand(CLIP, device=device()) * 2 - 1
+    for name, dtype in DTYPES.items():
+        model = AutoencoderKLVidTwin.from_preset("released").to(device(), dtype).eval()
+        clip, flops = video.to(dtype), round_trip_flops(model)
+        with torch.no_grad():
+            z = model.encode(clip).latent_dist.mode()
+            encode = seconds(lambda m=model, x=clip: m.encode(x), repeats=3)
+            decode = seconds(lambda m=model, z=z: m.decode(z), repeats=3)
+        rate = matmul_rate(dtype)
+        rows.append(
+            {
+                "dtype": name,
+                "encode_s": encode,
+                "decode_s": decode,
+                "round_trip_s": encode + decode,
+                "tflop": flops / 1e12,
+                "matmul_gflops": rate / 1e9,
+                "share_of_matmul_rate": flops / (encode + decode) / rate,
+                "of_fp32_time": (encode + decode) / rows[0]["round_trip_s"] if rows else 1.0,
+            }
+        )
+    return rows
+
+
+def train_step() -> list[Row]:
+    """Forward, backward and AdamW step at batch 1, each in a process of its own for its peak memory."""
+    cases = [("tiny", "fp32", False), ("tiny", "bf16", False)]
+    cases += [("base", "fp32", False), ("base", "bf16", False), ("base", "bf16", True)]
+    rows = []
+    for case in cases:
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            rows.append(pool.apply(_train_step, case))
+        same_size = [row for row in rows if row["size"] == case[0]]
+        rows[-1]["of_fp32_time"] = rows[-1]["step_s"] / same_size[0]["step_s"]
+    return rows
+
+
+def _train_step(size: str, dtype: str, checkpointing: bool) -> Row:
+    model = AutoencoderKLVidTwin.from_preset(size).to(device()).train()
+    if checkpointing:
+        model.enable_gradient_checkpointing()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    clip = torch.rand(1, *model.clip_shape, device=device()) * 2 - 1
+
+    def step() -> None:
+        with torch.autocast(device().type, DTYPES[dtype], enabled=dtype != "fp32"):
+            posterior = model.encode(clip).latent_dist
+            out = model.decode(posterior.sample()).sample
+        loss = F.l1_loss(out.float(), clip) + 1e-3 * posterior.kl().float().mean() / clip.numel()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    taken = seconds(step, repeats=3)
+    if torch.cuda.is_available():
+        peak = torch.cuda.max_memory_allocated()
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {
+        "size": size,
+        "parameters": model.num_parameters(),
+        "dtype": dtype,
+        "checkpointing": checkpointing,
+        "step_s": taken,
+        "peak_gib": peak / 2**30,
+        "of_forward_flops_rate": 3 * round_trip_flops(model) / taken / matmul_rate(DTYPES[dtype]),
+    }
+
+
+def attention() -> list[Row]:
+    """The fused kernel against two plain matmuls, at the sequence lengths of VidTwin, Q-Former and DiT."""
+    rows = []
+    for what, batch, length, heads, dim in (
+        ("temporal, 224 px", 196, 16, 12, 64),
+        ("spatial, 224 px", 16, 196, 12, 64),
+        ("Q-Former, 224 px", 196, 16, 8, 8),
+        ("DiT, 1008 tokens", 1, 1008, 16, 72),
+        ("DiT, 65 tokens", 8, 65, 16, 72),
+    ):
+        for name, dtype in DTYPES.items():
+            qkv = torch.randn(3, batch, length, heads, dim, device=device(), dtype=dtype)
+
+            def fused(q, k, v):
+                return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+
+            def matmul(q, k, v):
+                return _matmul_attention(q, k, v, False, 0.0)
+
+            row: Row = {"what": what, "length": length, "dtype": name}
+            for backward in (False, True):
+                times = []
+                for function in (fused, matmul):
+                    leaves = [x.clone().requires_grad_(backward) for x in qkv]
+                    times.append(seconds(lambda f=function, x=leaves, b=backward: _attend(f, x, b)))
+                row["forward + backward, fused / matmul" if backward else "forward, fused / matmul"] = (
+                    times[0] / times[1]
+                )
+            rows.append(row)
+    return rows
+
+
+def _attend(function: Callable, leaves: list[torch.Tensor], backward: bool) -> None:
+    with torch.set_grad_enabled(backward):
+        out = function(*leaves)
+    if backward:
+        out.sum().backward()
+
+
+def qformer() -> list[Row]:
+    """Our Q-Former against transformers' at the paper's size, 196 places of 16 frames."""
+    from transformers import Blip2QFormerConfig, Blip2QFormerModel
+
+    rows = []
+    for name, dtype in DTYPES.items():
+        ours = QFormer(16, 64, 768, num_layers=6, num_heads=8, ffn_dim=768, dropout=0.0).to(device(), dtype)
+        theirs = Blip2QFormerModel(
+            Blip2QFormerConfig(
+                hidden_size=64,
+                num_hidden_layers=6,
+                num_attention_heads=8,
+                intermediate_size=768,
+                encoder_hidden_size=768,
+                hidden_dropout_prob=0.0,
+                attention_probs_dropout_prob=0.0,
+            )
+        ).to(device(), dtype)
+        context = torch.randn(196, 16, 768, device=device(), dtype=dtype)
+        queries = ours.queries.detach().expand(196, -1, -1)
+
+        def run_theirs(model=theirs, q=queries, x=context) -> torch.Tensor:
+            return model(query_embeds=q, encoder_hidden_states=x).last_hidden_state
+
+        def run_ours(model=ours, x=context) -> torch.Tensor:
+            return model(x)
+
+        row: Row = {"dtype": name}
+        with torch.no_grad():
+            row["forward, transformers / ours"] = seconds(run_theirs) / seconds(run_ours)
+        times = [seconds(lambda f=f: f().sum().backward()) for f in (run_theirs, run_ours)]
+        row["forward + backward, transformers / ours"] = times[0] / times[1]
+        rows.append(row)
+    return rows
+
+
+PARTS: dict[str, Callable[[], list[Row]]] = {
+    "round_trip": round_trip,
+    "train_step": train_step,
+    "attention": attention,
+    "qformer": qformer,
+}
+
+
+def show(name: str, rows: list[Row], console: Console) -> None:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    table = Table(*columns, title=f"{name}: {(PARTS[name].__doc__ or '').splitlines()[0]}", title_justify="left")
+    for row in rows:
+        values = (row.get(key, "") for key in columns)
+        table.add_row(*(f"{v:,.3g}" if isinstance(v, float) else str(v) for v in values))
+    console.print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all without any")
+    parser.add_argument("--output", type=Path, default=Path("runs/benchmarks"))
+    arguments = parser.parse_args()
+    if unknown := [part for part in arguments.parts if part not in PARTS]:
+        parser.error(f"unknown part {unknown[0]!r}; known: {', '.join(PARTS)}")
+    console = Console(width=None if Console().is_terminal else 160)
+    results: dict[str, Any] = {"device": device_name(), "torch": torch.__version__}
+    console.print(f"{results['device']}, torch {results['torch']}")
+    for part in arguments.parts or PARTS:
+        results[part] = PARTS[part]()
+        show(part, results[part], console)
+        with written_aside(arguments.output / "speed.json") as path:
+            path.write_text(json.dumps(results, indent=2))
+    console.print(f"Figures in {arguments.output / 'speed.json'}.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""From latents to tokens and back, and the vector that conditions each stream."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from torch import nn
+
+from autoencoder.blocks import sincos_1d
+
+
+def patchify(latent: torch.Tensor, patch_size: tuple[int, ...]) -> torch.Tensor:
+    """Cut a latent with n axes into row-major patches, the channel innermost.
+
+    Args:
+        latent: (B, C, *sizes), n sizes that the patch divides.
+        patch_size: n numbers.
+
+    Returns:
+        (B, number of patches, prod(patch_size) * C).
+    """
+    n = len(patch_size)
+    cells = [
+        size for total, patch in zip(latent.shape[2:], patch_size, strict=True) for size in (total // patch, patch)
+    ]
+    latent = latent.reshape(*latent.shape[:2], *cells)  # (B, C, grid, patch, grid, patch, ...)
+    latent = latent.permute(0, *range(2, 2 + 2 * n, 2), *range(3, 3 + 2 * n, 2), 1)
+    return latent.flatten(1, n).flatten(2)
+
+
+def unpatchify(tokens: torch.Tensor, patch_size: tuple[int, ...], shape: tuple[int, ...]) -> torch.Tensor:
+    """The inverse of `patchify`: (B, number of patches, prod(patch_size) * C) -> (B, *shape), shape = (C, *sizes)."""
+    n = len(patch_size)
+    grid = [size // patch for size, patch in zip(shape[1:], patch_size, strict=True)]
+    tokens = tokens.reshape(-1, *grid, *patch_size, shape[0])
+    interleaved = [axis for i in range(1, n + 1) for axis in (i, n + i)]
+    return tokens.permute(0, 2 * n + 1, *interleaved).reshape(-1, *shape)
+
+
+def sincos_positions(grid: tuple[int, ...], dim: int) -> torch.Tensor:
+    """Fixed sin-cos positions of a row-major grid with n axes: (prod(grid), dim), float32.
+
+    Each axis has an equal, even share of the channels, in the order of the axes; channels left over are zero.
+    """
+    share = dim // len(grid) // 2 * 2
+    axes = []
+    for i, size in enumerate(grid):
+        along = [size if j == i else 1 for j in range(len(grid))]
+        axes.append(sincos_1d(size, share).view(*along, share).expand(*grid, share))
+    position = torch.cat(axes, dim=-1).flatten(0, -2)
+    return nn.functional.pad(position, (0, dim - position.shape[1])).float()
+
+
+class StreamEmbedding(nn.Module):
+    """One stream's latent to tokens: a linear layer on each patch, plus fixed positions.
+
+    The layer belongs to this stream alone, so its bias is the learned stream embedding.
+
+    Args:
+        shape: (C, *sizes) of the latent.
+        patch_size: one number per size.
+        dim: token width D.
+        self_conditioning: also take a latent of the same shape, patch beside patch.
+    """
+
+    def __init__(
+        self, shape: tuple[int, ...], patch_size: tuple[int, ...], dim: int, self_conditioning: bool = False
+    ) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        patch_dim = math.prod(patch_size) * shape[0]
+        self.proj = nn.Linear(2 * patch_dim if self_conditioning else patch_dim, dim)
+        grid = tuple(size // patch for size, patch in zip(shape[1:], patch_size, strict=True))
+        self.register_buffer("position", sincos_positions(grid, dim), persistent=False)
+
+    def forward(self, *latents: torch.Tensor) -> torch.Tensor:
+        """(B, C, *sizes), and once more where self-conditioned -> (B, number of patches, D)."""
+        patches = torch.cat([patchify(latent, self.patch_size) for latent in latents], dim=-1)
+        # The latents' dtype, not the layer's: under autocast the residual stream stays in float32.
+        return self.proj(patches) + self.position.to(patches.dtype)
+
+
+class TwinConditionEmbedding(nn.Module):
+    """A conditioning vector per stream: its own noise level first, then the other stream's, the stream and the class.
+
+    Args:
+        dim: width D of the vectors.
+        num_classes: rows of the class table less one, whose last row is "no class"; None: no class.
+    """
+
+    def __init__(self, dim: int, num_classes: int | None = None) -> None:
+        super().__init__()
+        self.time_proj = Timesteps(256, flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.time_embedder = TimestepEmbedding(256, dim)
+        self.other_time_proj = nn.Linear(dim, dim, bias=False)
+        self.stream_embed = nn.Parameter(torch.randn(2, dim) * 0.02)
+        self.class_embed = nn.Embedding(num_classes + 1, dim) if num_classes is not None else None
+
+    def forward(self, timestep: torch.Tensor, class_labels: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+        """timestep (B, 2) and class_labels (B,) -> (B, 2, D), structure first."""
+        frequencies = self.time_proj(timestep.flatten()).to(dtype)  # made in float32
+        own = self.time_embedder(frequencies).unflatten(0, (-1, 2))
+        conditioning = own + self.other_time_proj(own.flip(1)) + self.stream_embed
+        if self.class_embed is not None:
+            conditioning = conditioning + self.class_embed(class_labels)[:, None]
+        return conditioning

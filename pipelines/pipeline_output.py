@@ -1,0 +1,25 @@
+"""What `VidTwinPipeline` returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import PIL.Image
+import torch
+from diffusers.utils import BaseOutput
+
+
+@dataclass
+class VidTwinPipelineOutput(BaseOutput):
+    """Generated videos.
+
+    Attributes:
+        frames: by `output_type`,
+            "pil": a list of B lists of T images;
+            "np": a float array (B, T, H, W, 3) in [0, 1];
+            "pt": a float tensor (B, T, 3, H, W) in [0, 1];
+            "latent": packed latents (B, L), ready for `vae.decode`.
+    """
+
+    frames: list[list[PIL.Image.Image]] | np.ndarray | torch.Tensor

@@ -1,0 +1,267 @@
+"""The pipeline that generates videos: noise -> DiT -> VidTwin decoder."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.schedulers import KarrasDiffusionSchedulers
+from diffusers.video_processor import VideoProcessor
+
+# Diffusers loads a pipeline's components from modules that are already imported: these two must be, at run time.
+from autoencoder.autoencoder_kl_vidtwin import AutoencoderKLVidTwin
+
+from .pipeline_output import VidTwinPipelineOutput
+from .sampling import denoise, denormalize_latents, guided, initial_noise, retrieve_timesteps
+from .transformer_vidtwin import VidTwinTransformer3DModel
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+
+class VidTwinPipeline(DiffusionPipeline):
+    """Video generation by class, or without one, over VidTwin's two latents.
+
+    Args:
+        vae: decodes latents to clips; its `latents_mean` and `latents_std` undo the normalisation.
+        transformer: the denoiser, made for the autoencoder's latents.
+        scheduler: any Diffusers scheduler whose `prediction_type` the transformer was trained for.
+        id2label: class names by id; JSON makes the ids strings.
+
+    Raises:
+        ValueError: if the transformer was made for other latents, or a class id is out of its range.
+    """
+
+    model_cpu_offload_seq = "transformer->vae"
+    _callback_tensor_inputs = ["latents"]
+
+    def __init__(
+        self,
+        vae: AutoencoderKLVidTwin,
+        transformer: VidTwinTransformer3DModel,
+        scheduler: KarrasDiffusionSchedulers,
+        id2label: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__()
+        for stream in ("structure", "dynamics"):
+            latent, expected = getattr(vae, f"{stream}_shape"), getattr(transformer, f"{stream}_shape")
+            if tuple(latent) != tuple(expected):
+                raise ValueError(
+                    f"The transformer was made for {stream} latents {tuple(expected)}, "
+                    f"but the autoencoder's are {tuple(latent)}."
+                )
+        id2label = {int(k): v for k, v in (id2label or {}).items()}
+        num_classes = transformer.config.num_classes or 0
+        for label_id, label in id2label.items():
+            if not 0 <= label_id < num_classes:
+                raise ValueError(
+                    f"id2label has {label!r} as {label_id}, but the transformer has {num_classes} classes."
+                )
+        self.register_modules(vae=vae, transformer=transformer, scheduler=scheduler)
+        self.register_to_config(id2label={str(k): v for k, v in id2label.items()})
+        self.video_processor = VideoProcessor(do_resize=False)
+
+    @property
+    def labels(self) -> dict[str, int]:
+        """Class ids by name."""
+        return dict(sorted((label, int(label_id)) for label_id, label in self.config.id2label.items()))
+
+    def get_label_ids(self, class_labels: int | str | list[int | str]) -> list[int]:
+        """Class ids of names and ids.
+
+        Raises:
+            ValueError: if a name is unknown (tells the nearest known one), an id out of range or the list empty.
+        """
+        if not isinstance(class_labels, list | tuple):
+            class_labels = [class_labels]
+        if not class_labels:
+            raise ValueError("class_labels is empty: name at least one class, or leave it out for none.")
+        return [self._label_id(label) for label in class_labels]
+
+    def _label_id(self, label: int | str) -> int:
+        num_classes = self.transformer.config.num_classes
+        if num_classes is None:
+            raise ValueError(f"This model is unconditional: it knows no class {label!r}; leave class_labels out.")
+        if not isinstance(label, str):
+            if not 0 <= int(label) < num_classes:
+                raise ValueError(f"Class {label} is out of range: this model has classes 0 to {num_classes - 1}.")
+            return int(label)
+        labels = self.labels
+        if label in labels:
+            return labels[label]
+        if not labels:
+            raise ValueError(f"Unknown class {label!r}: this pipeline has no id2label; use 0 to {num_classes - 1}.")
+        by_lower_case = {name.lower(): name for name in labels}
+        nearest = by_lower_case[difflib.get_close_matches(label.lower(), by_lower_case, n=1, cutoff=0.0)[0]]
+        raise ValueError(f"Unknown class {label!r}; did you mean {nearest!r}? `labels` lists all {len(labels)}.")
+
+    @property
+    def guidance_scale(self) -> float:
+        return self._guidance_scale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        return self._guidance_scale > 1
+
+    @property
+    def num_timesteps(self) -> int:
+        return self._num_timesteps
+
+    @property
+    def current_timestep(self) -> torch.Tensor | None:
+        return self._current_timestep
+
+    @property
+    def interrupt(self) -> bool:
+        return self._interrupt
+
+    def check_inputs(
+        self,
+        num_videos_per_prompt: int,
+        num_inference_steps: int,
+        eta: float,
+        output_type: str,
+        callback_on_step_end_tensor_inputs: list[str],
+    ) -> None:
+        """Raise a ValueError for values out of range."""
+        for name, value in {
+            "num_videos_per_prompt": num_videos_per_prompt,
+            "num_inference_steps": num_inference_steps,
+        }.items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}.")
+        if not 0 <= eta <= 1:
+            raise ValueError(f"eta must be between 0 and 1, not {eta}.")
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}, not {output_type!r}.")
+        unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
+        if unknown:
+            raise ValueError(
+                f"callback_on_step_end_tensor_inputs may hold {self._callback_tensor_inputs}, not {sorted(unknown)}."
+            )
+
+    def prepare_latents(
+        self,
+        batch_size: int,
+        generator: torch.Generator | list[torch.Generator] | None,
+        latents: torch.Tensor | None,
+        device: torch.device,
+    ) -> torch.Tensor:
+        """Standard normal noise (B, L) in float32, or the caller's.
+
+        Raises:
+            ValueError: if the caller's has another shape, or there are not as many generators as videos.
+        """
+        shape = (batch_size, self.transformer.latent_size)
+        noise = initial_noise(shape, generator, device) if latents is None else latents
+        if tuple(noise.shape) != shape:
+            raise ValueError(f"latents must be (B, L) = {shape}, but have shape {tuple(noise.shape)}.")
+        return noise.to(device, torch.float32)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: int | str | list[int | str] | None = None,
+        num_videos_per_prompt: int = 1,
+        guidance_scale: float = 5.0,
+        num_inference_steps: int = 50,
+        timesteps: list[int] | None = None,
+        sigmas: list[float] | None = None,
+        eta: float = 0.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[[DiffusionPipeline, int, torch.Tensor, dict], dict]
+        | PipelineCallback
+        | MultiPipelineCallbacks
+        | None = None,
+        callback_on_step_end_tensor_inputs: list[str] | None = None,
+    ) -> VidTwinPipelineOutput | tuple:
+        """Generate videos.
+
+        Args:
+            class_labels: ids or names, one video each (see `labels`); None: one video of no class.
+            num_videos_per_prompt: videos per class, standing together in the result.
+            guidance_scale: classifier-free guidance where above 1; the paper's is 5.
+            num_inference_steps: denoising steps.
+            timesteps, sigmas: a custom schedule instead, for schedulers that take one.
+            eta: DDIM's share of noise, 0 to 1.
+            generator: one for all videos, or a list with one for each.
+            latents: standard normal noise (B, L) to start from.
+            output_type: "pil", "np", "pt" or "latent"; see `VidTwinPipelineOutput`.
+            return_dict: whether to return a `VidTwinPipelineOutput` or a tuple.
+            callback_on_step_end: (pipeline, step, timestep, tensors by name) -> dict of tensors to go on with.
+            callback_on_step_end_tensor_inputs: which tensors it is given; only "latents" there is.
+
+        Raises:
+            ValueError: for an unknown class, an id out of range, or a shape or value that does not fit.
+        """
+        if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        if callback_on_step_end_tensor_inputs is None:
+            callback_on_step_end_tensor_inputs = ["latents"]
+        self.check_inputs(
+            num_videos_per_prompt, num_inference_steps, eta, output_type, callback_on_step_end_tensor_inputs
+        )
+        null_class = self.transformer.config.num_classes
+        self._guidance_scale = guidance_scale if class_labels is not None else 1.0
+        self._interrupt = False
+        self._current_timestep = None
+        device = self._execution_device
+
+        # 1. Classes
+        label_ids = [null_class] if class_labels is None else self.get_label_ids(class_labels)
+        batch_size = len(label_ids) * num_videos_per_prompt
+        labels = None
+        if null_class is not None:
+            labels = torch.tensor(label_ids, device=device).repeat_interleave(num_videos_per_prompt)
+
+        # 2. Noise and timesteps
+        latents = self.prepare_latents(batch_size, generator, latents, device)
+        timesteps = retrieve_timesteps(self.scheduler, num_inference_steps, device, timesteps, sigmas)
+        self._num_timesteps = len(timesteps)
+
+        # 3. Denoising
+        def predict(latents, timestep, class_labels, self_condition):
+            dtype = self.transformer.dtype
+            if self_condition is not None:
+                self_condition = self_condition.to(dtype)
+            return self.transformer(latents.to(dtype), timestep, class_labels, self_condition, return_dict=False)[0]
+
+        def model_fn(latents, timestep, estimate):
+            self._current_timestep = timestep[0]
+            with self.transformer.cache_context("cond_uncond"):
+                return guided(predict, latents, timestep, labels, null_class, self.guidance_scale, estimate)
+
+        def callback(i, t, latents):
+            progress_bar.update()
+            if callback_on_step_end is None:
+                return latents
+            tensors = {"latents": latents} if callback_on_step_end_tensor_inputs else {}
+            return callback_on_step_end(self, i, t, tensors).pop("latents", latents)
+
+        with self.progress_bar(total=len(timesteps)) as progress_bar:
+            latents = denoise(
+                model_fn,
+                self.scheduler,
+                latents,
+                timesteps,
+                generator=generator,
+                eta=eta,
+                self_conditioning=self.transformer.config.self_conditioning,
+                callback=callback,
+                interrupted=lambda: self.interrupt,
+            )
+        self._current_timestep = None
+
+        # 4. Decoding
+        frames = denormalize_latents(latents, self.vae)
+        if output_type != "latent":
+            clips = self.vae.decode(frames.to(self.vae.dtype), return_dict=False)[0]
+            frames = self.video_processor.postprocess_video(clips, output_type=output_type)
+
+        self.maybe_free_model_hooks()
+        return VidTwinPipelineOutput(frames=frames) if return_dict else (frames,)

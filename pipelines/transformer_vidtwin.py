@@ -1,0 +1,344 @@
+"""The diffusion transformer over VidTwin's two latents (DESIGN section 5)."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.loaders import PeftAdapterMixin
+from diffusers.models.attention import AttentionMixin, AttentionModuleMixin, FeedForward
+from diffusers.models.cache_utils import CacheMixin
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.models.modeling_utils import ModelMixin
+from torch import nn
+
+from autoencoder.attention import attention
+from autoencoder.latents import TwinLatents
+
+from .embeddings import StreamEmbedding, TwinConditionEmbedding, unpatchify
+from .presets import preset_config
+
+if TYPE_CHECKING:
+    from autoencoder.autoencoder_kl_vidtwin import AutoencoderKLVidTwin
+
+
+class VidTwinAttnProcessor:
+    """Multi-head attention with optional QK-norm."""
+
+    def __call__(
+        self, attn: VidTwinAttention, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        if not attn.fused_projections:
+            query, key, value = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
+        elif attn.is_cross_attention:
+            query, (key, value) = attn.to_q(hidden_states), attn.to_kv(context).chunk(2, dim=-1)
+        else:
+            query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
+        query, key, value = (x.unflatten(-1, (attn.heads, -1)) for x in (query, key, value))
+        out = attention(attn.norm_q(query), attn.norm_k(key), value)
+        return attn.to_out(out.flatten(-2))
+
+
+class QKNorm(nn.RMSNorm):
+    """RMSNorm over a head that keeps the dtype of its input, so autocast neither slows it nor widens attention."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.weight.to(x.dtype)
+        return nn.functional.rms_norm(x, self.normalized_shape, weight, self.eps).to(x.dtype)
+
+
+class VidTwinAttention(nn.Module, AttentionModuleMixin):
+    """Self-attention, or cross-attention on vectors of size `cross_attention_dim`."""
+
+    _default_processor_cls = VidTwinAttnProcessor
+    _available_processors = [VidTwinAttnProcessor]
+
+    def __init__(
+        self, dim: int, heads: int, dim_head: int, qk_norm: str | None, cross_attention_dim: int | None = None
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        self.use_bias = True
+        self.is_cross_attention = cross_attention_dim is not None
+        context_dim = cross_attention_dim or dim
+        self.to_q = nn.Linear(dim, heads * dim_head)
+        self.to_k = nn.Linear(context_dim, heads * dim_head)
+        self.to_v = nn.Linear(context_dim, heads * dim_head)
+        self.to_out = nn.Linear(heads * dim_head, dim)
+        self.norm_q = QKNorm(dim_head, eps=1e-6) if qk_norm else nn.Identity()
+        self.norm_k = QKNorm(dim_head, eps=1e-6) if qk_norm else nn.Identity()
+        self.set_processor(VidTwinAttnProcessor())
+
+    def forward(self, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, S, D), and (B, S', D') for cross-attention -> (B, S, D)."""
+        return self.processor(self, hidden_states, encoder_hidden_states)
+
+
+def modulate(
+    hidden_states: torch.Tensor, lengths: tuple[int, int], scale: torch.Tensor, shift: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Scale and shift the tokens of each stream by that stream's vectors.
+
+    Args:
+        hidden_states: (B, S, D), S = sum(lengths).
+        lengths: numbers of structure and of dynamics tokens.
+        scale, shift: (B, 2, D).
+    """
+    streams = []
+    for i, tokens in enumerate(hidden_states.split(lengths, dim=1)):
+        tokens = tokens * scale[:, i : i + 1]
+        streams.append(tokens if shift is None else tokens + shift[:, i : i + 1])
+    return torch.cat(streams, dim=1)
+
+
+class VidTwinTransformerBlock(nn.Module):
+    """A DiT block with adaLN-Zero (Peebles and Xie 2023), modulated per stream; class cross-attention on request."""
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        dim_head: int,
+        mlp_ratio: float,
+        qk_norm: str | None,
+        cross_attention_dim: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
+        self.attn1 = VidTwinAttention(dim, heads, dim_head, qk_norm)
+        self.attn2 = None
+        if cross_attention_dim is not None:
+            self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+            self.attn2 = VidTwinAttention(dim, heads, dim_head, qk_norm, cross_attention_dim)
+        self.norm3 = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
+        self.ff = FeedForward(dim, mult=mlp_ratio, activation_fn="gelu-approximate")
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        conditioning: torch.Tensor,
+        lengths: tuple[int, int],
+        encoder_hidden_states: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """(B, S, D), conditioning (B, 2, D), encoder_hidden_states (B, N, class_embed_dim) -> (B, S, D)."""
+        x = hidden_states
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(conditioning).chunk(6, dim=-1)
+        attended = self.attn1(modulate(self.norm1(x), lengths, 1 + scale_a, shift_a))
+        x = x + modulate(attended, lengths, gate_a)
+        if self.attn2 is not None:
+            x = x + self.attn2(self.norm2(x), encoder_hidden_states)
+        return x + modulate(self.ff(modulate(self.norm3(x), lengths, 1 + scale_m, shift_m)), lengths, gate_m)
+
+
+class VidTwinTransformer3DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin, CacheMixin):
+    """A diffusion transformer over packed VidTwin latents, with a noise level for each of the two streams.
+
+    Structure is read as a video (d_S, n_q, h_S, w_S) and dynamics as a one-frame video (d_D, T, w_D + h_D); the tokens
+    of both stand in one sequence (VidTwin, arXiv 2412.17726). What the output means (x0, noise, v,
+    flow) is the scheduler's business.
+
+    Args:
+        structure_shape: (d_S, n_q, h_S, w_S) of the autoencoder.
+        dynamics_shape: (d_D, T, w_D + h_D) of the autoencoder.
+        structure_patch_size: over (query, row, column).
+        dynamics_patch_size: over (frame, position).
+        num_layers: blocks.
+        num_attention_heads, attention_head_dim: their product is the hidden size D.
+        mlp_ratio: width of the feed-forward layer over D.
+        num_classes: None for an unconditional model; the id `num_classes` means "no class".
+        class_conditioning: "adaln" adds a class vector to the timestep's (DiT); "cross_attention" lets every block
+            attend to a class vector of `class_embed_dim` numbers (the paper).
+        class_embed_dim: size of that vector.
+        qk_norm: "rms_norm" per head, or None.
+        self_conditioning: also take the previous estimate of the clean latents (Chen et al., arXiv 2208.04202).
+
+    Raises:
+        ValueError: if a patch does not divide its latent, or an option is unknown.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["VidTwinTransformerBlock"]
+    _repeated_blocks = ["VidTwinTransformerBlock"]
+    _skip_layerwise_casting_patterns = ["embed", "norm"]
+
+    @register_to_config
+    def __init__(
+        self,
+        structure_shape: tuple[int, int, int, int] = (4, 16, 7, 7),
+        dynamics_shape: tuple[int, int, int] = (8, 16, 14),
+        structure_patch_size: tuple[int, int, int] = (1, 1, 1),
+        dynamics_patch_size: tuple[int, int] = (1, 1),
+        num_layers: int = 18,
+        num_attention_heads: int = 16,
+        attention_head_dim: int = 72,
+        mlp_ratio: float = 4.0,
+        num_classes: int | None = None,
+        class_conditioning: str = "adaln",
+        class_embed_dim: int = 256,
+        qk_norm: str | None = "rms_norm",
+        self_conditioning: bool = False,
+    ) -> None:
+        super().__init__()
+        structure_grid = _grid("structure", structure_shape, structure_patch_size, "(query, row, column)")
+        dynamics_grid = _grid("dynamics", dynamics_shape, dynamics_patch_size, "(frame, position)")
+        if class_conditioning not in ("adaln", "cross_attention"):
+            raise ValueError(f'class_conditioning must be "adaln" or "cross_attention", not {class_conditioning!r}.')
+        if qk_norm not in ("rms_norm", None):
+            raise ValueError(f'qk_norm must be "rms_norm" or None, not {qk_norm!r}.')
+
+        self.structure_shape, self.dynamics_shape = tuple(structure_shape), tuple(dynamics_shape)
+        self.latent_size = math.prod(structure_shape) + math.prod(dynamics_shape)
+        self.num_tokens = (math.prod(structure_grid), math.prod(dynamics_grid))
+        dim = num_attention_heads * attention_head_dim
+        cross_attention = num_classes is not None and class_conditioning == "cross_attention"
+
+        # 1. Tokens
+        self.structure_embed = StreamEmbedding(
+            self.structure_shape, tuple(structure_patch_size), dim, self_conditioning
+        )
+        self.dynamics_embed = StreamEmbedding(self.dynamics_shape, tuple(dynamics_patch_size), dim, self_conditioning)
+
+        # 2. Conditions
+        self.condition_embed = TwinConditionEmbedding(dim, None if cross_attention else num_classes)
+        self.class_embed = nn.Embedding(num_classes + 1, class_embed_dim) if cross_attention else None
+
+        # 3. Blocks
+        self.transformer_blocks = nn.ModuleList(
+            VidTwinTransformerBlock(
+                dim,
+                num_attention_heads,
+                attention_head_dim,
+                mlp_ratio,
+                qk_norm,
+                class_embed_dim if cross_attention else None,
+            )
+            for _ in range(num_layers)
+        )
+
+        # 4. Output
+        self.norm_out = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
+        self.modulation_out = nn.Sequential(nn.SiLU(), nn.Linear(dim, 2 * dim))
+        self.structure_out = nn.Linear(dim, math.prod(structure_patch_size) * structure_shape[0])
+        self.dynamics_out = nn.Linear(dim, math.prod(dynamics_patch_size) * dynamics_shape[0])
+
+        self.gradient_checkpointing = False
+        self.reset_parameters()
+
+    @classmethod
+    def from_preset(
+        cls, name: str, vae: AutoencoderKLVidTwin | None = None, **overrides: Any
+    ) -> VidTwinTransformer3DModel:
+        """A new model of a named size (`pipelines/presets.py`).
+
+        Args:
+            name: "tiny-test", "tiny", "S", "B", "L", "XL" or "paper".
+            vae: the autoencoder to take the latents' shapes from.
+            overrides: constructor arguments that replace the preset's.
+
+        Raises:
+            ValueError: if the name is unknown or the sizes do not fit together.
+        """
+        shapes = {}
+        if vae is not None:
+            shapes = {"structure_shape": tuple(vae.structure_shape), "dynamics_shape": tuple(vae.dynamics_shape)}
+        return cls(**{**preset_config(name), **shapes, **overrides})
+
+    def reset_parameters(self) -> None:
+        """DiT's initialisation: every block starts as the identity and the output is zero."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+        time_embedder = self.condition_embed.time_embedder
+        for weight in (time_embedder.linear_1.weight, time_embedder.linear_2.weight):
+            nn.init.normal_(weight, std=0.02)
+        for embed in (self.structure_embed, self.dynamics_embed):
+            nn.init.normal_(embed.proj.bias, std=0.02)
+        zeros = [self.modulation_out[1], self.structure_out, self.dynamics_out]
+        for block in self.transformer_blocks:
+            zeros.append(block.modulation[1])
+            if block.attn2 is not None:
+                zeros.append(block.attn2.to_out)
+        for layer in zeros:
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        timestep: torch.Tensor,
+        class_labels: torch.Tensor | None = None,
+        self_condition: torch.Tensor | None = None,
+        return_dict: bool = True,
+    ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
+        """Predict from noisy latents.
+
+        Args:
+            hidden_states: packed noisy latents (B, L), normalised per stream.
+            timestep: (B,), or (B, 2) with one for structure and one for dynamics; whole or not, as schedulers give.
+            class_labels: (B,) long; the id `num_classes` means "no class". None for an unconditional model only.
+            self_condition: the previous estimate of the clean latents (B, L); zeros where None.
+
+        Returns:
+            A `Transformer2DModelOutput` whose `sample` is packed (B, L), or a tuple of it.
+
+        Raises:
+            ValueError: if a shape is wrong, or labels or an estimate are given or missing against the configuration.
+        """
+        batch = hidden_states.shape[0]
+        if timestep.shape not in ((batch,), (batch, 2)):
+            raise ValueError(f"timestep must be ({batch},) or ({batch}, 2), but has shape {tuple(timestep.shape)}.")
+        if (class_labels is None) != (self.config.num_classes is None):
+            raise ValueError(
+                "This model is unconditional: give no class_labels."
+                if self.config.num_classes is None
+                else f"This model has classes: give class_labels (B,), {self.config.num_classes} for none."
+            )
+        latents = [TwinLatents.unpack(hidden_states, self.structure_shape, self.dynamics_shape)]
+        if self.config.self_conditioning:
+            estimate = torch.zeros_like(hidden_states) if self_condition is None else self_condition
+            latents.append(TwinLatents.unpack(estimate, self.structure_shape, self.dynamics_shape))
+        elif self_condition is not None:
+            raise ValueError("This model was made without self_conditioning: give no self_condition.")
+
+        # 1. Tokens and conditions
+        structure = self.structure_embed(*(latent.structure for latent in latents))
+        dynamics = self.dynamics_embed(*(latent.dynamics for latent in latents))
+        x = torch.cat([structure, dynamics], dim=1)
+        if timestep.ndim == 1:
+            timestep = timestep[:, None].expand(-1, 2)
+        conditioning = self.condition_embed(timestep, class_labels, hidden_states.dtype)
+        encoder_hidden_states = None if self.class_embed is None else self.class_embed(class_labels)[:, None]
+
+        # 2. Blocks
+        for block in self.transformer_blocks:
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                x = self._gradient_checkpointing_func(block, x, conditioning, self.num_tokens, encoder_hidden_states)
+            else:
+                x = block(x, conditioning, self.num_tokens, encoder_hidden_states)
+
+        # 3. Output
+        shift, scale = self.modulation_out(conditioning).chunk(2, dim=-1)
+        x = modulate(self.norm_out(x), self.num_tokens, 1 + scale, shift)
+        structure, dynamics = x.split(self.num_tokens, dim=1)
+        sample = TwinLatents(
+            unpatchify(self.structure_out(structure), self.structure_embed.patch_size, self.structure_shape),
+            unpatchify(self.dynamics_out(dynamics), self.dynamics_embed.patch_size, self.dynamics_shape),
+        ).pack()
+        return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+
+
+def _grid(stream: str, shape: tuple[int, ...], patch_size: tuple[int, ...], axes: str) -> tuple[int, ...]:
+    sizes = tuple(shape[1:])
+    if len(sizes) != len(patch_size) or any(size % patch for size, patch in zip(sizes, patch_size, strict=True)):
+        raise ValueError(
+            f"{stream}_patch_size {tuple(patch_size)} must divide the {stream} latent's {axes} sizes {sizes}."
+        )
+    return tuple(size // patch for size, patch in zip(sizes, patch_size, strict=True))

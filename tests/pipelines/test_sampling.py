@@ -1,0 +1,220 @@
+from __future__ import annotations
+
+import diffusers
+import pytest
+import torch
+
+from pipelines.sampling import (
+    default_scheduler,
+    denoise,
+    denormalize_latents,
+    estimate_clean,
+    guided,
+    initial_noise,
+    normalize_latents,
+    retrieve_timesteps,
+)
+
+SHAPE = (3, 40)
+DISCRETE = {"clip_sample": False, "timestep_spacing": "trailing"}
+
+SCHEDULERS = {
+    "ddim-x0": lambda: default_scheduler(),
+    "ddim-v": lambda: default_scheduler("v_prediction"),
+    "ddim-epsilon": lambda: default_scheduler("epsilon"),
+    "ddpm-x0": lambda: diffusers.DDPMScheduler(prediction_type="sample", **DISCRETE),
+    "dpm++-x0": lambda: diffusers.DPMSolverMultistepScheduler.from_config(default_scheduler().config),
+    "dpm++-epsilon": lambda: diffusers.DPMSolverMultistepScheduler(prediction_type="epsilon"),
+    "dpm++-sde": lambda: diffusers.DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++"),
+    "unipc-x0": lambda: diffusers.UniPCMultistepScheduler.from_config(default_scheduler().config),
+    "unipc-epsilon": lambda: diffusers.UniPCMultistepScheduler(prediction_type="epsilon"),
+    "euler-x0": lambda: diffusers.EulerDiscreteScheduler.from_config(default_scheduler().config),
+    "euler-v": lambda: diffusers.EulerDiscreteScheduler(prediction_type="v_prediction"),
+    "heun-epsilon": lambda: diffusers.HeunDiscreteScheduler(),
+    "flow-euler": lambda: diffusers.FlowMatchEulerDiscreteScheduler(),
+    "flow-euler-shifted": lambda: diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+}
+
+
+def oracle(scheduler, clean):
+    """A model that knows the clean latents, in the units the scheduler asks for."""
+
+    def model_fn(noisy, timestep, estimate):
+        kind = scheduler.config.get("prediction_type", "flow")
+        if kind == "sample":
+            return clean
+        if kind == "flow":
+            return (noisy - clean) / (timestep / 1000)[:, None]
+        alpha = scheduler.alphas_cumprod[timestep.round().long()].sqrt()[:, None]
+        sigma = (1 - alpha.square()).sqrt()
+        noise = (noisy - alpha * clean) / sigma
+        return noise if kind == "epsilon" else alpha * noise - sigma * clean
+
+    return model_fn
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_every_scheduler_reaches_what_the_model_knows(name):
+    scheduler = SCHEDULERS[name]()
+    clean = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1)) * 2
+    steps = retrieve_timesteps(scheduler, 8)
+    seen, generator = [], torch.Generator().manual_seed(0)
+    out = denoise(
+        oracle(scheduler, clean),
+        scheduler,
+        initial_noise(SHAPE, generator),
+        steps,
+        generator=generator,
+        callback=lambda i, t, latents: (seen.append(i), latents)[1],
+    )
+    torch.testing.assert_close(out, clean, atol=1e-4, rtol=1e-4)
+    assert seen == list(range(len(steps)))
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_the_estimate_of_clean_latents_is_what_the_model_meant(name):
+    scheduler = SCHEDULERS[name]()
+    clean = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
+    estimates = []
+
+    def model_fn(noisy, timestep, estimate):
+        estimates.append(estimate)
+        return oracle(scheduler, clean)(noisy, timestep, estimate)
+
+    steps = retrieve_timesteps(scheduler, 6)
+    denoise(model_fn, scheduler, initial_noise(SHAPE), steps, self_conditioning=True)
+    assert estimates[0] is None
+    for estimate in estimates[1:]:
+        torch.testing.assert_close(estimate, clean, atol=2e-3, rtol=2e-3)
+
+
+def test_thresholding_works_on_packed_latents():
+    scheduler = default_scheduler(thresholding=True, sample_max_value=3.0)
+    clean = torch.randn(SHAPE).clamp(-1, 1)
+    out = denoise(oracle(scheduler, clean), scheduler, torch.randn(SHAPE), retrieve_timesteps(scheduler, 4))
+    torch.testing.assert_close(out, clean, atol=1e-5, rtol=1e-5)
+
+
+def test_eta_adds_noise_from_the_generator():
+    scheduler = default_scheduler("epsilon")
+    noise, steps = torch.randn(SHAPE), retrieve_timesteps(scheduler, 4)
+
+    def run(eta, seed):
+        generator = torch.Generator().manual_seed(seed)
+        return denoise(lambda x, t, _: 0.5 * x, scheduler, noise, steps, generator=generator, eta=eta)
+
+    assert torch.equal(run(0.0, 0), run(0.0, 1))
+    assert torch.equal(run(1.0, 0), run(1.0, 0))
+    assert not torch.equal(run(1.0, 0), run(1.0, 1))
+
+
+@pytest.mark.parametrize("steps", [3, 10, 50])
+def test_fully_random_steps_from_pure_noise_stay_finite(steps):
+    scheduler = default_scheduler()
+    timesteps = retrieve_timesteps(scheduler, steps)
+    out = denoise(lambda x, t, _: torch.zeros_like(x), scheduler, torch.randn(SHAPE), timesteps, eta=1.0)
+    torch.testing.assert_close(out, torch.zeros(SHAPE))
+
+
+def test_denoise_stops_when_interrupted():
+    scheduler = default_scheduler()
+    seen = []
+    denoise(
+        lambda x, t, _: x,
+        scheduler,
+        torch.randn(SHAPE),
+        retrieve_timesteps(scheduler, 8),
+        callback=lambda i, t, x: (seen.append(i), x)[1],
+        interrupted=lambda: len(seen) == 3,
+    )
+    assert seen == [0, 1, 2]
+
+
+def test_default_scheduler_starts_in_pure_noise():
+    scheduler = default_scheduler()
+    assert scheduler.alphas_cumprod[-1] == 0
+    assert retrieve_timesteps(scheduler, 7)[0] == 999
+    assert default_scheduler("epsilon").alphas_cumprod[-1] > 1e-5  # noise prediction must be able to divide by it
+    with pytest.raises(ValueError, match="prediction_type must be"):
+        default_scheduler("flow")
+
+
+def test_retrieve_timesteps():
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    assert retrieve_timesteps(scheduler, 5, sigmas=[1.0, 0.5]).tolist() == [1000.0, 500.0]
+    assert retrieve_timesteps(diffusers.DDPMScheduler(), 5, timesteps=[900, 3]).tolist() == [900, 3]
+    with pytest.raises(ValueError, match="DDIMScheduler does not take custom timesteps"):
+        retrieve_timesteps(default_scheduler(), 5, timesteps=[3])
+    with pytest.raises(ValueError, match="not both"):
+        retrieve_timesteps(scheduler, 5, timesteps=[3], sigmas=[0.3])
+
+
+def test_guidance_weighs_the_class_against_none_in_one_batch():
+    batches = []
+
+    def predict(latents, timestep, labels, estimate):
+        batches.append((len(latents), timestep.tolist(), labels.tolist()))
+        return latents * labels[:, None].float() + estimate
+
+    latents, timestep, labels = torch.randn(2, 4), torch.tensor([5, 6]), torch.tensor([0, 1])
+    estimate = torch.randn(2, 4)
+    out = guided(predict, latents, timestep, labels, 9, 3.0, estimate)
+    expected = 9 * latents + 3.0 * (labels[:, None] - 9) * latents + estimate
+    torch.testing.assert_close(out, expected)
+    assert batches == [(4, [5, 6, 5, 6], [0, 1, 9, 9])]
+
+
+@pytest.mark.parametrize(("labels", "scale"), [(torch.tensor([0, 1]), 1.0), (torch.tensor([0, 1]), 0.0), (None, 5.0)])
+def test_no_guidance_leaves_the_batch_alone(labels, scale):
+    sizes = []
+
+    def predict(latents, timestep, labels, estimate):
+        sizes.append(len(latents))
+        return latents
+
+    guided(predict, torch.randn(2, 4), torch.tensor([5, 6]), labels, 9, scale)
+    assert sizes == [2]
+
+
+def test_guidance_takes_a_timestep_per_stream():
+    seen = []
+
+    def predict(latents, timestep, labels, estimate):
+        seen.append(timestep)
+        return latents
+
+    guided(predict, torch.randn(2, 4), torch.tensor([[5, 0], [6, 0]]), torch.tensor([0, 1]), 9, 2.0)
+    assert seen[0].shape == (4, 2)
+
+
+def test_normalisation_is_per_stream_and_invertible(vae):
+    packed = torch.randn(5, vae.latent_size)
+    n_structure = torch.Size(vae.structure_shape).numel()
+    normal = normalize_latents(packed, vae)
+    torch.testing.assert_close(normal[:, :n_structure], (packed[:, :n_structure] - 0.1) / 2.0)
+    torch.testing.assert_close(normal[:, n_structure:], (packed[:, n_structure:] + 0.2) / 0.5)
+    torch.testing.assert_close(denormalize_latents(normal, vae), packed)
+
+
+def test_an_autoencoder_without_statistics_leaves_latents_alone():
+    from autoencoder import AutoencoderKLVidTwin
+
+    vae = AutoencoderKLVidTwin.from_preset("tiny-test")
+    packed = torch.randn(2, vae.latent_size)
+    assert torch.equal(normalize_latents(packed, vae), packed)
+    assert torch.equal(denormalize_latents(packed, vae), packed)
+
+
+def test_a_list_of_generators_makes_each_row_alone():
+    seeds = [3, 4]
+    together = initial_noise((2, 6), [torch.Generator().manual_seed(s) for s in seeds])
+    alone = [initial_noise((1, 6), torch.Generator().manual_seed(s)) for s in seeds]
+    assert torch.equal(together, torch.cat(alone))
+    with pytest.raises(ValueError, match="2 generators were given for 3 videos"):
+        initial_noise((3, 6), [torch.Generator(), torch.Generator()])
+
+
+def test_a_scheduler_without_noise_levels_cannot_self_condition():
+    scheduler = diffusers.EDMEulerScheduler()
+    with pytest.raises(ValueError, match="EDMEulerScheduler"):
+        estimate_clean(scheduler, torch.zeros(1, 2), torch.tensor(1.0), torch.zeros(1, 2))

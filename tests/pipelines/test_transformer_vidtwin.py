@@ -1,0 +1,256 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import PyramidAttentionBroadcastConfig
+
+from pipelines import VidTwinTransformer3DModel
+from pipelines.presets import PRESETS
+
+BATCH = 2
+
+
+@pytest.fixture
+def inputs(transformer):
+    torch.manual_seed(2)
+    noisy = torch.randn(BATCH, transformer.latent_size)
+    return {"hidden_states": noisy, "timestep": torch.tensor([7, 900]), "class_labels": torch.tensor([0, 3])}
+
+
+def split(model, packed):
+    """Packed (B, L) -> structure (B, L_S) and dynamics (B, L_D)."""
+    return packed.split([torch.Size(model.structure_shape).numel(), torch.Size(model.dynamics_shape).numel()], dim=1)
+
+
+def test_token_counts_of_the_paper():
+    with torch.device("meta"):
+        assert VidTwinTransformer3DModel.from_preset("tiny-test").num_tokens == (784, 224)
+        folded = VidTwinTransformer3DModel.from_preset(
+            "tiny-test", structure_patch_size=(16, 1, 1), dynamics_patch_size=(1, 14)
+        )
+    assert sum(folded.num_tokens) == 65
+    assert folded.structure_embed.proj.in_features == 64
+    assert folded.dynamics_embed.proj.in_features == 112
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_build_and_take_shapes_from_the_autoencoder(name, vae):
+    with torch.device("meta"):
+        model = VidTwinTransformer3DModel.from_preset(name, vae=vae, num_classes=5)
+    assert model.structure_shape == vae.structure_shape
+    assert model.dynamics_shape == vae.dynamics_shape
+    assert model.latent_size == vae.latent_size
+
+
+def test_dit_sizes():
+    """DiT-B has 130 million parameters; ours adds little."""
+    with torch.device("meta"):
+        assert round(VidTwinTransformer3DModel.from_preset("B").num_parameters() / 1e6) == 130
+
+
+@pytest.mark.parametrize("conditioning", ["adaln", "cross_attention"])
+def test_a_fresh_model_predicts_zero(vae, conditioning):
+    model = VidTwinTransformer3DModel.from_preset("tiny-test", vae, num_classes=3, class_conditioning=conditioning)
+    sample = model(torch.randn(BATCH, vae.latent_size), torch.tensor([1, 2]), torch.tensor([0, 1])).sample
+    assert sample.shape == (BATCH, vae.latent_size)
+    assert not sample.any()
+
+
+def test_one_timestep_is_the_same_for_both_streams(transformer, inputs):
+    one = transformer(**inputs).sample
+    two = transformer(**{**inputs, "timestep": inputs["timestep"][:, None].repeat(1, 2)}).sample
+    assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("stream", [0, 1])
+def test_each_streams_timestep_reaches_both(transformer, inputs, stream):
+    timestep = torch.full((BATCH, 2), 300)
+    before = transformer(**{**inputs, "timestep": timestep}).sample
+    timestep[:, stream] = 0
+    after = transformer(**{**inputs, "timestep": timestep}).sample
+    for a, b in zip(split(transformer, before), split(transformer, after), strict=True):
+        assert (a - b).abs().amax() > 1e-4
+
+
+@pytest.mark.parametrize("conditioning", ["adaln", "cross_attention"])
+def test_the_class_matters(make_transformer, inputs, conditioning):
+    model = make_transformer(class_conditioning=conditioning)
+    labels = [model(**{**inputs, "class_labels": torch.full((BATCH,), i)}).sample for i in range(4)]
+    for i in range(3):
+        assert (labels[i] - labels[i + 1]).abs().amax() > 1e-4
+
+
+def test_every_latent_value_reaches_both_streams(transformer, inputs):
+    hidden_states = inputs["hidden_states"].requires_grad_()
+    sample = transformer(**{**inputs, "hidden_states": hidden_states}).sample
+    for out in split(transformer, sample):
+        (grad,) = torch.autograd.grad(out.square().sum(), hidden_states, retain_graph=True)
+        assert (grad.abs() > 0).all()
+
+
+def test_clips_of_a_batch_are_independent(transformer, inputs):
+    together = transformer(**inputs).sample
+    alone = [transformer(**{k: v[i : i + 1] for k, v in inputs.items()}).sample for i in range(BATCH)]
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=1e-5)
+
+
+def test_self_conditioning(make_transformer, inputs, vae):
+    model = make_transformer(self_conditioning=True)
+    estimate = torch.randn(BATCH, vae.latent_size)
+    without = model(**inputs).sample
+    assert torch.equal(without, model(**inputs, self_condition=torch.zeros_like(estimate)).sample)
+    for a, b in zip(split(model, without), split(model, model(**inputs, self_condition=estimate).sample), strict=True):
+        assert (a - b).abs().amax() > 1e-4
+
+
+@pytest.mark.parametrize("conditioning", ["adaln", "cross_attention"])
+def test_gradient_checkpointing_changes_nothing(make_transformer, inputs, conditioning):
+    model = make_transformer(class_conditioning=conditioning).train()
+    results = []
+    for checkpointing in (False, True):
+        calls = []
+        if checkpointing:
+            model.enable_gradient_checkpointing()
+            function = model._gradient_checkpointing_func
+            model._gradient_checkpointing_func = lambda *args, f=function, calls=calls: (calls.append(1), f(*args))[1]
+        model.zero_grad()
+        loss = model(**inputs).sample.square().mean()
+        loss.backward()
+        results.append((loss.detach(), {k: p.grad.clone() for k, p in model.named_parameters()}))
+    assert len(calls) == len(model.transformer_blocks)
+    (loss, grads), (loss_checkpointed, grads_checkpointed) = results
+    torch.testing.assert_close(loss, loss_checkpointed, atol=1e-5, rtol=0)
+    for name, grad in grads.items():
+        torch.testing.assert_close(grad, grads_checkpointed[name], atol=5e-5, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [{}, {"class_conditioning": "cross_attention"}, {"self_conditioning": True, "qk_norm": None}],
+    ids=["adaln", "cross_attention", "self_conditioning"],
+)
+def test_saving_and_loading_is_bit_equal(make_transformer, inputs, tmp_path, overrides):
+    model = make_transformer(**overrides)
+    model.save_pretrained(tmp_path)
+    loaded = VidTwinTransformer3DModel.from_pretrained(tmp_path)
+    assert not loaded.training
+    assert torch.equal(model(**inputs).sample, loaded(**inputs).sample)
+
+
+def test_bfloat16(transformer, inputs, tmp_path):
+    transformer.save_pretrained(tmp_path)
+    loaded = VidTwinTransformer3DModel.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
+    assert {p.dtype for p in loaded.parameters()} == {torch.bfloat16}
+    half = loaded(**{**inputs, "hidden_states": inputs["hidden_states"].bfloat16()}).sample
+    full = transformer(**inputs).sample
+    assert half.dtype == torch.bfloat16
+    assert (half - full).abs().max() < 0.05 * full.abs().max()
+
+
+def test_autocast_keeps_the_residual_stream_in_float32(transformer, inputs):
+    seen = []
+    hook = transformer.transformer_blocks[1].register_forward_pre_hook(lambda _, args: seen.append(args[0].dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        sample = transformer(**inputs).sample
+    hook.remove()
+    assert seen == [torch.float32]
+    full = transformer(**inputs).sample
+    assert (sample - full).abs().max() < 0.05 * full.abs().max()
+
+
+def test_fused_projections_change_nothing(make_transformer, inputs):
+    model = make_transformer(class_conditioning="cross_attention")
+    before = model(**inputs).sample
+    model.fuse_qkv_projections()
+    assert hasattr(model.transformer_blocks[0].attn1, "to_qkv")
+    torch.testing.assert_close(model(**inputs).sample, before, atol=1e-5, rtol=1e-5)
+
+
+def test_compiles_as_one_graph(transformer, inputs):
+    compiled = torch.compile(transformer, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(**inputs).sample, transformer(**inputs).sample, atol=1e-6, rtol=1e-6)
+
+
+def test_layerwise_casting(make_transformer, inputs):
+    model = make_transformer()
+    full = model(**inputs).sample
+    model.enable_layerwise_casting(storage_dtype=torch.bfloat16, compute_dtype=torch.float32)
+    assert model.transformer_blocks[0].attn1.to_q.weight.dtype == torch.bfloat16
+    assert model.structure_embed.proj.weight.dtype == torch.float32
+    assert (model(**inputs).sample - full).abs().max() < 0.05 * full.abs().max()
+
+
+def test_attention_caches_skip_work(make_transformer, inputs):
+    model = make_transformer()
+    config = PyramidAttentionBroadcastConfig(
+        spatial_attention_block_skip_range=2,
+        spatial_attention_timestep_skip_range=(0, 1000),
+        current_timestep_callback=lambda: 500,
+    )
+    calls = []
+    model.transformer_blocks[0].attn1.to_q.register_forward_hook(lambda *_: calls.append(1))
+    model.enable_cache(config)
+    for _ in range(4):
+        model(**inputs)
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"structure_patch_size": (2, 1, 1)}, r"structure_patch_size \(2, 1, 1\) must divide .* \(3, 2, 2\)"),
+        ({"dynamics_patch_size": (1, 3)}, r"dynamics_patch_size \(1, 3\) must divide .* \(4, 4\)"),
+        ({"dynamics_patch_size": (1, 1, 1)}, r"dynamics_patch_size"),
+        ({"class_conditioning": "film"}, "film"),
+        ({"qk_norm": "layer_norm"}, "layer_norm"),
+    ],
+)
+def test_wrong_sizes_and_options_are_named(make_transformer, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        make_transformer(**overrides)
+
+
+def test_unknown_preset_names_the_nearest():
+    with pytest.raises(ValueError, match="did you mean 'tiny'"):
+        VidTwinTransformer3DModel.from_preset("tinny")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_states": torch.zeros(BATCH, 5)}, r"\(B, 176\)"),
+        ({"timestep": torch.zeros(BATCH, 3)}, r"\(2,\) or \(2, 2\)"),
+        ({"timestep": torch.zeros(())}, r"\(2,\) or \(2, 2\)"),
+        ({"class_labels": None}, "give class_labels"),
+        ({"self_condition": torch.zeros(BATCH, 176)}, "self_conditioning"),
+    ],
+)
+def test_wrong_inputs_are_named(transformer, inputs, change, message):
+    with pytest.raises(ValueError, match=message):
+        transformer(**{**inputs, **change})
+
+
+def test_an_unconditional_model_takes_no_labels(make_transformer, inputs):
+    model = make_transformer(num_classes=None)
+    with pytest.raises(ValueError, match="unconditional"):
+        model(**inputs)
+    assert model(inputs["hidden_states"], inputs["timestep"]).sample.any()
+
+
+def test_learns_four_latents(vae):
+    """A fresh tiny model overfits: the x0 loss falls to less than half."""
+    torch.manual_seed(0)
+    model = VidTwinTransformer3DModel.from_preset("tiny-test", vae, num_classes=4)
+    clean, labels = torch.randn(4, vae.latent_size), torch.arange(4)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(100):
+        timestep = torch.randint(1000, (4,))
+        alpha = (1 - timestep / 1000)[:, None]
+        noisy = alpha * clean + (1 - alpha**2).sqrt() * torch.randn_like(clean)
+        loss = (model(noisy, timestep, labels).sample - clean).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert sum(losses[-5:]) / 5 < 0.5 * losses[0]

@@ -1,0 +1,142 @@
+"""Sprites: factors are reproducible and true of the pixels, and each class moves as its name says."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from vidgen.data.sprites import MOTIONS, SHAPES, render_sprite, sample_factors, write_sprites
+from vidgen.data.video import probe, read_clip
+
+
+def draw(motion: str, seed: int = 0, **sizes) -> dict:
+    return sample_factors(np.random.default_rng(seed), motion, **sizes)
+
+
+def shown(factors: dict) -> np.ndarray:
+    """Where a clip differs from its bare background: bool (T, H, W)."""
+    bare = render_sprite({**factors, "shapes": []})
+    return np.abs(render_sprite(factors).astype(int) - bare).max(-1) > 24
+
+
+@pytest.mark.parametrize("motion", MOTIONS)
+def test_factors_are_json_and_alone_decide_the_pixels(motion):
+    factors = draw(motion)
+    assert factors == draw(motion)
+    again = json.loads(json.dumps(factors))
+    assert again == factors
+    clip = render_sprite(factors)
+    assert clip.shape == (16, 64, 64, 3) and clip.dtype == np.uint8
+    np.testing.assert_array_equal(clip, render_sprite(again))
+    assert not np.array_equal(clip, render_sprite(draw(motion, seed=1)))
+
+
+def test_files_hold_what_the_factors_say(sprites):
+    assert sorted(p.name for p in sprites.iterdir()) == sorted(MOTIONS)
+    for motion in MOTIONS:
+        path = sprites / motion / f"{motion}_0001.mp4"
+        info = probe(path)
+        assert (info.width, info.height, info.fps, info.num_frames, info.codec) == (64, 64, 8, 16, "h264")
+        factors = json.loads(path.with_suffix(".json").read_text())
+        assert factors["motion"] == motion
+        error = read_clip(path, fps=8, num_frames=16).numpy().astype(float) - render_sprite(factors)
+        assert np.sqrt((error**2).mean()) < 12  # H.264 with halved colour planes
+
+
+def test_a_clip_does_not_depend_on_how_many_are_written(sprites, tmp_path):
+    paths = write_sprites(tmp_path, 1, seed=0)
+    assert len(paths) == len(MOTIONS)
+    for path in paths:
+        known = sprites / path.relative_to(tmp_path)
+        assert path.read_bytes() == known.read_bytes()
+        assert path.with_suffix(".json").read_bytes() == known.with_suffix(".json").read_bytes()
+    other = write_sprites(tmp_path, 1, seed=1)[0]
+    assert other.read_bytes() != (sprites / other.relative_to(tmp_path)).read_bytes()
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("motion", [m for m in MOTIONS if m != "swap"])
+def test_centres_are_where_the_shape_is(motion, seed):
+    factors = draw(motion, seed)
+    where = shown(factors)
+    grid = np.stack(np.meshgrid(np.arange(64) + 0.5, np.arange(64) + 0.5), -1)
+    for mask, centre in zip(where, factors["shapes"][0]["centres"], strict=True):
+        np.testing.assert_allclose(grid[mask].mean(0), centre, atol=1.5)
+
+
+@pytest.mark.parametrize("motion", MOTIONS)
+def test_shapes_are_large_inside_the_frame_and_of_their_own_colour(motion):
+    for seed in range(12):
+        factors = draw(motion, seed, resolution=128)
+        assert len(factors["shapes"]) == (2 if motion == "swap" else 1)
+        ends = np.array(factors["background"]["colours"])
+        for shape in factors["shapes"]:
+            assert 0.28 * 128 <= shape["size"] <= 0.45 * 128
+            fills = np.array(shape["colours"])
+            assert min(np.linalg.norm(f - b) for f in fills for b in (*ends, ends.mean(0))) >= 0.5
+            assert np.linalg.norm(fills[0] - fills[1]) >= 0.4
+            reach = shape["size"] / 2 * np.array(shape["scales"])[:, None]
+            centres = np.array(shape["centres"])
+            assert (centres - reach > -0.05 * 128).all() and (centres + reach < 1.05 * 128).all()
+
+
+def test_every_kind_of_shape_is_drawn_about_as_large():
+    factors = draw("still")
+    areas = []
+    for kind in SHAPES:
+        factors["shapes"][0].update(kind=kind, size=26.0)
+        areas.append(shown(factors)[0].sum())
+    assert max(areas) < 3 * min(areas) and min(areas) > 0.05 * 64 * 64
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_spin_is_visible_for_every_shape(kind):
+    factors = draw("spin")
+    factors["shapes"][0]["kind"] = kind
+    clip = render_sprite(factors).astype(float)
+    steps = np.abs(np.diff(clip, axis=0)).mean((1, 2, 3))
+    assert steps.min() > 1
+
+
+def test_motions_do_what_their_names_say():
+    tracks = {m: {k: np.array(v) for k, v in draw(m)["shapes"][0].items() if k[:-1] in ("centre", "angle", "scale")}
+              for m in MOTIONS}  # fmt: skip
+    centres = {m: t["centres"] / 64 for m, t in tracks.items()}
+    steps = {m: np.diff(c, axis=0) for m, c in centres.items()}
+    for motion in MOTIONS:
+        assert (np.ptp(tracks[motion]["angles"]) > 300) == (motion == "spin")
+        assert (np.ptp(tracks[motion]["scales"]) > 0.5) == (motion == "zoom")
+        moves = motion not in ("spin", "zoom", "still")
+        assert (np.ptp(centres[motion], axis=0).max() > 0.05) == moves
+    np.testing.assert_allclose(steps["slide"] - steps["slide"][0], 0, atol=1e-3)
+    assert np.ptp(centres["bounce"][:, 0]) == 0 < np.ptp(centres["bounce"][:, 1])
+    np.testing.assert_allclose(np.linalg.norm(centres["orbit"] - 0.5, axis=1), 0.48 - 0.5 * _size("orbit"), atol=1e-3)
+    np.testing.assert_allclose(centres["shake"][4:], centres["shake"][:-4], atol=1e-3)
+    one, two = (np.array(s["centres"]) / 64 for s in draw("swap")["shapes"])
+    np.testing.assert_allclose(one[-1], two[0], atol=1e-3)
+    np.testing.assert_allclose(two[-1], one[0], atol=1e-3)
+    assert (np.abs(one - two).max(1) > 0.2).all()
+
+
+def _size(motion: str) -> float:
+    return max(s["size"] for s in draw(motion)["shapes"]) / 64
+
+
+def test_other_sizes_and_lengths(tmp_path):
+    factors = draw("orbit", resolution=96, num_frames=5, fps=12)
+    assert render_sprite(factors).shape == (5, 96, 96, 3)
+    np.testing.assert_allclose(np.array(factors["shapes"][0]["centres"][0]) / 96, _first_centre(), atol=1e-3)
+    path = write_sprites(tmp_path, 1, seed=0, resolution=32, num_frames=8, fps=4)[0]
+    info = probe(path)
+    assert (info.width, info.num_frames, info.fps) == (32, 8, 4)
+
+
+def _first_centre() -> np.ndarray:
+    return np.array(draw("orbit")["shapes"][0]["centres"][0]) / 64
+
+
+def test_an_unknown_motion_is_named():
+    with pytest.raises(ValueError, match="unknown motion 'wobble', expected one of slide, "):
+        draw("wobble")

@@ -1,0 +1,167 @@
+"""PSNR and SSIM against closed forms; what the two reference reconstructions promise."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vidgen.metrics import ReconstructionMetrics, mean_colour, psnr, shrunk, ssim
+from vidgen.metrics.reconstruction import MAX_PSNR, shrink_grids
+
+ONE_LEVEL = 2 / 255  # one uint8 step on the [-1, 1] scale
+
+
+def random_clip(*shape, seed=0):
+    """Uniform in [-0.8, 0.8]: no offset below is clamped."""
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 1.6 - 0.8
+
+
+@pytest.mark.parametrize("levels", [1, 5, 20])
+@pytest.mark.parametrize("per", ["clip", "frame"])
+def test_psnr_of_a_constant_offset(levels, per):
+    clip = random_clip(2, 3, 4, 8, 8)
+    expected = 20 * math.log10(255 / levels)
+    torch.testing.assert_close(
+        psnr(clip + levels * ONE_LEVEL, clip, per=per), torch.full((2,), expected).double(), atol=1e-5, rtol=0
+    )
+
+
+def test_psnr_rounds_to_pixels_unless_told_otherwise():
+    clip = (torch.randint(0, 256, (1, 3, 2, 8, 8), generator=torch.Generator().manual_seed(0)) / 127.5 - 1) * 0.9
+    clip = ((clip + 1) * 127.5).round() / 127.5 - 1  # on the pixel levels
+    nudged = clip + 0.3 * ONE_LEVEL
+    assert psnr(nudged, clip).item() == MAX_PSNR
+    assert psnr(nudged, clip, quantize=False).item() == pytest.approx(20 * math.log10(255 / 0.3), abs=1e-3)
+
+
+def test_psnr_clamps_values_outside_the_range():
+    white = torch.ones(1, 3, 2, 8, 8)
+    assert psnr(white * 3, white).item() == psnr(white * 3, white, quantize=False).item() == MAX_PSNR
+
+
+def test_psnr_per_frame_is_the_mean_of_frames_and_per_clip_pools_the_error():
+    clip = random_clip(1, 3, 2, 8, 8)
+    off = clip.clone()
+    off[:, :, 0] += 10 * ONE_LEVEL
+    off[:, :, 1] += 2 * ONE_LEVEL
+    decibels = [20 * math.log10(255 / 10), 20 * math.log10(255 / 2)]
+    assert psnr(off, clip, per="frame").item() == pytest.approx(sum(decibels) / 2, abs=1e-4)
+    assert psnr(off, clip, per="clip").item() == pytest.approx(10 * math.log10(255**2 / 52), abs=1e-4)
+
+
+def test_ssim_is_one_for_identical_clips_and_falls_with_noise():
+    clip = random_clip(2, 3, 3, 16, 16)
+    torch.testing.assert_close(ssim(clip, clip), torch.ones(2), atol=1e-6, rtol=0)
+    weak, strong = (ssim(clip + s * random_clip(2, 3, 3, 16, 16, seed=1), clip) for s in (0.1, 0.5))
+    assert (strong < weak).all() and (weak < 1).all()
+
+
+def test_ssim_of_flat_clips_is_the_luminance_term():
+    black, dark = torch.full((1, 3, 2, 12, 12), -1.0), torch.full((1, 3, 2, 12, 12), -1 + 10 * ONE_LEVEL)
+    c1 = (0.01 * 255) ** 2
+    assert ssim(black, dark).item() == pytest.approx(c1 / (10**2 + c1), abs=1e-5)
+
+
+@pytest.mark.parametrize("metric", [psnr, ssim])
+def test_values_per_clip_do_not_depend_on_the_batch(metric):
+    a, b = random_clip(3, 3, 2, 8, 8), random_clip(3, 3, 2, 8, 8, seed=1)
+    single = torch.cat([metric(a[i : i + 1], b[i : i + 1]) for i in range(3)])
+    torch.testing.assert_close(metric(a, b), single)
+
+
+def test_accumulated_metrics_are_means_over_clips_however_batched():
+    a, b = random_clip(5, 3, 2, 8, 8), random_clip(5, 3, 2, 8, 8, seed=1)
+    metrics, other = ReconstructionMetrics(), ReconstructionMetrics()
+    metrics.update(a[:3], b[:3])
+    other.update(a[3:], b[3:])
+    metrics.totals += other.totals  # as accelerator.reduce does
+    result = metrics.compute()
+    assert result["num_clips"] == 5
+    assert result["psnr"] == pytest.approx(psnr(a, b).mean().item())
+    assert result["ssim"] == pytest.approx(ssim(a, b).mean().item())
+
+
+def test_bad_input_is_named():
+    clip = random_clip(1, 3, 2, 8, 8)
+    with pytest.raises(ValueError, match="one shape"):
+        psnr(clip[:, :, :1], clip)
+    with pytest.raises(ValueError, match="NaN"):
+        psnr(clip * float("nan"), clip)
+    with pytest.raises(ValueError, match="NaN"):
+        psnr(clip * float("inf"), clip, quantize=False)
+    with pytest.raises(ValueError, match="'clip' or 'frame'"):
+        psnr(clip, clip, per="video")
+    with pytest.raises(ValueError, match="6 x 6"):
+        ssim(clip[..., :5], clip[..., :5])
+    with pytest.raises(ValueError, match="no clips"):
+        ReconstructionMetrics().compute()
+
+
+def test_mean_colour_is_each_clips_own():
+    clip = random_clip(2, 3, 4, 8, 8)
+    colour = mean_colour(clip)
+    assert colour.shape == clip.shape
+    torch.testing.assert_close(colour[1, 2], clip[1, 2].mean().expand(4, 8, 8))
+
+
+def test_shrunk_keeps_constant_clips_and_clips_of_all_their_values():
+    constant = torch.full((2, 3, 4, 8, 12), 0.3)
+    torch.testing.assert_close(shrunk(constant, 10), constant)
+    clip = random_clip(2, 3, 4, 8, 12)
+    torch.testing.assert_close(shrunk(clip, clip[0].numel()), clip)
+
+
+def test_shrunk_beats_the_mean_colour_and_improves_with_more_values():
+    ramp = torch.linspace(-1, 1, 16)
+    clip = (ramp[:, None] * ramp).expand(1, 3, 8, 16, 16).contiguous()
+    scores = [psnr(shrunk(clip, n), clip).item() for n in (12, 48, 192)]
+    assert psnr(mean_colour(clip), clip).item() < scores[0] < scores[1] < scores[2]
+
+
+def test_shrunk_antialiases_in_space_and_time():
+    """One line in four is white, between the places where plain interpolation would look."""
+    white = (torch.arange(16) % 4 == 0) * 2.0 - 1
+    for lines in (white, white[:, None], white[:, None, None]):
+        clip = lines.expand(1, 3, 16, 16, 16).contiguous()
+        torch.testing.assert_close(shrunk(clip, 3 * 4**3).mean(), clip.mean(), atol=0.1, rtol=0)
+
+
+def test_shrunk_spends_its_values_where_the_clip_needs_them():
+    """A still picture keeps its pixels, a flickering flat one its frames, also within one batch."""
+    picture = random_clip(1, 3, 1, 8, 8).expand(1, 3, 4, 8, 8)
+    flicker = random_clip(1, 3, 4, 1, 1).expand(1, 3, 4, 8, 8)
+    both = torch.cat([picture, flicker])
+    torch.testing.assert_close(shrunk(both, 3 * 64), both, atol=1e-5, rtol=0)
+
+
+def test_shrunk_does_not_depend_on_the_batch():
+    clips = torch.stack([random_clip(3, 6, 8, 8, seed=i) * (i + 1) / 4 for i in range(3)])
+    torch.testing.assert_close(shrunk(clips, 100)[1:2], shrunk(clips[1:2], 100))
+
+
+@given(
+    shape=st.tuples(st.just(3), st.integers(1, 9), st.integers(1, 40), st.integers(1, 40)),
+    share=st.floats(1e-6, 1),
+)
+@settings(max_examples=200, deadline=None)
+def test_grids_hold_the_values_and_fit_the_clip(shape, share):
+    num_values = max(1, int(share * math.prod(shape)))
+    grids = shrink_grids(shape, num_values)
+    assert grids
+    for t, h, w in grids:
+        assert 3 * t * h * w >= num_values
+        assert 1 <= t <= shape[1] and 1 <= h <= shape[2] and 1 <= w <= shape[3]
+        assert 3 * t * h * (w - 1) < num_values  # one column fewer would not do
+
+
+def test_grids_keep_the_aspect():
+    assert (1, 5, 10) in shrink_grids((3, 4, 50, 100), 150)
+    assert (1, 10, 5) in shrink_grids((3, 4, 100, 50), 150)
+
+
+@pytest.mark.parametrize("num_values", [0, 3 * 2 * 8 * 8 + 1])
+def test_a_number_of_values_that_cannot_be_is_refused(num_values):
+    with pytest.raises(ValueError, match="num_values must be in"):
+        shrunk(random_clip(1, 3, 2, 8, 8), num_values)

@@ -1,0 +1,22 @@
+"""Train the VidTwin autoencoder.
+
+    accelerate launch train_vae.py --config configs/vae/base.yaml data.root=FOLDER [key=value ...]
+
+Keys are those of `vidgen.config.VAETrainingConfig`.
+"""
+
+import sys
+
+from vidgen.config import VAETrainingConfig, load_config
+from vidgen.errors import run_program
+
+
+def main() -> None:
+    config = load_config(VAETrainingConfig, sys.argv[1:])
+    from vidgen.training.train_vae import train_vae  # after the config: a wrong key is told within a second
+
+    train_vae(config)
+
+
+if __name__ == "__main__":
+    run_program(main)

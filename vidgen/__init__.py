@@ -1,0 +1,41 @@
+"""vidgen: the VidTwin video autoencoder, a DiT on its two latents, and the tools that train and measure them.
+
+from vidgen import VidTwinPipeline
+frames = VidTwinPipeline.from_pretrained("runs/dit/final")(class_labels="orbit").frames[0]
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from autoencoder import AutoencoderKLVidTwin, TwinLatents
+    from pipelines import VidTwinPipeline, VidTwinPipelineOutput, VidTwinTransformer3DModel
+
+_HOMES = {
+    "AutoencoderKLVidTwin": "autoencoder",
+    "TwinLatents": "autoencoder",
+    "VidTwinPipeline": "pipelines",
+    "VidTwinPipelineOutput": "pipelines",
+    "VidTwinTransformer3DModel": "pipelines",
+}
+
+__all__ = [
+    "AutoencoderKLVidTwin",
+    "TwinLatents",
+    "VidTwinPipeline",
+    "VidTwinPipelineOutput",
+    "VidTwinTransformer3DModel",
+]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -1,0 +1,232 @@
+"""Recipes: typed dataclasses, a YAML file, and dotted overrides on the command line.
+
+    train_vae.py --config configs/vae/base.yaml data.root=FOLDER train.max_train_steps=1000
+
+A key the dataclasses do not have is an error that names the nearest one they do. Names follow Diffusers' training
+scripts.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from .errors import UserError
+
+
+@dataclass
+class DataConfig:
+    """Where clips come from and how they are cut."""
+
+    root: str = MISSING  # a folder of class folders, a plain folder, or a CSV with the columns path,label
+    validation_root: str | None = None  # clips to validate on; without it `num_validation_videos` are held out
+    num_validation_videos: int = 8
+    resolution: int | None = None  # height and width in pixels; the model's own where not given
+    num_frames: int | None = None  # likewise
+    fps: float = 8.0
+    flip: bool = False  # mirror clips at random
+    clips_per_video: int = 1  # clips cut from each video in an epoch
+
+
+@dataclass
+class TrainConfig:
+    """The loop."""
+
+    train_batch_size: int = 6  # per process
+    max_train_steps: int = 100_000
+    gradient_accumulation_steps: int = 1
+    gradient_checkpointing: bool = False
+    mixed_precision: str = "bf16"  # no, fp16, bf16
+    max_grad_norm: float = 1.0
+    ema_decay: float = 0.999  # 0 trains without an average
+    logging_steps: int = 10
+    validation_steps: int = 1000
+    checkpointing_steps: int = 1000
+    checkpoints_total_limit: int | None = 3
+    resume_from_checkpoint: str | None = None  # "latest" or the path of a checkpoint folder
+    dataloader_num_workers: int = 2
+    report_to: str = "tensorboard"  # one of Accelerate's trackers, "all", or "none"; metrics.jsonl is always written
+
+
+@dataclass
+class OptimConfig:
+    """The optimizer and its schedule."""
+
+    optimizer: str = "adamw"  # adamw, or muon: torch.optim.Muon on the blocks' matrices, AdamW on the rest
+    learning_rate: float = 1.6e-4
+    muon_learning_rate: float = 0.02
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.99
+    adam_weight_decay: float = 1e-4
+    adam_epsilon: float = 1e-8
+    lr_scheduler: str = "cosine"  # a name of diffusers.optimization.get_scheduler
+    lr_warmup_steps: int = 5000
+
+
+@dataclass
+class ModelConfig:
+    """A preset and what replaces its values: constructor arguments of the model."""
+
+    preset: str = "base"
+    latent_setting: int | None = None  # VAE only: 1, 2 or 3 of the paper's Table 8
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class VAELossConfig:
+    """Weights of the VAE's objective (`vidgen.objectives.VAEObjective`)."""
+
+    l1_weight: float = 1.0
+    kl_weight: float = 1e-3
+
+
+@dataclass
+class VAETrainingConfig:
+    """Everything `train_vae.py` reads."""
+
+    output_dir: str = "runs/vae"
+    seed: int = 0
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    loss: VAELossConfig = field(default_factory=VAELossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+@dataclass
+class DiffusionConfig:
+    """What the DiT learns to predict, and how its samples are drawn while it trains."""
+
+    prediction_type: str = "sample"  # sample (x0, the paper), epsilon, v_prediction
+    class_dropout: float = 0.2  # share of clips trained without their class, for classifier-free guidance
+    guidance_scale: float = 5.0  # of the samples drawn at validation
+    num_inference_steps: int = 50  # likewise
+
+
+@dataclass
+class DiTTrainingConfig:
+    """Everything `train_dit.py` reads."""
+
+    vae: str = MISSING  # folder of a trained VAE
+    output_dir: str = "runs/dit"
+    seed: int = 0
+    model: ModelConfig = field(default_factory=lambda: ModelConfig(preset="paper"))
+    data: DataConfig = field(default_factory=DataConfig)
+    latent_cache: str | None = None  # folder of the latent cache; OUTPUT_DIR/latents where not given
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+Config = TypeVar("Config")
+
+
+def load_config(config_class: type[Config], arguments: Sequence[str]) -> Config:
+    """A config from command-line arguments: an optional `--config FILE` and any number of `dotted.key=value`.
+
+    Raises:
+        UserError: if the file is missing or malformed, a key is unknown, or a value does not fit its type.
+    """
+    arguments = list(arguments)
+    files: list[str] = []
+    while "--config" in arguments:
+        at = arguments.index("--config")
+        if at + 1 >= len(arguments):
+            raise UserError("--config wants the path of a YAML recipe after it.")
+        files.append(arguments[at + 1])
+        del arguments[at : at + 2]
+    merged = OmegaConf.structured(config_class)
+    for file in files:
+        merged = _merge(merged, _read_yaml(file), config_class, where=file)
+    for argument in arguments:
+        if "=" not in argument or argument.startswith("-"):
+            raise UserError(f"{argument!r} is not an override; write key=value, for example data.root=FOLDER.")
+        try:
+            override = OmegaConf.from_dotlist([argument])
+        except Exception as error:
+            raise UserError(f"{argument!r} on the command line is not a readable value.") from error
+        merged = _merge(merged, override, config_class, where="the command line")
+    missing = sorted(OmegaConf.missing_keys(merged))
+    if missing:
+        raise UserError(f"{missing[0]} is not set; give it as {missing[0]}=... on the command line or in the recipe.")
+    return OmegaConf.to_object(merged)
+
+
+def save_config(config: Any, path: str | Path) -> None:
+    """The resolved config as YAML that `--config` reads back."""
+    Path(path).write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
+def _read_yaml(file: str) -> Any:
+    if not Path(file).is_file():
+        raise UserError(f"No recipe at {file}; --config wants a YAML file such as configs/vae/base.yaml.")
+    try:
+        content = OmegaConf.load(file)
+    except Exception as error:
+        raise UserError(f"{file} is not valid YAML: {str(error).splitlines()[0]}.") from error
+    if not OmegaConf.is_dict(content):
+        raise UserError(f"{file} must hold keys and values, as the recipes in configs/ do.")
+    return content
+
+
+def _merge(config: Any, update: Any, config_class: type, where: str) -> Any:
+    known = list(_known_keys(config_class))
+    for key in _leaf_keys(OmegaConf.to_container(update)):
+        if key not in known and not any(key.startswith(f"{open_key}.") for open_key in _open_keys(config_class)):
+            nearest = _nearest(key, known)
+            raise UserError(f"Unknown key {key!r} in {where}; did you mean {nearest!r}?")
+    try:
+        return OmegaConf.merge(config, update)
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or "a key"
+        raise UserError(f"{key} in {where} does not fit: {str(error).splitlines()[0].rstrip('.')}.") from error
+
+
+def _known_keys(config_class: type, prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for f in fields(config_class):
+        nested = _nested(f)
+        keys.append(prefix + f.name)
+        if nested:
+            keys += _known_keys(nested, f"{prefix}{f.name}.")
+    return keys
+
+
+def _open_keys(config_class: type, prefix: str = "") -> list[str]:
+    """Keys below which anything goes: dictionaries of constructor arguments, which the model itself checks."""
+    keys: list[str] = []
+    for f in fields(config_class):
+        nested = _nested(f)
+        if nested:
+            keys += _open_keys(nested, f"{prefix}{f.name}.")
+        elif f.default_factory is dict:
+            keys.append(prefix + f.name)
+    return keys
+
+
+def _nested(f: Any) -> type | None:
+    default = f.default_factory() if callable(f.default_factory) else None
+    return type(default) if is_dataclass(default) else None
+
+
+def _leaf_keys(container: Any, prefix: str = "") -> list[str]:
+    if not isinstance(container, dict) or not container:
+        return [prefix.rstrip(".")]
+    return [leaf for key, value in container.items() for leaf in _leaf_keys(value, f"{prefix}{key}.")]
+
+
+def _nearest(key: str, known: list[str]) -> str:
+    """The known key most like this one: as a whole, or by its last word."""
+
+    def likeness(other: str) -> float:
+        whole = difflib.SequenceMatcher(None, key, other).ratio()
+        last = difflib.SequenceMatcher(None, key.rsplit(".", 1)[-1], other.rsplit(".", 1)[-1]).ratio()
+        return max(whole, 0.99 * last)
+
+    return max(known, key=likeness)

@@ -1,0 +1,72 @@
+"""Video data: reading and writing files, listing datasets, cutting clips, and the procedural sprites."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .dataset import (
+        BadVideos,
+        ClipDataset,
+        VideoFile,
+        clip_to_frames,
+        collate_clips,
+        frames_to_clip,
+        list_videos,
+        split_validation,
+    )
+    from .sprites import MOTIONS, render_sprite, sample_factors, write_sprites
+    from .video import VIDEO_EXTENSIONS, VideoError, VideoInfo, probe, read_clip, write_video
+
+_HOMES = {
+    "BadVideos": "dataset",
+    "ClipDataset": "dataset",
+    "MOTIONS": "sprites",
+    "VIDEO_EXTENSIONS": "video",
+    "VideoError": "video",
+    "VideoFile": "dataset",
+    "VideoInfo": "video",
+    "clip_to_frames": "dataset",
+    "collate_clips": "dataset",
+    "frames_to_clip": "dataset",
+    "list_videos": "dataset",
+    "probe": "video",
+    "read_clip": "video",
+    "render_sprite": "sprites",
+    "sample_factors": "sprites",
+    "split_validation": "dataset",
+    "write_sprites": "sprites",
+    "write_video": "video",
+}
+
+__all__ = [
+    "MOTIONS",
+    "VIDEO_EXTENSIONS",
+    "BadVideos",
+    "ClipDataset",
+    "VideoError",
+    "VideoFile",
+    "VideoInfo",
+    "clip_to_frames",
+    "collate_clips",
+    "frames_to_clip",
+    "list_videos",
+    "probe",
+    "read_clip",
+    "render_sprite",
+    "sample_factors",
+    "split_validation",
+    "write_sprites",
+    "write_video",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_HOMES]

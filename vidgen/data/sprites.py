@@ -1,0 +1,325 @@
+"""Sprites: a small labelled video set drawn by formula, for the demo and the tests.
+
+One large textured shape (two in `swap`) moves over a soft background. What it looks like is drawn independently of
+how it moves, so appearance is "structure" and the class is the motion; every factor is kept beside its clip.
+
+Lengths are in pixels (within `motion_parameters`, in frame widths), y points down, angles are in degrees and turn
+clockwise on the screen.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import UserError
+from ..files import written_aside
+from .video import write_video
+
+MOTIONS = ("slide", "bounce", "orbit", "spin", "zoom", "shake", "swap", "still")
+SHAPES = ("disc", "square", "triangle", "star", "ring", "cross")
+TEXTURES = ("split", "stripes")
+
+MIN_COLOUR_DISTANCE = 0.5  # Euclidean in RGB [0, 1]: every fill colour from every background colour
+
+
+# --- what a clip is ----------------------------------------------------------------------------------------------
+
+
+def sample_factors(
+    rng: np.random.Generator, motion: str, *, resolution: int = 64, num_frames: int = 16, fps: float = 8
+) -> dict:
+    """Draw everything `render_sprite` needs; a pure function of `rng`'s state, and plain JSON types throughout.
+
+    The appearance is drawn before the motion, from the same numbers for every class. Per shape: `kind`, `size`
+    (diameter), `colours` (two, RGB in [0, 1]), `texture`, and for each frame `centres` (x, y), `angles`, `scales`.
+    Raises `UserError` for an unknown motion.
+    """
+    if motion not in MOTIONS:
+        raise UserError(f"unknown motion {motion!r}, expected one of {', '.join(MOTIONS)}")
+    background = _sample_background(rng)
+    shapes = [_sample_shape(rng, background["colours"], resolution) for _ in range(2)]
+    parameters, tracks = _TRACKS[motion](rng, [s["size"] / resolution for s in shapes], num_frames)
+    for shape, (centres, angles, scales) in zip(shapes, tracks, strict=False):
+        shape["centres"] = np.round(np.broadcast_to(centres, (num_frames, 2)) * resolution, 3).tolist()
+        shape["angles"] = np.round(np.broadcast_to(angles, num_frames) + shape.pop("tilt"), 3).tolist()
+        shape["scales"] = np.round(np.broadcast_to(scales, num_frames), 4).tolist()
+    return {
+        "motion": motion,
+        "motion_parameters": parameters,
+        "resolution": resolution,
+        "num_frames": num_frames,
+        "fps": fps,
+        "background": background,
+        "shapes": shapes[: len(tracks)],
+    }
+
+
+def _uniform(rng: np.random.Generator, low: float, high: float) -> float:
+    return round(float(rng.uniform(low, high)), 4)
+
+
+def _sample_colour(rng: np.random.Generator, saturation: tuple[float, float], value: tuple[float, float]) -> list:
+    hsv = rng.uniform(0, 1), rng.uniform(*saturation), rng.uniform(*value)
+    return [round(c, 4) for c in colorsys.hsv_to_rgb(*hsv)]
+
+
+def _sample_background(rng: np.random.Generator) -> dict:
+    return {
+        "colours": [_sample_colour(rng, (0.3, 0.7), (0.15, 0.4)), _sample_colour(rng, (0.1, 0.5), (0.75, 0.95))],
+        "angle": _uniform(rng, 0, 360),
+        "wave": {
+            "amplitude": _uniform(rng, 0.03, 0.06),
+            "angle": _uniform(rng, 0, 360),
+            "cycles": _uniform(rng, 0.8, 1.8),  # across the frame
+            "phase": _uniform(rng, 0, 360),
+        },
+    }
+
+
+def _sample_shape(rng: np.random.Generator, background: list, resolution: int) -> dict:
+    def distance(a: list, b: list) -> float:
+        return float(np.linalg.norm(np.subtract(a, b)))
+
+    kind, size = str(rng.choice(SHAPES)), _uniform(rng, 0.28, 0.45) * resolution
+    # The middle of the gradient counts as a colour too: it can be far from both of its ends.
+    avoid = [*background, np.mean(background, axis=0).tolist()]
+    fills: list[list] = []
+    while len(fills) < 2:
+        colour = _sample_colour(rng, (0.6, 1.0), (0.4, 1.0))
+        far = all(distance(colour, other) >= MIN_COLOUR_DISTANCE for other in avoid)
+        if far and all(distance(colour, other) >= 0.4 for other in fills):
+            fills.append(colour)
+    texture = {
+        "kind": str(rng.choice(TEXTURES)),
+        "angle": _uniform(rng, 0, 360),
+        "cycles": _uniform(rng, 1.2, 1.8),  # of stripes, across the shape
+    }
+    return {
+        "kind": kind,
+        "size": round(size, 3),
+        "colours": fills,
+        "texture": texture,
+        "tilt": _uniform(rng, -25, 25),
+    }
+
+
+# --- how it moves ------------------------------------------------------------------------------------------------
+# Each function takes (rng, sizes, num_frames), lengths in frame widths, and returns the parameters of the motion and,
+# for each shape shown, its (centres, angles, scales) over the frames. What repeats, repeats in step with the clip.
+
+Motion = tuple[dict, list[tuple]]
+
+
+def _turn(rng: np.random.Generator) -> int:
+    return int(rng.choice([-1, 1]))
+
+
+def _place(rng: np.random.Generator, size: float) -> list[float]:
+    """A centre near the middle that keeps the whole shape in the frame."""
+    room = min(0.5 - size / 2, 0.15)
+    return [_uniform(rng, 0.5 - room, 0.5 + room), _uniform(rng, 0.5 - room, 0.5 + room)]
+
+
+def _slide(rng: np.random.Generator, sizes: list[float], num_frames: int) -> Motion:
+    """From one side to the opposite one at constant speed, a little slanted."""
+    heading, margin = int(rng.choice([0, 90, 180, 270])), sizes[0] / 2
+    start, end = _uniform(rng, 0.35, 0.65), _uniform(rng, 0.35, 0.65)
+    t = np.linspace(0, 1, num_frames)[:, None]
+    path = np.array([margin, start]) * (1 - t) + np.array([1 - margin, end]) * t
+    return {"heading": heading, "start": start, "end": end}, [(_rotate(path - 0.5, heading) + 0.5, 0, 1)]
+
+
+def _bounce(rng: np.random.Generator, sizes: list[float], num_frames: int) -> Motion:
+    """Two jumps off the floor."""
+    x, phase = _place(rng, sizes[0])[0], _uniform(rng, 0, 360)
+    floor, ceiling = 0.98 - sizes[0] / 2, 0.02 + sizes[0] / 2
+    height = np.abs(np.sin(2 * np.pi * np.arange(num_frames) / num_frames + np.radians(phase)))
+    y = floor + (ceiling - floor) * height
+    return {"x": x, "jumps": 2, "phase": phase}, [(np.stack([np.full_like(y, x), y], -1), 0, 1)]
+
+
+def _orbit(rng: np.random.Generator, sizes: list[float], num_frames: int) -> Motion:
+    """Once around the middle of the frame, upright."""
+    turn, phase, radius = _turn(rng), _uniform(rng, 0, 360), round(0.48 - sizes[0] / 2, 4)
+    path = _circle(radius, phase + turn * _degrees(num_frames)) + 0.5
+    return {"turn": turn, "phase": phase, "radius": radius}, [(path, 0, 1)]
+
+
+def _spin(rng: np.random.Generator, sizes: list[float], num_frames: int) -> Motion:
+    """One turn on the spot."""
+    turn, place = _turn(rng), _place(rng, sizes[0])
+    return {"turn": turn}, [(place, turn * _degrees(num_frames), 1)]
+
+
+def _zoom(rng: np.random.Generator, sizes: list[float], num_frames: int) -> Motion:
+    """Grows and shrinks once."""
+    phase, place = _uniform(rng, 0, 360), _place(rng, 1.4 * sizes[0])
+    scales = 1 + 0.4 * np.sin(np.radians(_degrees(num_frames) + phase))
+    return {"amplitude": 0.4, "phase": phase}, [(place, 0, scales)]
+
+
+def _shake(rng: np.random.Generator, sizes: list[float], num_frames: int) -> Motion:
+    """Quick and short, back and forth along one line, a cycle every four frames."""
+    heading, place, amplitude = _uniform(rng, 0, 180), np.array(_place(rng, sizes[0])), _uniform(rng, 0.07, 0.1)
+    swing = amplitude * np.sin(np.pi / 2 * np.arange(num_frames))
+    path = place + _rotate(np.stack([swing, np.zeros_like(swing)], -1), heading)
+    return {"heading": heading, "amplitude": amplitude, "period_frames": 4}, [(path, 0, 1)]
+
+
+def _swap(rng: np.random.Generator, sizes: list[float], num_frames: int) -> Motion:
+    """Two shapes trade places, each along half a circle, slow at the ends."""
+    turn, phase = _turn(rng), _uniform(rng, 0, 360)
+    radius = round(0.48 - max(sizes[:2]) / 2, 4)
+    t = np.linspace(0, 1, num_frames)
+    angle = phase + turn * 180 * (1 - np.cos(np.pi * t)) / 2
+    tracks = [(_circle(radius, angle + offset) + 0.5, 0, 1) for offset in (0, 180)]
+    return {"turn": turn, "phase": phase, "radius": radius}, tracks
+
+
+def _still(rng: np.random.Generator, sizes: list[float], num_frames: int) -> Motion:
+    return {}, [(_place(rng, sizes[0]), 0, 1)]
+
+
+def _degrees(num_frames: int) -> np.ndarray:
+    return 360 * np.arange(num_frames) / num_frames
+
+
+def _circle(radius: float, degrees: np.ndarray) -> np.ndarray:
+    return radius * np.stack([np.cos(np.radians(degrees)), np.sin(np.radians(degrees))], -1)
+
+
+def _rotate(points: np.ndarray, degrees: float) -> np.ndarray:
+    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    return points @ np.array([[c, s], [-s, c]])
+
+
+_TRACKS = {
+    "slide": _slide,
+    "bounce": _bounce,
+    "orbit": _orbit,
+    "spin": _spin,
+    "zoom": _zoom,
+    "shake": _shake,
+    "swap": _swap,
+    "still": _still,
+}
+
+
+# --- how it is drawn ---------------------------------------------------------------------------------------------
+
+
+def render_sprite(factors: dict) -> np.ndarray:
+    """Draw a clip from its factors: uint8 (T, H, W, 3), RGB. A pure function; edges are antialiased."""
+    resolution = factors["resolution"]
+    y, x = np.mgrid[:resolution, :resolution].astype(np.float32) + 0.5
+    background = _background(factors["background"], x / resolution, y / resolution)
+    clip = np.repeat(background[None], factors["num_frames"], axis=0)
+    for shape in factors["shapes"]:
+        _paint(clip, shape, x, y)
+    return np.round(clip.clip(0, 1) * 255).astype(np.uint8)
+
+
+def _background(background: dict, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Two colours blending across the frame, with one faint wave of light on top; (H, W, 3) in [0, 1]."""
+
+    def along(degrees: float) -> np.ndarray:
+        angle = np.radians(degrees)
+        return (x - 0.5) * np.cos(angle) + (y - 0.5) * np.sin(angle)
+
+    first, second = np.array(background["colours"], dtype=np.float32)
+    blend = np.clip(0.5 + along(background["angle"]), 0, 1)[..., None]
+    wave = background["wave"]
+    light = wave["amplitude"] * np.sin(2 * np.pi * wave["cycles"] * along(wave["angle"]) + np.radians(wave["phase"]))
+    return (first * (1 - blend) + second * blend + light[..., None]).astype(np.float32)
+
+
+def _paint(clip: np.ndarray, shape: dict, x: np.ndarray, y: np.ndarray) -> None:
+    """Draw one shape over every frame of `clip`, in place."""
+    centres = np.array(shape["centres"], dtype=np.float32)[:, :, None, None]
+    scales = np.array(shape["scales"], dtype=np.float32)[:, None, None]
+    angles = np.radians(np.array(shape["angles"], dtype=np.float32))[:, None, None]
+    dx, dy = (x - centres[:, 0]) / scales, (y - centres[:, 1]) / scales
+    u = dx * np.cos(angles) + dy * np.sin(angles)  # the shape's own axes
+    v = dy * np.cos(angles) - dx * np.sin(angles)
+    radius = shape["size"] / 2
+
+    # The distance to the edge in screen pixels says how much of a pixel is covered.
+    coverage = np.clip(0.5 - _signed_distance(shape["kind"], u, v, radius) * scales, 0, 1)[..., None]
+    texture = shape["texture"]
+    angle = np.radians(texture["angle"])
+    w = u * np.cos(angle) + v * np.sin(angle)
+    if texture["kind"] == "split":
+        second = np.clip(0.5 + w * scales, 0, 1)
+    else:
+        second = np.clip(0.5 + 2 * np.sin(np.pi * texture["cycles"] * w / radius), 0, 1)
+    first_colour, second_colour = np.array(shape["colours"], dtype=np.float32)
+    fill = first_colour + second[..., None] * (second_colour - first_colour)
+    clip += coverage * (fill - clip)
+
+
+def _signed_distance(kind: str, u: np.ndarray, v: np.ndarray, radius: float) -> np.ndarray:
+    """Distance to the shape's edge, negative inside; exact near straight edges, which is all antialiasing needs."""
+    rho = np.hypot(u, v)
+    if kind == "disc":
+        return rho - radius
+    if kind == "ring":
+        return np.abs(rho - 0.72 * radius) - 0.28 * radius
+    if kind == "cross":
+        u, v = np.abs(u), np.abs(v)
+        return np.maximum(np.maximum(u, v) - radius, np.minimum(u, v) - 0.4 * radius)
+    corners = {"triangle": 3, "square": 4, "star": 5}[kind]
+    sector = 2 * np.pi / corners
+    # Fold the plane into one sector, from a corner (angle 0) to halfway to the next; squares stand on a side.
+    start = np.pi / 4 if kind == "square" else -np.pi / 2
+    fold = np.abs((np.arctan2(v, u) - start + sector / 2) % sector - sector / 2)
+    a, b = rho * np.cos(fold), rho * np.sin(fold)
+    outer = radius * (1.2 if kind == "triangle" else 1.1)  # so that all kinds look about as large
+    inner = outer * (0.5 if kind == "star" else np.cos(sector / 2))
+    normal = np.array([inner * np.sin(sector / 2), outer - inner * np.cos(sector / 2)])
+    normal /= np.linalg.norm(normal)
+    return (a - outer) * normal[0] + b * normal[1]
+
+
+# --- a folder of them --------------------------------------------------------------------------------------------
+
+
+def write_sprites(
+    root: str | os.PathLike,
+    clips_per_class: int,
+    *,
+    seed: int,
+    resolution: int = 64,
+    num_frames: int = 16,
+    fps: float = 8,
+    progress: bool = False,
+) -> list[Path]:
+    """Write `root/<motion>/<motion>_<index:04d>.mp4` (H.264) and, beside each, its factors as .json.
+
+    Clip i of a class depends on (seed, class, i) only, so a larger set begins with the smaller one. `resolution` is
+    in pixels and even, `fps` in frames a second. Returns the clips' paths, class by class.
+    """
+
+    def write(task: tuple[int, int]) -> Path:
+        label, index = task
+        motion = MOTIONS[label]
+        rng = np.random.default_rng([seed, label, index])
+        factors = sample_factors(rng, motion, resolution=resolution, num_frames=num_frames, fps=fps)
+        path = Path(root) / motion / f"{motion}_{index:04d}.mp4"
+        with written_aside(path.with_suffix(".json")) as unfinished:
+            unfinished.write_text(json.dumps(factors) + "\n")
+        return write_video(path, render_sprite(factors), fps)
+
+    tasks = [(label, index) for label in range(len(MOTIONS)) for index in range(clips_per_class)]
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # numpy and x264 both let go of the GIL
+        done = pool.map(write, tasks)
+        if progress:
+            from rich.progress import track
+
+            done = track(done, description="sprites", total=len(tasks))
+        return list(done)

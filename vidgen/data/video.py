@@ -1,0 +1,304 @@
+"""Video files in and out: the one place that knows about containers and decoders.
+
+A file is first indexed with PyAV: its packets are listed, not decoded, which gives the timestamp of every frame, in
+display order. Frames are then chosen by those timestamps and decoded by decord, or by PyAV where decord is missing,
+fails, or would be wrong: where frames are stored out of order across a keyframe (B-frames in AVI, open groups of
+pictures) it silently returns frames from up to a second away, so such files never reach it. Which of the two ran
+makes no difference to the result.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import av
+import numpy as np
+import torch
+
+from ..errors import UserError
+from ..files import written_aside
+
+try:
+    import decord
+
+    decord.logging.set_level(decord.logging.QUIET)
+except (ImportError, OSError):  # no wheels for this platform, or ones that do not load
+    decord = None
+
+VIDEO_EXTENSIONS = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".wmv", ".flv"})
+
+EPSILON = 1e-3  # seconds; Matroska rounds its timestamps to whole milliseconds
+PHANTOMS = 2  # frames: some files announce one or two more than they hold
+REORDERING = 16  # frames: the most that H.264 and HEVC may shift a frame between decoding and display
+
+
+class VideoError(UserError):
+    """A video that cannot be used; the message is one sentence. `path` and `reason` hold its two halves."""
+
+    def __init__(self, reason: str, path: str | os.PathLike | None = None):
+        super().__init__(reason if path is None else f"{path}: {reason}")
+        self.reason = reason
+        self.path = None if path is None else Path(path)
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a file holds. Sizes are in pixels as displayed (after rotation), `duration` is in seconds."""
+
+    path: Path
+    width: int
+    height: int
+    fps: float
+    num_frames: int
+    duration: float
+    codec: str
+
+    def latest_start(self, *, fps: float, num_frames: int) -> float:
+        """The latest `start` (seconds) for `read_clip`; raises `VideoError` if the video is too short."""
+        if num_frames < 1 or fps <= 0:
+            raise UserError(f"a clip has at least 1 frame and a positive fps, got {num_frames} frames at {fps} fps")
+        span = (num_frames - 1) / fps
+        if self.duration <= span:
+            wanted = f"{num_frames} frames at {fps:g} fps need more than {span:.2f} s"
+            raise VideoError(f"too short: it lasts {self.duration:.2f} s, {wanted}", self.path)
+        return max(0.0, self.duration - span - 2 * EPSILON)
+
+
+def probe(path: str | os.PathLike) -> VideoInfo:
+    """Describe a video from its packets and first frame. Raises `VideoError` for what is not a whole video."""
+    return _index(path).info
+
+
+def read_clip(
+    path: str | os.PathLike,
+    *,
+    start: float = 0.0,
+    fps: float,
+    num_frames: int,
+    decoder: Literal["auto", "decord", "pyav"] = "auto",
+) -> torch.Tensor:
+    """Read `num_frames` frames at `fps` frames a second, from `start` seconds after the file's first frame.
+
+    Returns uint8 (T, H, W, 3), RGB, upright. Frame i is the last one whose timestamp is at most start + i / fps, so
+    frames repeat where the file's own rate is lower. Raises `VideoError` if the file cannot be read or the clip
+    reaches past its end.
+    """
+    index = _index(path)
+    latest = index.info.latest_start(fps=fps, num_frames=num_frames)
+    if not 0 <= start <= latest + 2 * EPSILON:
+        raise VideoError(f"too short: a clip from {start:.2f} s must start within 0 and {latest:.2f} s", path)
+    moments = start + np.arange(num_frames) / fps
+    numbers = np.searchsorted(index.timestamps, moments + EPSILON, side="right") - 1
+    return torch.from_numpy(_decode(index, numbers, decoder))
+
+
+def write_video(
+    path: str | os.PathLike, frames: np.ndarray | torch.Tensor, fps: float | Fraction, *, crf: int = 16
+) -> Path:
+    """Write `frames` as an H.264 (yuv420p) mp4 of exactly this size, frame count and rate.
+
+    `frames`: uint8 (T, H, W, 3), RGB. H and W must be even: yuv420p halves the colour planes, and the alternative,
+    yuv444p, does not play in browsers. `crf`: x264's quality, lower is better. The file is written beside `path` and
+    renamed when complete. Raises `UserError` for frames or a rate that cannot be written.
+    """
+    path = Path(path)
+    frames = np.asarray(frames)
+    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or len(frames) == 0:
+        raise UserError(f"{path}: frames must be uint8 of shape (T, H, W, 3), got {frames.dtype} {frames.shape}")
+    _, height, width, _ = frames.shape
+    if height % 2 or width % 2:
+        raise UserError(f"{path}: H.264 with yuv420p needs an even height and width, got {height}x{width}")
+    if fps <= 0:
+        raise UserError(f"{path}: fps must be positive, got {fps}")
+
+    with (
+        written_aside(path) as unfinished,
+        av.open(str(unfinished), "w", format="mp4", options={"movflags": "faststart"}) as container,
+    ):
+        # One encoder thread: small clips gain nothing from more, and the bytes are the same everywhere.
+        rate = Fraction(fps).limit_denominator(1001)
+        stream = container.add_stream("libx264", rate=rate, options={"crf": str(crf), "threads": "1"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        # Name the matrix that PyAV converts with, BT.601; players would guess BT.709 for large frames.
+        colours = stream.codec_context
+        colours.color_range, colours.colorspace, colours.color_primaries, colours.color_trc = 1, 6, 6, 6
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+# --- the index: which frames there are, and when ------------------------------------------------------------------
+
+
+class _Packet(NamedTuple):  # without its data
+    pts: int | None
+    duration: int | None
+    is_keyframe: bool
+    is_corrupt: bool
+
+
+@dataclass(frozen=True)
+class _Index:
+    info: VideoInfo
+    timestamps: np.ndarray  # seconds since the first frame, increasing, one for each frame in display order
+    ticks: np.ndarray | None  # the same in the stream's own units; None where the file's timestamps are no guide
+    in_order: bool  # every keyframe comes after all earlier frames and before all later ones: decord seeks rightly
+
+
+def _index(path: str | os.PathLike) -> _Index:
+    path = Path(path)
+    if not path.is_file():
+        raise VideoError("it is a folder, not a video" if path.is_dir() else "no such file", path)
+    status = path.stat()
+    if status.st_size == 0:
+        raise VideoError("the file is empty", path)
+    try:
+        return _read_index(path, status.st_size, status.st_mtime_ns)
+    except (av.FFmpegError, OSError, UnicodeDecodeError) as error:
+        raise VideoError(f"not a readable video ({_short(error)})", path) from error
+
+
+@lru_cache(maxsize=16384)  # UCF-101 has 13 320 files; an entry takes a few kilobytes
+def _read_index(path: Path, size: int, modified: int) -> _Index:
+    """List the packets of the main video stream and decode its first frame; `size`, `modified` are for the cache."""
+    packets, first = [], None
+    with av.open(str(path)) as container:
+        if container.format.name == "tty":  # FFmpeg would film the text scrolling over a terminal
+            raise VideoError("it is text, not a video", path)
+        stream = _main_stream(container, path)
+        codec, time_base, announced = stream.codec_context.name, stream.time_base, stream.frames
+        rate = stream.average_rate or stream.guessed_rate
+        for packet in container.demux(stream):
+            if packet.size and not packet.is_discard:
+                packets.append(_Packet(packet.pts, packet.duration, packet.is_keyframe, packet.is_corrupt))
+            if first is None:
+                first = next(iter(packet.decode()), None)
+        unstamped = container.format.name == "avi"  # AVI stores no timestamps, FFmpeg's are guesses
+        reordered = bool(stream.codec_context.has_b_frames)
+    whole = [packet for packet in packets if not packet.is_corrupt]
+    if first is None or not whole:
+        raise VideoError("it holds no frame that can be decoded", path)
+    if len(whole) < min(announced, len(packets)) or len(packets) < announced - max(PHANTOMS, announced // 20):
+        raise VideoError(f"cut off: {len(whole)} of {announced} frames are whole", path)
+
+    packets = whole
+    stamps = [packet.pts for packet in packets]
+    if unstamped or None in stamps or len(set(stamps)) < len(stamps):
+        if not rate:
+            raise VideoError("it has neither timestamps nor a frame rate", path)
+        ticks, in_order, fps = None, not reordered, float(rate)
+        timestamps, duration = np.arange(len(packets)) / fps, len(packets) / fps
+    else:
+        order = np.argsort(stamps)
+        ticks = np.array(stamps, dtype=np.int64)[order]
+        in_order = all(shown == place for place, shown in enumerate(order) if packets[shown].is_keyframe)
+        timestamps = (ticks - ticks[0]) * float(time_base)
+        last = (packets[order[-1]].duration or 0) * float(time_base) or timestamps[-1] / max(1, len(packets) - 1)
+        duration = float(timestamps[-1] + last)
+        fps = len(packets) / duration if duration else float(rate or 0)
+        if rate and abs(fps / float(rate) - 1) < 0.01:
+            fps = float(rate)  # the exact number, where the header is right
+
+    sideways = _quarter_turns(first) % 2 == 1
+    width, height = (first.height, first.width) if sideways else (first.width, first.height)
+    info = VideoInfo(path, width, height, fps, len(packets), duration, codec)
+    return _Index(info, timestamps, ticks, in_order)
+
+
+def _main_stream(container: av.container.InputContainer, path: Path) -> av.VideoStream:
+    stream = container.streams.best("video")
+    if stream is None:
+        raise VideoError("it holds no video stream", path)
+    stream.codec_context.thread_count = 1  # data-loading workers are the parallelism
+    return stream
+
+
+def _quarter_turns(frame: av.VideoFrame) -> int:
+    """Counter-clockwise quarter turns that set the frame upright (phones store them as metadata)."""
+    return round(getattr(frame, "rotation", 0) / 90) % 4
+
+
+def _short(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error).strip().splitlines()[-1] or type(error).__name__
+
+
+# --- decoding chosen frames ---------------------------------------------------------------------------------------
+
+
+def _decode(index: _Index, numbers: np.ndarray, decoder: str) -> np.ndarray:
+    if decoder not in ("auto", "decord", "pyav"):
+        raise UserError(f"unknown decoder {decoder!r}, expected auto, decord or pyav")
+    if decoder == "decord" and decord is None:
+        raise UserError("decord is not installed; use decoder='pyav'")
+    if decoder == "decord" or (decoder == "auto" and decord is not None and index.in_order):
+        try:
+            return _decode_with_decord(index, numbers)
+        except Exception as error:  # its own errors share no base class, and PyAV has the last word
+            if decoder == "decord":
+                raise VideoError(f"decord cannot read it ({_short(error)})", index.info.path) from error
+    try:
+        return _decode_with_pyav(index, numbers)
+    except (av.FFmpegError, OSError) as error:
+        raise VideoError(f"its frames cannot be decoded ({_short(error)})", index.info.path) from error
+
+
+def _decode_with_decord(index: _Index, numbers: np.ndarray) -> np.ndarray:
+    info = index.info
+    # More threads have been seen to hang; fault_tol: fail rather than repeat frames it could not decode.
+    reader = decord.VideoReader(str(info.path), num_threads=1, fault_tol=1)
+    if len(reader) != info.num_frames:
+        raise VideoError(f"decord counts {len(reader)} frames, PyAV {info.num_frames}", info.path)
+    batch = reader.get_batch(numbers.tolist())
+    frames = batch.asnumpy() if hasattr(batch, "asnumpy") else np.asarray(batch)  # decord.bridge may be set
+    if frames.shape != (len(numbers), info.height, info.width, 3):
+        raise VideoError(f"decord gives frames of shape {frames.shape[1:]}", info.path)
+    return frames
+
+
+def _decode_with_pyav(index: _Index, numbers: np.ndarray) -> np.ndarray:
+    wanted = set(numbers.tolist())
+    start = min(wanted) - REORDERING
+    found = {}
+    if start > 0 and index.ticks is not None:
+        found = _collect(index, wanted, seek_to=int(index.ticks[start]))
+    if found.keys() != wanted:  # some containers (MPEG-TS) seek past the place asked for
+        found = _collect(index, wanted)
+    if missing := sorted(wanted - found.keys()):
+        raise VideoError(f"frame {missing[0]} cannot be decoded", index.info.path)
+    return np.stack([found[number] for number in numbers.tolist()])
+
+
+def _collect(index: _Index, wanted: set[int], seek_to: int | None = None) -> dict[int, np.ndarray]:
+    """Decode from the keyframe before `seek_to` (or from the beginning) and keep the wanted frames, by number."""
+    path, found = index.info.path, {}
+    number_at = None if index.ticks is None else {tick: number for number, tick in enumerate(index.ticks.tolist())}
+    with av.open(str(path)) as container:
+        stream = _main_stream(container, path)
+        if seek_to is not None:
+            container.seek(seek_to, stream=stream)
+        number, frame = -1, None
+        for count, frame in enumerate(container.decode(stream)):
+            number = count if number_at is None else number_at.get(frame.pts, -1)
+            if number in wanted:
+                if frame.is_corrupt:
+                    raise VideoError(f"frame {number} is damaged", path)
+                found[number] = _upright(frame, index.info)
+            if number >= max(wanted):
+                return found
+    if number >= 0 and index.info.num_frames - 1 - number <= PHANTOMS:
+        for phantom in wanted.intersection(range(number + 1, index.info.num_frames)):
+            found[phantom] = _upright(frame, index.info)  # the last frame stays on the screen
+    return found
+
+
+def _upright(frame: av.VideoFrame, info: VideoInfo) -> np.ndarray:
+    turns = _quarter_turns(frame)
+    width, height = (info.height, info.width) if turns % 2 else (info.width, info.height)
+    # The size is named for the rare stream that changes it midway.
+    return np.rot90(frame.to_ndarray(format="rgb24", width=width, height=height), turns)

@@ -1,0 +1,131 @@
+"""Clips encoded once: the posterior of every training clip, kept on disk for any number of DiT runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+from tqdm.auto import tqdm
+
+from autoencoder import AutoencoderKLVidTwin, TwinPosterior
+
+from .data.dataset import ClipDataset, collate_clips
+from .errors import UserError
+from .files import written_aside
+
+TENSORS, INDEX = "latents.safetensors", "index.json"
+
+
+@torch.no_grad()
+def encode_clips(
+    vae: AutoencoderKLVidTwin,
+    clips: ClipDataset,
+    device: torch.device | str,
+    batch_size: int = 8,
+    num_workers: int = 0,
+) -> Iterator[tuple[TwinPosterior, torch.Tensor]]:
+    """The posteriors (over (b, L), on the CPU) and class ids (b,) of a data set's clips, in order, by batches."""
+    loader = DataLoader(clips, batch_size=batch_size, num_workers=num_workers, collate_fn=collate_clips)
+    for batch in tqdm(loader, desc="encoding", mininterval=10, leave=False):
+        posterior = vae.encode(batch["video"].to(device, vae.dtype)).latent_dist
+        yield TwinPosterior(posterior.mean.float().cpu(), posterior.logvar.float().cpu()), batch["label"]
+
+
+def stream_statistics(means: torch.Tensor, vae: AutoencoderKLVidTwin) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of packed latents (N, L), each for [structure, dynamics]."""
+    latents = vae.unpack(means)
+    streams = [latents.structure.double(), latents.dynamics.double()]
+    return [x.mean().item() for x in streams], [x.std(correction=0).item() for x in streams]
+
+
+def file_hash(folder: str | Path) -> str:
+    """SHA-256 over the weight files of a saved model folder, in order of their names.
+
+    Raises:
+        UserError: if there are none.
+    """
+    files = sorted(Path(folder).glob("*.safetensors"))
+    if not files:
+        raise UserError(f"No .safetensors weights in {folder}; a VAE folder as train_vae.py leaves it is wanted.")
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+@dataclass
+class LatentCache:
+    """The latents of a data set under one VAE.
+
+    Attributes:
+        mean, logvar: (N, L), float32, as encoded (not normalised).
+        labels: (N,) class ids, -1 where there is none.
+        classes: class names by id.
+        source: what the latents were made from; a cache is only used with the same.
+    """
+
+    mean: torch.Tensor
+    logvar: torch.Tensor
+    labels: torch.Tensor
+    classes: list[str]
+    source: dict[str, str | int | float]
+
+    @classmethod
+    def build(
+        cls,
+        vae: AutoencoderKLVidTwin,
+        clips: ClipDataset,
+        source: dict[str, str | int | float],
+        device: torch.device | str,
+    ) -> LatentCache:
+        """Encode every clip of a data set."""
+        means, logvars, labels = [], [], []
+        for posterior, label in encode_clips(vae, clips, device):
+            means.append(posterior.mean)
+            logvars.append(posterior.logvar)
+            labels.append(label)
+        return cls(torch.cat(means), torch.cat(logvars), torch.cat(labels), list(clips.classes), source)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the tensors, then the index that makes them count: a cache is complete or absent."""
+        folder = Path(folder)
+        with written_aside(folder / TENSORS) as path:
+            save_file({"mean": self.mean, "logvar": self.logvar, "labels": self.labels}, path)
+        with written_aside(folder / INDEX) as path:
+            path.write_text(json.dumps({"classes": self.classes, "source": self.source}, indent=2))
+
+    @classmethod
+    def load(cls, folder: str | Path, source: dict[str, str | int | float]) -> LatentCache | None:
+        """The cache in a folder, or None if there is none.
+
+        Raises:
+            UserError: if it was made from something else than `source`, or cannot be read.
+        """
+        folder = Path(folder)
+        if not (folder / INDEX).exists():
+            return None
+        try:
+            index = json.loads((folder / INDEX).read_text())
+            tensors = load_file(folder / TENSORS)
+        except Exception as error:
+            raise UserError(f"The latent cache in {folder} cannot be read ({error}); delete the folder.") from error
+        differing = sorted(key for key in source if index["source"].get(key) != source[key])
+        if differing:
+            raise UserError(
+                f"The latent cache in {folder} was made with another {differing[0]} "
+                f"({index['source'].get(differing[0])}, now {source[differing[0]]}); delete it, or name another "
+                "folder as latent_cache."
+            )
+        return cls(**tensors, classes=index["classes"], source=index["source"])
+
+    def dataset(self) -> Dataset:
+        """(mean (L,), label ()) for each clip."""
+        return TensorDataset(self.mean, self.labels)

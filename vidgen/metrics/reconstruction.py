@@ -1,0 +1,168 @@
+"""How close a reconstruction is to its clip: PSNR and SSIM, and two plain reconstructions to compare with.
+
+Values are compared as the pixels a file would hold (clamped, rounded to 0..255), unless `quantize=False`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from vidgen.files import to_uint8
+
+PIXEL_RANGE = 255.0
+MAX_PSNR = 100.0  # dB; what identical pixels count as, so that a mean over clips stays finite
+
+
+def psnr(
+    reconstruction: torch.Tensor, target: torch.Tensor, *, per: str = "clip", quantize: bool = True
+) -> torch.Tensor:
+    """Peak signal-to-noise ratio in dB of each clip, 10 log10(255^2 / MSE): (B,) in float64, at most `MAX_PSNR`.
+
+    Args:
+        reconstruction, target: clips (B, C, T, H, W) in [-1, 1]; values outside are clamped.
+        per: "clip" takes one MSE over the whole clip, "frame" the mean over frames of each frame's PSNR, which is
+            never lower. Papers report both under the same name: say which.
+        quantize: round both to uint8 first.
+
+    Raises:
+        ValueError: if the shapes differ or are not clips, a value is not finite, or `per` is unknown.
+    """
+    if per not in ("clip", "frame"):
+        raise ValueError(f"per must be 'clip' or 'frame', not {per!r}.")
+    reconstruction, target = _pixels(reconstruction, target, quantize)
+    squared = (reconstruction.double() - target.double()).square()
+    mse = squared.mean(dim=(1, 2, 3, 4)) if per == "clip" else squared.mean(dim=(1, 3, 4))
+    values = (20 * math.log10(PIXEL_RANGE) - 10 * mse.log10()).clamp(max=MAX_PSNR)
+    return values if per == "clip" else values.mean(dim=1)
+
+
+def ssim(reconstruction: torch.Tensor, target: torch.Tensor, *, quantize: bool = True) -> torch.Tensor:
+    """Structural similarity of each clip, the mean over its frames: (B,), 1 where they are identical.
+
+    torchmetrics' SSIM (Wang et al. 2004: 11x11 Gaussian window of sigma 1.5, k = 0.01 and 0.03) of RGB frames with
+    data range 255.
+
+    Args:
+        reconstruction, target: clips (B, C, T, H, W) in [-1, 1], at least 6 x 6 pixels.
+        quantize: round both to uint8 first.
+
+    Raises:
+        ValueError: as for `psnr`, or for frames smaller than 6 x 6.
+    """
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    if min(target.shape[-2:]) < 6:
+        raise ValueError(f"SSIM's window needs frames of 6 x 6 pixels or more, not {tuple(target.shape[-2:])}.")
+    reconstruction, target = _pixels(reconstruction, target, quantize)
+    frames = zip(reconstruction.transpose(1, 2), target.transpose(1, 2), strict=True)  # clip by clip: memory
+    return torch.stack(
+        [structural_similarity_index_measure(a, b, data_range=PIXEL_RANGE) for a, b in frames]
+    )  # each the mean over (T,) images
+
+
+class ReconstructionMetrics:
+    """Mean PSNR (one MSE per clip) and mean SSIM over many clips, however they are batched.
+
+    `totals` holds the sums of PSNR and SSIM and the number of clips, (3,) in float64: several processes add theirs
+    up, for instance `metrics.totals = accelerator.reduce(metrics.totals, "sum")`.
+    """
+
+    def __init__(self) -> None:
+        self.totals = torch.zeros(3, dtype=torch.float64)
+
+    @torch.no_grad()
+    def update(self, reconstruction: torch.Tensor, target: torch.Tensor) -> None:
+        """Add a batch of clips (B, C, T, H, W) in [-1, 1]; raises what `psnr` and `ssim` raise."""
+        values = torch.stack([psnr(reconstruction, target), ssim(reconstruction, target)]).double().sum(dim=1)
+        self.totals += torch.cat([values.cpu(), torch.tensor([float(len(target))], dtype=torch.float64)])
+
+    def compute(self) -> dict[str, float | int]:
+        """`psnr` in dB and `ssim`, means over clips, and `num_clips`. Raises `ValueError` before any clip."""
+        psnr_sum, ssim_sum, count = self.totals.tolist()
+        if not count:
+            raise ValueError("no clips to measure: call update(reconstruction, target) first.")
+        return {"psnr": psnr_sum / count, "ssim": ssim_sum / count, "num_clips": int(count)}
+
+
+def mean_colour(clip: torch.Tensor) -> torch.Tensor:
+    """The clip's one mean colour everywhere: (B, C, T, H, W). A model that beats this has learned something."""
+    return clip.mean(dim=(2, 3, 4), keepdim=True).expand_as(clip)
+
+
+def shrunk(clip: torch.Tensor, num_values: int) -> torch.Tensor:
+    """The clip shrunk to no fewer than `num_values` values and stretched back: a latent's cheapest competitor.
+
+    Shrinks with antialiasing (a triangle filter in time, height and width) and stretches trilinearly, on each of
+    `shrink_grids`; every clip keeps whichever grid gives it the best PSNR, still ones few frames, lively ones many.
+
+    Args:
+        clip: (B, C, T, H, W) in [-1, 1].
+        num_values: the numbers in the latent to compare with.
+
+    Returns:
+        (B, C, T, H, W).
+
+    Raises:
+        ValueError: if `num_values` is not between 1 and the values in a clip.
+    """
+    best, best_mse = clip, torch.full((len(clip),), torch.inf, device=clip.device)
+    for grid in shrink_grids(tuple(clip.shape[1:]), num_values):
+        candidate = F.interpolate(_shrink(clip, grid), size=clip.shape[2:], mode="trilinear", align_corners=False)
+        mse = (candidate - clip).square().mean(dim=(1, 2, 3, 4))
+        better = mse < best_mse
+        best = torch.where(better[:, None, None, None, None], candidate, best)
+        best_mse = torch.where(better, mse, best_mse)
+    return best
+
+
+def shrink_grids(shape: tuple[int, int, int, int], num_values: int) -> list[tuple[int, int, int]]:
+    """For each number of frames t, the smallest (t, h, w) with C * t * h * w >= num_values near the clip's aspect.
+
+    `shape` is (C, T, H, W); grids are no larger than the clip, and t too small to hold the values is left out.
+    Raises `ValueError` if `num_values` is not between 1 and C * T * H * W.
+    """
+    channels, frames, height, width = shape
+    if not 1 <= num_values <= math.prod(shape):
+        raise ValueError(f"num_values must be in 1..{math.prod(shape)} for a clip of shape {shape}, not {num_values}.")
+    grids = []
+    for t in range(1, frames + 1):
+        area = math.ceil(num_values / (channels * t))
+        if area > height * width:
+            continue
+        ideal = math.sqrt(area * height / width)
+        rows = {min(max(h, math.ceil(area / width)), height) for h in (math.floor(ideal), math.ceil(ideal))}
+        sizes = [(h, math.ceil(area / h)) for h in rows if h > 0]
+        aspect = height / width
+        h, w = min(sizes, key=lambda s: (s[0] * s[1], abs(math.log(s[0] / s[1] / aspect)), s))
+        grids.append((t, h, w))
+    return grids
+
+
+def _shrink(clip: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
+    """(B, C, T, H, W) -> (B, C, t, h, w); PyTorch antialiases in two dimensions, so space first, then time."""
+    t, h, w = grid
+    batch, channels, frames, height, width = clip.shape
+    small = F.interpolate(
+        clip.reshape(batch, channels * frames, height, width), size=(h, w), mode="bilinear", antialias=True
+    )
+    small = small.reshape(batch, channels, frames, h * w)
+    small = F.interpolate(small, size=(t, h * w), mode="bilinear", antialias=True)
+    return small.reshape(batch, channels, t, h, w)
+
+
+def _pixels(reconstruction: torch.Tensor, target: torch.Tensor, quantize: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both clips in float32 pixel values 0..255."""
+    if reconstruction.shape != target.shape or target.ndim != 5:
+        raise ValueError(
+            "reconstruction and target must be clips (B, C, T, H, W) of one shape, "
+            f"but have shapes {tuple(reconstruction.shape)} and {tuple(target.shape)}."
+        )
+    if quantize:
+        return to_uint8(reconstruction).float(), to_uint8(target).float()
+    for name, clip in (("reconstruction", reconstruction), ("target", target)):
+        if not torch.isfinite(clip).all():
+            raise ValueError(f"the {name} of shape {tuple(clip.shape)} holds NaN or infinite values.")
+    return tuple(((clip.float() + 1) * 127.5).clamp(0, PIXEL_RANGE) for clip in (reconstruction, target))

@@ -1,0 +1,81 @@
+"""What is minimised: the VAE's reconstruction objective and the DiT's denoising objective.
+
+Both are modules whose forward takes a batch and returns the loss with its terms, so that DDP, FSDP and mixed
+precision wrap one call per step. Every term is a mean over elements and a scalar tensor, kept on the device.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from diffusers import SchedulerMixin
+from torch import nn
+
+from autoencoder import AutoencoderKLVidTwin
+from pipelines import VidTwinTransformer3DModel
+
+from .config import DiffusionConfig, VAELossConfig
+
+Losses = dict[str, torch.Tensor]
+
+
+class VAEObjective(nn.Module):
+    """L1 + KL (the paper's Equation 6 without its LPIPS and GAN terms, which join here as further terms).
+
+    `l1_weight` multiplies the mean absolute error per value. `kl_weight` multiplies the KL divergence summed over a
+    clip's latent and divided by the values of the clip: nats per pixel value, so that both weights mean the same at
+    every size of clip and latent.
+    """
+
+    def __init__(self, vae: AutoencoderKLVidTwin, config: VAELossConfig) -> None:
+        super().__init__()
+        self.vae = vae
+        self.l1_weight = config.l1_weight
+        self.kl_weight = config.kl_weight
+
+    def forward(self, video: torch.Tensor) -> Losses:
+        """Clips (B, C, T, H, W) in [-1, 1] -> `loss` and its terms `l1` and `kl`."""
+        posterior = self.vae.encode(video).latent_dist
+        reconstruction = self.vae.decode(posterior.sample()).sample
+        l1 = F.l1_loss(reconstruction.float(), video)
+        kl = posterior.kl().float().mean() / video[0].numel()
+        return {"loss": self.l1_weight * l1 + self.kl_weight * kl, "l1": l1, "kl": kl}
+
+
+class DiffusionObjective(nn.Module):
+    """Mean squared error of the DiT's prediction on noised latents, at uniformly drawn timesteps.
+
+    The target is the scheduler's `prediction_type`: x0 (`sample`, the paper), `epsilon` or `v_prediction`. A share
+    `class_dropout` of the clips is given the null class, which guidance needs.
+    """
+
+    def __init__(
+        self, transformer: VidTwinTransformer3DModel, scheduler: SchedulerMixin, config: DiffusionConfig
+    ) -> None:
+        super().__init__()
+        self.transformer = transformer
+        self.scheduler = scheduler
+        self.class_dropout = config.class_dropout
+
+    def forward(self, latents: torch.Tensor, labels: torch.Tensor | None = None) -> Losses:
+        """Normalised packed latents (B, L) and their class ids (B,) -> `loss`."""
+        noise = torch.randn_like(latents)
+        steps = self.scheduler.config.num_train_timesteps
+        timestep = torch.randint(steps, (latents.shape[0],), device=latents.device)
+        noisy = self.scheduler.add_noise(latents, noise, timestep)
+        null_class = self.transformer.config.num_classes
+        if null_class is not None:
+            dropped = torch.rand(labels.shape, device=labels.device) < self.class_dropout
+            labels = labels.masked_fill(dropped, null_class)
+        prediction = self.transformer(noisy, timestep, class_labels=labels).sample
+        return {"loss": F.mse_loss(prediction.float(), self._target(latents, noise, timestep))}
+
+    def _target(self, latents: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        prediction_type = self.scheduler.config.prediction_type
+        if prediction_type == "sample":
+            return latents
+        if prediction_type == "epsilon":
+            return noise
+        if prediction_type == "v_prediction":
+            return self.scheduler.get_velocity(latents, noise, timestep)
+        raise ValueError(f"prediction_type must be sample, epsilon or v_prediction, not {prediction_type!r}.")
