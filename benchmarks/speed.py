@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import platform
 import resource
 import statistics
 import time
@@ -29,6 +28,7 @@ from rich.table import Table
 from autoencoder import AutoencoderKLVidTwin
 from autoencoder.attention import _matmul_attention
 from autoencoder.qformer import QFormer
+from vidgen.environment import environment
 from vidgen.files import written_aside
 
 CLIP = (1, 3, 16, 224, 224)
@@ -38,17 +38,6 @@ Row = dict[str, Any]
 
 def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def device_name() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
-        if line.startswith("model name"):
-            flags = Path("/proc/cpuinfo").read_text()
-            matrix = "AMX" if "amx_bf16" in flags else "AVX512-BF16" if "avx512_bf16" in flags else "no bf16 unit"
-            return f"{line.split(':')[1].strip()} ({matrix}), {torch.get_num_threads()} threads"
-    return platform.processor() or "CPU"
 
 
 def seconds(run: Callable[[], Any], repeats: int = 5) -> float:
@@ -276,8 +265,8 @@ def main() -> None:
     if unknown := [part for part in arguments.parts if part not in PARTS]:
         parser.error(f"unknown part {unknown[0]!r}; known: {', '.join(PARTS)}")
     console = Console(width=None if Console().is_terminal else 160)
-    results: dict[str, Any] = {"device": device_name(), "torch": torch.__version__}
-    console.print(f"{results['device']}, torch {results['torch']}")
+    results: dict[str, Any] = {"environment": environment()}
+    console.print(f"{results['environment']['device']}, torch {torch.__version__}")
     for part in arguments.parts or PARTS:
         results[part] = PARTS[part]()
         show(part, results[part], console)

@@ -56,11 +56,9 @@ class TrainConfig:
 
 @dataclass
 class OptimConfig:
-    """The optimizer and its schedule."""
+    """AdamW and its schedule."""
 
-    optimizer: str = "adamw"  # adamw, or muon: torch.optim.Muon on the blocks' matrices, AdamW on the rest
     learning_rate: float = 1.6e-4
-    muon_learning_rate: float = 0.02
     adam_beta1: float = 0.9
     adam_beta2: float = 0.99
     adam_weight_decay: float = 1e-4

@@ -72,6 +72,19 @@ def test_every_scheduler_reaches_what_the_model_knows(name):
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
+def test_the_model_is_first_shown_noise_of_unit_variance(name):
+    scheduler = SCHEDULERS[name]()
+    noise, seen = torch.randn(SHAPE), []
+
+    def model_fn(noisy, timestep, estimate):
+        seen.append(noisy)
+        return torch.zeros_like(noisy)
+
+    denoise(model_fn, scheduler, noise, retrieve_timesteps(scheduler, 8))
+    torch.testing.assert_close(seen[0], noise, atol=5e-3, rtol=5e-3)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
 def test_the_estimate_of_clean_latents_is_what_the_model_meant(name):
     scheduler = SCHEDULERS[name]()
     clean = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))

@@ -4,8 +4,11 @@ import pytest
 import torch
 from diffusers import PyramidAttentionBroadcastConfig
 
-from pipelines import VidTwinTransformer3DModel
+from autoencoder import TwinLatents
+from pipelines import VidTwinPipeline, VidTwinTransformer3DModel, default_scheduler
 from pipelines.presets import PRESETS
+from pipelines.sampling import normalize_latents
+from pipelines.transformer_vidtwin import modulate
 
 BATCH = 2
 
@@ -72,6 +75,26 @@ def test_each_streams_timestep_reaches_both(transformer, inputs, stream):
         assert (a - b).abs().amax() > 1e-4
 
 
+def test_each_stream_is_modulated_by_its_own_vectors():
+    ones = torch.ones(1, 5, 2)
+    scale, shift = torch.tensor([[[2.0, 3.0], [4.0, 5.0]]]), torch.tensor([[[10.0, 20.0], [30.0, 40.0]]])
+    out = modulate(ones, (2, 3), scale, shift)
+    assert out[0].tolist() == [[12, 23]] * 2 + [[34, 45]] * 3
+    assert modulate(ones, (2, 3), scale)[0].tolist() == [[2, 3]] * 2 + [[4, 5]] * 3
+
+
+@pytest.mark.parametrize("qk_norm", ["rms_norm", None])
+def test_qk_norm_makes_the_scale_of_queries_and_keys_irrelevant(make_transformer, inputs, qk_norm):
+    model = make_transformer(qk_norm=qk_norm)
+    before = model(**inputs).sample
+    with torch.no_grad():
+        for layer in (model.transformer_blocks[0].attn1.to_q, model.transformer_blocks[0].attn1.to_k):
+            layer.weight.mul_(4)
+            layer.bias.mul_(4)
+    unchanged = torch.allclose(model(**inputs).sample, before, atol=1e-4, rtol=1e-4)
+    assert unchanged == (qk_norm is not None)
+
+
 @pytest.mark.parametrize("conditioning", ["adaln", "cross_attention"])
 def test_the_class_matters(make_transformer, inputs, conditioning):
     model = make_transformer(class_conditioning=conditioning)
@@ -86,6 +109,22 @@ def test_every_latent_value_reaches_both_streams(transformer, inputs):
     for out in split(transformer, sample):
         (grad,) = torch.autograd.grad(out.square().sum(), hidden_states, retain_graph=True)
         assert (grad.abs() > 0).all()
+
+
+def test_places_are_told_apart(transformer, inputs):
+    """Without positions, moving the latents' values about would only move the prediction about."""
+    latents = TwinLatents.unpack(inputs["hidden_states"], transformer.structure_shape, transformer.dynamics_shape)
+    turned = TwinLatents(latents.structure.flip(2), latents.dynamics.flip(2))
+    before, after = (
+        TwinLatents.unpack(
+            transformer(**{**inputs, "hidden_states": x.pack()}).sample,
+            transformer.structure_shape,
+            transformer.dynamics_shape,
+        )
+        for x in (latents, turned)
+    )
+    assert (after.structure.flip(2) - before.structure).abs().max() > 1e-2
+    assert (after.dynamics.flip(2) - before.dynamics).abs().max() > 1e-2
 
 
 def test_clips_of_a_batch_are_independent(transformer, inputs):
@@ -237,20 +276,26 @@ def test_an_unconditional_model_takes_no_labels(make_transformer, inputs):
     assert model(inputs["hidden_states"], inputs["timestep"]).sample.any()
 
 
-def test_learns_four_latents(vae):
-    """A fresh tiny model overfits: the x0 loss falls to less than half."""
+def test_learns_four_latents_and_samples_them(vae):
+    """A fresh tiny model overfits four clips, one per class: the x0 loss halves, and sampling gives the clips back."""
     torch.manual_seed(0)
+    scheduler = default_scheduler()
     model = VidTwinTransformer3DModel.from_preset("tiny-test", vae, num_classes=4)
     clean, labels = torch.randn(4, vae.latent_size), torch.arange(4)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     losses = []
-    for _ in range(100):
+    for _ in range(150):
         timestep = torch.randint(1000, (4,))
-        alpha = (1 - timestep / 1000)[:, None]
-        noisy = alpha * clean + (1 - alpha**2).sqrt() * torch.randn_like(clean)
+        noisy = scheduler.add_noise(clean, torch.randn_like(clean), timestep)
         loss = (model(noisy, timestep, labels).sample - clean).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert sum(losses[-5:]) / 5 < 0.5 * losses[0]
+    assert sum(losses[-10:]) / 10 < 0.5 * losses[0]
+
+    pipe = VidTwinPipeline(vae, model.eval(), scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    latents = pipe([0, 1, 2, 3], guidance_scale=1.0, num_inference_steps=10, output_type="latent").frames
+    error = (normalize_latents(latents, vae) - clean).square().mean(dim=1)
+    assert error.max() < 0.2  # standard normal latents: a wrong clip would be at 2

@@ -195,7 +195,7 @@ class ClipDataset(Dataset):
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._bad: dict[int, str] = {}  # number of a video -> reason; every process finds out for itself
         if not any(self._probe(number) for number in range(len(self.files))):
-            raise self._nothing_readable(self._bad[0] if self.files else "it is empty")
+            raise self._nothing_readable(self.check())
 
     @property
     def id2label(self) -> dict[int, str]:
@@ -232,7 +232,7 @@ class ClipDataset(Dataset):
             else:
                 reason = self._bad[number]
             skipped.append((str(self.files[number].path), reason))
-        raise self._nothing_readable(skipped[0][1])
+        raise self._nothing_readable(skipped)
 
     def _probe(self, number: int) -> bool:
         if number not in self._bad:
@@ -242,8 +242,9 @@ class ClipDataset(Dataset):
                 self._bad[number] = error.reason
         return number not in self._bad
 
-    def _nothing_readable(self, reason: str) -> VideoError:
-        return VideoError(f"no readable video under {self.root}: {reason}")
+    def _nothing_readable(self, skipped: list[tuple[str, str]]) -> VideoError:
+        first = ": ".join(skipped[0]) if skipped else "it is empty"
+        return VideoError(f"no readable video under {self.root}: {first}")
 
     def _read(self, number: int, visit: int, index: int) -> dict:
         path, label = self.files[number]

@@ -120,10 +120,9 @@ def _turn(rng: np.random.Generator) -> int:
     return int(rng.choice([-1, 1]))
 
 
-def _place(rng: np.random.Generator, size: float) -> list[float]:
-    """A centre near the middle that keeps the whole shape in the frame."""
-    room = min(0.5 - size / 2, 0.15)
-    return [_uniform(rng, 0.5 - room, 0.5 + room), _uniform(rng, 0.5 - room, 0.5 + room)]
+def _place(rng: np.random.Generator) -> list[float]:
+    """A centre so near the middle that the largest shape stays in the frame, zoomed or shaken."""
+    return [_uniform(rng, 0.35, 0.65), _uniform(rng, 0.35, 0.65)]
 
 
 def _slide(rng: np.random.Generator, sizes: list[float], num_frames: int) -> Motion:
@@ -137,7 +136,7 @@ def _slide(rng: np.random.Generator, sizes: list[float], num_frames: int) -> Mot
 
 def _bounce(rng: np.random.Generator, sizes: list[float], num_frames: int) -> Motion:
     """Two jumps off the floor."""
-    x, phase = _place(rng, sizes[0])[0], _uniform(rng, 0, 360)
+    x, phase = _place(rng)[0], _uniform(rng, 0, 360)
     floor, ceiling = 0.98 - sizes[0] / 2, 0.02 + sizes[0] / 2
     height = np.abs(np.sin(2 * np.pi * np.arange(num_frames) / num_frames + np.radians(phase)))
     y = floor + (ceiling - floor) * height
@@ -153,20 +152,20 @@ def _orbit(rng: np.random.Generator, sizes: list[float], num_frames: int) -> Mot
 
 def _spin(rng: np.random.Generator, sizes: list[float], num_frames: int) -> Motion:
     """One turn on the spot."""
-    turn, place = _turn(rng), _place(rng, sizes[0])
+    turn, place = _turn(rng), _place(rng)
     return {"turn": turn}, [(place, turn * _degrees(num_frames), 1)]
 
 
 def _zoom(rng: np.random.Generator, sizes: list[float], num_frames: int) -> Motion:
     """Grows and shrinks once."""
-    phase, place = _uniform(rng, 0, 360), _place(rng, 1.4 * sizes[0])
+    phase, place = _uniform(rng, 0, 360), _place(rng)
     scales = 1 + 0.4 * np.sin(np.radians(_degrees(num_frames) + phase))
     return {"amplitude": 0.4, "phase": phase}, [(place, 0, scales)]
 
 
 def _shake(rng: np.random.Generator, sizes: list[float], num_frames: int) -> Motion:
     """Quick and short, back and forth along one line, a cycle every four frames."""
-    heading, place, amplitude = _uniform(rng, 0, 180), np.array(_place(rng, sizes[0])), _uniform(rng, 0.07, 0.1)
+    heading, place, amplitude = _uniform(rng, 0, 180), np.array(_place(rng)), _uniform(rng, 0.07, 0.1)
     swing = amplitude * np.sin(np.pi / 2 * np.arange(num_frames))
     path = place + _rotate(np.stack([swing, np.zeros_like(swing)], -1), heading)
     return {"heading": heading, "amplitude": amplitude, "period_frames": 4}, [(path, 0, 1)]
@@ -183,7 +182,7 @@ def _swap(rng: np.random.Generator, sizes: list[float], num_frames: int) -> Moti
 
 
 def _still(rng: np.random.Generator, sizes: list[float], num_frames: int) -> Motion:
-    return {}, [(_place(rng, sizes[0]), 0, 1)]
+    return {}, [(_place(rng), 0, 1)]
 
 
 def _degrees(num_frames: int) -> np.ndarray:

@@ -2,9 +2,9 @@
 
 A file is first indexed with PyAV: its packets are listed, not decoded, which gives the timestamp of every frame, in
 display order. Frames are then chosen by those timestamps and decoded by decord, or by PyAV where decord is missing,
-fails, or would be wrong: where frames are stored out of order across a keyframe (B-frames in AVI, open groups of
-pictures) it silently returns frames from up to a second away, so such files never reach it. Which of the two ran
-makes no difference to the result.
+fails, or cannot be trusted: where frames are stored out of order across a keyframe (B-frames in AVI, open groups of
+pictures) and in streams without an index (MPEG-TS) decord silently returns frames from up to a second away. Which of
+the two ran makes no difference to the frames of a sound file; in a damaged one only PyAV tells which are concealed.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ except (ImportError, OSError):  # no wheels for this platform, or ones that do n
 
 VIDEO_EXTENSIONS = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".wmv", ".flv"})
 
+DECORD_FORMATS = {"mov", "matroska", "avi"}  # FFmpeg's first names of mp4, mkv and webm, avi
 EPSILON = 1e-3  # seconds; Matroska rounds its timestamps to whole milliseconds
 PHANTOMS = 2  # frames: some files announce one or two more than they hold
 REORDERING = 16  # frames: the most that H.264 and HEVC may shift a frame between decoding and display
@@ -120,9 +121,10 @@ def write_video(
         written_aside(path) as unfinished,
         av.open(str(unfinished), "w", format="mp4", options={"movflags": "faststart"}) as container,
     ):
-        # One encoder thread: small clips gain nothing from more, and the bytes are the same everywhere.
-        rate = Fraction(fps).limit_denominator(1001)
-        stream = container.add_stream("libx264", rate=rate, options={"crf": str(crf), "threads": "1"})
+        # The same frames give the same bytes with one thread and without x264's macroblock tree, which on small frames
+        # decides differently from run to run.
+        options = {"crf": str(crf), "threads": "1", "x264-params": "mbtree=0"}
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         # Name the matrix that PyAV converts with, BT.601; players would guess BT.709 for large frames.
         colours = stream.codec_context
@@ -148,7 +150,7 @@ class _Index:
     info: VideoInfo
     timestamps: np.ndarray  # seconds since the first frame, increasing, one for each frame in display order
     ticks: np.ndarray | None  # the same in the stream's own units; None where the file's timestamps are no guide
-    in_order: bool  # every keyframe comes after all earlier frames and before all later ones: decord seeks rightly
+    suits_decord: bool
 
 
 def _index(path: str | os.PathLike) -> _Index:
@@ -169,46 +171,44 @@ def _read_index(path: Path, size: int, modified: int) -> _Index:
     """List the packets of the main video stream and decode its first frame; `size`, `modified` are for the cache."""
     packets, first = [], None
     with av.open(str(path)) as container:
-        if container.format.name == "tty":  # FFmpeg would film the text scrolling over a terminal
+        format_name = container.format.name.split(",")[0]
+        if format_name == "tty":  # FFmpeg would film the text scrolling over a terminal
             raise VideoError("it is text, not a video", path)
         stream = _main_stream(container, path)
-        codec, time_base, announced = stream.codec_context.name, stream.time_base, stream.frames
-        rate = stream.average_rate or stream.guessed_rate
+        announced, rate = stream.frames, float(stream.average_rate or stream.guessed_rate or 0)
         for packet in container.demux(stream):
             if packet.size and not packet.is_discard:
                 packets.append(_Packet(packet.pts, packet.duration, packet.is_keyframe, packet.is_corrupt))
             if first is None:
                 first = next(iter(packet.decode()), None)
-        unstamped = container.format.name == "avi"  # AVI stores no timestamps, FFmpeg's are guesses
-        reordered = bool(stream.codec_context.has_b_frames)
+        time_base, codec, has_b_frames = stream.time_base, stream.codec_context.name, stream.codec_context.has_b_frames
     whole = [packet for packet in packets if not packet.is_corrupt]
     if first is None or not whole:
         raise VideoError("it holds no frame that can be decoded", path)
     if len(whole) < min(announced, len(packets)) or len(packets) < announced - max(PHANTOMS, announced // 20):
         raise VideoError(f"cut off: {len(whole)} of {announced} frames are whole", path)
 
-    packets = whole
-    stamps = [packet.pts for packet in packets]
-    if unstamped or None in stamps or len(set(stamps)) < len(stamps):
-        if not rate:
-            raise VideoError("it has neither timestamps nor a frame rate", path)
-        ticks, in_order, fps = None, not reordered, float(rate)
-        timestamps, duration = np.arange(len(packets)) / fps, len(packets) / fps
-    else:
-        order = np.argsort(stamps)
-        ticks = np.array(stamps, dtype=np.int64)[order]
-        in_order = all(shown == place for place, shown in enumerate(order) if packets[shown].is_keyframe)
+    stamps = {packet.pts for packet in whole}
+    if format_name != "avi" and None not in stamps and len(stamps) == len(whole):
+        order = np.argsort([packet.pts for packet in whole])
+        ticks = np.array([whole[i].pts for i in order])
         timestamps = (ticks - ticks[0]) * float(time_base)
-        last = (packets[order[-1]].duration or 0) * float(time_base) or timestamps[-1] / max(1, len(packets) - 1)
+        last = (whole[order[-1]].duration or 0) * float(time_base) or timestamps[-1] / max(1, len(whole) - 1)
         duration = float(timestamps[-1] + last)
-        fps = len(packets) / duration if duration else float(rate or 0)
-        if rate and abs(fps / float(rate) - 1) < 0.01:
-            fps = float(rate)  # the exact number, where the header is right
+        measured = len(whole) / duration if duration else rate
+        fps = rate if abs(rate - measured) < 0.01 * measured else measured  # exact where the header is right
+        # Every keyframe comes after all earlier frames and before all later ones.
+        in_order = all(shown == place for place, shown in enumerate(order) if whole[shown].is_keyframe)
+    elif rate:  # AVI has no timestamps, only a rate
+        ticks, timestamps = None, np.arange(len(whole)) / rate
+        duration, fps, in_order = len(whole) / rate, rate, not has_b_frames
+    else:
+        raise VideoError("it has neither timestamps nor a frame rate", path)
 
-    sideways = _quarter_turns(first) % 2 == 1
-    width, height = (first.height, first.width) if sideways else (first.width, first.height)
-    info = VideoInfo(path, width, height, fps, len(packets), duration, codec)
-    return _Index(info, timestamps, ticks, in_order)
+    turns = _quarter_turns(first)
+    width, height = (first.height, first.width) if turns % 2 else (first.width, first.height)
+    info = VideoInfo(path, width, height, fps, len(whole), duration, codec)
+    return _Index(info, timestamps, ticks, suits_decord=in_order and not turns and format_name in DECORD_FORMATS)
 
 
 def _main_stream(container: av.container.InputContainer, path: Path) -> av.VideoStream:
@@ -236,7 +236,7 @@ def _decode(index: _Index, numbers: np.ndarray, decoder: str) -> np.ndarray:
         raise UserError(f"unknown decoder {decoder!r}, expected auto, decord or pyav")
     if decoder == "decord" and decord is None:
         raise UserError("decord is not installed; use decoder='pyav'")
-    if decoder == "decord" or (decoder == "auto" and decord is not None and index.in_order):
+    if decoder == "decord" or (decoder == "auto" and decord is not None and index.suits_decord):
         try:
             return _decode_with_decord(index, numbers)
         except Exception as error:  # its own errors share no base class, and PyAV has the last word

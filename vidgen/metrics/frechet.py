@@ -14,7 +14,7 @@ import warnings
 
 import torch
 
-from vidgen.files import written_aside
+from ..files import written_aside
 
 
 class RankDeficientWarning(UserWarning):

@@ -10,7 +10,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from vidgen.files import to_uint8
+from ..files import to_uint8
 
 PIXEL_RANGE = 255.0
 MAX_PSNR = 100.0  # dB; what identical pixels count as, so that a mean over clips stays finite

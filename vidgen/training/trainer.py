@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import math
-import platform
-import subprocess
-import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +20,13 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from ..config import DiTTrainingConfig, VAETrainingConfig, save_config
+from ..environment import environment
 from ..errors import UserError
 from .checkpoints import find_checkpoint, save_checkpoint
 from .optimizers import build_lr_scheduler, build_optimizer
 from .tracking import JSONLTracker, forget_steps_after, progress_bar
 
 TrainingConfig = VAETrainingConfig | DiTTrainingConfig
-REPORTED_VERSIONS = ("torch", "diffusers", "accelerate", "transformers", "vidgen")
 
 
 def build_accelerator(config: TrainingConfig) -> Accelerator:
@@ -236,7 +232,7 @@ class Trainer(ABC):
         self.accelerator.init_trackers("logs")
         if self.accelerator.is_main_process:
             save_config(self.config, self.output_dir / "config.yaml")
-            OmegaConf.save(run_facts(self.accelerator), self.output_dir / "run.yaml")
+            OmegaConf.save(environment(), self.output_dir / "environment.yaml")
 
     def _resume(self) -> None:
         checkpoint = find_checkpoint(self.output_dir, self.config.train.resume_from_checkpoint)
@@ -278,27 +274,3 @@ class Trainer(ABC):
                 values = self.validate()
             self.accelerator.log({f"validation/{name}": value for name, value in values.items()}, self.position.step)
         self.accelerator.wait_for_everyone()
-
-
-def run_facts(accelerator: Accelerator) -> dict[str, Any]:
-    """What a run needs to be made again: command, versions, commit, device."""
-    try:
-        commit = subprocess.run(
-            ["git", "describe", "--always", "--dirty"],
-            capture_output=True,
-            text=True,
-            check=True,
-            cwd=Path(__file__).parent,
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        commit = "unknown"
-    device = accelerator.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or device.type
-    return {
-        "command": " ".join(sys.argv),
-        "commit": commit,
-        "device": name,
-        "processes": accelerator.num_processes,
-        "python": platform.python_version(),
-        "versions": {package: version(package) for package in REPORTED_VERSIONS},
-    }

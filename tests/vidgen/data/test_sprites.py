@@ -82,6 +82,13 @@ def test_shapes_are_large_inside_the_frame_and_of_their_own_colour(motion):
             assert (centres - reach > -0.05 * 128).all() and (centres + reach < 1.05 * 128).all()
 
 
+def test_scales_are_those_of_the_drawn_shape():
+    factors = draw("zoom", resolution=128)
+    factors["shapes"][0]["kind"] = "square"
+    areas, scales = shown(factors).sum((1, 2)), np.array(factors["shapes"][0]["scales"])
+    np.testing.assert_allclose(areas / areas[0], (scales / scales[0]) ** 2, rtol=0.08)
+
+
 def test_every_kind_of_shape_is_drawn_about_as_large():
     factors = draw("still")
     areas = []
@@ -89,6 +96,15 @@ def test_every_kind_of_shape_is_drawn_about_as_large():
         factors["shapes"][0].update(kind=kind, size=26.0)
         areas.append(shown(factors)[0].sum())
     assert max(areas) < 3 * min(areas) and min(areas) > 0.05 * 64 * 64
+
+
+@pytest.mark.parametrize(("angle", "direction"), [(0, (0, -1)), (90, (1, 0)), (180, (0, 1))])
+def test_angles_turn_clockwise(angle, direction):
+    factors = draw("still", num_frames=1)
+    factors["shapes"][0].update(kind="triangle", centres=[[32, 32]], angles=[angle])
+    y, x = np.nonzero(shown(factors)[0])
+    towards = np.stack([x - 31.5, y - 31.5], -1) @ np.array(direction)
+    assert towards.max() > -1.6 * towards.min()  # a corner on this side, an edge on the other
 
 
 @pytest.mark.parametrize("kind", SHAPES)

@@ -1,0 +1,364 @@
+"""Datasets: what is listed, what is held out, what a sample holds, and what happens to videos that are no use."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader
+
+from vidgen.data import dataset as module
+from vidgen.data.dataset import (
+    BadVideos,
+    ClipDataset,
+    VideoFile,
+    clip_to_frames,
+    collate_clips,
+    frames_to_clip,
+    list_videos,
+    split_validation,
+)
+from vidgen.data.sprites import MOTIONS
+from vidgen.data.video import VideoError, read_clip, write_video
+
+SHAPE = {"num_frames": 8, "fps": 8, "resolution": 32}
+
+
+@pytest.fixture
+def broken(sprites, tmp_path) -> Path:
+    """Plain folder: five good videos among a text, an empty, a cut-off, a damaged and a too short one."""
+    good = sorted(sprites.rglob("*.mp4"))
+    for name, path in zip(["b", "d", "f", "h", "j"], good[::3], strict=False):
+        shutil.copy(path, tmp_path / f"{name}.mp4")
+    content = good[0].read_bytes()
+    (tmp_path / "a.mp4").write_bytes(b"not a video\n" * 100)
+    (tmp_path / "c.mp4").write_bytes(b"")
+    (tmp_path / "e.mp4").write_bytes(content[: len(content) * 6 // 10])
+    (tmp_path / "g.mp4").write_bytes(content[: len(content) // 2] + bytes(len(content) - len(content) // 2))
+    write_video(tmp_path / "i.mp4", np.zeros((4, 64, 64, 3), np.uint8), 8)
+    return tmp_path
+
+
+def touch(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+def same(a: dict, b: dict) -> bool:
+    return (
+        a.keys() == b.keys() and torch.equal(a["video"], b["video"]) and all(a[k] == b[k] for k in a if k != "video")
+    )
+
+
+# --- listing --------------------------------------------------------------------------------------------------------
+
+
+def test_real_clips_are_labelled_by_the_folder_that_holds_them(clips):
+    files, classes = list_videos(clips / "ucf101")
+    assert classes == ["ApplyEyeMakeup", "BaseballPitch"]
+    assert [(file.path.parent.name, file.label) for file in files] == [("ApplyEyeMakeup", 0), ("BaseballPitch", 1)]
+    files, classes = list_videos(clips)
+    assert classes == ["ApplyEyeMakeup", "BaseballPitch", "varied"]
+    assert Counter(file.label for file in files) == {0: 1, 1: 1, 2: 11}
+    files, classes = list_videos(clips / "varied")
+    assert classes == [] and len(files) == 11 and {file.label for file in files} == {None}
+
+
+def test_folders(tmp_path):
+    root = touch(
+        tmp_path, "train/b/1.mp4", "train/a/2.AVI", "test/b/3.webm", "a/.hidden.mp4", ".git/x.mp4", "a/notes.txt"
+    )
+    files, classes = list_videos(str(root))
+    assert classes == ["a", "b"]
+    assert [(str(f.path.relative_to(root)), f.label) for f in files] == [
+        ("test/b/3.webm", 1), ("train/a/2.AVI", 0), ("train/b/1.mp4", 1)]  # fmt: skip
+    touch(root, "0.mkv")  # a video at the top: no classes
+    files, classes = list_videos(root)
+    assert classes == [] and len(files) == 4 and {f.label for f in files} == {None}
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path):
+    elsewhere = touch(tmp_path / "elsewhere", "1.mp4")
+    root = touch(tmp_path / "root", "b/2.mp4")
+    (root / "a").symlink_to(elsewhere, target_is_directory=True)
+    (root / "b" / "up").symlink_to(root, target_is_directory=True)
+    files, classes = list_videos(root)
+    assert classes == ["a", "b"] and len(files) == 2
+
+
+def test_csv(tmp_path, sprites):
+    table = tmp_path / "lists" / "train.csv"
+    touch(tmp_path, "lists/x")
+    absolute = next(sprites.rglob("*.mp4"))
+    table.write_text(f"\ufeffpath,label\n../videos/b.mp4,run\n{absolute}, jump\n\nc.mp4,\n", encoding="utf-8")
+    files, classes = list_videos(table)
+    assert classes == ["jump", "run"]
+    assert files == [(table.parent / "../videos/b.mp4", 1), (absolute, 0), (table.parent / "c.mp4", None)]
+    table.write_text("path,label\n" + "".join(f"{n}.mp4,{n}\n" for n in (10, 2, 1)))
+    assert list_videos(table)[1] == ["1", "2", "10"]
+    table.write_text("path\na.mp4\n")
+    assert list_videos(table) == ([(tmp_path / "lists" / "a.mp4", None)], [])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda root: root / "missing", "no dataset at .*missing: expected a folder of videos or a CSV file"),
+        (lambda root: root, "no video in .*: expected files ending in .avi, "),
+        (lambda root: touch(root, "a.txt") / "a.txt", "a.txt is not a dataset"),
+        (lambda root: touch(root, "a.csv") / "a.csv", "no video in .*a.csv"),
+        (lambda root: _write(root / "b.csv", b"file,label\na.mp4,x\n"), "b.csv has no column 'path': its first line"),
+        (lambda root: _write(root / "c.csv", b"\xff\xfe\x00path"), "c.csv is not a CSV file"),
+    ],
+)
+def test_what_is_no_dataset_is_said_in_one_sentence(tmp_path, make, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        ClipDataset(make(tmp_path), **SHAPE)
+    assert "\n" not in str(caught.value)
+
+
+def _write(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+# --- holding out ----------------------------------------------------------------------------------------------------
+
+
+@given(
+    labels=st.lists(st.one_of(st.none(), st.integers(0, 4)), min_size=2, max_size=30),
+    share=st.floats(0, 0.999),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=80, deadline=None)
+def test_split_keeps_every_file_once_and_every_class_where_it_can(labels, share, seed):
+    files = [VideoFile(Path(f"{number}.mp4"), label) for number, label in enumerate(labels)]
+    num_validation = int(share * len(files))
+    train, validation = split_validation(files, num_validation, seed)
+    assert len(validation) == num_validation
+    assert sorted(train + validation, key=files.index) == files
+    assert (train, validation) == split_validation(files, num_validation, seed)
+    assert train == sorted(train, key=files.index) and validation == sorted(validation, key=files.index)
+    sizes, held = Counter(labels), Counter(file.label for file in validation)
+    splittable = [label for label in sizes if sizes[label] > 1]
+    if num_validation >= len(splittable):
+        assert all(held[label] for label in splittable)
+    if num_validation <= len(files) - len(sizes):
+        assert all(sizes[label] > held[label] for label in sizes)
+
+
+def test_split_never_shares_a_file_and_leaves_some_to_train_on():
+    files = [VideoFile(Path(f"{n % 5}.mp4"), None) for n in range(10)]  # each listed twice
+    train, validation = split_validation(files, 2, seed=0)
+    assert len(train) == 6 and len(validation) == 4
+    assert not {f.path for f in train} & {f.path for f in validation}
+    assert any(split_validation(files, 2, seed)[1] != validation for seed in range(1, 5))
+    with pytest.raises(ValueError, match="cannot hold out 5 of 5 videos: choose from 0 to 4"):
+        split_validation(files, 5, seed=0)
+
+
+# --- samples --------------------------------------------------------------------------------------------------------
+
+
+def test_a_sample(sprites):
+    clips = ClipDataset(sprites, **SHAPE)
+    assert len(clips) == 16 and clips.classes == sorted(MOTIONS)
+    assert clips.id2label == dict(enumerate(sorted(MOTIONS)))
+    sample = clips[5]
+    assert sample["video"].shape == (3, 8, 32, 32) and sample["video"].dtype == torch.float32
+    assert sample["video"].min() >= -1 and sample["video"].max() <= 1
+    assert sample["label"] == clips.classes.index(Path(sample["path"]).parent.name)
+    assert sample["index"] == 5 and sample["skipped"] == [] and 0 <= sample["start"] <= 1.125
+    for index in (-1, 16):
+        with pytest.raises(IndexError):
+            clips[index]
+
+
+def test_an_untouched_clip_is_the_file_itself(sprites):
+    sample = ClipDataset(sprites, 16, 8, 64, train=False)[3]
+    assert torch.equal(clip_to_frames(sample["video"]), read_clip(sample["path"], fps=8, num_frames=16))
+
+
+@pytest.mark.parametrize("resolution", [48, (32, 64), (64, 32)])
+def test_real_clips_of_all_sizes_become_one(clips, resolution):
+    data = ClipDataset(clips, 4, 6, resolution, train=False)
+    batch = collate_clips([data[i] for i in range(0, len(data), 3)])
+    height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
+    assert batch["video"].shape[1:] == (3, 4, height, width) and not batch["skipped"]
+    assert (batch["video"].flatten(1).std(1) > 0.02).all()
+
+
+def test_resizing_keeps_proportions_and_cuts_the_middle(tmp_path):
+    frames = np.zeros((8, 64, 128, 3), np.uint8)
+    frames[:, :, 32:96] = 255  # the middle square
+    write_video(tmp_path / "wide.mp4", frames, 8)
+    assert ClipDataset(tmp_path, **SHAPE, train=False)[0]["video"].min() > 0.5  # its edges take in a little black
+    both = ClipDataset(tmp_path, 8, 8, (32, 64), train=False)[0]["video"]
+    assert both[..., :14].max() < -0.9 < 0.9 < both[..., 18:46].min()
+
+
+def test_resizing_is_antialiased(tmp_path):
+    checks = np.indices((96, 96)).sum(0) % 2 * 255
+    write_video(tmp_path / "a.mp4", np.repeat(checks[None, ..., None], 8, 0).repeat(3, -1).astype(np.uint8), 8)
+    video = ClipDataset(tmp_path, 8, 8, 32, train=False)[0]["video"]
+    assert video[..., 1:-1, 1:-1].abs().max() < 0.3  # grey: neither black nor white
+
+
+def test_training_draws_from_seed_epoch_and_index_alone(clips):
+    def videos(seed=0, epoch=0, order=(0, 1), **how) -> list[dict]:
+        data = ClipDataset(clips / "ucf101", **SHAPE, seed=seed, **how)
+        data.set_epoch(epoch)
+        drawn = {index: data[index] for index in order}
+        return [drawn[0], drawn[1]]
+
+    first = videos()
+    assert all(map(same, first, videos(order=(1, 0, 1))))
+    assert not any(map(same, first, videos(epoch=1)))
+    assert not any(map(same, first, videos(seed=1)))
+    assert all(map(same, videos(epoch=3), videos(epoch=3)))
+    middle = videos(train=False)
+    assert all(map(same, middle, videos(train=False, epoch=7, seed=3)))
+
+
+def test_flip_mirrors_about_half_and_only_in_training(sprites):
+    plain, flipped = (ClipDataset(sprites, 8, 8, 64, flip=flip) for flip in (False, True))
+    mirrored = 0
+    for index in range(16):
+        a, b = plain[index]["video"], flipped[index]["video"]
+        assert torch.equal(a, b) or torch.equal(a.flip(-1), b)
+        mirrored += not torch.equal(a, b)
+    assert 3 <= mirrored <= 13
+    still = [ClipDataset(sprites, 8, 8, 64, train=False, flip=flip) for flip in (False, True)]
+    assert all(same(still[0][index], still[1][index]) for index in range(8))
+
+
+def test_several_clips_of_a_video(clips):
+    data = ClipDataset(clips / "ucf101", **SHAPE, train=False, clips_per_video=3)
+    starts = {index: data[index]["start"] for index in range(len(data))}
+    assert len(data) == 6 and starts[0] < starts[2] < starts[4] and data[2]["path"] == data[0]["path"]
+    centred = ClipDataset(clips / "ucf101", **SHAPE, clips_per_video=3).centred()
+    assert len(centred) == 2 and centred[1]["start"] == starts[3] and centred.classes == data.classes
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_workers_give_the_samples_one_process_gives(broken, persistent):
+    def batches(**how) -> list[dict]:
+        data = ClipDataset(broken, **SHAPE, seed=5)
+        loader = DataLoader(data, batch_size=4, collate_fn=collate_clips, **how)
+        found = []
+        for epoch in range(2):
+            data.set_epoch(epoch)
+            found += list(loader)
+        return found
+
+    alone, workers = batches(), batches(num_workers=2, persistent_workers=persistent)
+    assert len(alone) == len(workers) == 6
+    for a, b in zip(alone, workers, strict=True):
+        assert torch.equal(a["video"], b["video"]) and a["path"] == b["path"] and a["skipped"] == b["skipped"]
+    assert not torch.equal(alone[0]["video"], alone[3]["video"])  # the epoch reached the workers
+
+
+# --- videos that are no use -----------------------------------------------------------------------------------------
+
+
+def test_bad_videos_are_stood_in_for_and_named(broken):
+    data = ClipDataset(broken, **SHAPE)
+    samples = [data[i] for i in range(len(data))]
+    assert [Path(s["path"]).stem for s in samples] == list("bbddffhhjj")
+    assert [s["index"] for s in samples] == list(range(10))
+    for sample in samples:
+        assert sample["video"].std() > 0.05
+        assert [Path(path).stem for path, _ in sample["skipped"]] == (
+            [] if Path(sample["path"]).stem == "abcdefghij"[sample["index"]] else ["abcdefghij"[sample["index"]]]
+        )
+    batch = collate_clips([*samples, *samples])
+    reasons = {Path(path).stem: reason for path, reason in batch["skipped"]}
+    assert len(batch["skipped"]) == 5 and list(reasons) == list("acegi")
+    assert "not a readable video" in reasons["a"] and reasons["c"] == "the file is empty"
+    assert reasons["e"].startswith("cut off: ") and "decoded" in reasons["g"]
+    assert reasons["i"] == "too short: it lasts 0.50 s, 8 frames at 8 fps need more than 0.88 s"
+    found = {Path(path).stem for path, _ in data.check()}
+    assert found == set("acei")  # the damage inside g only shows when decoding it
+
+
+def test_the_last_video_is_stood_in_for_by_the_first(broken):
+    (broken / "k.mp4").write_bytes(b"")
+    sample = ClipDataset(broken, **SHAPE)[10]
+    assert Path(sample["path"]).stem == "b"
+    assert [Path(path).stem for path, _ in sample["skipped"]] == ["k", "a"]
+
+
+def test_a_video_that_vanishes_is_no_crash(broken):
+    data = ClipDataset(broken, **SHAPE)
+    (broken / "b.mp4").unlink()
+    assert data[1]["skipped"][0] == (str(broken / "b.mp4"), "no such file")
+
+
+def test_nothing_readable(tmp_path):
+    touch(tmp_path, "a.mp4", "b.mp4")
+    with pytest.raises(VideoError, match=f"^no readable video under {tmp_path}: {tmp_path}/a.mp4: the file is empty"):
+        ClipDataset(tmp_path, **SHAPE)
+    with pytest.raises(VideoError, match="no readable video under the given list: it is empty"):
+        ClipDataset([], **SHAPE)
+
+
+def test_nothing_decodable_is_found_while_reading(broken):
+    for path in broken.iterdir():
+        if path.stem != "g":
+            path.unlink()
+    data = ClipDataset(broken, **SHAPE)
+    with pytest.raises(VideoError, match=r"no readable video under .*g.mp4: .*decoded"):
+        data[0]
+
+
+def test_construction_does_not_open_every_file(sprites, monkeypatch):
+    opened = []
+    real = module.probe
+    monkeypatch.setattr(module, "probe", lambda path: opened.append(path) or real(path))
+    ClipDataset(sprites, **SHAPE)
+    assert len(opened) == 1
+
+
+def test_bad_videos_are_listed_once_also_after_a_restart(tmp_path):
+    file = tmp_path / "run" / "bad_videos.jsonl"
+    record = BadVideos(file)
+    assert record.count == 0 and not file.exists()
+    assert record.add([("a.mp4", "the file is empty"), ("a.mp4", "the file is empty")]) == 1
+    assert record.add([("a.mp4", "the file is empty"), ("b.mp4", "too short")]) == 1
+    again = BadVideos(file)
+    assert again.count == 2 and again.add([("b.mp4", "too short")]) == 0 and again.add([("ç.mp4", "x")]) == 1
+    entries = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    assert [entry["path"] for entry in entries] == ["a.mp4", "b.mp4", "ç.mp4"]
+    assert entries[0] == {"path": "a.mp4", "reason": "the file is empty"}
+
+
+# --- pixels and the package -----------------------------------------------------------------------------------------
+
+
+def test_frames_and_clips_are_inverse():
+    frames = torch.arange(256, dtype=torch.uint8).reshape(2, 1, 128, 1, 1).expand(2, 3, 128, 4, 3)
+    clip = frames_to_clip(frames)
+    assert clip.shape == (2, 3, 3, 128, 4) and clip.min() == -1 and clip.max() == 1
+    assert torch.equal(clip_to_frames(clip), frames)
+    assert torch.equal(clip_to_frames(torch.tensor([-3.0, 3.0]).reshape(1, 1, 1, 2)).flatten(), torch.tensor([0, 255]))
+    with pytest.raises(ValueError, match="NaN"):
+        clip_to_frames(clip * float("nan"))
+
+
+def test_importing_the_package_is_light_and_its_face_complete():
+    code = (
+        "import sys, vidgen.data as d; heavy = {'torch', 'av', 'decord', 'numpy'} & set(sys.modules); "
+        "assert not heavy, heavy; [getattr(d, name) for name in d.__all__]; assert set(d.__all__) <= set(dir(d))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

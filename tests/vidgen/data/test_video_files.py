@@ -1,0 +1,375 @@
+"""Reading and writing files: the right frames at the right times, whatever the container, and plain errors."""
+
+from __future__ import annotations
+
+import pickle
+import struct
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from vidgen.data import video
+from vidgen.data.sprites import render_sprite, sample_factors
+from vidgen.data.video import VideoError, probe, read_clip, write_video
+
+needs_decord = pytest.mark.skipif(video.decord is None, reason="decord is not installed")
+DECODERS = [pytest.param("decord", marks=needs_decord), "pyav", "auto"]
+
+
+@pytest.fixture(scope="module")
+def frames() -> np.ndarray:
+    """48 frames, no two alike."""
+    factors = sample_factors(np.random.default_rng(0), "orbit", num_frames=48)
+    return render_sprite(factors)
+
+
+def encode(
+    path: Path,
+    frames: np.ndarray,
+    codec: str = "libx264",
+    *,
+    milliseconds=None,
+    options: dict | None = None,
+    audio: bool = False,
+) -> Path:
+    """Write frames at 25 fps, or at the given times; skips where this build of PyAV lacks the codec."""
+    if codec not in av.codecs_available:
+        pytest.skip(f"PyAV without {codec}")
+    base = Fraction(1, 25) if milliseconds is None else Fraction(1, 1000)
+    times = np.arange(len(frames)) if milliseconds is None else milliseconds
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25, options=options or {})
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+        stream.codec_context.time_base = base
+        sound = container.add_stream("aac", rate=8000) if audio else None
+        for array, time in zip(frames, times, strict=True):
+            frame = av.VideoFrame.from_ndarray(array, format="rgb24")
+            frame.pts, frame.time_base = int(time), base
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+        if sound is not None:
+            samples = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), format="fltp", layout="mono")
+            samples.rate = 8000
+            container.mux(sound.encode(samples))
+            container.mux(sound.encode())
+    return path
+
+
+def decode_all(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Every frame in the order decoded, and its seconds since the first: the plain reference."""
+    with av.open(str(path)) as container:
+        decoded = list(container.decode(container.streams.best("video")))
+        pictures = np.stack([frame.to_ndarray(format="rgb24") for frame in decoded])
+        return pictures, np.array([float((frame.pts - decoded[0].pts) * frame.time_base) for frame in decoded])
+
+
+def expected(path: Path, *, start: float, fps: float, num_frames: int):
+    pictures, times = decode_all(path)
+    return np.stack([pictures[np.flatnonzero(times <= start + i / fps + 1e-3)[-1]] for i in range(num_frames)])
+
+
+# --- the right frames -----------------------------------------------------------------------------------------------
+
+
+def test_real_videos_give_what_decoding_them_from_the_start_gives(clips):
+    paths = sorted(clips.rglob("*.*"))
+    assert len(paths) == 13
+    rng = np.random.default_rng(0)
+    for path in paths:
+        info = probe(path)
+        with av.open(str(path)) as container:
+            decoded = list(container.decode(container.streams.best("video")))
+        times = np.array([float((frame.pts - decoded[0].pts) * frame.time_base) for frame in decoded])
+        if path.suffix == ".avi":  # no timestamps inside
+            times = np.arange(len(decoded)) / info.fps
+        assert info.num_frames == len(decoded)
+        latest = info.latest_start(fps=8, num_frames=4)
+        for start in (latest, rng.uniform(0, latest)):
+            wanted = [decoded[np.flatnonzero(times <= start + i / 8 + 1e-3)[-1]] for i in range(4)]
+            wanted = np.stack([frame.to_ndarray(format="rgb24") for frame in wanted])
+            for decoder in ("auto", "pyav"):
+                clip = read_clip(path, start=start, fps=8, num_frames=4, decoder=decoder)
+                assert clip.shape == (4, info.height, info.width, 3) and clip.dtype == torch.uint8
+                np.testing.assert_array_equal(clip.numpy(), wanted, err_msg=f"{path.name} from {start}, {decoder}")
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [
+        ("closed.mp4", "libx264", {"g": "12", "bf": "3"}),
+        ("open.mp4", "libx264", {"x264-params": "keyint=10:open-gop=1:bframes=4"}),
+        ("hevc.mp4", "libx265", {"x265-params": "log-level=none:keyint=10"}),
+        ("b_frames.avi", "mpeg4", {"g": "12", "bf": "2"}),  # decord is up to a second off on these three
+        ("h264.avi", "libx264", {"g": "12", "bf": "3"}),
+        ("b_frames.mkv", "mpeg4", {"g": "12", "bf": "2"}),
+        ("b_frames.mpg", "mpeg2video", {"g": "12", "bf": "2"}),
+        ("stream.ts", "libx264", {"g": "12", "bf": "2"}),
+        ("vp9.webm", "libvpx-vp9", {"g": "12", "deadline": "realtime", "cpu-used": "8"}),
+    ],
+)
+def test_every_start_is_exact_in_every_container(tmp_path, frames, name, codec, options):
+    path = encode(tmp_path / name, frames, codec, options=options)
+    pictures, _ = decode_all(path)
+    assert probe(path).num_frames == len(pictures) == 48
+    for decoder in ("auto", "pyav"):
+        for first in range(0, 44, 3):
+            clip = read_clip(path, start=first / 25, fps=25, num_frames=4, decoder=decoder)
+            np.testing.assert_array_equal(clip.numpy(), pictures[first : first + 4], err_msg=f"{decoder} {first}")
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts"])
+def test_variable_frame_rate_goes_by_timestamps(tmp_path, frames, suffix):
+    times = 700 + np.cumsum(np.random.default_rng(0).integers(10, 150, len(frames)))  # starts late, too
+    path = encode(tmp_path / f"vfr{suffix}", frames, milliseconds=times)
+    duration = (times[-1] - times[0]) / 1000
+    assert duration < probe(path).duration < duration + 0.2
+    for start in (0.0, 0.33, 1.07):
+        wanted = expected(path, start=start, fps=10, num_frames=16)
+        np.testing.assert_array_equal(read_clip(path, start=start, fps=10, num_frames=16).numpy(), wanted)
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_frames_repeat_or_drop_to_meet_the_rate(tmp_path, frames, decoder):
+    path = write_video(tmp_path / "a.mp4", frames, 8)
+    pictures, _ = decode_all(path)
+
+    def read(**how) -> np.ndarray:
+        return read_clip(path, decoder=decoder, **how).numpy()
+
+    np.testing.assert_array_equal(read(fps=8, num_frames=48), pictures)
+    np.testing.assert_array_equal(read(fps=4, num_frames=24), pictures[::2])
+    np.testing.assert_array_equal(read(fps=16, num_frames=96), pictures.repeat(2, axis=0))
+    np.testing.assert_array_equal(read(start=1.99, fps=8, num_frames=3), pictures[15:18])
+
+
+def test_rounded_timestamps_lose_no_frame(tmp_path, frames):
+    times = np.round(np.arange(48) * 1000 / 30)  # Matroska stores milliseconds
+    path = encode(tmp_path / "a.mkv", frames, milliseconds=times)
+    np.testing.assert_array_equal(read_clip(path, fps=30, num_frames=48).numpy(), decode_all(path)[0])
+    assert probe(path).fps == pytest.approx(30, rel=0.01)
+
+
+def test_sound_makes_no_difference(tmp_path, frames):
+    path = encode(tmp_path / "loud.mp4", frames, audio=True)
+    clip = read_clip(path, fps=10, num_frames=12).numpy()
+    np.testing.assert_array_equal(clip, expected(path, start=0, fps=10, num_frames=12))
+
+
+@pytest.mark.parametrize("decoder", ["auto", "pyav"])
+@pytest.mark.parametrize(("matrix", "turns"), [((0, 1, -1, 0), 3), ((-1, 0, 0, -1), 2), ((0, -1, 1, 0), 1)])
+def test_rotated_videos_come_upright(tmp_path, frames, decoder, matrix, turns):
+    path = write_video(tmp_path / "phone.mp4", frames[:, :48], 8)
+    before = read_clip(path, fps=8, num_frames=4).numpy()
+    content = bytearray(path.read_bytes())
+    place = content.index(b"tkhd") + 44  # the display matrix of the track header
+    a, b, c, d = (value * 65536 for value in matrix)
+    content[place : place + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(content)
+    after = read_clip(path, fps=8, num_frames=4, decoder=decoder).numpy()
+    np.testing.assert_array_equal(after, np.rot90(before, turns, axes=(1, 2)))
+    assert (probe(path).height, probe(path).width) == after.shape[1:3]
+
+
+def test_a_file_that_lists_a_frame_too_many_ends_on_its_last(tmp_path, frames, monkeypatch):
+    path = encode(tmp_path / "a.avi", frames, "mpeg4", options={"bf": "2"})
+    pictures, _ = decode_all(path)
+    index = video._index(path)
+    longer = replace(index, info=replace(index.info, num_frames=49, duration=49 / 25), timestamps=np.arange(49) / 25)
+    monkeypatch.setattr(video, "_index", lambda _: longer)
+    clip = read_clip(path, start=45 / 25, fps=25, num_frames=4).numpy()
+    np.testing.assert_array_equal(clip, pictures[[45, 46, 47, 47]])
+
+
+# --- decord may be missing or fail ----------------------------------------------------------------------------------
+
+
+def test_without_decord_pyav_reads_the_same(tmp_path, frames, monkeypatch):
+    path = write_video(tmp_path / "a.mp4", frames, 8)
+    with_decord = read_clip(path, start=0.5, fps=8, num_frames=8)
+    monkeypatch.setattr(video, "decord", None)
+    assert torch.equal(read_clip(path, start=0.5, fps=8, num_frames=8), with_decord)
+    with pytest.raises(ValueError, match="decord is not installed"):
+        read_clip(path, fps=8, num_frames=8, decoder="decord")
+
+
+@needs_decord
+@pytest.mark.parametrize("fault", ["raises", "counts otherwise", "gives another shape"])
+def test_where_decord_fails_pyav_takes_over(tmp_path, frames, monkeypatch, fault):
+    path = write_video(tmp_path / "a.mp4", frames, 8)
+    right = read_clip(path, fps=8, num_frames=8, decoder="pyav")
+
+    class Faulty:
+        def __init__(self, *_, **__):
+            if fault == "raises":
+                raise RuntimeError("Error reading")
+
+        def __len__(self):
+            return 47 if fault == "counts otherwise" else 48
+
+        def get_batch(self, numbers):
+            side = 64 if fault == "counts otherwise" else 8
+            return np.zeros((len(numbers), side, side, 3), np.uint8)
+
+    monkeypatch.setattr(video.decord, "VideoReader", Faulty)
+    assert torch.equal(read_clip(path, fps=8, num_frames=8), right)
+    with pytest.raises(VideoError, match="decord cannot read it"):
+        read_clip(path, fps=8, num_frames=8, decoder="decord")
+
+
+# --- files that are no use ------------------------------------------------------------------------------------------
+
+
+def test_what_is_no_video_is_named_with_the_reason(tmp_path, frames):
+    good = write_video(tmp_path / "good.mp4", frames, 8).read_bytes()
+
+    def file(name: str, content: bytes) -> Path:
+        (tmp_path / name).write_bytes(content)
+        return tmp_path / name
+
+    for path, reason in [
+        (tmp_path / "missing.mp4", "no such file"),
+        (tmp_path, "it is a folder, not a video"),
+        (file("empty.mp4", b""), "the file is empty"),
+        (file("text.mp4", b"not a video at all\n" * 50), "not a readable video"),
+        (file("notes.txt", b"FFmpeg would film this text\n" * 50), "it is text, not a video"),
+        (file("noise.mp4", np.random.default_rng(0).bytes(5000)), "not a readable video"),
+        (file("cut.mp4", good[: len(good) * 7 // 10]), "cut off: "),
+        (file("header.mp4", good[:600]), "not a readable video|holds no"),
+        (encode(tmp_path / "sound.mp4", frames[:1], audio=True).with_name("sound.m4a"), "no such file"),
+    ]:
+        with pytest.raises(VideoError, match=reason) as caught:
+            probe(path)
+        assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+        assert caught.value.path == path and caught.value.reason in str(caught.value)
+        with pytest.raises(VideoError, match=reason):
+            read_clip(path, fps=8, num_frames=2)
+
+
+def test_sound_alone_is_no_video(tmp_path):
+    path = tmp_path / "sound.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), format="fltp", layout="mono")
+        frame.rate = 8000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    with pytest.raises(VideoError, match="it holds no video stream"):
+        probe(path)
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.mp4", "libx264"), ("a.avi", "mpeg4"), ("a.mkv", "libx264")])
+def test_a_damaged_file_gives_right_frames_or_an_error_but_never_black(tmp_path, frames, name, codec):
+    whole = encode(tmp_path / name, frames, codec, options={"g": "12", "bf": "0"})
+    content, pictures = whole.read_bytes(), decode_all(whole)[0]
+    hurt = tmp_path / f"hurt_{name}"
+    outcomes = []
+    for tenth in range(1, 11):
+        cut = len(content) * tenth // 10
+        for damaged in (content[:cut], content[: cut - 400] + bytes(400) + content[cut:]):
+            hurt.write_bytes(damaged)
+            try:
+                clip = read_clip(hurt, fps=25, num_frames=16).numpy()
+            except VideoError:
+                outcomes.append("error")
+            else:
+                if damaged == content[:cut]:
+                    np.testing.assert_array_equal(clip, pictures[:16])
+                assert clip.mean((1, 2, 3)).min() > 0.5 * pictures.mean()
+                outcomes.append("frames")
+    assert {"error", "frames"} == set(outcomes)
+
+
+def test_a_frame_known_to_be_damaged_is_not_given_out(tmp_path, frames):
+    path = encode(tmp_path / "a.mpg", frames, "mpeg2video")
+    content = path.read_bytes()
+    middle = len(content) // 2
+    path.write_bytes(content[:middle] + b"\xff" * 24 + content[middle + 24 :])
+    with pytest.raises(VideoError, match=r"frame \d+ is damaged"):
+        read_clip(path, fps=25, num_frames=48)
+    assert read_clip(path, fps=25, num_frames=8).shape[0] == 8  # before the damage
+
+
+def test_a_file_replaced_by_another_is_read_anew(tmp_path, frames):
+    path = write_video(tmp_path / "a.mp4", frames, 8)
+    assert probe(path).num_frames == 48
+    write_video(path, frames[:20], 8)
+    assert probe(path).num_frames == 20
+
+
+def test_too_short(tmp_path, frames):
+    path = write_video(tmp_path / "a.mp4", frames[:16], 8)
+    assert read_clip(path, fps=8, num_frames=16).shape[0] == 16
+    with pytest.raises(VideoError, match=r"a.mp4: too short: it lasts 2.00 s, 17 frames at 8 fps need more than 2.00"):
+        read_clip(path, fps=8, num_frames=17)
+    with pytest.raises(VideoError, match="too short"):
+        read_clip(path, start=1.5, fps=8, num_frames=8)
+    with pytest.raises(ValueError, match="positive fps"):
+        read_clip(path, fps=0, num_frames=8)
+    latest = probe(path).latest_start(fps=8, num_frames=8)
+    np.testing.assert_array_equal(
+        read_clip(path, start=latest, fps=8, num_frames=8), read_clip(path, start=1.0, fps=8, num_frames=8)
+    )
+
+
+def test_errors_survive_the_way_between_processes():
+    error = pickle.loads(pickle.dumps(VideoError("the file is empty", Path("a.mp4"))))
+    assert str(error) == "a.mp4: the file is empty" and error.reason == "the file is empty"
+
+
+# --- writing --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fps", [8, 12.5, 23.976, 29.97, Fraction(30000, 1001), 60])
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (34, 50)])
+def test_written_videos_have_exactly_the_size_rate_and_count(tmp_path, frames, fps, height, width):
+    path = write_video(tmp_path / "new" / "a.mp4", frames[:9, :height, :width], fps)
+    info = probe(path)
+    assert (info.height, info.width, info.num_frames, info.codec) == (height, width, 9, "h264")
+    assert info.fps == pytest.approx(float(fps), rel=1e-9) and info.duration == pytest.approx(9 / fps, rel=1e-4)
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].pix_fmt == "yuv420p"
+
+
+def test_colours_come_back(tmp_path):
+    colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0), (200, 100, 50)]
+    frames = torch.tensor(colours, dtype=torch.uint8)[:, None, None].expand(-1, 32, 32, -1)
+    path = write_video(tmp_path / "a.mp4", frames, 8)
+    for decoder in ("auto", "pyav"):
+        assert (read_clip(path, fps=8, num_frames=6, decoder=decoder).int() - frames.int()).abs().max() <= 4
+
+
+def test_the_same_frames_give_the_same_bytes(tmp_path, frames):
+    contents = {write_video(tmp_path / "a.mp4", frames[:16], 8).read_bytes() for _ in range(12)}
+    assert len(contents) == 1
+
+
+def test_what_cannot_be_written_is_said_and_leaves_no_file(tmp_path, frames):
+    path = tmp_path / "a.mp4"
+    for bad, fps, reason in [
+        (frames[:, :63], 8, "even height and width, got 63x64"),
+        (frames.astype(np.float32), 8, "must be uint8 of shape"),
+        (frames[0], 8, "must be uint8 of shape"),
+        (frames[:0], 8, "must be uint8 of shape"),
+        (frames, 0, "fps must be positive, got 0"),
+    ]:
+        with pytest.raises(ValueError, match=reason):
+            write_video(path, bad, fps)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_write_cut_short_leaves_the_old_file(tmp_path, frames, monkeypatch):
+    path = write_video(tmp_path / "a.mp4", frames[:8], 8)
+    before = path.read_bytes()
+
+    def fail(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(video.av.VideoFrame, "from_ndarray", fail, raising=True)
+    with pytest.raises(KeyboardInterrupt):
+        write_video(path, frames, 8)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
