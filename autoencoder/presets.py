@@ -20,9 +20,9 @@ SIZES: dict[str, dict[str, Any]] = {
     ),
     # Minutes per training on two cores: the demo and small ablations.
     "tiny": dict(
-        sample_size=64, num_frames=16, patch_size=16, num_layers=4, num_attention_heads=4, hidden_size=192,
-        num_queries=8, query_dim=64, qformer_layers=2, qformer_heads=4, qformer_ffn_dim=256, qformer_dropout=0.0,
-        structure_width=64, structure_channels=4, structure_downsamples=0,
+        sample_size=64, num_frames=16, patch_size=8, num_layers=2, num_attention_heads=4, hidden_size=128,
+        num_queries=4, query_dim=64, qformer_layers=2, qformer_heads=4, qformer_ffn_dim=256, qformer_dropout=0.0,
+        structure_width=64, structure_channels=12, structure_downsamples=0,
         dynamics_channels=8, dynamics_downsamples=0, heads="residual",
     ),
 }

@@ -81,6 +81,7 @@ class VAELossConfig:
     """Weights of the VAE's objective (`vidgen.objectives.VAEObjective`)."""
 
     l1_weight: float = 1.0
+    l2_weight: float = 0.0
     kl_weight: float = 1e-3
 
 
@@ -149,6 +150,9 @@ def load_config(config_class: type[Config], arguments: Sequence[str]) -> Config:
             override = OmegaConf.from_dotlist([argument])
         except Exception as error:
             raise UserError(f"{argument!r} on the command line is not a readable value.") from error
+        key, text = argument.split("=", 1)
+        if key in _text_keys(config_class) and text not in ("", "null", "None"):
+            OmegaConf.update(override, key, text)  # as it was typed: a folder may be called 007, or no
         merged = _merge(merged, override, config_class, where="the command line")
     missing = sorted(OmegaConf.missing_keys(merged))
     if missing:
@@ -179,6 +183,10 @@ def _merge(config: Any, update: Any, config_class: type, where: str) -> Any:
         if key not in known and not any(key.startswith(f"{open_key}.") for open_key in _open_keys(config_class)):
             nearest = _nearest(key, known)
             raise UserError(f"Unknown key {key!r} in {where}; did you mean {nearest!r}?")
+    for key in _text_keys(config_class):
+        value = OmegaConf.select(update, key)
+        if isinstance(value, bool):  # YAML's own words for these: mixed_precision: no
+            OmegaConf.update(update, key, "yes" if value else "no")
     try:
         return OmegaConf.merge(config, update)
     except OmegaConfBaseException as error:
@@ -208,13 +216,25 @@ def _open_keys(config_class: type, prefix: str = "") -> list[str]:
     return keys
 
 
+def _text_keys(config_class: type, prefix: str = "") -> list[str]:
+    """Keys whose value is text, or text or nothing."""
+    keys: list[str] = []
+    for f in fields(config_class):
+        nested = _nested(f)
+        if nested:
+            keys += _text_keys(nested, f"{prefix}{f.name}.")
+        elif f.type in ("str", "str | None"):
+            keys.append(prefix + f.name)
+    return keys
+
+
 def _nested(f: Any) -> type | None:
     default = f.default_factory() if callable(f.default_factory) else None
     return type(default) if is_dataclass(default) else None
 
 
 def _leaf_keys(container: Any, prefix: str = "") -> list[str]:
-    if not isinstance(container, dict) or not container:
+    if not isinstance(container, dict) or (prefix and not container):
         return [prefix.rstrip(".")]
     return [leaf for key, value in container.items() for leaf in _leaf_keys(value, f"{prefix}{key}.")]
 

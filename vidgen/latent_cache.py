@@ -7,17 +7,18 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, Dataset, TensorDataset
-from tqdm.auto import tqdm
 
 from autoencoder import AutoencoderKLVidTwin, TwinPosterior
 
-from .data.dataset import ClipDataset, collate_clips
+from .data.dataset import BadVideos, ClipDataset, collate_clips
 from .errors import UserError
 from .files import written_aside
+from .progress import progress
 
 TENSORS, INDEX = "latents.safetensors", "index.json"
 
@@ -29,12 +30,12 @@ def encode_clips(
     device: torch.device | str,
     batch_size: int = 8,
     num_workers: int = 0,
-) -> Iterator[tuple[TwinPosterior, torch.Tensor]]:
-    """The posteriors (over (b, L), on the CPU) and class ids (b,) of a data set's clips, in order, by batches."""
+) -> Iterator[tuple[TwinPosterior, dict[str, Any]]]:
+    """Each batch of a data set's clips, in order, with the posterior (over (b, L), float32, on the CPU)."""
     loader = DataLoader(clips, batch_size=batch_size, num_workers=num_workers, collate_fn=collate_clips)
-    for batch in tqdm(loader, desc="encoding", mininterval=10, leave=False):
+    for batch in progress(loader, "encoding"):
         posterior = vae.encode(batch["video"].to(device, vae.dtype)).latent_dist
-        yield TwinPosterior(posterior.mean.float().cpu(), posterior.logvar.float().cpu()), batch["label"]
+        yield TwinPosterior(posterior.mean.float().cpu(), posterior.logvar.float().cpu()), batch
 
 
 def stream_statistics(means: torch.Tensor, vae: AutoencoderKLVidTwin) -> tuple[list[float], list[float]]:
@@ -85,13 +86,20 @@ class LatentCache:
         clips: ClipDataset,
         source: dict[str, str | int | float],
         device: torch.device | str,
+        bad_videos: BadVideos,
     ) -> LatentCache:
-        """Encode every clip of a data set."""
+        """Encode every clip of a data set, each once; `bad_videos` is told of those that could not be read."""
         means, logvars, labels = [], [], []
-        for posterior, label in encode_clips(vae, clips, device):
-            means.append(posterior.mean)
-            logvars.append(posterior.logvar)
-            labels.append(label)
+        for posterior, batch in encode_clips(vae, clips, device):
+            bad_videos.add(batch["skipped"])
+            # The clip that stands in for an unreadable one has a turn of its own.
+            own = [
+                clips.files[index].path == Path(path)
+                for index, path in zip(batch["index"], batch["path"], strict=True)
+            ]
+            means.append(posterior.mean[own])
+            logvars.append(posterior.logvar[own])
+            labels.append(batch["label"][own])
         return cls(torch.cat(means), torch.cat(logvars), torch.cat(labels), list(clips.classes), source)
 
     def save(self, folder: str | Path) -> None:

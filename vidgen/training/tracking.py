@@ -1,14 +1,12 @@
-"""Where a run's numbers go: `metrics.jsonl` beside Accelerate's own trackers, and a progress bar."""
+"""Where a run's numbers go: `metrics.jsonl` beside Accelerate's own trackers."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 from accelerate.tracking import GeneralTracker
-from accelerate.utils import tqdm
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -52,9 +50,3 @@ def _step_of(line: str) -> float:
         return json.loads(line)["step"]
     except (json.JSONDecodeError, KeyError, TypeError):
         return float("inf")  # a line cut off by a kill
-
-
-def progress_bar(total: int, initial: int = 0, description: str = "") -> tqdm:
-    """A bar with rate and remaining time, on the main process; a line every ten seconds where there is no terminal."""
-    interval = 0.2 if sys.stderr.isatty() else 10.0
-    return tqdm(total=total, initial=initial, desc=description, mininterval=interval, maxinterval=interval)

@@ -14,7 +14,7 @@ from pipelines import VidTwinPipeline, VidTwinTransformer3DModel, default_schedu
 from pipelines.sampling import normalize_latents
 
 from ..config import DiTTrainingConfig
-from ..data.dataset import ClipDataset, list_videos
+from ..data.dataset import BadVideos, ClipDataset, list_videos
 from ..errors import UserError
 from ..files import written_aside_folder
 from ..latent_cache import LatentCache, file_hash, stream_statistics
@@ -95,7 +95,8 @@ def prepare_cache(config: DiTTrainingConfig, vae: AutoencoderKLVidTwin, accelera
         shape = dict(num_frames=vae.config.num_frames, resolution=vae.config.sample_size, fps=config.data.fps)
         clips = ClipDataset(files, classes=classes, train=False, **shape)
         with accelerator.autocast():
-            cache = LatentCache.build(vae, clips, source, accelerator.device)
+            bad_videos = BadVideos(Path(config.output_dir) / "bad_videos.jsonl")
+            cache = LatentCache.build(vae, clips, source, accelerator.device, bad_videos)
         cache.save(folder)
     return cache
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,7 @@ class VAETrainer(Trainer):
             self.model.save_pretrained(aside)
         self.accelerator.print(f"{self.bad_videos.count} videos skipped; the trained VAE lies in {folder}.")
 
-    def _loader(self, dataset: ClipDataset) -> Any:
-        loader = DataLoader(dataset, batch_size=self.config.train.train_batch_size, collate_fn=collate_clips)
-        return (batch["video"].to(self.accelerator.device) for batch in loader)
+    def _loader(self, dataset: ClipDataset) -> Iterator[torch.Tensor]:
+        for batch in DataLoader(dataset, batch_size=self.config.train.train_batch_size, collate_fn=collate_clips):
+            self.note_batch(batch)
+            yield batch["video"].to(self.accelerator.device)

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -16,15 +17,17 @@ from accelerate.utils import set_seed
 from diffusers import ModelMixin
 from diffusers.training_utils import EMAModel
 from omegaconf import OmegaConf
+from safetensors import SafetensorError
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from ..config import DiTTrainingConfig, VAETrainingConfig, save_config
 from ..environment import environment
 from ..errors import UserError
+from ..progress import progress
 from .checkpoints import find_checkpoint, save_checkpoint
 from .optimizers import build_lr_scheduler, build_optimizer
-from .tracking import JSONLTracker, forget_steps_after, progress_bar
+from .tracking import JSONLTracker, forget_steps_after
 
 TrainingConfig = VAETrainingConfig | DiTTrainingConfig
 
@@ -106,6 +109,8 @@ class Trainer(ABC):
             num_workers=config.train.dataloader_num_workers,
             collate_fn=collate_fn,
             pin_memory=accelerator.device.type == "cuda",
+            # Its own: starting to read would else draw from the generator of the model's noise, on resuming once more.
+            generator=torch.Generator().manual_seed(config.seed),
         )
         optimizer = build_optimizer(objective, config.optim)
         self.objective, self.optimizer, self.loader = accelerator.prepare(objective, optimizer, loader)
@@ -152,7 +157,7 @@ class Trainer(ABC):
         self._start_run_folder()
         self._resume()
         self.objective.train()
-        bar = progress_bar(train.max_train_steps, position.step, self.output_dir.name)
+        bar = progress(description=self.output_dir.name, total=train.max_train_steps, initial=position.step)
         sums: dict[str, torch.Tensor] = {}
         summed, since = 0, time.perf_counter()
         for batch in self._batches() if position.step < train.max_train_steps else ():
@@ -241,7 +246,7 @@ class Trainer(ABC):
             return
         try:
             self.accelerator.load_state(str(checkpoint))
-        except (RuntimeError, ValueError, OSError, KeyError, EOFError) as error:
+        except (RuntimeError, ValueError, OSError, KeyError, EOFError, SafetensorError, UnpicklingError) as error:
             raise UserError(
                 f"The checkpoint {checkpoint} does not fit this run: {str(error).splitlines()[0]}"
             ) from error

@@ -1,0 +1,90 @@
+"""Recipes and overrides: what they accept, and the one sentence for what they do not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vidgen.config import DiTTrainingConfig, VAETrainingConfig, load_config, save_config
+from vidgen.errors import UserError
+
+RECIPES = Path(__file__).parents[2] / "configs"
+
+
+def test_overrides_come_after_the_recipe(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("train:\n  max_train_steps: 5\n  train_batch_size: 3\nmodel:\n  overrides: {hidden_size: 64}\n")
+    arguments = ["train.max_train_steps=7", "--config", str(recipe), "data.root=clips", "model.overrides.num_frames=8"]
+    config = load_config(VAETrainingConfig, arguments)
+    assert config.train.max_train_steps == 7
+    assert config.train.train_batch_size == 3
+    assert config.model.overrides == {"hidden_size": 64, "num_frames": 8}
+    assert config.optim.learning_rate == 1.6e-4
+
+
+def test_a_saved_config_reads_back(tmp_path):
+    config = load_config(DiTTrainingConfig, ["vae=v", "data.root=d", "model.overrides.structure_patch_size=[8,1,1]"])
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(DiTTrainingConfig, ["--config", str(tmp_path / "config.yaml")]) == config
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("vae/*.yaml")) + sorted(RECIPES.glob("dit/*.yaml")), ids=str)
+def test_every_recipe_is_valid(recipe):
+    kind, needed = (VAETrainingConfig, []) if recipe.parent.name == "vae" else (DiTTrainingConfig, ["vae=v"])
+    assert load_config(kind, ["--config", str(recipe), "data.root=clips", *needed]).data.root == "clips"
+
+
+@pytest.mark.parametrize(
+    ("argument", "nearest"),
+    [
+        ("train.max_train_step=3", "train.max_train_steps"),
+        ("max_train_steps=3", "train.max_train_steps"),
+        ("optim.lr=3", "optim"),
+        ("lerning_rate=3", "optim.learning_rate"),
+        ("data.rot=x", "data.root"),
+        ("trian.seed=1", "seed"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest(argument, nearest):
+    with pytest.raises(UserError, match=f"Unknown key '{argument.split('=')[0]}'.*did you mean '{nearest}"):
+        load_config(VAETrainingConfig, ["data.root=x", argument])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "data.root is not set"),
+        (["data.root=x", "train.max_train_steps=many"], "train.max_train_steps in the command line does not fit"),
+        (["data.root=x", "train=3"], "does not fit"),
+        (["data.root=x", "--config"], "--config wants the path"),
+        (["data.root=x", "--config", "absent.yaml"], "No recipe at absent.yaml"),
+        (["data.root"], "is not an override"),
+        (["--help-me"], "is not an override"),
+    ],
+)
+def test_mistakes_get_one_sentence(arguments, sentence):
+    with pytest.raises(UserError) as caught:
+        load_config(VAETrainingConfig, arguments)
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_text_stays_as_it_was_typed(tmp_path):
+    config = load_config(VAETrainingConfig, ["data.root=007", "train.mixed_precision=no", "data.validation_root=null"])
+    assert (config.data.root, config.train.mixed_precision, config.data.validation_root) == ("007", "no", None)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("train:\n  mixed_precision: no\ndata:\n  root: 12\n")
+    config = load_config(VAETrainingConfig, ["--config", str(recipe)])
+    assert (config.data.root, config.train.mixed_precision) == ("12", "no")
+
+
+@pytest.mark.parametrize("content", ["a: [1", "- 1\n- 2\n", ""])
+def test_a_broken_recipe_is_named(tmp_path, content):
+    recipe = tmp_path / "broken.yaml"
+    recipe.write_text(content)
+    if not content:
+        load_config(VAETrainingConfig, ["--config", str(recipe), "data.root=x"])
+        return
+    with pytest.raises(UserError, match=r"broken\.yaml"):
+        load_config(VAETrainingConfig, ["--config", str(recipe), "data.root=x"])

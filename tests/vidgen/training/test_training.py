@@ -1,0 +1,203 @@
+"""Both trainings, end to end: what a run leaves, that it learns, and that it resumes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from autoencoder import AutoencoderKLVidTwin
+from pipelines import VidTwinPipeline
+from vidgen.errors import UserError
+from vidgen.latent_cache import LatentCache
+from vidgen.training.checkpoints import list_checkpoints
+from vidgen.training.train_dit import train_dit
+from vidgen.training.train_vae import train_vae
+from vidgen.training.trainer import TrainingDiverged
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def logged(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(run: Path) -> dict[int, float]:
+    return {entry["step"]: entry["loss"] for entry in logged(run) if "loss" in entry}
+
+
+def test_a_vae_run_leaves_what_it_promises(trained_vae):
+    run = trained_vae.parent
+    assert list(losses(run)) == [1, 2, 3, 4, 5, 6]
+    validation = logged(run)[-1]
+    assert {"validation/psnr", "validation/ssim", "validation/psnr_mean_colour", "validation/psnr_shrunk"} < set(
+        validation
+    )
+    assert (run / "validation" / "step-6.png").stat().st_size > 1000
+    assert [path.name for path in list_checkpoints(run)] == ["checkpoint-6"]
+    assert "command" in (run / "environment.yaml").read_text()
+    model = AutoencoderKLVidTwin.from_pretrained(trained_vae)
+    assert len(model.config.latents_mean) == len(model.config.latents_std) == 2
+    assert not list(run.glob(".*")), "something half-written was left"
+
+
+@torch.no_grad()
+def test_statistics_are_those_of_the_training_set(trained_vae, sprites):
+    from vidgen.data.dataset import ClipDataset, list_videos, split_validation
+
+    model = AutoencoderKLVidTwin.from_pretrained(trained_vae)
+    files, classes = list_videos(sprites)
+    files, _ = split_validation(files, 2, 0)
+    clips = ClipDataset(files, 4, 4, 32, train=False, classes=classes)
+    latents = model.unpack(
+        torch.cat([model.encode(clips[i]["video"][None]).latent_dist.mode() for i in range(len(files))])
+    )
+    for at, stream in enumerate((latents.structure, latents.dynamics)):
+        assert stream.mean().item() == pytest.approx(model.config.latents_mean[at], rel=1e-3, abs=1e-4)
+        assert stream.std().item() == pytest.approx(model.config.latents_std[at], rel=1e-2)
+
+
+def test_the_vae_learns(vae_config, tmp_path):
+    train_vae(vae_config(tmp_path, "train.max_train_steps=40", "optim.learning_rate=3e-3"))
+    values = losses(tmp_path)
+    assert sum(values[s] for s in range(36, 41)) < 0.75 * sum(values[s] for s in range(1, 6))
+
+
+@pytest.mark.parametrize("ema", ["0", "0.9"])
+def test_a_resumed_vae_run_equals_an_uninterrupted_one(vae_config, tmp_path, ema):
+    settings = ["train.checkpointing_steps=3", f"train.ema_decay={ema}", "train.checkpoints_total_limit=5"]
+    settings += ["optim.lr_scheduler=constant_with_warmup", "data.flip=true"]
+    whole = train_vae(vae_config(tmp_path / "whole", "train.max_train_steps=8", *settings))
+    # Five steps are a whole epoch and part of the next: the position in the data counts.
+    train_vae(vae_config(tmp_path / "cut", "train.max_train_steps=5", *settings))
+    shutil.rmtree(tmp_path / "cut" / "checkpoint-5")
+    (tmp_path / "cut" / "metrics.jsonl").open("a").write('{"step": 5, "lo')  # as a kill leaves it
+    resumed = train_vae(
+        vae_config(tmp_path / "cut", "train.max_train_steps=8", "train.resume_from_checkpoint=latest", *settings)
+    )
+    assert losses(tmp_path / "whole") == losses(tmp_path / "cut")
+    a, b = load_file(whole / WEIGHTS), load_file(resumed / WEIGHTS)
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_checkpoints_are_kept_to_their_limit(vae_config, tmp_path):
+    train_vae(
+        vae_config(
+            tmp_path, "train.max_train_steps=4", "train.checkpointing_steps=1", "train.checkpoints_total_limit=2"
+        )
+    )
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-3", "checkpoint-4"]
+
+
+def test_gradient_accumulation_counts_optimizer_steps(vae_config, tmp_path):
+    train_vae(vae_config(tmp_path, "train.max_train_steps=2", "train.gradient_accumulation_steps=2"))
+    assert list(losses(tmp_path)) == [1, 2]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(vae_config, tmp_path):
+    with pytest.raises(TrainingDiverged, match=r"at or before step \d+ \(.*l1.*\.mp4"):
+        train_vae(vae_config(tmp_path, "train.max_train_steps=50", "optim.learning_rate=1e30"))
+    assert not (tmp_path / "final").exists()
+
+
+def test_broken_videos_are_skipped_counted_and_listed(vae_config, sprites, tmp_path, capsys):
+    data = tmp_path / "data"
+    shutil.copytree(sprites, data)
+    (data / "orbit" / "broken.mp4").write_text("not a video")
+    (data / "slide" / "empty.mp4").write_bytes(b"")
+    settings = ["train.max_train_steps=6", "data.num_validation_videos=0"]
+    train_vae(vae_config(tmp_path / "run", f"data.root={data}", *settings))
+    listed = [json.loads(line) for line in (tmp_path / "run" / "bad_videos.jsonl").read_text().splitlines()]
+    assert {Path(entry["path"]).name for entry in listed} == {"broken.mp4", "empty.mp4"}
+    assert all(entry["reason"] for entry in listed)
+    assert "2 videos skipped" in capsys.readouterr().out
+
+
+def test_a_dit_run_leaves_a_pipeline_and_resumes(dit_config, trained_vae, tmp_path):
+    settings = ["train.checkpointing_steps=2", "optim.lr_scheduler=constant_with_warmup"]
+    whole = train_dit(dit_config(tmp_path / "whole", "train.max_train_steps=6", *settings))
+    train_dit(dit_config(tmp_path / "cut", "train.max_train_steps=4", *settings))
+    cut = dit_config(tmp_path / "cut", "train.max_train_steps=6", "train.resume_from_checkpoint=latest", *settings)
+    resumed = train_dit(cut)
+    assert losses(tmp_path / "whole") == losses(tmp_path / "cut")
+    a, b = (load_file(folder / "transformer" / WEIGHTS) for folder in (whole, resumed))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+    pipeline = VidTwinPipeline.from_pretrained(whole)
+    assert list(pipeline.labels) == sorted(["slide", "bounce", "orbit", "spin", "zoom", "shake", "swap", "still"])
+    frames = pipeline(class_labels="orbit", num_inference_steps=2, output_type="np").frames
+    assert frames.shape == (1, 4, 32, 32, 3)
+    saved, ours = (AutoencoderKLVidTwin.from_pretrained(folder) for folder in (whole / "vae", trained_vae))
+    assert saved.config.latents_std == ours.config.latents_std
+    assert (tmp_path / "whole" / "samples" / "step-6.gif").exists()
+
+
+def test_the_latent_cache_is_reused_and_guarded(dit_config, trained_vae, tmp_path, monkeypatch):
+    config = dit_config(tmp_path / "run", "train.max_train_steps=1", f"latent_cache={tmp_path / 'cache'}")
+    train_dit(config)
+    monkeypatch.setattr(LatentCache, "build", lambda *a: pytest.fail("the cache was made again"))
+    train_dit(config)
+    other = tmp_path / "other"
+    shutil.copytree(trained_vae, other)
+    (other / WEIGHTS).write_bytes((other / WEIGHTS).read_bytes()[:-1] + b"\x01")
+    config.vae = str(other)
+    with pytest.raises(UserError, match="made with another vae"):
+        train_dit(config)
+
+
+def test_cached_latents_are_the_encoders_and_each_clip_stands_once(dit_config, trained_vae, sprites, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(sprites, data)
+    (data / "orbit" / "broken.mp4").write_text("not a video")
+    config = dit_config(tmp_path / "run", "train.max_train_steps=1", f"data.root={data}")
+    train_dit(config)
+    tensors = load_file(tmp_path / "run" / "latents" / "latents.safetensors")
+    assert tensors["mean"].shape[0] == 16
+    assert tensors["labels"].bincount().tolist() == [2] * 8
+    assert len(tensors["mean"].unique(dim=0)) == 16
+    assert "broken.mp4" in (tmp_path / "run" / "bad_videos.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (["data.root=absent"], "no dataset at absent"),
+        (["model.preset=huge"], "Unknown VidTwin preset 'huge'"),
+        (["model.overrides={hiden_size: 3}"], "hiden_size"),
+        (["data.resolution=33"], "multiple of patch_size"),
+        (["train.resume_from_checkpoint=absent"], "No checkpoint at absent"),
+        (["train.mixed_precision=int3"], "train.mixed_precision"),
+        (["optim.lr_scheduler=square"], "optim.lr_scheduler"),
+    ],
+)
+def test_vae_mistakes_get_one_sentence(vae_config, tmp_path, settings, sentence):
+    with pytest.raises(UserError) as caught:
+        train_vae(vae_config(tmp_path, *settings))
+    assert sentence in str(caught.value)
+
+
+def test_a_damaged_checkpoint_is_named(vae_config, tmp_path):
+    train_vae(vae_config(tmp_path, "train.max_train_steps=1"))
+    weights = tmp_path / "checkpoint-1" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(UserError, match="checkpoint-1 does not fit this run"):
+        train_vae(vae_config(tmp_path, "train.max_train_steps=2", "train.resume_from_checkpoint=latest"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (["vae=absent"], "No VAE at vae=absent"),
+        (["model.preset=huge"], "Unknown DiT preset 'huge'"),
+        (["model.overrides={dynamics_patch_size: [3, 1]}"], "cannot be built"),
+        (["diffusion.prediction_type=guess"], "guess"),
+    ],
+)
+def test_dit_mistakes_get_one_sentence(dit_config, tmp_path, settings, sentence):
+    with pytest.raises(UserError) as caught:
+        train_dit(dit_config(tmp_path, *settings))
+    assert sentence in str(caught.value)
