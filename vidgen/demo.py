@@ -180,12 +180,14 @@ def generation(pipeline: VidTwinPipeline, train: ClipDataset, per_class: int, ro
             output_type="pt",
         ).frames
         clips.append(2 * frames.cpu().transpose(1, 2) - 1)
-    class_grid(root / "generated.png", torch.cat([group[:2] for group in clips]), [n for n in names for _ in (0, 1)])
-    shown = min(4, per_class)
-    labels = [name for name in names for _ in range(shown)]
-    save_clip_grid_video(
-        root / "generated.mp4", torch.cat([group[:shown] for group in clips]), FPS, columns=2 * shown, labels=labels
-    )
+
+    def first(count: int) -> tuple[torch.Tensor, list[str]]:
+        labels = [name for name, group in zip(names, clips, strict=True) for _ in group[:count]]
+        return torch.cat([group[:count] for group in clips]), labels
+
+    class_grid(root / "generated.png", *first(2))
+    moving, labels = first(4)
+    save_clip_grid_video(root / "generated.mp4", moving, FPS, columns=8, labels=labels)
 
     # As many real clips as generated ones, twice: one half to compare with, the other for the noise level.
     detector = get_detector(DETECTOR)

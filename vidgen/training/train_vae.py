@@ -121,14 +121,14 @@ class VAETrainer(Trainer):
         if self.validation_set is None:
             return {}
         metrics = {name: ReconstructionMetrics() for name in ("", "_mean_colour", "_shrunk")}
-        shown: list[torch.Tensor] = []
         for video in self._loader(self.validation_set):
             reconstruction = self.model(video).sample.float()
             metrics[""].update(reconstruction, video)
             metrics["_mean_colour"].update(mean_colour(video), video)
             metrics["_shrunk"].update(shrunk(video, self.model.latent_size), video)
-            shown += video[: max(0, GRID_CLIPS - len(shown))]
-        clips = torch.stack(shown)
+        spread = torch.linspace(0, len(self.validation_set) - 1, min(GRID_CLIPS, len(self.validation_set)))
+        clips = torch.stack([self.validation_set[round(i)]["video"] for i in spread.tolist()])
+        clips = clips.to(self.accelerator.device)
         components = [self.model(clips, components=c).sample.float() for c in ("both", "structure", "dynamics")]
         component_grid(self.output_dir / "validation" / f"step-{self.position.step}.png", clips, *components)
         computed = {name: metric.compute() for name, metric in metrics.items()}

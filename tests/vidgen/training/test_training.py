@@ -201,3 +201,24 @@ def test_dit_mistakes_get_one_sentence(dit_config, tmp_path, settings, sentence)
     with pytest.raises(UserError) as caught:
         train_dit(dit_config(tmp_path, *settings))
     assert sentence in str(caught.value)
+
+
+def test_real_videos_train_resume_and_are_labelled(vae_config, shared_data, tmp_path):
+    """Mixed sizes, rates and codecs, in class folders and a plain one."""
+    clips = shared_data / "clips"
+    settings = [f"data.root={clips}", "data.num_frames=4", "data.resolution=32", "data.num_validation_videos=2"]
+    train_vae(vae_config(tmp_path, *settings, "train.max_train_steps=2"))
+    final = train_vae(
+        vae_config(tmp_path, *settings, "train.max_train_steps=4", "train.resume_from_checkpoint=latest")
+    )
+    assert list(losses(tmp_path)) == [1, 2, 3, 4]
+    assert not (tmp_path / "bad_videos.jsonl").exists()
+
+    from vidgen.data.dataset import ClipDataset
+
+    dataset = ClipDataset(clips / "ucf101", num_frames=4, fps=4, resolution=32, train=False)
+    assert [dataset.id2label[dataset[i]["label"]] for i in range(2)] == ["ApplyEyeMakeup", "BaseballPitch"]
+    with torch.no_grad():
+        rebuilt = AutoencoderKLVidTwin.from_pretrained(final)(dataset[0]["video"][None]).sample
+    assert rebuilt.shape == (1, 3, 4, 32, 32)
+    assert rebuilt.isfinite().all()
