@@ -1,8 +1,6 @@
 # Two commands for a newcomer: `make demo` and `make test`. Both make the environment first.
 
 PYTHON ?= python3
-# Idle threads sleep instead of spinning: on a busy machine a step is several times faster, on an idle one the same.
-export OMP_WAIT_POLICY ?= PASSIVE
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready

@@ -49,7 +49,7 @@ console = Console(highlight=False)
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m vidgen.demo", description=__doc__.split("\n\n")[0])
     parser.add_argument("--output-dir", type=Path, default=Path("runs/demo"))
-    parser.add_argument("--clips-per-class", type=int, default=160, help="training clips of each of the 8 motions")
+    parser.add_argument("--clips-per-class", type=int, default=120, help="training clips of each of the 8 motions")
     parser.add_argument("--samples-per-class", type=int, default=24, help="generated clips the distance is taken over")
     parser.add_argument("--vae", action="append", default=[], metavar="KEY=VALUE", help="override of its recipe")
     parser.add_argument("--dit", action="append", default=[], metavar="KEY=VALUE", help="override of its recipe")

@@ -120,6 +120,11 @@ def _turn(rng: np.random.Generator) -> int:
     return int(rng.choice([-1, 1]))
 
 
+def _quarter(rng: np.random.Generator) -> int:
+    """Where a periodic motion starts: few places, so that a class is few motions and a small model can learn them."""
+    return int(rng.choice([0, 90, 180, 270]))
+
+
 def _place(rng: np.random.Generator) -> list[float]:
     """A centre so near the middle that the largest shape stays in the frame, zoomed or shaken."""
     return [_uniform(rng, 0.35, 0.65), _uniform(rng, 0.35, 0.65)]
@@ -136,7 +141,7 @@ def _slide(rng: np.random.Generator, sizes: list[float], num_frames: int) -> Mot
 
 def _bounce(rng: np.random.Generator, sizes: list[float], num_frames: int) -> Motion:
     """Two jumps off the floor."""
-    x, phase = _place(rng)[0], _uniform(rng, 0, 360)
+    x, phase = _place(rng)[0], _quarter(rng)
     floor, ceiling = 0.98 - sizes[0] / 2, 0.02 + sizes[0] / 2
     height = np.abs(np.sin(2 * np.pi * np.arange(num_frames) / num_frames + np.radians(phase)))
     y = floor + (ceiling - floor) * height
@@ -145,7 +150,7 @@ def _bounce(rng: np.random.Generator, sizes: list[float], num_frames: int) -> Mo
 
 def _orbit(rng: np.random.Generator, sizes: list[float], num_frames: int) -> Motion:
     """Once around the middle of the frame, upright."""
-    turn, phase, radius = _turn(rng), _uniform(rng, 0, 360), round(0.48 - sizes[0] / 2, 4)
+    turn, phase, radius = _turn(rng), _quarter(rng), round(0.48 - sizes[0] / 2, 4)
     path = _circle(radius, phase + turn * _degrees(num_frames)) + 0.5
     return {"turn": turn, "phase": phase, "radius": radius}, [(path, 0, 1)]
 
@@ -158,7 +163,7 @@ def _spin(rng: np.random.Generator, sizes: list[float], num_frames: int) -> Moti
 
 def _zoom(rng: np.random.Generator, sizes: list[float], num_frames: int) -> Motion:
     """Grows and shrinks once."""
-    phase, place = _uniform(rng, 0, 360), _place(rng)
+    phase, place = _quarter(rng), _place(rng)
     scales = 1 + 0.4 * np.sin(np.radians(_degrees(num_frames) + phase))
     return {"amplitude": 0.4, "phase": phase}, [(place, 0, scales)]
 
@@ -173,7 +178,7 @@ def _shake(rng: np.random.Generator, sizes: list[float], num_frames: int) -> Mot
 
 def _swap(rng: np.random.Generator, sizes: list[float], num_frames: int) -> Motion:
     """Two shapes trade places, each along half a circle, slow at the ends."""
-    turn, phase = _turn(rng), _uniform(rng, 0, 360)
+    turn, phase = _turn(rng), _quarter(rng)
     radius = round(0.48 - max(sizes[:2]) / 2, 4)
     t = np.linspace(0, 1, num_frames)
     angle = phase + turn * 180 * (1 - np.cos(np.pi * t)) / 2

@@ -83,6 +83,9 @@ class Trainer(ABC):
         model: the part of it whose parameters are averaged and saved.
         dataset: maps an index to a sample; `set_epoch(epoch)` is called where there is one.
         collate_fn: as in `DataLoader`.
+
+    Raises:
+        UserError: if the data set does not fill one batch.
     """
 
     def __init__(
@@ -99,6 +102,12 @@ class Trainer(ABC):
         self.output_dir = Path(config.output_dir)
         self.model = model
         self.dataset = dataset
+        batch = config.train.train_batch_size * accelerator.num_processes
+        if len(dataset) < batch:
+            raise UserError(
+                f"{len(dataset)} training clips do not fill one batch of {batch}; set train.train_batch_size to "
+                f"{len(dataset) // accelerator.num_processes or 1} or less, or give more clips."
+            )
         if config.train.gradient_checkpointing:
             model.enable_gradient_checkpointing()
         loader = DataLoader(

@@ -193,6 +193,7 @@ def test_a_damaged_checkpoint_is_named(vae_config, tmp_path):
     [
         (["vae=absent"], "No VAE at vae=absent"),
         (["model.preset=huge"], "Unknown DiT preset 'huge'"),
+        (["train.train_batch_size=17"], "16 training clips do not fill one batch of 17"),
         (["model.overrides={dynamics_patch_size: [3, 1]}"], "cannot be built"),
         (["diffusion.prediction_type=guess"], "guess"),
     ],

@@ -1,0 +1,71 @@
+"""The objectives against their formulas."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from autoencoder import AutoencoderKLVidTwin
+from pipelines import default_scheduler
+from vidgen.config import DiffusionConfig, VAELossConfig
+from vidgen.objectives import DiffusionObjective, VAEObjective
+
+
+def test_vae_terms_are_means_with_the_documented_units():
+    torch.manual_seed(0)
+    vae = AutoencoderKLVidTwin.from_preset("tiny-test").eval()
+    video = torch.rand(2, *vae.clip_shape) * 2 - 1
+    torch.manual_seed(1)
+    losses = VAEObjective(vae, VAELossConfig(l1_weight=2.0, l2_weight=3.0, kl_weight=5.0))(video)
+    torch.manual_seed(1)
+    posterior = vae.encode(video).latent_dist
+    out = vae.decode(posterior.sample()).sample
+    kl = posterior.kl().mean() / (3 * 4 * 32 * 32)
+    torch.testing.assert_close(losses["l1"], (out - video).abs().mean())
+    torch.testing.assert_close(losses["l2"], (out - video).square().mean())
+    torch.testing.assert_close(losses["kl"], kl)
+    torch.testing.assert_close(losses["loss"], 2 * losses["l1"] + 3 * losses["l2"] + 5 * kl)
+
+
+class Oracle(nn.Module):
+    """Knows the clean latents, and answers what a scheduler's prediction type asks for."""
+
+    def __init__(self, clean: torch.Tensor, scheduler) -> None:
+        super().__init__()
+        self.clean, self.scheduler = clean, scheduler
+        self.config = SimpleNamespace(num_classes=3)
+        self.seen: list[torch.Tensor] = []
+
+    def forward(self, noisy, timestep, class_labels):
+        self.seen.append(class_labels)
+        alpha = self.scheduler.alphas_cumprod[timestep].sqrt()[:, None].double()
+        sigma = (1 - alpha**2).sqrt()
+        noise = (noisy.double() - alpha * self.clean) / sigma
+        kind = self.scheduler.config.prediction_type
+        answer = {"sample": self.clean, "epsilon": noise, "v_prediction": alpha * noise - sigma * self.clean}[kind]
+        return SimpleNamespace(sample=answer.float())
+
+
+@pytest.mark.parametrize("prediction_type", ["sample", "epsilon", "v_prediction"])
+def test_the_right_answer_has_no_loss(prediction_type):
+    torch.manual_seed(0)
+    clean, labels = torch.randn(64, 10), torch.arange(64) % 3
+    scheduler = default_scheduler(prediction_type=prediction_type)
+    objective = DiffusionObjective(Oracle(clean, scheduler), scheduler, DiffusionConfig())
+    assert objective(clean, labels)["loss"] < 1e-3
+    assert objective(clean + 1, labels)["loss"] > 0.01
+
+
+@pytest.mark.parametrize(("dropout", "expected"), [(0.0, 0.0), (0.5, 0.5), (1.0, 1.0)])
+def test_class_dropout_gives_the_null_class(dropout, expected):
+    torch.manual_seed(0)
+    clean, labels = torch.randn(1000, 2), torch.arange(1000) % 3
+    scheduler = default_scheduler()
+    oracle = Oracle(clean, scheduler)
+    DiffusionObjective(oracle, scheduler, DiffusionConfig(class_dropout=dropout))(clean, labels)
+    dropped = oracle.seen[0] == 3
+    assert dropped.float().mean().item() == pytest.approx(expected, abs=0.06)
+    assert torch.equal(oracle.seen[0][~dropped], labels[~dropped])
