@@ -102,8 +102,8 @@ def round_trip() -> list[Row]:
         clip, flops = video.to(dtype), round_trip_flops(model)
         with torch.no_grad():
             z = model.encode(clip).latent_dist.mode()
-            encode = seconds(lambda m=model, x=clip: m.encode(x), repeats=3)
-            decode = seconds(lambda m=model, z=z: m.decode(z), repeats=3)
+            encode = seconds(lambda m=model, x=clip: m.encode(x), repeats=2)
+            decode = seconds(lambda m=model, z=z: m.decode(z), repeats=2)
         rate = matmul_rate(dtype)
         rows.append(
             {
@@ -149,7 +149,7 @@ def _train_step(size: str, dtype: str, checkpointing: bool) -> Row:
         optimizer.step()
         optimizer.zero_grad()
 
-    taken = seconds(step, repeats=3)
+    taken = seconds(step, repeats=5 if size == "tiny" else 1)
     if torch.cuda.is_available():
         peak = torch.cuda.max_memory_allocated()
     else:
