@@ -49,7 +49,7 @@ console = Console(highlight=False)
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m vidgen.demo", description=__doc__.split("\n\n")[0])
     parser.add_argument("--output-dir", type=Path, default=Path("runs/demo"))
-    parser.add_argument("--clips-per-class", type=int, default=120, help="training clips of each of the 8 motions")
+    parser.add_argument("--clips-per-class", type=int, default=80, help="training clips of each of the 8 motions")
     parser.add_argument("--samples-per-class", type=int, default=24, help="generated clips the distance is taken over")
     parser.add_argument("--vae", action="append", default=[], metavar="KEY=VALUE", help="override of its recipe")
     parser.add_argument("--dit", action="append", default=[], metavar="KEY=VALUE", help="override of its recipe")
@@ -113,7 +113,7 @@ def launch(program: str, recipe: str, settings: list[str], overrides: list[str])
     console.print(f"[dim]$ accelerate launch {shlex.join(command)}[/dim]", soft_wrap=True)
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes=1", "--num_machines=1"]
     launcher += ["--mixed_precision=no", "--dynamo_backend=no", "--quiet"]
-    launcher.append(f"--num_cpu_threads_per_process={os.cpu_count()}")
+    launcher.append(f"--num_cpu_threads_per_process={os.environ.get('OMP_NUM_THREADS', os.cpu_count())}")
     absolute = [REPOSITORY / program, "--config", REPOSITORY / "configs" / recipe, *settings, *overrides]
     if subprocess.run([*launcher, *map(str, absolute)], check=False).returncode:
         raise UserError(f"{program} failed; what it said stands above.")
