@@ -182,11 +182,11 @@ class ClipDataset(Dataset):
         classes: Sequence[str] = (),
     ):
         if isinstance(root, str | os.PathLike):
-            self.root = str(root)
             self.files, self.classes = list_videos(root)
+            self.where = f"under {root}"
         else:
-            self.root = "the given list"
             self.files, self.classes = list(root), list(classes)
+            self.where = f"among the {len(self.files)} listed"
         self.num_frames, self.fps = num_frames, fps
         self.size = (resolution, resolution) if isinstance(resolution, int) else tuple(resolution)
         self.train, self.flip, self.seed = train, flip, seed
@@ -244,7 +244,7 @@ class ClipDataset(Dataset):
 
     def _nothing_readable(self, skipped: list[tuple[str, str]]) -> VideoError:
         first = ": ".join(skipped[0]) if skipped else "it is empty"
-        return VideoError(f"no readable video under {self.root}: {first}")
+        return VideoError(f"no readable video {self.where}: {first}")
 
     def _read(self, number: int, visit: int, index: int) -> dict:
         path, label = self.files[number]

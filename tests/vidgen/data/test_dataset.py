@@ -309,7 +309,7 @@ def test_nothing_readable(tmp_path):
     touch(tmp_path, "a.mp4", "b.mp4")
     with pytest.raises(VideoError, match=f"^no readable video under {tmp_path}: {tmp_path}/a.mp4: the file is empty"):
         ClipDataset(tmp_path, **SHAPE)
-    with pytest.raises(VideoError, match="no readable video under the given list: it is empty"):
+    with pytest.raises(VideoError, match="no readable video among the 0 listed: it is empty"):
         ClipDataset([], **SHAPE)
 
 
