@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -178,7 +178,7 @@ def _read_yaml(file: str) -> Any:
 
 
 def _merge(config: Any, update: Any, config_class: type, where: str) -> Any:
-    known = list(_known_keys(config_class))
+    known = list(_fields(config_class))
     for key in _leaf_keys(OmegaConf.to_container(update)):
         if key not in known and not any(key.startswith(f"{open_key}.") for open_key in _open_keys(config_class)):
             nearest = _nearest(key, known)
@@ -194,41 +194,27 @@ def _merge(config: Any, update: Any, config_class: type, where: str) -> Any:
         raise UserError(f"{key} in {where} does not fit: {str(error).splitlines()[0].rstrip('.')}.") from error
 
 
-def _known_keys(config_class: type, prefix: str = "") -> list[str]:
-    keys: list[str] = []
+def _fields(config_class: type, prefix: str = "") -> dict[str, Field]:
+    """Every field below a config by its dotted key."""
+    found: dict[str, Field] = {}
     for f in fields(config_class):
-        nested = _nested(f)
-        keys.append(prefix + f.name)
-        if nested:
-            keys += _known_keys(nested, f"{prefix}{f.name}.")
-    return keys
+        found[prefix + f.name] = f
+        if nested := _nested(f):
+            found |= _fields(nested, f"{prefix}{f.name}.")
+    return found
 
 
-def _open_keys(config_class: type, prefix: str = "") -> list[str]:
+def _open_keys(config_class: type) -> list[str]:
     """Keys below which anything goes: dictionaries of constructor arguments, which the model itself checks."""
-    keys: list[str] = []
-    for f in fields(config_class):
-        nested = _nested(f)
-        if nested:
-            keys += _open_keys(nested, f"{prefix}{f.name}.")
-        elif f.default_factory is dict:
-            keys.append(prefix + f.name)
-    return keys
+    return [key for key, f in _fields(config_class).items() if f.default_factory is dict]
 
 
-def _text_keys(config_class: type, prefix: str = "") -> list[str]:
+def _text_keys(config_class: type) -> list[str]:
     """Keys whose value is text, or text or nothing."""
-    keys: list[str] = []
-    for f in fields(config_class):
-        nested = _nested(f)
-        if nested:
-            keys += _text_keys(nested, f"{prefix}{f.name}.")
-        elif f.type in ("str", "str | None"):
-            keys.append(prefix + f.name)
-    return keys
+    return [key for key, f in _fields(config_class).items() if f.type in ("str", "str | None")]
 
 
-def _nested(f: Any) -> type | None:
+def _nested(f: Field) -> type | None:
     default = f.default_factory() if callable(f.default_factory) else None
     return type(default) if is_dataclass(default) else None
 
