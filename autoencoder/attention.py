@@ -1,4 +1,4 @@
-"""Scaled dot-product attention on the fastest path for the device, and the two attention layers' shared module."""
+"""Scaled dot-product attention on the fastest path for the device."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """The Q-Former: a few learned queries that read a set of vectors through cross-attention.
 
 The arithmetic of BLIP-2's Q-Former without its text branch (transformers' `Blip2QFormerModel`), which this module
-agrees with to rounding. It is written out because ours is faster (`benchmarks/speed.py qformer` has the ratio): its
-attention takes the path of `autoencoder.attention`, and nothing of a `PreTrainedModel` stands in the way of
-compilation, sharding or dtype casts.
+agrees with to rounding. It is written out because ours is faster in bf16 (`benchmarks/speed.py qformer`, figures in
+docs/performance.md): its attention takes the path of `autoencoder.attention`, and nothing of a `PreTrainedModel`
+stands in the way of compilation, sharding or dtype casts.
 """
 
 from __future__ import annotations
