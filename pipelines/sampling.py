@@ -148,12 +148,13 @@ def guided(
 def estimate_clean(
     scheduler: SchedulerMixin, prediction: torch.Tensor, timestep: torch.Tensor, model_input: torch.Tensor
 ) -> torch.Tensor:
-    """The clean latents (B, L) that a prediction at `timestep` (0-d) implies, from what the model was shown.
+    """The clean latents (B, L) that a prediction at `timestep` (0-d or (B,)) implies, from what the model was shown.
 
     Raises:
         ValueError: if the scheduler's `prediction_type` is none of Diffusers', or its noise levels are not stated.
     """
     prediction_type = scheduler.config.get("prediction_type", "flow_prediction")  # flow schedulers state none
+    timestep = timestep[..., None]
     if prediction_type == "sample":
         return prediction
     if prediction_type == "flow_prediction":

@@ -13,6 +13,7 @@ from torch import nn
 
 from autoencoder import AutoencoderKLVidTwin
 from pipelines import VidTwinTransformer3DModel
+from pipelines.sampling import estimate_clean
 
 from .config import DiffusionConfig, VAELossConfig
 
@@ -49,7 +50,9 @@ class DiffusionObjective(nn.Module):
     """Mean squared error of the DiT's prediction on noised latents, at uniformly drawn timesteps.
 
     The target is the scheduler's `prediction_type`: x0 (`sample`, the paper), `epsilon` or `v_prediction`. A share
-    `class_dropout` of the clips is given the null class, which guidance needs.
+    `class_dropout` of the clips is given the null class, which guidance needs. A self-conditioned transformer is
+    shown its own estimate of the clean latents for one half of the batch, and none for the other (Chen et al., arXiv
+    2208.04202).
     """
 
     def __init__(
@@ -70,8 +73,17 @@ class DiffusionObjective(nn.Module):
         if null_class is not None:
             dropped = torch.rand(labels.shape, device=labels.device) < self.class_dropout
             labels = labels.masked_fill(dropped, null_class)
-        prediction = self.transformer(noisy, timestep, class_labels=labels).sample
+        estimate = self._estimate(noisy, timestep, labels) if self.transformer.config.self_conditioning else None
+        prediction = self.transformer(noisy, timestep, labels, self_condition=estimate).sample
         return {"loss": F.mse_loss(prediction.float(), self._target(latents, noise, timestep))}
+
+    @torch.no_grad()
+    def _estimate(self, noisy: torch.Tensor, timestep: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+        half = (len(noisy) + 1) // 2
+        noisy_half, timestep, labels = noisy[:half], timestep[:half], None if labels is None else labels[:half]
+        prediction = self.transformer(noisy_half, timestep, labels).sample
+        estimate = estimate_clean(self.scheduler, prediction, timestep, noisy_half)
+        return torch.cat([estimate.to(noisy.dtype), torch.zeros_like(noisy[half:])])
 
     def _target(self, latents: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         prediction_type = self.scheduler.config.prediction_type

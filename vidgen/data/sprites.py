@@ -1,7 +1,8 @@
 """Sprites: a small labelled video set drawn by formula, for the demo and the tests.
 
-One large textured shape (two in `swap`) moves over a soft background. What it looks like is drawn independently of
-how it moves, so appearance is "structure" and the class is the motion; every factor is kept beside its clip.
+One large shape (two in `swap`), a bright colour and its tint, moves over a dark gradient of another. What it looks
+like is drawn independently of how it moves, so appearance is "structure" and the class is the motion; every factor is
+kept beside its clip. Few things are left to chance, so that a model of minutes can learn them all.
 
 Lengths are in pixels (within `motion_parameters`, in frame widths), y points down, angles are in degrees and turn
 clockwise on the screen.
@@ -25,8 +26,6 @@ MOTIONS = ("slide", "bounce", "orbit", "spin", "zoom", "shake", "swap", "still")
 SHAPES = ("disc", "square", "triangle", "star", "ring", "cross")
 TEXTURES = ("split", "stripes")
 
-MIN_COLOUR_DISTANCE = 0.5  # Euclidean in RGB [0, 1]: every fill colour from every background colour
-
 
 # --- what a clip is ----------------------------------------------------------------------------------------------
 
@@ -43,7 +42,7 @@ def sample_factors(
     if motion not in MOTIONS:
         raise UserError(f"unknown motion {motion!r}, expected one of {', '.join(MOTIONS)}")
     background = _sample_background(rng)
-    shapes = [_sample_shape(rng, background["colours"], resolution) for _ in range(2)]
+    shapes = [_sample_shape(rng, resolution) for _ in range(2)]
     parameters, tracks = _TRACKS[motion](rng, [s["size"] / resolution for s in shapes], num_frames)
     for shape, (centres, angles, scales) in zip(shapes, tracks, strict=False):
         shape["centres"] = np.round(np.broadcast_to(centres, (num_frames, 2)) * resolution, 3).tolist()
@@ -64,17 +63,14 @@ def _uniform(rng: np.random.Generator, low: float, high: float) -> float:
     return round(float(rng.uniform(low, high)), 4)
 
 
-def _sample_colour(rng: np.random.Generator, saturation: tuple[float, float], value: tuple[float, float]) -> list:
-    hsv = rng.uniform(0, 1), rng.uniform(*saturation), rng.uniform(*value)
-    return [round(c, 4) for c in colorsys.hsv_to_rgb(*hsv)]
-
-
 def _sample_background(rng: np.random.Generator) -> dict:
+    hue, saturation = _uniform(rng, 0, 1), _uniform(rng, 0.2, 0.5)
+    values = _uniform(rng, 0.1, 0.2), _uniform(rng, 0.4, 0.55)
     return {
-        "colours": [_sample_colour(rng, (0.3, 0.7), (0.15, 0.4)), _sample_colour(rng, (0.1, 0.5), (0.75, 0.95))],
+        "colours": [_rgb(hue, saturation, value) for value in values],
         "angle": _uniform(rng, 0, 360),
         "wave": {
-            "amplitude": _uniform(rng, 0.03, 0.06),
+            "amplitude": _uniform(rng, 0.02, 0.04),
             "angle": _uniform(rng, 0, 360),
             "cycles": _uniform(rng, 0.8, 1.8),  # across the frame
             "phase": _uniform(rng, 0, 360),
@@ -82,19 +78,9 @@ def _sample_background(rng: np.random.Generator) -> dict:
     }
 
 
-def _sample_shape(rng: np.random.Generator, background: list, resolution: int) -> dict:
-    def distance(a: list, b: list) -> float:
-        return float(np.linalg.norm(np.subtract(a, b)))
-
-    kind, size = str(rng.choice(SHAPES)), _uniform(rng, 0.28, 0.45) * resolution
-    # The middle of the gradient counts as a colour too: it can be far from both of its ends.
-    avoid = [*background, np.mean(background, axis=0).tolist()]
-    fills: list[list] = []
-    while len(fills) < 2:
-        colour = _sample_colour(rng, (0.6, 1.0), (0.4, 1.0))
-        far = all(distance(colour, other) >= MIN_COLOUR_DISTANCE for other in avoid)
-        if far and all(distance(colour, other) >= 0.4 for other in fills):
-            fills.append(colour)
+def _sample_shape(rng: np.random.Generator, resolution: int) -> dict:
+    kind, size = str(rng.choice(SHAPES)), _uniform(rng, 0.32, 0.46) * resolution
+    hue, saturation, value = _uniform(rng, 0, 1), _uniform(rng, 0.8, 1), _uniform(rng, 0.85, 1)
     texture = {
         "kind": str(rng.choice(TEXTURES)),
         "angle": _uniform(rng, 0, 360),
@@ -103,10 +89,14 @@ def _sample_shape(rng: np.random.Generator, background: list, resolution: int) -
     return {
         "kind": kind,
         "size": round(size, 3),
-        "colours": fills,
+        "colours": [_rgb(hue, saturation, value), _rgb(hue, 0.4 * saturation, value)],
         "texture": texture,
         "tilt": _uniform(rng, -25, 25),
     }
+
+
+def _rgb(hue: float, saturation: float, value: float) -> list[float]:
+    return [round(c, 4) for c in colorsys.hsv_to_rgb(hue, saturation, value)]
 
 
 # --- how it moves ------------------------------------------------------------------------------------------------
@@ -120,39 +110,32 @@ def _turn(rng: np.random.Generator) -> int:
     return int(rng.choice([-1, 1]))
 
 
-def _quarter(rng: np.random.Generator) -> int:
-    """Where a periodic motion starts: few places, so that a class is few motions and a small model can learn them."""
-    return int(rng.choice([0, 90, 180, 270]))
-
-
 def _place(rng: np.random.Generator) -> list[float]:
     """A centre so near the middle that the largest shape stays in the frame, zoomed or shaken."""
     return [_uniform(rng, 0.35, 0.65), _uniform(rng, 0.35, 0.65)]
 
 
 def _slide(rng: np.random.Generator, sizes: list[float], num_frames: int) -> Motion:
-    """From one side to the opposite one at constant speed, a little slanted."""
-    heading, margin = int(rng.choice([0, 90, 180, 270])), sizes[0] / 2
-    start, end = _uniform(rng, 0.35, 0.65), _uniform(rng, 0.35, 0.65)
-    t = np.linspace(0, 1, num_frames)[:, None]
-    path = np.array([margin, start]) * (1 - t) + np.array([1 - margin, end]) * t
-    return {"heading": heading, "start": start, "end": end}, [(_rotate(path - 0.5, heading) + 0.5, 0, 1)]
+    """Straight from one side to the opposite one, at constant speed."""
+    heading, margin, height = int(rng.choice([0, 90, 180, 270])), sizes[0] / 2, _place(rng)[1]
+    x = np.linspace(margin, 1 - margin, num_frames)
+    path = np.stack([x, np.full_like(x, height)], -1)
+    return {"heading": heading, "height": height}, [(_rotate(path - 0.5, heading) + 0.5, 0, 1)]
 
 
 def _bounce(rng: np.random.Generator, sizes: list[float], num_frames: int) -> Motion:
     """Two jumps off the floor."""
-    x, phase = _place(rng)[0], _quarter(rng)
+    x = _place(rng)[0]
     floor, ceiling = 0.98 - sizes[0] / 2, 0.02 + sizes[0] / 2
-    height = np.abs(np.sin(2 * np.pi * np.arange(num_frames) / num_frames + np.radians(phase)))
-    y = floor + (ceiling - floor) * height
-    return {"x": x, "jumps": 2, "phase": phase}, [(np.stack([np.full_like(y, x), y], -1), 0, 1)]
+    y = floor + (ceiling - floor) * np.abs(np.sin(2 * np.pi * np.arange(num_frames) / num_frames))
+    return {"x": x, "jumps": 2}, [(np.stack([np.full_like(y, x), y], -1), 0, 1)]
 
 
 def _orbit(rng: np.random.Generator, sizes: list[float], num_frames: int) -> Motion:
-    """Once around the middle of the frame, upright."""
-    turn, phase, radius = _turn(rng), _quarter(rng), round(0.48 - sizes[0] / 2, 4)
-    path = _circle(radius, phase + turn * _degrees(num_frames)) + 0.5
-    return {"turn": turn, "phase": phase, "radius": radius}, [(path, 0, 1)]
+    """Once around the middle of the frame, upright, from the top."""
+    turn, radius = _turn(rng), round(0.48 - sizes[0] / 2, 4)
+    path = _circle(radius, turn * _degrees(num_frames) - 90) + 0.5
+    return {"turn": turn, "radius": radius}, [(path, 0, 1)]
 
 
 def _spin(rng: np.random.Generator, sizes: list[float], num_frames: int) -> Motion:
@@ -162,28 +145,26 @@ def _spin(rng: np.random.Generator, sizes: list[float], num_frames: int) -> Moti
 
 
 def _zoom(rng: np.random.Generator, sizes: list[float], num_frames: int) -> Motion:
-    """Grows and shrinks once."""
-    phase, place = _quarter(rng), _place(rng)
-    scales = 1 + 0.4 * np.sin(np.radians(_degrees(num_frames) + phase))
-    return {"amplitude": 0.4, "phase": phase}, [(place, 0, scales)]
+    """Grows, then shrinks, once."""
+    scales = 1 + 0.4 * np.sin(np.radians(_degrees(num_frames)))
+    return {"amplitude": 0.4}, [(_place(rng), 0, scales)]
 
 
 def _shake(rng: np.random.Generator, sizes: list[float], num_frames: int) -> Motion:
-    """Quick and short, back and forth along one line, a cycle every four frames."""
-    heading, place, amplitude = _uniform(rng, 0, 180), np.array(_place(rng)), _uniform(rng, 0.07, 0.1)
+    """Quick and short, sideways or up and down, a cycle every four frames."""
+    heading, place, amplitude = int(rng.choice([0, 90])), np.array(_place(rng)), 0.1
     swing = amplitude * np.sin(np.pi / 2 * np.arange(num_frames))
     path = place + _rotate(np.stack([swing, np.zeros_like(swing)], -1), heading)
     return {"heading": heading, "amplitude": amplitude, "period_frames": 4}, [(path, 0, 1)]
 
 
 def _swap(rng: np.random.Generator, sizes: list[float], num_frames: int) -> Motion:
-    """Two shapes trade places, each along half a circle, slow at the ends."""
-    turn, phase = _turn(rng), _quarter(rng)
-    radius = round(0.48 - max(sizes[:2]) / 2, 4)
+    """Two shapes, side by side, trade places, each along half a circle, slow at the ends."""
+    turn, radius = _turn(rng), round(0.48 - max(sizes[:2]) / 2, 4)
     t = np.linspace(0, 1, num_frames)
-    angle = phase + turn * 180 * (1 - np.cos(np.pi * t)) / 2
+    angle = turn * 180 * (1 - np.cos(np.pi * t)) / 2
     tracks = [(_circle(radius, angle + offset) + 0.5, 0, 1) for offset in (0, 180)]
-    return {"turn": turn, "phase": phase, "radius": radius}, tracks
+    return {"turn": turn, "radius": radius}, tracks
 
 
 def _still(rng: np.random.Generator, sizes: list[float], num_frames: int) -> Motion:

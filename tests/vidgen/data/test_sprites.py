@@ -73,10 +73,10 @@ def test_shapes_are_large_inside_the_frame_and_of_their_own_colour(motion):
         assert len(factors["shapes"]) == (2 if motion == "swap" else 1)
         ends = np.array(factors["background"]["colours"])
         for shape in factors["shapes"]:
-            assert 0.28 * 128 <= shape["size"] <= 0.45 * 128
+            assert 0.32 * 128 <= shape["size"] <= 0.46 * 128
             fills = np.array(shape["colours"])
-            assert min(np.linalg.norm(f - b) for f in fills for b in (*ends, ends.mean(0))) >= 0.5
-            assert np.linalg.norm(fills[0] - fills[1]) >= 0.4
+            assert min(np.linalg.norm(f - b) for f in fills for b in (*ends, ends.mean(0))) >= 0.4
+            assert np.linalg.norm(fills[0] - fills[1]) >= 0.35
             reach = shape["size"] / 2 * np.array(shape["scales"])[:, None]
             centres = np.array(shape["centres"])
             assert (centres - reach > -0.05 * 128).all() and (centres + reach < 1.05 * 128).all()
