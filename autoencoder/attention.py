@@ -1,9 +1,10 @@
-"""Scaled dot-product attention on the fastest path for the device."""
+"""Scaled dot-product attention on the fastest path for the device, or the path its user chose."""
 
 from __future__ import annotations
 
 import torch
-from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.attention import AttentionMixin, AttentionModuleMixin
+from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from torch import nn
 
 # On a CPU the fused bf16 kernel is several times slower than two plain matmuls on sequences this short, backward
@@ -11,8 +12,24 @@ from torch import nn
 MATMUL_MAX_LENGTH = 1024
 
 
+class ProcessorMixin(AttentionMixin):
+    """Diffusers' get and set of a model's attention processors, with the way back to their defaults."""
+
+    def set_default_attn_processor(self) -> None:
+        """Give every attention a new processor of its default class."""
+        for module in self.modules():
+            if isinstance(module, AttentionModuleMixin):
+                module.set_processor(module._default_processor_cls())
+
+
 def attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, is_causal: bool = False, dropout_p: float = 0.0
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    is_causal: bool = False,
+    dropout_p: float = 0.0,
+    backend: AttentionBackendName | None = None,
 ) -> torch.Tensor:
     """Multi-head attention softmax(q k^T / sqrt(d)) v, with no mask other than the causal one.
 
@@ -20,14 +37,15 @@ def attention(
         query, key, value: (B, S, heads, d), the layout of Diffusers' attention dispatcher.
         is_causal: position i sees positions <= i only; query and key are equally long then.
         dropout_p: probability of dropping an attention weight.
+        backend: of Diffusers' dispatcher, as `set_attention_backend` leaves it in a processor; None: the fastest.
 
     Returns:
         (B, S, heads, d).
     """
     half_on_cpu = query.device.type == "cpu" and query.dtype in (torch.bfloat16, torch.float16)
-    if half_on_cpu and key.shape[1] <= MATMUL_MAX_LENGTH:
+    if backend is None and half_on_cpu and key.shape[1] <= MATMUL_MAX_LENGTH:
         return _matmul_attention(query, key, value, is_causal, dropout_p)
-    return dispatch_attention_fn(query, key, value, is_causal=is_causal, dropout_p=dropout_p)
+    return dispatch_attention_fn(query, key, value, is_causal=is_causal, dropout_p=dropout_p, backend=backend)
 
 
 def _matmul_attention(

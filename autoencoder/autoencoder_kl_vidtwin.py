@@ -5,6 +5,7 @@ Source: "VidTwin: Video VAE with Decoupled Structure and Dynamics" (arXiv 2412.1
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, Literal
 
 import torch
@@ -15,13 +16,17 @@ from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from einops import rearrange
+from huggingface_hub import ModelCard
 from torch import nn
 
+from .attention import ProcessorMixin
 from .blocks import VidTwinTransformer
-from .heads import HEADS, HeadConfig
+from .heads import DYNAMICS_POOLS, HEADS, SINGLE_LATENT_HEADS, STRUCTURE_FOLDS, STRUCTURE_POOLS, HeadConfig
 from .latents import LatentShape, TwinLatents, TwinPosterior, numel
+from .model_card import ModelCardMixin, autoencoder_card
 from .presets import preset_config
 from .qformer import QFormer
+from .tiling import Blender, ClipGeometry, cut
 
 Components = Literal["both", "structure", "dynamics"]
 
@@ -60,12 +65,17 @@ class VidTwinDecoder(nn.Module):
         return rearrange(self.proj_out(hidden_states), "b t (h w) (p q c) -> b c t (h p) (w q)", h=grid, p=p, q=p)
 
 
-class AutoencoderKLVidTwin(ModelMixin, AutoencoderMixin, ConfigMixin, FromOriginalModelMixin):
+class AutoencoderKLVidTwin(
+    ModelCardMixin, ModelMixin, AutoencoderMixin, ProcessorMixin, ConfigMixin, FromOriginalModelMixin
+):
     r"""The VidTwin video autoencoder.
 
     A clip (B, 3, T, H, W) in [-1, 1] becomes a Gaussian over two latents, packed as (B, L): *structure*
     (d_S, n_q, h_S, w_S), read over time by a Q-Former at every place, and *dynamics* (d_D, T, w_D + h_D), the
     averages of every frame over its height and over its width.
+
+    The grid of a model is fixed. Clips of any other size, down to one frame and one patch, go through overlapped tiles
+    of the model's own size, blended where they overlap; see `enable_tiling`.
 
     Args:
         sample_size: height and width of a clip in pixels, a multiple of `patch_size`.
@@ -85,6 +95,11 @@ class AutoencoderKLVidTwin(ModelMixin, AutoencoderMixin, ConfigMixin, FromOrigin
         structure_downsamples: halvings k of its grid.
         dynamics_channels: channels d_D of the dynamics latent.
         dynamics_downsamples: halvings k' of its grid.
+        structure_pool, structure_fold, dynamics_pool, single_latent: the paper's ablations (Table 3; by name in
+            `autoencoder.presets.ABLATIONS`). Time is read for structure by a `"qformer"` or by `"conv"` and an MLP;
+            with a place's vectors in the Q-Former's `"batch"` or folded into its `"hidden"` dimension. Space is read
+            for dynamics by `"average"` or by a `"qformer"`. With `single_latent` the structure latent is
+            (d, T, h_S, w_S) of about as many values as both, and the dynamics latent is empty.
         heads: `"official"` (the paper's, and what released weights need) or `"residual"` (ours: trains far faster
             from scratch).
         latents_mean, latents_std: mean and standard deviation of the [structure, dynamics] latents over a training
@@ -92,9 +107,19 @@ class AutoencoderKLVidTwin(ModelMixin, AutoencoderMixin, ConfigMixin, FromOrigin
     """
 
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["VidTwinBlock", "QFormerLayer"]
-    _repeated_blocks = ["VidTwinBlock"]
-    _skip_layerwise_casting_patterns = ["patch_embed", "norm", "scale_shift_table"]
+    _no_split_modules = ["VidTwinFirstBlock", "VidTwinBlock", "QFormerLayer"]
+    _repeated_blocks = ["VidTwinFirstBlock", "VidTwinBlock"]
+    _skip_layerwise_casting_patterns = ["patch_embed", "norm", r"decoder\.proj_out$"]
+    # Block by block within these, and each by itself: pipelines call `decode`, not `forward`.
+    _group_offload_block_modules = [
+        "encoder",
+        "structure_encoder",
+        "dynamics_encoder",
+        "structure_decoder",
+        "dynamics_decoder",
+        "norm_in",
+        "decoder",
+    ]
 
     @register_to_config
     def __init__(
@@ -119,6 +144,10 @@ class AutoencoderKLVidTwin(ModelMixin, AutoencoderMixin, ConfigMixin, FromOrigin
         structure_downsamples: int = 1,
         dynamics_channels: int = 8,
         dynamics_downsamples: int = 1,
+        structure_pool: str = "qformer",
+        structure_fold: str = "batch",
+        dynamics_pool: str = "average",
+        single_latent: bool = False,
         heads: str = "official",
         latents_mean: list[float] | None = None,
         latents_std: list[float] | None = None,
@@ -133,8 +162,16 @@ class AutoencoderKLVidTwin(ModelMixin, AutoencoderMixin, ConfigMixin, FromOrigin
             )
         if query_dim % qformer_heads:
             raise ValueError(f"query_dim ({query_dim}) must be a multiple of qformer_heads ({qformer_heads}).")
-        if heads not in HEADS:
-            raise ValueError(f"heads must be one of {', '.join(HEADS)}, not {heads!r}.")
+        for name, value, known in (
+            ("heads", heads, HEADS),
+            ("structure_pool", structure_pool, STRUCTURE_POOLS),
+            ("structure_fold", structure_fold, STRUCTURE_FOLDS),
+            ("dynamics_pool", dynamics_pool, DYNAMICS_POOLS),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}.")
+        if structure_pool != "qformer" and structure_fold != "batch":
+            raise ValueError('structure_fold="hidden" is for structure_pool="qformer": only a Q-Former folds places.')
         grid_size = sample_size // patch_size
         head_config = HeadConfig(
             hidden_size=hidden_size,
@@ -149,19 +186,29 @@ class AutoencoderKLVidTwin(ModelMixin, AutoencoderMixin, ConfigMixin, FromOrigin
             structure_channels=structure_channels,
             structure_width=structure_width,
             structure_downsamples=structure_downsamples,
+            structure_pool=structure_pool,
+            structure_fold=structure_fold,
             dynamics_channels=dynamics_channels,
             dynamics_downsamples=dynamics_downsamples,
+            dynamics_pool=dynamics_pool,
         )
         structure_grid, dynamics_grid = head_config.structure_grid, head_config.dynamics_grid
         self.structure_shape: LatentShape = (structure_channels, num_queries, structure_grid, structure_grid)
         self.dynamics_shape: LatentShape = (dynamics_channels, num_frames, 2 * dynamics_grid)
+        if single_latent:
+            channels = max(round(self.latent_size / (num_frames * structure_grid**2)), 1)
+            self.structure_shape = (channels, num_frames, structure_grid, structure_grid)
+            self.dynamics_shape = (0, num_frames, 0)
+            head_config = dataclasses.replace(head_config, structure_channels=channels)
 
         def transformer() -> VidTwinTransformer:
             return VidTwinTransformer(
                 hidden_size, num_layers, num_attention_heads, num_frames, grid_size, mlp_ratio, temporal_causal
             )
 
-        structure_encoder, dynamics_encoder, structure_decoder, dynamics_decoder = HEADS[heads]
+        structure_encoder, dynamics_encoder, structure_decoder, dynamics_decoder = (
+            SINGLE_LATENT_HEADS if single_latent else HEADS
+        )[heads]
         self.encoder = VidTwinEncoder(in_channels, patch_size, transformer(), hidden_size)
         self.structure_encoder = structure_encoder(head_config)
         self.dynamics_encoder = dynamics_encoder(head_config)
@@ -171,6 +218,7 @@ class AutoencoderKLVidTwin(ModelMixin, AutoencoderMixin, ConfigMixin, FromOrigin
         self.norm_in = nn.LayerNorm(hidden_size) if heads == "residual" else nn.Identity()
         self.decoder = VidTwinDecoder(in_channels, patch_size, transformer(), hidden_size)
         self.use_slicing = False
+        self.enable_tiling()
         self.gradient_checkpointing = False
         self._reset_parameters()
 
@@ -215,6 +263,14 @@ class AutoencoderKLVidTwin(ModelMixin, AutoencoderMixin, ConfigMixin, FromOrigin
 
         return load_official_checkpoint(cls, path, **overrides)
 
+    def model_card(self, repo_id: str) -> ModelCard:
+        """What `push_to_hub` writes as README.md, unless the repository has one with a text.
+
+        Args:
+            repo_id: "user/name", which the card's script loads.
+        """
+        return autoencoder_card(self, repo_id)
+
     # --- what others need to know of its sizes ---------------------------------------------------------------------
 
     @property
@@ -243,9 +299,53 @@ class AutoencoderKLVidTwin(ModelMixin, AutoencoderMixin, ConfigMixin, FromOrigin
         """Frames per frame of the dynamics latent: time is not compressed there."""
         return 1
 
-    def unpack(self, packed: torch.Tensor) -> TwinLatents:
-        """Packed latents (B, L) as `TwinLatents` of this model's shapes."""
-        return TwinLatents.unpack(packed, self.structure_shape, self.dynamics_shape)
+    def unpack(self, packed: torch.Tensor, geometry: ClipGeometry | None = None) -> TwinLatents:
+        """Packed latents (B, L) as `TwinLatents` of this model's shapes; (B, N * L) with a geometry of N tiles."""
+        return TwinLatents.unpack(packed, self.structure_shape, self.dynamics_shape, geometry)
+
+    # --- clips of other sizes --------------------------------------------------------------------------------------
+
+    def enable_tiling(
+        self,
+        tile_sample_stride_height: int | None = None,
+        tile_sample_stride_width: int | None = None,
+        tile_sample_stride_num_frames: int | None = None,
+    ) -> None:
+        """Take clips of any size, through tiles of the model's own; on by default.
+
+        Args:
+            tile_sample_stride_height, tile_sample_stride_width: pixels from one tile to the next; what is missing to
+                `sample_size` is overlap, over which tiles are blended. Default: three quarters of it.
+            tile_sample_stride_num_frames: frames from one window to the next. Default: three quarters of `num_frames`.
+
+        Raises:
+            ValueError: if a stride is not between 1 and the size of a tile.
+        """
+        tile = self.clip_shape[1:]
+        strides = (tile_sample_stride_num_frames, tile_sample_stride_height, tile_sample_stride_width)
+        strides = tuple(max(3 * n // 4, 1) if s is None else s for s, n in zip(strides, tile, strict=True))
+        ClipGeometry(tile, tile, strides)  # says what is wrong with them
+        self.tile_sample_stride_num_frames, self.tile_sample_stride_height, self.tile_sample_stride_width = strides
+        self.use_tiling = True
+
+    def geometry(self, num_frames: int, height: int, width: int) -> ClipGeometry | None:
+        """The tiles a clip of this size is covered by; None for the model's own size.
+
+        Raises:
+            ValueError: if the clip has no frame, is smaller than a patch, or has another size while tiling is off.
+        """
+        size, tile = (num_frames, height, width), self.clip_shape[1:]
+        if size == tile:
+            return None
+        if num_frames < 1 or min(height, width) < self.config.patch_size:
+            raise ValueError(
+                f"A clip must have a frame and {self.config.patch_size} x {self.config.patch_size} pixels or more, "
+                f"but (T, H, W) = {size}."
+            )
+        if not self.use_tiling:
+            raise ValueError(f"This VidTwin works on clips of (T, H, W) = {tile}, not {size}, while tiling is off.")
+        strides = (self.tile_sample_stride_num_frames, self.tile_sample_stride_height, self.tile_sample_stride_width)
+        return ClipGeometry(size, tile, strides)
 
     # --- encode, decode --------------------------------------------------------------------------------------------
 
@@ -277,23 +377,32 @@ class AutoencoderKLVidTwin(ModelMixin, AutoencoderMixin, ConfigMixin, FromOrigin
         """The posterior over packed latents.
 
         Args:
-            x: clips (B, C, T, H, W) of the model's own T, H and W, in [-1, 1].
+            x: clips (B, C, T, H, W) in [-1, 1].
             return_dict: whether to return an `AutoencoderKLOutput` or a tuple.
 
         Raises:
-            ValueError: if the clips have another size.
+            ValueError: if the clips have a size or a number of channels that cannot be served.
         """
-        if x.ndim != 5 or tuple(x.shape[1:]) != self.clip_shape:
+        if x.ndim != 5 or x.shape[1] != self.config.in_channels:
             raise ValueError(
-                f"This VidTwin encodes clips of (B, C, T, H, W) = (B, {', '.join(map(str, self.clip_shape))}), "
-                f"but was given {tuple(x.shape)}."
+                f"This VidTwin encodes clips of (B, C, T, H, W) = (B, {', '.join(map(str, self.clip_shape))}), or of "
+                f"other T, H and W in tiles, but was given {tuple(x.shape)}."
             )
-        if self.use_slicing and x.shape[0] > 1:
-            moments = torch.cat([self._encode(part) for part in x.split(1)])
+        geometry = self.geometry(*x.shape[2:])
+        if geometry is None:
+            mean, logvar = self._encode_sliced(x).chunk(2, dim=1)
+            posterior = TwinPosterior(mean, logvar)
         else:
-            moments = self._encode(x)
-        posterior = TwinPosterior(*moments.chunk(2, dim=1))
+            moments = [self._encode_sliced(tile) for tile in cut(x, geometry)]
+            mean, logvar = torch.stack(moments, dim=1).chunk(2, dim=2)
+            layout = (self.structure_shape, self.dynamics_shape, geometry)
+            posterior = TwinPosterior(mean.flatten(1), logvar.flatten(1), layout)
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
+
+    def _encode_sliced(self, x: torch.Tensor) -> torch.Tensor:
+        if self.use_slicing and x.shape[0] > 1:
+            return torch.cat([self._encode(part) for part in x.split(1)])
+        return self._encode(x)
 
     @apply_forward_hook
     def decode(
@@ -302,7 +411,7 @@ class AutoencoderKLVidTwin(ModelMixin, AutoencoderMixin, ConfigMixin, FromOrigin
         """Clips (B, C, T, H, W), about [-1, 1], not clamped.
 
         Args:
-            z: packed latents (B, L) or `TwinLatents`.
+            z: packed latents (B, L) or `TwinLatents`; of clips in tiles, `TwinLatents` with their geometry.
             components: `"both"`, or `"structure"` or `"dynamics"` to decode from one of the two alone.
             return_dict: whether to return a `DecoderOutput` or a tuple.
 
@@ -312,10 +421,26 @@ class AutoencoderKLVidTwin(ModelMixin, AutoencoderMixin, ConfigMixin, FromOrigin
         if components not in ("both", "structure", "dynamics"):
             raise ValueError(f'components must be "both", "structure" or "dynamics", not {components!r}.')
         # Packing and unpacking checks the shapes of either form.
-        packed = z.pack() if isinstance(z, TwinLatents) else z
-        parts = packed.split(1) if self.use_slicing and packed.shape[0] > 1 else [packed]
-        sample = torch.cat([self._decode(self.unpack(part), components) for part in parts])
+        geometry = z.geometry if isinstance(z, TwinLatents) else None
+        latents = self.unpack(z.pack() if isinstance(z, TwinLatents) else z, geometry)
+        if geometry is None:
+            sample = self._decode_sliced(latents, components)
+        else:
+            if geometry.tile != self.clip_shape[1:]:
+                raise ValueError(
+                    f"These latents are of tiles of (T, H, W) = {geometry.tile}, but this VidTwin's are of "
+                    f"{self.clip_shape[1:]}."
+                )
+            blender = Blender(geometry)
+            for tile in latents.tiles():
+                blender.add(self._decode_sliced(tile, components))
+            sample = blender.clip()
         return DecoderOutput(sample=sample) if return_dict else (sample,)
+
+    def _decode_sliced(self, z: TwinLatents, components: Components) -> torch.Tensor:
+        if self.use_slicing and z.structure.shape[0] > 1:
+            return torch.cat([self._decode(self.unpack(part), components) for part in z.pack().split(1)])
+        return self._decode(z, components)
 
     def forward(
         self,

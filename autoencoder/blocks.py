@@ -6,7 +6,7 @@ Hidden states are (B, T, S, D): T frames of S = h * w patches.
 from __future__ import annotations
 
 import torch
-from diffusers.models.attention import FeedForward
+from diffusers.models.attention import AttentionModuleMixin, FeedForward
 from torch import nn
 
 from .attention import attention
@@ -29,8 +29,24 @@ def sincos_2d(height: int, width: int, dim: int) -> torch.Tensor:
     return torch.cat([column, row], dim=1)
 
 
-class SelfAttention(nn.Module):
+class SelfAttnProcessor:
+    """Multi-head attention from one projection to queries, keys and values."""
+
+    _attention_backend = None  # where `set_attention_backend` leaves the choice
+
+    def __call__(self, attn: SelfAttention, hidden_states: torch.Tensor) -> torch.Tensor:
+        *batch, length, dim = hidden_states.shape
+        qkv = attn.qkv(hidden_states).view(-1, length, 3, attn.num_heads, dim // attn.num_heads)
+        out = attention(*qkv.unbind(2), is_causal=attn.is_causal, backend=self._attention_backend)
+        return attn.proj(out.reshape(*batch, length, dim))
+
+
+class SelfAttention(nn.Module, AttentionModuleMixin):
     """Multi-head self-attention over the next-to-last axis of (..., S, D)."""
+
+    _default_processor_cls = SelfAttnProcessor
+    _available_processors = [SelfAttnProcessor]
+    _supports_qkv_fusion = False  # they are one layer from the start
 
     def __init__(self, dim: int, num_heads: int, is_causal: bool = False) -> None:
         super().__init__()
@@ -38,12 +54,10 @@ class SelfAttention(nn.Module):
         self.is_causal = is_causal
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
+        self.set_processor(SelfAttnProcessor())
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        *batch, length, dim = hidden_states.shape
-        qkv = self.qkv(hidden_states).view(-1, length, 3, self.num_heads, dim // self.num_heads)
-        out = attention(*qkv.unbind(2), is_causal=self.is_causal)
-        return self.proj(out.reshape(*batch, length, dim))
+        return self.processor(self, hidden_states)
 
 
 class VidTwinBlock(nn.Module):
@@ -68,6 +82,17 @@ class VidTwinBlock(nn.Module):
         return x + gate_m * self.mlp(self.norm(x) * (1 + scale_m) + shift_m)
 
 
+class VidTwinFirstBlock(VidTwinBlock):
+    """The first block of a stack, which alone is told the time.
+
+    It has a `forward` of its own so that models compiled block by block make one graph of each class.
+    """
+
+    def forward(self, hidden_states: torch.Tensor, temporal_position: torch.Tensor) -> torch.Tensor:
+        """(B, T, S, D) and (T, 1, D) -> (B, T, S, D)."""
+        return super().forward(hidden_states, temporal_position)
+
+
 class VidTwinTransformer(nn.Module):
     """A stack of blocks with its position embeddings, on a fixed grid of T frames of h x w patches."""
 
@@ -83,7 +108,10 @@ class VidTwinTransformer(nn.Module):
     ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
-            [VidTwinBlock(dim, num_heads, mlp_ratio, temporal_causal) for _ in range(num_layers)]
+            [
+                (VidTwinBlock if i else VidTwinFirstBlock)(dim, num_heads, mlp_ratio, temporal_causal)
+                for i in range(num_layers)
+            ]
         )
         self.register_buffer("position", sincos_2d(grid_size, grid_size, dim).float(), persistent=False)
         self.register_buffer("temporal_position", sincos_1d(num_frames, dim).float()[:, None], persistent=False)
@@ -91,14 +119,15 @@ class VidTwinTransformer(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(B, T, S, D) -> (B, T, S, D)."""
-        hidden_states = hidden_states + self.position.to(hidden_states.dtype)
-        temporal_position = self.temporal_position.to(hidden_states.dtype)
+        # To its device, too: a model spread over several leaves its buffers on one.
+        hidden_states = hidden_states + self.position.to(hidden_states)
+        extra = (self.temporal_position.to(hidden_states),)
         for block in self.blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
-                hidden_states = self._gradient_checkpointing_func(block, hidden_states, temporal_position)
+                hidden_states = self._gradient_checkpointing_func(block, hidden_states, *extra)
             else:
-                hidden_states = block(hidden_states, temporal_position)
-            temporal_position = None  # only the first block is told the time
+                hidden_states = block(hidden_states, *extra)
+            extra = ()
         return hidden_states
 
     def reset_parameters(self) -> None:

@@ -21,7 +21,11 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from .qformer import QFormer
+from .pools import AxisAverages, FoldedQFormer, LocationQFormer, SpatialQFormer, TemporalConv
+
+STRUCTURE_POOLS = ("qformer", "conv")
+STRUCTURE_FOLDS = ("batch", "hidden")
+DYNAMICS_POOLS = ("average", "qformer")
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,11 @@ class HeadConfig:
     structure_channels: int
     structure_width: int
     structure_downsamples: int
+    structure_pool: str
+    structure_fold: str
     dynamics_channels: int
     dynamics_downsamples: int
+    dynamics_pool: str
 
     @property
     def structure_grid(self) -> int:
@@ -51,11 +58,25 @@ class HeadConfig:
     def dynamics_grid(self) -> int:
         return downsampled(self.grid_size, self.dynamics_downsamples)
 
-    def qformer(self) -> QFormer:
-        return QFormer(
-            num_queries=self.num_queries,
-            dim=self.query_dim,
-            context_dim=self.hidden_size,
+    def pool_over_time(self) -> nn.Module:
+        """(B, D, T, h, w) -> (B * n_q, query_dim, h, w)."""
+        sizes = dict(num_queries=self.num_queries, context_dim=self.hidden_size)
+        if self.structure_pool == "conv":
+            hidden = dict(num_frames=self.num_frames, query_dim=self.query_dim, hidden_frames=self.qformer_ffn_dim)
+            return TemporalConv(**sizes, **hidden)
+        if self.structure_fold == "hidden":
+            return FoldedQFormer(grid_size=self.grid_size, query_dim=self.query_dim, **sizes, **self._qformer())
+        return LocationQFormer(dim=self.query_dim, **sizes, **self._qformer())
+
+    def pool_over_space(self) -> tuple[nn.Module, int]:
+        """(B, D, T, h, w) -> (B, D', T, w + h), and D'."""
+        if self.dynamics_pool == "average":
+            return AxisAverages(), self.hidden_size
+        sizes = dict(num_queries=2 * self.dynamics_grid, dim=self.query_dim, context_dim=self.hidden_size)
+        return SpatialQFormer(**sizes, **self._qformer()), self.query_dim
+
+    def _qformer(self) -> dict[str, int | float]:
+        return dict(
             num_layers=self.qformer_layers,
             num_heads=self.qformer_heads,
             ffn_dim=self.qformer_ffn_dim,
@@ -80,18 +101,6 @@ def crop_to(x: torch.Tensor, size: int) -> torch.Tensor:
     return x[..., start : start + size, start : start + size]
 
 
-def query_locations(qformer: QFormer, z: torch.Tensor) -> torch.Tensor:
-    """Each location's T vectors read by the Q-Former: (B, D, T, h, w) -> (B * n_q, query_dim, h, w)."""
-    batch, _, _, height, width = z.shape
-    queries = qformer(rearrange(z, "b d t h w -> (b h w) t d"))
-    return rearrange(queries, "(b h w) q c -> (b q) c h w", b=batch, h=height, w=width)
-
-
-def average_axes(x: torch.Tensor) -> torch.Tensor:
-    """Per-frame features averaged over height and over width: (B, D, T, h, w) -> (B, D, T, w + h)."""
-    return torch.cat([x.mean(dim=3), x.mean(dim=4)], dim=3)
-
-
 def spread_axes(x: torch.Tensor, grid_size: int) -> torch.Tensor:
     """The sum of both averages, each repeated along its missing axis: (B, T, 2 * grid, D) -> (B, D, T, h, w)."""
     over_height, over_width = x.movedim(-1, 1).split(grid_size, dim=3)
@@ -106,14 +115,14 @@ class StructureEncoder(nn.Module):
 
     def __init__(self, config: HeadConfig) -> None:
         super().__init__()
-        self.qformer = config.qformer()
+        self.temporal_pool = config.pool_over_time()
         self.conv_in = conv3x3(config.query_dim, config.structure_width)
         widths = [config.structure_width * 2**i for i in range(config.structure_downsamples + 1)]
         self.down = nn.ModuleList([conv3x3(a, b, stride=2) for a, b in zip(widths, widths[1:], strict=False)])
         self.conv_out = conv3x3(widths[-1], 2 * config.structure_channels)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
-        x = self.conv_in(query_locations(self.qformer, z))
+        x = self.conv_in(self.temporal_pool(z))
         for conv in self.down:
             x = F.relu(conv(x))
         return rearrange(self.conv_out(x), "(b q) c h w -> b c q h w", b=z.shape[0])
@@ -127,13 +136,14 @@ class DynamicsEncoder(nn.Module):
         dim = config.hidden_size
         self.grid = config.dynamics_grid
         self.down = nn.ModuleList([conv3x3(dim, dim, stride=2) for _ in range(config.dynamics_downsamples)])
-        self.conv_out = conv3x3(dim, 2 * config.dynamics_channels)
+        self.spatial_pool, pooled_dim = config.pool_over_space()
+        self.conv_out = conv3x3(pooled_dim, 2 * config.dynamics_channels)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         x = rearrange(z, "b d t h w -> (b t) d h w")
         for conv in self.down:
             x = F.relu(conv(x))
-        x = average_axes(rearrange(x, "(b t) d h w -> b d t h w", b=z.shape[0]))
+        x = self.spatial_pool(rearrange(x, "(b t) d h w -> b d t h w", b=z.shape[0]))
         return torch.cat([self.conv_out(part) for part in x.split(self.grid, dim=3)], dim=3)
 
 
@@ -239,7 +249,7 @@ class ResidualStructureEncoder(nn.Module):
         self.query_dim = config.query_dim
         self.channels = config.structure_channels
         self.norm = nn.LayerNorm(config.hidden_size)
-        self.qformer = config.qformer()
+        self.temporal_pool = config.pool_over_time()
         widths = [config.structure_width * 2**i for i in range(config.structure_downsamples + 1)]
         self.conv_in = ResidualConv(config.query_dim, widths[0])
         self.down = nn.ModuleList([ResidualConv(a, b, "down") for a, b in zip(widths, widths[1:], strict=False)])
@@ -249,7 +259,7 @@ class ResidualStructureEncoder(nn.Module):
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         z = self.norm(z.movedim(1, -1)).movedim(-1, 1)
         over_time = resize_axis(match_channels(z, self.query_dim).movedim(2, -1), self.num_queries)
-        x = query_locations(self.qformer, z) + rearrange(over_time, "b c h w q -> (b q) c h w")
+        x = self.temporal_pool(z) + rearrange(over_time, "b c h w q -> (b q) c h w")
         x = self.conv_in(x)
         for block in self.down:
             x = block(x)
@@ -268,13 +278,14 @@ class ResidualDynamicsEncoder(nn.Module):
         self.channels = config.dynamics_channels
         self.norm = nn.LayerNorm(dim)
         self.down = nn.ModuleList([ResidualConv(dim, dim, "down") for _ in range(config.dynamics_downsamples)])
-        self.conv_out = conv3x3(dim, 2 * config.dynamics_channels)
+        self.spatial_pool, pooled_dim = config.pool_over_space()
+        self.conv_out = conv3x3(pooled_dim, 2 * config.dynamics_channels)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         x = rearrange(self.norm(z.movedim(1, -1)), "b t h w d -> (b t) d h w")
         for block in self.down:
             x = block(x)
-        x = average_axes(rearrange(x, "(b t) d h w -> b d t h w", b=z.shape[0]))
+        x = self.spatial_pool(rearrange(x, "(b t) d h w -> b d t h w", b=z.shape[0]))
         parts = x.split(self.grid, dim=3)
         mean, logvar = torch.cat([self.conv_out(part) for part in parts], dim=3).chunk(2, dim=1)
         return torch.cat([mean + match_channels(x, self.channels), logvar], dim=1)
@@ -331,7 +342,109 @@ class ResidualDynamicsDecoder(nn.Module):
         return spread_axes(rearrange(x, "b t d side n -> b t (side n) d"), self.grid_size)
 
 
-HEADS: dict[str, tuple[type[nn.Module], ...]] = {
+# --- one latent (ablation) -----------------------------------------------------------------------------------------
+# Everything is in the structure latent, (d, T, h_S, w_S): frames are neither read over time nor averaged over space.
+# The dynamics latent is empty and adds nothing.
+
+
+class SingleEncoder(nn.Module):
+    """Strided 3x3 convolutions per frame, as wide as the dynamics', down to mean and log-variance."""
+
+    def __init__(self, config: HeadConfig) -> None:
+        super().__init__()
+        dim = config.hidden_size
+        self.conv_in = conv3x3(dim, dim)
+        self.down = nn.ModuleList([conv3x3(dim, dim, stride=2) for _ in range(config.structure_downsamples)])
+        self.conv_out = conv3x3(dim, 2 * config.structure_channels)
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.conv_in(rearrange(z, "b d t h w -> (b t) d h w")))
+        for conv in self.down:
+            x = F.relu(conv(x))
+        return rearrange(self.conv_out(x), "(b t) c h w -> b c t h w", b=z.shape[0])
+
+
+class SingleDecoder(nn.Module):
+    """3x3 convolutions and nearest upsampling per frame."""
+
+    def __init__(self, config: HeadConfig) -> None:
+        super().__init__()
+        dim = config.hidden_size
+        self.grid_size = config.grid_size
+        self.conv_in = conv3x3(config.structure_channels, dim)
+        self.up = nn.ModuleList([conv3x3(dim, dim) for _ in range(config.structure_downsamples)])
+
+    def forward(self, latent: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.conv_in(rearrange(latent, "b c t h w -> (b t) c h w")))
+        for conv in self.up:
+            x = F.interpolate(F.relu(conv(x)), scale_factor=2, mode="nearest")
+        return rearrange(crop_to(x, self.grid_size), "(b t) d h w -> b d t h w", b=latent.shape[0])
+
+
+class ResidualSingleEncoder(nn.Module):
+    """`SingleEncoder` of residual convolutions."""
+
+    def __init__(self, config: HeadConfig) -> None:
+        super().__init__()
+        dim = config.hidden_size
+        self.channels = config.structure_channels
+        self.norm = nn.LayerNorm(dim)
+        self.conv_in = ResidualConv(dim, dim)
+        self.down = nn.ModuleList([ResidualConv(dim, dim, "down") for _ in range(config.structure_downsamples)])
+        self.conv_out = conv3x3(dim, 2 * config.structure_channels)
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        x = self.conv_in(rearrange(self.norm(z.movedim(1, -1)), "b t h w d -> (b t) d h w"))
+        for block in self.down:
+            x = block(x)
+        mean, logvar = self.conv_out(x).chunk(2, dim=1)
+        moments = torch.cat([mean + match_channels(x, self.channels), logvar], dim=1)
+        return rearrange(moments, "(b t) c h w -> b c t h w", b=z.shape[0])
+
+
+class ResidualSingleDecoder(nn.Module):
+    """`SingleDecoder` of residual convolutions."""
+
+    def __init__(self, config: HeadConfig) -> None:
+        super().__init__()
+        dim = config.hidden_size
+        self.grid_size = config.grid_size
+        self.conv_in = conv3x3(config.structure_channels, dim)
+        self.up = nn.ModuleList([ResidualConv(dim, dim, "up") for _ in range(config.structure_downsamples)])
+
+    def forward(self, latent: torch.Tensor) -> torch.Tensor:
+        x = rearrange(latent, "b c t h w -> (b t) c h w")
+        x = match_channels(x, self.conv_in.out_channels) + self.conv_in(x)
+        for block in self.up:
+            x = block(x)
+        return rearrange(crop_to(x, self.grid_size), "(b t) d h w -> b d t h w", b=latent.shape[0])
+
+
+class NoDynamicsEncoder(nn.Module):
+    """An empty dynamics latent."""
+
+    def __init__(self, config: HeadConfig) -> None:
+        super().__init__()
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        return z.new_empty(z.shape[0], 0, z.shape[2], 0)
+
+
+class NoDynamicsDecoder(nn.Module):
+    """Features of zero, since there is nothing to decode."""
+
+    def __init__(self, config: HeadConfig) -> None:
+        super().__init__()
+        self.hidden_size, self.grid_size = config.hidden_size, config.grid_size
+
+    def forward(self, dynamics: torch.Tensor) -> torch.Tensor:
+        batch, _, frames, _ = dynamics.shape
+        return dynamics.new_zeros(batch, self.hidden_size, frames, self.grid_size, self.grid_size)
+
+
+# Of either kind: structure and dynamics encoder, structure and dynamics decoder.
+Heads = tuple[type[nn.Module], type[nn.Module], type[nn.Module], type[nn.Module]]
+HEADS: dict[str, Heads] = {
     "official": (StructureEncoder, DynamicsEncoder, StructureDecoder, DynamicsDecoder),
     "residual": (
         ResidualStructureEncoder,
@@ -339,4 +452,8 @@ HEADS: dict[str, tuple[type[nn.Module], ...]] = {
         ResidualStructureDecoder,
         ResidualDynamicsDecoder,
     ),
+}
+SINGLE_LATENT_HEADS: dict[str, Heads] = {
+    "official": (SingleEncoder, NoDynamicsEncoder, SingleDecoder, NoDynamicsDecoder),
+    "residual": (ResidualSingleEncoder, NoDynamicsEncoder, ResidualSingleDecoder, NoDynamicsDecoder),
 }

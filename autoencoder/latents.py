@@ -2,55 +2,139 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import os
+from dataclasses import asdict, dataclass
 
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from .tiling import ClipGeometry
 
 LatentShape = tuple[int, ...]
+LatentLayout = tuple[LatentShape, LatentShape, ClipGeometry | None]
 
 
 @dataclass
 class TwinLatents:
     """Structure and dynamics latents of a batch of clips.
 
+    A clip of another size than the model's own is covered by N tiles (`autoencoder.tiling`). Its latents have one more
+    axis, (B, N, ...), and carry the geometry they are decoded with.
+
     Attributes:
         structure: (B, d_S, n_q, h_S, w_S): what is there and how it slowly moves.
         dynamics: (B, d_D, T, w_D + h_D): per-frame detail and fast motion; the first w_D positions are averages over
             height, the next h_D averages over width.
+        geometry: of the tiles; None for clips of the model's own size.
     """
 
     structure: torch.Tensor
     dynamics: torch.Tensor
+    geometry: ClipGeometry | None = None
 
     def pack(self) -> torch.Tensor:
-        """Both latents as one (B, L) tensor, structure flattened first: what schedulers and caches work on."""
-        return torch.cat([self.structure.flatten(1), self.dynamics.flatten(1)], dim=1)
+        """Both latents as one (B, L) tensor, structure flattened first: what schedulers and caches work on.
+
+        With tiles (B, N * L), one tile after the other.
+        """
+        if self.geometry is None:
+            return torch.cat([self.structure.flatten(1), self.dynamics.flatten(1)], dim=1)
+        return torch.cat([self.structure.flatten(2), self.dynamics.flatten(2)], dim=2).flatten(1)
 
     @classmethod
-    def unpack(cls, packed: torch.Tensor, structure_shape: LatentShape, dynamics_shape: LatentShape) -> TwinLatents:
+    def unpack(
+        cls,
+        packed: torch.Tensor,
+        structure_shape: LatentShape,
+        dynamics_shape: LatentShape,
+        geometry: ClipGeometry | None = None,
+    ) -> TwinLatents:
         """The inverse of `pack`.
 
         Args:
-            packed: (B, L).
+            packed: (B, L), or (B, N * L) with a geometry of N tiles.
             structure_shape: (d_S, n_q, h_S, w_S).
             dynamics_shape: (d_D, T, w_D + h_D).
+            geometry: the clip's, if it is covered by tiles.
 
         Raises:
-            ValueError: if `packed` is not (B, L) with L the size of both shapes together.
+            ValueError: if `packed` has another shape.
         """
         n_structure, n_dynamics = numel(structure_shape), numel(dynamics_shape)
-        if packed.ndim != 2 or packed.shape[1] != n_structure + n_dynamics:
+        tiles = 1 if geometry is None else geometry.num_tiles
+        expected = tiles * (n_structure + n_dynamics)
+        if packed.ndim != 2 or packed.shape[1] != expected:
+            covered = "" if geometry is None else f" in {tiles} tiles"
             raise ValueError(
-                f"packed latents must be (B, {n_structure + n_dynamics}) for structure {tuple(structure_shape)} "
-                f"and dynamics {tuple(dynamics_shape)}, but have shape {tuple(packed.shape)}."
+                f"packed latents must be (B, {expected}) for structure {tuple(structure_shape)} "
+                f"and dynamics {tuple(dynamics_shape)}{covered}, but have shape {tuple(packed.shape)}."
             )
-        structure, dynamics = packed.split([n_structure, n_dynamics], dim=1)
-        return cls(structure.unflatten(1, tuple(structure_shape)), dynamics.unflatten(1, tuple(dynamics_shape)))
+        lead = (-1,) if geometry is None else (-1, tiles)
+        structure, dynamics = packed.reshape(*lead, n_structure + n_dynamics).split([n_structure, n_dynamics], dim=-1)
+        return cls(
+            structure.unflatten(-1, tuple(structure_shape)), dynamics.unflatten(-1, tuple(dynamics_shape)), geometry
+        )
 
     def to(self, *args, **kwargs) -> TwinLatents:
         """Both latents through `torch.Tensor.to`."""
-        return TwinLatents(self.structure.to(*args, **kwargs), self.dynamics.to(*args, **kwargs))
+        return TwinLatents(self.structure.to(*args, **kwargs), self.dynamics.to(*args, **kwargs), self.geometry)
+
+    def tiles(self) -> list[TwinLatents]:
+        """The latents of each tile alone, in order; of a clip of the model's own size, itself."""
+        if self.geometry is None:
+            return [self]
+        return [TwinLatents(s, d) for s, d in zip(self.structure.unbind(1), self.dynamics.unbind(1), strict=True)]
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write a .safetensors file: the packed `latents`, with their shapes and geometry in its metadata."""
+        lead = 1 if self.geometry is None else 2
+        shapes = tuple(self.structure.shape[lead:]), tuple(self.dynamics.shape[lead:])
+        save_file({"latents": self.pack().contiguous()}, path, layout_metadata(*shapes, self.geometry))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, device: str = "cpu") -> TwinLatents:
+        """The inverse of `save`.
+
+        Raises:
+            ValueError: if the file is not one that `save` wrote.
+        """
+        try:
+            with safe_open(path, "pt", device=device) as file:
+                return cls.unpack(file.get_tensor("latents"), *read_layout(file.metadata()))
+        except (SafetensorError, ValueError) as error:
+            raise ValueError(f"{path} does not hold VidTwin latents: {error}") from error
+
+
+def layout_metadata(
+    structure_shape: LatentShape, dynamics_shape: LatentShape, geometry: ClipGeometry | None
+) -> dict[str, str]:
+    """What a file of packed latents says of itself: all that `TwinLatents.unpack` needs."""
+    layout = {
+        "structure_shape": list(structure_shape),
+        "dynamics_shape": list(dynamics_shape),
+        "geometry": None if geometry is None else asdict(geometry),
+    }
+    return {"vidtwin_latents": json.dumps(layout)}
+
+
+def read_layout(metadata: dict[str, str] | None) -> LatentLayout:
+    """The inverse of `layout_metadata`.
+
+    Raises:
+        ValueError: if it is not there, or is not right.
+    """
+    if "vidtwin_latents" not in (metadata or {}):
+        raise ValueError("its metadata has no vidtwin_latents.")
+    try:
+        layout = json.loads(metadata["vidtwin_latents"])
+        geometry = layout["geometry"]
+        geometry = None if geometry is None else ClipGeometry(**geometry)
+        return tuple(layout["structure_shape"]), tuple(layout["dynamics_shape"]), geometry
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"its vidtwin_latents cannot be read ({error}).") from error
 
 
 def numel(shape: LatentShape) -> int:
@@ -62,17 +146,35 @@ class TwinPosterior(DiagonalGaussianDistribution):
     """A diagonal Gaussian over packed latents.
 
     Diffusers' distribution with the log-variance clamped to [-30, 20], for (B, L) means and log-variances:
-    `sample(generator)` and `mode()` give packed (B, L) tensors.
+    `sample(generator)` and `mode()` give packed (B, L) tensors; for a clip covered by tiles they give `TwinLatents`,
+    since a tensor cannot say how its clip is put together.
+
+    Attributes:
+        layout: structure shape, dynamics shape and geometry of a clip covered by tiles, else None.
     """
 
-    def __init__(self, mean: torch.Tensor, logvar: torch.Tensor) -> None:
+    def __init__(self, mean: torch.Tensor, logvar: torch.Tensor, layout: LatentLayout | None = None) -> None:
         super().__init__(torch.cat([mean, logvar], dim=1))
+        self.layout = layout
+
+    def sample(self, generator: torch.Generator | None = None) -> torch.Tensor | TwinLatents:
+        """A draw: packed (B, L), or `TwinLatents` of tiles."""
+        return self._laid_out(super().sample(generator))
+
+    def mode(self) -> torch.Tensor | TwinLatents:
+        """The mean: packed (B, L), or `TwinLatents` of tiles."""
+        return self._laid_out(super().mode())
+
+    def _laid_out(self, packed: torch.Tensor) -> torch.Tensor | TwinLatents:
+        return packed if self.layout is None else TwinLatents.unpack(packed, *self.layout)
 
     def kl(self) -> torch.Tensor:
         """KL divergence to the standard normal in nats, summed over each clip's latent: (B,)."""
         return 0.5 * (self.mean.square() + self.var - 1.0 - self.logvar).sum(dim=1)
 
-    def nll(self, sample: torch.Tensor) -> torch.Tensor:
-        """Negative log-likelihood of packed latents (B, L) in nats, summed over each clip's latent: (B,)."""
+    def nll(self, sample: torch.Tensor | TwinLatents) -> torch.Tensor:
+        """Negative log-likelihood of latents, packed or not, in nats, summed over each clip's latent: (B,)."""
+        if isinstance(sample, TwinLatents):
+            sample = sample.pack()
         log_2pi = torch.log(torch.tensor(2.0 * torch.pi, dtype=sample.dtype, device=sample.device))
         return 0.5 * (log_2pi + self.logvar + (sample - self.mean).square() / self.var).sum(dim=1)

@@ -33,6 +33,14 @@ LATENT_SETTINGS: dict[int, dict[str, int]] = {
     2: dict(num_queries=16, structure_channels=4, dynamics_channels=16, dynamics_downsamples=2),
     3: dict(num_queries=12, structure_channels=4, dynamics_channels=8, dynamics_downsamples=1),
 }
+
+# The paper's ablations of the two latents, as arguments of the same class: Table 3.
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "single": dict(single_latent=True),
+    "dynamics_qformer": dict(dynamics_pool="qformer"),
+    "structure_conv": dict(structure_pool="conv"),
+    "structure_hidden": dict(structure_fold="hidden"),
+}
 # fmt: on
 
 

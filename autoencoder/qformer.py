@@ -9,6 +9,7 @@ stands in the way of compilation, sharding or dtype casts.
 from __future__ import annotations
 
 import torch
+from diffusers.models.attention import AttentionModuleMixin
 from torch import nn
 
 from .attention import attention
@@ -17,8 +18,26 @@ LAYER_NORM_EPS = 1e-12
 CROSS_ATTENTION_EVERY = 2
 
 
-class QFormerAttention(nn.Module):
+class QFormerAttnProcessor:
+    """Multi-head attention with a projection each to queries, keys and values."""
+
+    _attention_backend = None  # where `set_attention_backend` leaves the choice
+
+    def __call__(self, attn: QFormerAttention, hidden_states: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        query = attn.to_q(hidden_states).unflatten(-1, (attn.num_heads, -1))
+        key = attn.to_k(context).unflatten(-1, (attn.num_heads, -1))
+        value = attn.to_v(context).unflatten(-1, (attn.num_heads, -1))
+        dropout_p = attn.dropout.p if attn.training else 0.0
+        out = attention(query, key, value, dropout_p=dropout_p, backend=self._attention_backend)
+        return attn.to_out(out.flatten(2))
+
+
+class QFormerAttention(nn.Module, AttentionModuleMixin):
     """Multi-head attention of `dim`-wide queries over `context_dim`-wide keys, then residual and LayerNorm."""
+
+    _default_processor_cls = QFormerAttnProcessor
+    _available_processors = [QFormerAttnProcessor]
+    _supports_qkv_fusion = False  # a few queries: nothing to gain
 
     def __init__(self, dim: int, context_dim: int, num_heads: int, dropout: float) -> None:
         super().__init__()
@@ -29,14 +48,11 @@ class QFormerAttention(nn.Module):
         self.to_out = nn.Linear(dim, dim)
         self.dropout = nn.Dropout(dropout)
         self.norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.set_processor(QFormerAttnProcessor())
 
     def forward(self, hidden_states: torch.Tensor, context: torch.Tensor | None = None) -> torch.Tensor:
-        context = hidden_states if context is None else context
-        query = self.to_q(hidden_states).unflatten(-1, (self.num_heads, -1))
-        key = self.to_k(context).unflatten(-1, (self.num_heads, -1))
-        value = self.to_v(context).unflatten(-1, (self.num_heads, -1))
-        out = attention(query, key, value, dropout_p=self.dropout.p if self.training else 0.0)
-        return self.norm(hidden_states + self.dropout(self.to_out(out.flatten(2))))
+        attended = self.processor(self, hidden_states, hidden_states if context is None else context)
+        return self.norm(hidden_states + self.dropout(attended))
 
 
 class QFormerLayer(nn.Module):

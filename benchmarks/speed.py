@@ -4,8 +4,9 @@
     python benchmarks/speed.py round_trip qformer   some parts
 
 Parts: `round_trip` (encode + decode, released size), `train_step` (time and peak memory of a training step),
-`attention` (fused against plain matmuls), `qformer` (ours against transformers' Blip2QFormerModel). Figures go to
-OUTPUT/speed.json (`--output`, default runs/benchmarks) and are printed as tables.
+`attention` (fused against plain matmuls), `qformer` (ours against transformers' Blip2QFormerModel), `streaming`
+(`vidgen reconstruct` against reading, model and writing alone, and its memory for a video ten times as long). Figures
+go to OUTPUT/speed.json (`--output`, default runs/benchmarks) and are printed as tables.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ import json
 import multiprocessing
 import resource
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from rich.console import Console
@@ -28,8 +31,12 @@ from rich.table import Table
 from autoencoder import AutoencoderKLVidTwin
 from autoencoder.attention import _matmul_attention
 from autoencoder.qformer import QFormer
+from vidgen import commands
+from vidgen import streaming as streams
+from vidgen.data.streams import FrameReader, open_writer
 from vidgen.environment import environment
 from vidgen.files import written_aside
+from vidgen.metrics.flops import decode_flops, encode_flops
 
 CLIP = (1, 3, 16, 224, 224)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -67,39 +74,13 @@ def matmul_rate(dtype: torch.dtype) -> float:
     return max(rates)
 
 
-def round_trip_flops(model: AutoencoderKLVidTwin) -> float:
-    """Multiply-adds, twice, of encode + decode of one clip: the transformers, attention included, and the heads."""
-    c = model.config
-    tokens = c.num_frames * (c.sample_size // c.patch_size) ** 2
-    dim, space, frames = c.hidden_size, tokens // c.num_frames, c.num_frames
-    linears = 2 * (2 * 4 * dim**2 + 2 * c.mlp_ratio * dim**2)
-    attention = 2 * 2 * dim * (space + frames)
-    transformers = 2 * c.num_layers * tokens * (linears + attention)
-    patches = 2 * 2 * tokens * c.in_channels * c.patch_size**2 * dim
-    return transformers + patches + _head_flops(model)
-
-
-def _head_flops(model: AutoencoderKLVidTwin) -> float:
-    """Of the heads, counted by PyTorch: they are convolutions and small products, which it does not miss."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as counter, torch.no_grad(), torch.device("meta"):
-        meta = AutoencoderKLVidTwin.from_config(model.config).eval()
-        grid = meta.config.sample_size // meta.config.patch_size
-        z = torch.empty(1, meta.config.hidden_size, meta.config.num_frames, grid, grid)
-        meta.structure_encoder(z), meta.dynamics_encoder(z)
-        meta.structure_decoder(torch.empty(1, *meta.structure_shape))
-        meta.dynamics_decoder(torch.empty(1, *meta.dynamics_shape))
-    return counter.get_total_flops()
-
-
 def round_trip() -> list[Row]:
     """Encode + decode of the released size, batch 1, no_grad, against the measured matmul rate."""
     rows: list[Row] = []
     video = torch.rand(CLIP, device=device()) * 2 - 1
     for name, dtype in DTYPES.items():
         model = AutoencoderKLVidTwin.from_preset("released").to(device(), dtype).eval()
-        clip, flops = video.to(dtype), round_trip_flops(model)
+        clip, flops = video.to(dtype), encode_flops(model) + decode_flops(model)
         with torch.no_grad():
             z = model.encode(clip).latent_dist.mode()
             encode = seconds(lambda m=model, x=clip: m.encode(x), repeats=2)
@@ -162,7 +143,7 @@ def _train_step(size: str, dtype: str, checkpointing: bool) -> Row:
         "checkpointing": checkpointing,
         "step_s": taken,
         "peak_gib": peak / 2**30,
-        "of_forward_flops_rate": 3 * round_trip_flops(model) / taken / matmul_rate(DTYPES[dtype]),
+        "of_forward_flops_rate": 3 * (encode_flops(model) + decode_flops(model)) / taken / matmul_rate(DTYPES[dtype]),
     }
 
 
@@ -241,11 +222,72 @@ def qformer() -> list[Row]:
     return rows
 
 
+def streaming() -> list[Row]:
+    """`vidgen reconstruct` of 720p: its rate against the slowest of its three parts, and peak memory at 10x length."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / "model"
+        AutoencoderKLVidTwin.from_preset("tiny", sample_size=256, patch_size=32).save_pretrained(model)
+        for frames in (48, 480):
+            video = Path(folder) / f"{frames}.mp4"
+            _write_720p(video, frames)
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                rows.append(pool.apply(_reconstruct, (model, video)))
+        short, long = rows
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            alone = pool.apply(_stages_alone, (model, Path(folder) / "480.mp4"))
+        long |= alone
+        long["of_slowest_part"] = long["fps"] / min(alone.values())
+        long["of_short_peak"] = long["peak_gib"] / short["peak_gib"]
+    return rows
+
+
+def _write_720p(path: Path, frames: int) -> None:
+    """A photograph-like texture drifting over the frame."""
+    generator = torch.Generator().manual_seed(0)
+    texture = F.interpolate(torch.rand(1, 3, 90, 160, generator=generator), size=(720, 1280), mode="bicubic")[0]
+    picture = (texture.clamp(0, 1) * 255).byte().permute(1, 2, 0).numpy()
+    with open_writer(path, fps=30, width=1280, height=720) as writer:
+        for i in range(frames):
+            writer.write(np.roll(picture, (2 * i, 3 * i), (0, 1))[None])
+
+
+def _reconstruct(model: Path, video: Path) -> Row:
+    start = time.perf_counter()
+    commands.reconstruct(str(video), str(video.with_name("out.mp4")), model=str(model))
+    taken = time.perf_counter() - start
+    frames = FrameReader(video).num_frames
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"frames": frames, "fps": frames / taken, "peak_gib": peak / 2**30}
+
+
+def _stages_alone(model: Path, video: Path) -> Row:
+    """Frames per second of reading, of the model and of writing, each with the machine to itself."""
+    vae = AutoencoderKLVidTwin.from_pretrained(model).eval()
+    rates: Row = {}
+    with FrameReader(video) as reader:
+        geometry = streams.video_geometry(vae, reader.num_frames, reader.height, reader.width)
+        start = time.perf_counter()
+        cut = [window for i, window in enumerate(streams.windows(reader, geometry)) if i < 8]
+        rates["reading_fps"] = reader.num_frames / (time.perf_counter() - start)
+    start = time.perf_counter()
+    chunks = list(streams.decode_windows(streams.encode_windows(cut, vae), vae))
+    # Windows overlap: their frames count once, as they do in the whole video.
+    rates["model_fps"] = geometry.stride[0] * len(cut) / (time.perf_counter() - start)
+    start = time.perf_counter()
+    with open_writer(video.with_name("alone.mp4"), fps=30, width=1280, height=720) as writer:
+        for chunk in chunks:
+            writer.write(chunk)
+    rates["writing_fps"] = sum(map(len, chunks)) / (time.perf_counter() - start)
+    return rates
+
+
 PARTS: dict[str, Callable[[], list[Row]]] = {
     "round_trip": round_trip,
     "train_step": train_step,
     "attention": attention,
     "qformer": qformer,
+    "streaming": streaming,
 }
 
 

@@ -34,9 +34,9 @@ def unpatchify(tokens: torch.Tensor, patch_size: tuple[int, ...], shape: tuple[i
     """The inverse of `patchify`: (B, number of patches, prod(patch_size) * C) -> (B, *shape), shape = (C, *sizes)."""
     n = len(patch_size)
     grid = [size // patch for size, patch in zip(shape[1:], patch_size, strict=True)]
-    tokens = tokens.reshape(-1, *grid, *patch_size, shape[0])
+    tokens = tokens.reshape(tokens.shape[0], *grid, *patch_size, shape[0])
     interleaved = [axis for i in range(1, n + 1) for axis in (i, n + i)]
-    return tokens.permute(0, 2 * n + 1, *interleaved).reshape(-1, *shape)
+    return tokens.permute(0, 2 * n + 1, *interleaved).reshape(tokens.shape[0], *shape)
 
 
 def sincos_positions(grid: tuple[int, ...], dim: int) -> torch.Tensor:
@@ -79,7 +79,7 @@ class StreamEmbedding(nn.Module):
         """(B, C, *sizes), and once more where self-conditioned -> (B, number of patches, D)."""
         patches = torch.cat([patchify(latent, self.patch_size) for latent in latents], dim=-1)
         # The latents' dtype, not the layer's: under autocast the residual stream stays in float32.
-        return self.proj(patches) + self.position.to(patches.dtype)
+        return self.proj(patches) + self.position.to(patches)
 
 
 class TwinConditionEmbedding(nn.Module):

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from diffusers.video_processor import VideoProcessor
+from huggingface_hub import ModelCard
 
 # Diffusers loads a pipeline's components from modules that are already imported: these two must be, at run time.
 from autoencoder.autoencoder_kl_vidtwin import AutoencoderKLVidTwin
+from autoencoder.model_card import ModelCardMixin
 
+from .hub import download_pipeline
+from .model_card import pipeline_card
 from .pipeline_output import VidTwinPipelineOutput
 from .sampling import denoise, denormalize_latents, guided, initial_noise, retrieve_timesteps
 from .transformer_vidtwin import VidTwinTransformer3DModel
@@ -21,11 +26,12 @@ from .transformer_vidtwin import VidTwinTransformer3DModel
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
-class VidTwinPipeline(DiffusionPipeline):
+class VidTwinPipeline(ModelCardMixin, DiffusionPipeline):
     """Video generation by class, or without one, over VidTwin's two latents.
 
     Args:
-        vae: decodes latents to clips; its `latents_mean` and `latents_std` undo the normalisation.
+        vae: decodes latents to clips; its `latents_mean` and `latents_std` undo the normalisation. With None the
+            pipeline makes latents only (`output_type="latent"`), and they stay normalised.
         transformer: the denoiser, made for the autoencoder's latents.
         scheduler: any Diffusers scheduler whose `prediction_type` the transformer was trained for.
         id2label: class names by id; JSON makes the ids strings.
@@ -39,13 +45,13 @@ class VidTwinPipeline(DiffusionPipeline):
 
     def __init__(
         self,
-        vae: AutoencoderKLVidTwin,
+        vae: AutoencoderKLVidTwin | None,
         transformer: VidTwinTransformer3DModel,
         scheduler: KarrasDiffusionSchedulers,
         id2label: dict[str, str] | None = None,
     ) -> None:
         super().__init__()
-        for stream in ("structure", "dynamics"):
+        for stream in ("structure", "dynamics") if vae is not None else ():
             latent, expected = getattr(vae, f"{stream}_shape"), getattr(transformer, f"{stream}_shape")
             if tuple(latent) != tuple(expected):
                 raise ValueError(
@@ -62,6 +68,71 @@ class VidTwinPipeline(DiffusionPipeline):
         self.register_modules(vae=vae, transformer=transformer, scheduler=scheduler)
         self.register_to_config(id2label={str(k): v for k, v in id2label.items()})
         self.video_processor = VideoProcessor(do_resize=False)
+
+    @classmethod
+    def download(
+        cls,
+        pretrained_model_name: str,
+        revision: str | None = None,
+        variant: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | None = None,
+        local_files_only: bool | None = None,
+        force_download: bool = False,
+        proxies: dict[str, str] | None = None,
+        **kwargs: Any,
+    ) -> str:
+        """Fetch a pipeline from the Hub into the cache, as `from_pretrained("user/name")` does.
+
+        Only JSON and safetensors are fetched; code and pickles never are.
+
+        Args:
+            pretrained_model_name: "user/name".
+            revision: branch, tag or commit; None: "main".
+            variant: take weights of this name, such as "bf16" or "ema", where there are such.
+            token: of a private or gated repository; None: that of `hf auth login`.
+            cache_dir: None: that of `HF_HOME`.
+            local_files_only: take what the cache has, and never connect.
+            force_download: fetch what the cache has again.
+            proxies: given on to huggingface_hub, which from 1.0 on obeys HTTPS_PROXY instead and says so.
+            kwargs: what else `from_pretrained` was given; components among it are not fetched.
+
+        Returns:
+            The folder in the cache.
+
+        Raises:
+            ValueError: if the repository is of another pipeline, names a class that is neither Diffusers' nor ours,
+                or something else than safetensors or code from the Hub is asked for.
+            OSError: if the repository, the revision or a file in it does not exist, or cannot be had.
+        """
+        unsafe = [name for name in ("custom_pipeline", "trust_remote_code", "use_onnx") if kwargs.get(name)]
+        if kwargs.get("use_safetensors") is False:
+            unsafe.append("use_safetensors=False")
+        if unsafe:
+            raise ValueError(
+                f"{cls.__name__} takes only JSON and safetensors from the Hub: leave out {' and '.join(unsafe)}."
+            )
+        options = {"token": token, "cache_dir": cache_dir, "force_download": force_download}
+        if proxies is not None:
+            options["proxies"] = proxies
+        names, _ = cls._get_signature_keys(cls)
+        return download_pipeline(
+            cls,
+            pretrained_model_name,
+            revision,
+            variant,
+            passed=[name for name in names if name in kwargs],
+            local_files_only=bool(local_files_only),
+            **options,
+        )
+
+    def model_card(self, repo_id: str) -> ModelCard:
+        """What `push_to_hub` writes as README.md, unless the repository has one with a text.
+
+        Args:
+            repo_id: "user/name", which the card's script loads.
+        """
+        return pipeline_card(self, repo_id)
 
     @property
     def labels(self) -> dict[str, int]:
@@ -103,7 +174,7 @@ class VidTwinPipeline(DiffusionPipeline):
 
     @property
     def do_classifier_free_guidance(self) -> bool:
-        return self._guidance_scale > 1
+        return self._guidance_scale > 1 and self._has_class
 
     @property
     def num_timesteps(self) -> int:
@@ -136,6 +207,8 @@ class VidTwinPipeline(DiffusionPipeline):
             raise ValueError(f"eta must be between 0 and 1, not {eta}.")
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}, not {output_type!r}.")
+        if self.vae is None and output_type != "latent":
+            raise ValueError(f'Without a vae output_type must be "latent", not {output_type!r}.')
         unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
         if unknown:
             raise ValueError(
@@ -207,7 +280,8 @@ class VidTwinPipeline(DiffusionPipeline):
             num_videos_per_prompt, num_inference_steps, eta, output_type, callback_on_step_end_tensor_inputs
         )
         null_class = self.transformer.config.num_classes
-        self._guidance_scale = guidance_scale if class_labels is not None else 1.0
+        self._guidance_scale = guidance_scale
+        self._has_class = class_labels is not None
         self._interrupt = False
         self._current_timestep = None
         device = self._execution_device
@@ -234,7 +308,8 @@ class VidTwinPipeline(DiffusionPipeline):
         def model_fn(latents, timestep, estimate):
             self._current_timestep = timestep[0]
             with self.transformer.cache_context("cond_uncond"):
-                return guided(predict, latents, timestep, labels, null_class, self.guidance_scale, estimate)
+                scale = self.guidance_scale if self.do_classifier_free_guidance else 1.0
+                return guided(predict, latents, timestep, labels, null_class, scale, estimate)
 
         def callback(i, t, latents):
             progress_bar.update()
@@ -258,7 +333,7 @@ class VidTwinPipeline(DiffusionPipeline):
         self._current_timestep = None
 
         # 4. Decoding
-        frames = denormalize_latents(latents, self.vae)
+        frames = latents if self.vae is None else denormalize_latents(latents, self.vae)
         if output_type != "latent":
             clips = self.vae.decode(frames.to(self.vae.dtype), return_dict=False)[0]
             frames = self.video_processor.postprocess_video(clips, output_type=output_type)

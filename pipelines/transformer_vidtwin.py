@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.hooks import FasterCacheConfig, TaylorSeerCacheConfig
+from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from diffusers.loaders import PeftAdapterMixin
-from diffusers.models.attention import AttentionMixin, AttentionModuleMixin, FeedForward
+from diffusers.models.attention import AttentionModuleMixin, FeedForward
 from diffusers.models.cache_utils import CacheMixin
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
+from huggingface_hub import ModelCard
 from torch import nn
 
-from autoencoder.attention import attention
+from autoencoder.attention import ProcessorMixin, attention
 from autoencoder.latents import TwinLatents
+from autoencoder.model_card import ModelCardMixin
 
 from .embeddings import StreamEmbedding, TwinConditionEmbedding, unpatchify
+from .model_card import transformer_card
 from .presets import preset_config
 
 if TYPE_CHECKING:
@@ -26,6 +32,8 @@ if TYPE_CHECKING:
 
 class VidTwinAttnProcessor:
     """Multi-head attention with optional QK-norm."""
+
+    _attention_backend = None  # where `set_attention_backend` leaves the choice
 
     def __call__(
         self, attn: VidTwinAttention, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor | None = None
@@ -38,7 +46,7 @@ class VidTwinAttnProcessor:
         else:
             query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
         query, key, value = (x.unflatten(-1, (attn.heads, -1)) for x in (query, key, value))
-        out = attention(attn.norm_q(query), attn.norm_k(key), value)
+        out = attention(attn.norm_q(query), attn.norm_k(key), value, backend=self._attention_backend)
         return attn.to_out(out.flatten(-2))
 
 
@@ -134,7 +142,11 @@ class VidTwinTransformerBlock(nn.Module):
         return x + modulate(self.ff(modulate(self.norm3(x), lengths, 1 + scale_m, shift_m)), lengths, gate_m)
 
 
-class VidTwinTransformer3DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin, CacheMixin):
+# Diffusers' hooks that skip whole blocks (FirstBlockCache, MagCache, layer skip) ask here what a block returns.
+TransformerBlockRegistry.register(VidTwinTransformerBlock, TransformerBlockMetadata(return_hidden_states_index=0))
+
+
+class VidTwinTransformer3DModel(ModelCardMixin, ModelMixin, ConfigMixin, ProcessorMixin, PeftAdapterMixin, CacheMixin):
     """A diffusion transformer over packed VidTwin latents, with a noise level for each of the two streams.
 
     Structure is read as a video (d_S, n_q, h_S, w_S) and dynamics as a one-frame video (d_D, T, w_D + h_D); the tokens
@@ -163,7 +175,7 @@ class VidTwinTransformer3DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAda
     _supports_gradient_checkpointing = True
     _no_split_modules = ["VidTwinTransformerBlock"]
     _repeated_blocks = ["VidTwinTransformerBlock"]
-    _skip_layerwise_casting_patterns = ["embed", "norm"]
+    _skip_layerwise_casting_patterns = ["embed", "norm", "^structure_out$", "^dynamics_out$"]
 
     @register_to_config
     def __init__(
@@ -247,6 +259,14 @@ class VidTwinTransformer3DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAda
             shapes = {"structure_shape": tuple(vae.structure_shape), "dynamics_shape": tuple(vae.dynamics_shape)}
         return cls(**{**preset_config(name), **shapes, **overrides})
 
+    def model_card(self, repo_id: str) -> ModelCard:
+        """What `push_to_hub` writes as README.md, unless the repository has one with a text.
+
+        Args:
+            repo_id: "user/name", which the card's script loads.
+        """
+        return transformer_card(self, repo_id)
+
     def reset_parameters(self) -> None:
         """DiT's initialisation: every block starts as the identity and the output is zero."""
         for module in self.modules():
@@ -269,6 +289,27 @@ class VidTwinTransformer3DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAda
         for layer in zeros:
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
+
+    def enable_cache(self, config: Any) -> None:
+        """Reuse work between denoising steps, by a config of one of Diffusers' caches.
+
+        FasterCache also guesses the unconditional half of a batch, from the frequencies of images. Packed latents are
+        no images, so only its reuse of attention is used here.
+
+        Args:
+            config: any of those that `CacheMixin` knows.
+
+        Raises:
+            ValueError: if a cache is enabled already, or the config is TaylorSeer's lite mode.
+        """
+        if isinstance(config, FasterCacheConfig):
+            config = dataclasses.replace(config, is_guidance_distilled=True)
+        elif isinstance(config, TaylorSeerCacheConfig):
+            if config.use_lite_mode:
+                raise ValueError("TaylorSeer's lite mode needs one output layer; this model has one for each stream.")
+            if config.cache_identifiers is None:  # Diffusers' default would match nothing here
+                config = dataclasses.replace(config, cache_identifiers=[r"transformer_blocks\.\d+\.attn\d"])
+        super().enable_cache(config)
 
     def forward(
         self,

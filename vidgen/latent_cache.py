@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,27 +38,11 @@ def encode_clips(
 
 
 def stream_statistics(means: torch.Tensor, vae: AutoencoderKLVidTwin) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of packed latents (N, L), each for [structure, dynamics]."""
+    """Mean and standard deviation of packed latents (N, L), of [structure, dynamics]; 0 and 1 for an empty one."""
     latents = vae.unpack(means)
     streams = [latents.structure.double(), latents.dynamics.double()]
-    return [x.mean().item() for x in streams], [x.std(correction=0).item() for x in streams]
-
-
-def file_hash(folder: str | Path) -> str:
-    """SHA-256 over the weight files of a saved model folder, in order of their names.
-
-    Raises:
-        UserError: if there are none.
-    """
-    files = sorted(Path(folder).glob("*.safetensors"))
-    if not files:
-        raise UserError(f"No .safetensors weights in {folder}; a VAE folder as train_vae.py leaves it is wanted.")
-    digest = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()
+    mean = [x.mean().item() if x.numel() else 0.0 for x in streams]
+    return mean, [x.std(correction=0).item() if x.numel() else 1.0 for x in streams]
 
 
 @dataclass

@@ -103,7 +103,7 @@ def test_qformer_agrees_with_transformers():
     ours = QFormer(num_queries=3, dim=16, context_dim=24, num_layers=3, num_heads=4, ffn_dim=32).eval()
     from autoencoder.convert_official import convert_key
 
-    prefix = "structure_encoder.qformer."
+    prefix = "structure_encoder.temporal_pool."
     state = {
         convert_key(f"temporal_qformer.qformer.{key}").removeprefix(prefix): value
         for key, value in reference.state_dict().items()

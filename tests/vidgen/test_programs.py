@@ -26,7 +26,7 @@ def run(*command: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
         (["train_vae.py"], "error: data.root is not set"),
         (["train_vae.py", "data.root=x", "train.seeds=1"], "did you mean"),
         (["train_vae.py", "data.root=absent", "output_dir={tmp}"], "error: no dataset at absent"),
-        (["train_dit.py", "vae=absent", "data.root=x", "output_dir={tmp}"], "error: No VAE at vae=absent"),
+        (["train_dit.py", "vae=absent", "data.root=x", "output_dir={tmp}"], "error: No VAE in absent"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_a_nonzero_exit(command, sentence, tmp_path):

@@ -1,4 +1,4 @@
-"""Video data: reading and writing files, listing datasets, cutting clips, and the procedural sprites."""
+"""Video data: files in and out as clips or frame by frame, listing datasets, cutting clips, and sprites."""
 
 from __future__ import annotations
 
@@ -17,20 +17,24 @@ if TYPE_CHECKING:
         split_validation,
     )
     from .sprites import MOTIONS, render_sprite, sample_factors, write_sprites
+    from .streams import FrameReader, VideoWriter, open_writer
     from .video import VIDEO_EXTENSIONS, VideoError, VideoInfo, probe, read_clip, write_video
 
 _HOMES = {
     "BadVideos": "dataset",
     "ClipDataset": "dataset",
+    "FrameReader": "streams",
     "MOTIONS": "sprites",
     "VIDEO_EXTENSIONS": "video",
     "VideoError": "video",
     "VideoFile": "dataset",
     "VideoInfo": "video",
+    "VideoWriter": "streams",
     "clip_to_frames": "dataset",
     "collate_clips": "dataset",
     "frames_to_clip": "dataset",
     "list_videos": "dataset",
+    "open_writer": "streams",
     "probe": "video",
     "read_clip": "video",
     "render_sprite": "sprites",
@@ -45,13 +49,16 @@ __all__ = [
     "VIDEO_EXTENSIONS",
     "BadVideos",
     "ClipDataset",
+    "FrameReader",
     "VideoError",
     "VideoFile",
     "VideoInfo",
+    "VideoWriter",
     "clip_to_frames",
     "collate_clips",
     "frames_to_clip",
     "list_videos",
+    "open_writer",
     "probe",
     "read_clip",
     "render_sprite",

@@ -129,7 +129,7 @@ def clip_to_frames(clip: torch.Tensor) -> torch.Tensor:
     return rearrange(to_uint8(clip), "... c t h w -> ... t h w c").cpu()
 
 
-def _resize_to_cover(clip: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def resize_to_cover(clip: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Resize (C, T, H, W) with antialiasing, keeping its proportions, until it just covers `size` (height, width)."""
     scale = max(wanted / given for wanted, given in zip(size, clip.shape[-2:], strict=True))
     covering = [max(wanted, round(given * scale)) for wanted, given in zip(size, clip.shape[-2:], strict=True)]
@@ -140,7 +140,7 @@ def _resize_to_cover(clip: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return rearrange(frames, "t c h w -> c t h w")
 
 
-def _crop(clip: torch.Tensor, size: tuple[int, int], down: float, across: float) -> torch.Tensor:
+def crop(clip: torch.Tensor, size: tuple[int, int], down: float, across: float) -> torch.Tensor:
     """Cut `size` (height, width) out of (C, T, H, W); `down` and `across` run from 0 (top, left) to 1."""
     (height, width), (full_height, full_width) = size, clip.shape[-2:]
     top, left = round(down * (full_height - height)), round(across * (full_width - width))
@@ -255,7 +255,7 @@ class ClipDataset(Dataset):
             in_time, down, across = (visit + 0.5) / self.clips_per_video, 0.5, 0.5
         start = in_time * probe(path).latest_start(fps=self.fps, num_frames=self.num_frames)
         clip = frames_to_clip(read_clip(path, start=start, fps=self.fps, num_frames=self.num_frames))
-        clip = _crop(_resize_to_cover(clip, self.size), self.size, down, across)
+        clip = crop(resize_to_cover(clip, self.size), self.size, down, across)
         if self.train and self.flip and rng.random() < 0.5:
             clip = clip.flip(-1)
         return {

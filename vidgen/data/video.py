@@ -9,7 +9,10 @@ the two ran makes no difference to the frames of a sound file; in a damaged one 
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -33,7 +36,10 @@ except (ImportError, OSError):  # no wheels for this platform, or ones that do n
 VIDEO_EXTENSIONS = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".wmv", ".flv"})
 
 DECORD_FORMATS = {"mov", "matroska", "avi"}  # FFmpeg's first names of mp4, mkv and webm, avi
+# Only these find the keyframe asked for: MPEG streams land past it, and then count and decode frames wrongly.
+SEEKABLE_FORMATS = {"mov", "matroska"}
 EPSILON = 1e-3  # seconds; Matroska rounds its timestamps to whole milliseconds
+TRANSPARENCY_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own leave it out
 PHANTOMS = 2  # frames: some files announce one or two more than they hold
 REORDERING = 16  # frames: the most that H.264 and HEVC may shift a frame between decoding and display
 
@@ -72,7 +78,7 @@ class VideoInfo:
 
 def probe(path: str | os.PathLike) -> VideoInfo:
     """Describe a video from its packets and first frame. Raises `VideoError` for what is not a whole video."""
-    return _index(path).info
+    return index_video(path).info
 
 
 def read_clip(
@@ -85,16 +91,15 @@ def read_clip(
 ) -> torch.Tensor:
     """Read `num_frames` frames at `fps` frames a second, from `start` seconds after the file's first frame.
 
-    Returns uint8 (T, H, W, 3), RGB, upright. Frame i is the last one whose timestamp is at most start + i / fps, so
-    frames repeat where the file's own rate is lower. Raises `VideoError` if the file cannot be read or the clip
-    reaches past its end.
+    Returns uint8 (T, H, W, 3), RGB, upright, over black where it is transparent. Frame i is the last one whose
+    timestamp is at most start + i / fps, so frames repeat where the file's own rate is lower. Raises `VideoError` if
+    the file cannot be read or the clip reaches past its end.
     """
-    index = _index(path)
+    index = index_video(path)
     latest = index.info.latest_start(fps=fps, num_frames=num_frames)
     if not 0 <= start <= latest + 2 * EPSILON:
         raise VideoError(f"too short: a clip from {start:.2f} s must start within 0 and {latest:.2f} s", path)
-    moments = start + np.arange(num_frames) / fps
-    numbers = np.searchsorted(index.timestamps, moments + EPSILON, side="right") - 1
+    numbers = index.numbers_at(start + np.arange(num_frames) / fps)
     return torch.from_numpy(_decode(index, numbers, decoder))
 
 
@@ -114,25 +119,51 @@ def write_video(
     _, height, width, _ = frames.shape
     if height % 2 or width % 2:
         raise UserError(f"{path}: H.264 with yuv420p needs an even height and width, got {height}x{width}")
-    if fps <= 0:
-        raise UserError(f"{path}: fps must be positive, got {fps}")
+    # The same frames give the same bytes with one thread only.
+    with mp4_file(path, fps=fps, width=width, height=height, crf=crf, threads=1) as add:
+        for frame in frames:
+            add(frame)
+    return path
 
+
+@contextmanager
+def mp4_file(
+    path: str | os.PathLike, *, fps: float | Fraction, width: int, height: int, crf: int = 16, threads: int = 0
+) -> Iterator[Callable[[np.ndarray], None]]:
+    """Yield a function that adds a frame, uint8 (H, W, 3), RGB, to an H.264 mp4 written beside `path`.
+
+    It becomes `path` when the block ends, and vanishes if the block raises. yuv420p where both sides are even, which
+    browsers play; yuv444p, which they do not, where one is odd. `threads`: 0 is one for each core.
+    """
     with (
         written_aside(path) as unfinished,
         av.open(str(unfinished), "w", format="mp4", options={"movflags": "faststart"}) as container,
     ):
-        # The same frames give the same bytes with one thread and without x264's macroblock tree, which on small frames
-        # decides differently from run to run.
-        options = {"crf": str(crf), "threads": "1", "x264-params": "mbtree=0"}
-        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=options)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        # Without x264's macroblock tree, which on small frames decides differently from run to run.
+        options = {"crf": str(crf), "threads": str(threads), "x264-params": "mbtree=0"}
+        stream = container.add_stream("libx264", rate=exact_rate(fps, path), options=options)
+        stream.width, stream.height = width, height
+        stream.pix_fmt = "yuv444p" if width % 2 or height % 2 else "yuv420p"
         # Name the matrix that PyAV converts with, BT.601; players would guess BT.709 for large frames.
         colours = stream.codec_context
         colours.color_range, colours.colorspace, colours.color_primaries, colours.color_trc = 1, 6, 6, 6
-        for frame in frames:
+
+        def add(frame: np.ndarray) -> None:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+
+        yield add
         container.mux(stream.encode())
-    return path
+
+
+def exact_rate(fps: float | Fraction, path: str | os.PathLike) -> Fraction:
+    """Frames per second as the nearest plain fraction: 29.97 is 2997/100, the float 30000/1001 is that again.
+
+    Raises `UserError`, naming `path`, if it is not a positive number.
+    """
+    if not 0 < fps < math.inf:
+        raise UserError(f"{path}: fps must be positive, got {fps}")
+    exact = fps if isinstance(fps, Fraction) else Fraction(float(fps))
+    return exact.limit_denominator(1001) if exact > 1 else 1 / (1 / exact).limit_denominator(1001)
 
 
 # --- the index: which frames there are, and when ------------------------------------------------------------------
@@ -146,14 +177,29 @@ class _Packet(NamedTuple):  # without its data
 
 
 @dataclass(frozen=True)
-class _Index:
+class VideoIndex:
+    """What a file holds, and when each of its frames is shown."""
+
     info: VideoInfo
     timestamps: np.ndarray  # seconds since the first frame, increasing, one for each frame in display order
     ticks: np.ndarray | None  # the same in the stream's own units; None where the file's timestamps are no guide
     suits_decord: bool
+    can_seek: bool
+
+    def numbers_at(self, moments: np.ndarray) -> np.ndarray:
+        """For each moment, in seconds, the number of the frame shown then: the last that has begun."""
+        return np.searchsorted(self.timestamps, moments + EPSILON, side="right") - 1
+
+    def number_of(self, tick: int | None) -> int:
+        """The number of the frame with this timestamp, or -1."""
+        if tick is None:
+            return -1
+        number = int(np.searchsorted(self.ticks, tick))
+        return number if number < len(self.ticks) and self.ticks[number] == tick else -1
 
 
-def _index(path: str | os.PathLike) -> _Index:
+def index_video(path: str | os.PathLike) -> VideoIndex:
+    """List a file's frames without decoding them. Raises `VideoError` for what is not a whole video."""
     path = Path(path)
     if not path.is_file():
         raise VideoError("it is a folder, not a video" if path.is_dir() else "no such file", path)
@@ -163,11 +209,11 @@ def _index(path: str | os.PathLike) -> _Index:
     try:
         return _read_index(path, status.st_size, status.st_mtime_ns)
     except (av.FFmpegError, OSError, UnicodeDecodeError) as error:
-        raise VideoError(f"not a readable video ({_short(error)})", path) from error
+        raise VideoError(f"not a readable video ({short_reason(error)})", path) from error
 
 
 @lru_cache(maxsize=16384)  # UCF-101 has 13 320 files; an entry takes a few kilobytes
-def _read_index(path: Path, size: int, modified: int) -> _Index:
+def _read_index(path: Path, size: int, modified: int) -> VideoIndex:
     """List the packets of the main video stream and decode its first frame; `size`, `modified` are for the cache."""
     packets, first = [], None
     with av.open(str(path)) as container:
@@ -176,11 +222,13 @@ def _read_index(path: Path, size: int, modified: int) -> _Index:
             raise VideoError("it is text, not a video", path)
         stream = _main_stream(container, path)
         announced, rate = stream.frames, float(stream.average_rate or stream.guessed_rate or 0)
+        decoder = _decoder(stream)
         for packet in container.demux(stream):
             if packet.size and not packet.is_discard:
                 packets.append(_Packet(packet.pts, packet.duration, packet.is_keyframe, packet.is_corrupt))
             if first is None:
-                first = next(iter(packet.decode()), None)
+                first = next(iter(decoder.decode(packet)), None)
+        promised = _promised_seconds(stream) if format_name == "matroska" else 0.0
         time_base, codec, has_b_frames = stream.time_base, stream.codec_context.name, stream.codec_context.has_b_frames
     whole = [packet for packet in packets if not packet.is_corrupt]
     if first is None or not whole:
@@ -197,6 +245,8 @@ def _read_index(path: Path, size: int, modified: int) -> _Index:
         duration = float(timestamps[-1] + last)
         measured = len(whole) / duration if duration else rate
         fps = rate if abs(rate - measured) < 0.01 * measured else measured  # exact where the header is right
+        if ticks[0] * float(time_base) + duration < promised - max(PHANTOMS / fps if fps else 0, promised / 20):
+            raise VideoError(f"cut off: {duration:.2f} of {promised:.2f} s are there", path)
         # Every keyframe comes after all earlier frames and before all later ones.
         in_order = all(shown == place for place, shown in enumerate(order) if whole[shown].is_keyframe)
     elif rate:  # AVI has no timestamps, only a rate
@@ -208,15 +258,36 @@ def _read_index(path: Path, size: int, modified: int) -> _Index:
     turns = _quarter_turns(first)
     width, height = (first.height, first.width) if turns % 2 else (first.width, first.height)
     info = VideoInfo(path, width, height, fps, len(whole), duration, codec)
-    return _Index(info, timestamps, ticks, suits_decord=in_order and not turns and format_name in DECORD_FORMATS)
+    plain = in_order and not turns and not _is_transparent(first)
+    can_seek = ticks is not None and format_name in SEEKABLE_FORMATS
+    return VideoIndex(info, timestamps, ticks, plain and format_name in DECORD_FORMATS, can_seek)
 
 
 def _main_stream(container: av.container.InputContainer, path: Path) -> av.VideoStream:
     stream = container.streams.best("video")
     if stream is None:
         raise VideoError("it holds no video stream", path)
-    stream.codec_context.thread_count = 1  # data-loading workers are the parallelism
+    if stream.codec_context is None:
+        raise VideoError("its codec is unknown or missing from this build of PyAV", path)
     return stream
+
+
+def _decoder(stream: av.VideoStream, threads: int = 1) -> av.VideoCodecContext:
+    decoder = stream.codec_context
+    capable = TRANSPARENCY_DECODERS.get(decoder.name)
+    if stream.metadata.get("alpha_mode") == "1" and capable in av.codecs_available:
+        decoder = av.CodecContext.create(capable, "r")
+    decoder.thread_count, decoder.thread_type = threads, "AUTO"
+    return decoder
+
+
+def _promised_seconds(stream: av.VideoStream) -> float:
+    """Where Matroska's tags say that the stream ends; 0 where they do not."""
+    try:
+        hours, minutes, seconds = stream.metadata["DURATION"].split(":")
+        return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
+    except (KeyError, ValueError):
+        return 0.0
 
 
 def _quarter_turns(frame: av.VideoFrame) -> int:
@@ -224,14 +295,19 @@ def _quarter_turns(frame: av.VideoFrame) -> int:
     return round(getattr(frame, "rotation", 0) / 90) % 4
 
 
-def _short(error: Exception) -> str:
+def _is_transparent(frame: av.VideoFrame) -> bool:
+    return frame.format.has_palette or any(component.is_alpha for component in frame.format.components)
+
+
+def short_reason(error: Exception) -> str:
+    """What FFmpeg or the system says went wrong, in a few words."""
     return getattr(error, "strerror", None) or str(error).strip().splitlines()[-1] or type(error).__name__
 
 
 # --- decoding chosen frames ---------------------------------------------------------------------------------------
 
 
-def _decode(index: _Index, numbers: np.ndarray, decoder: str) -> np.ndarray:
+def _decode(index: VideoIndex, numbers: np.ndarray, decoder: str) -> np.ndarray:
     if decoder not in ("auto", "decord", "pyav"):
         raise UserError(f"unknown decoder {decoder!r}, expected auto, decord or pyav")
     if decoder == "decord" and decord is None:
@@ -241,14 +317,14 @@ def _decode(index: _Index, numbers: np.ndarray, decoder: str) -> np.ndarray:
             return _decode_with_decord(index, numbers)
         except Exception as error:  # its own errors share no base class, and PyAV has the last word
             if decoder == "decord":
-                raise VideoError(f"decord cannot read it ({_short(error)})", index.info.path) from error
+                raise VideoError(f"decord cannot read it ({short_reason(error)})", index.info.path) from error
     try:
         return _decode_with_pyav(index, numbers)
     except (av.FFmpegError, OSError) as error:
-        raise VideoError(f"its frames cannot be decoded ({_short(error)})", index.info.path) from error
+        raise VideoError(f"its frames cannot be decoded ({short_reason(error)})", index.info.path) from error
 
 
-def _decode_with_decord(index: _Index, numbers: np.ndarray) -> np.ndarray:
+def _decode_with_decord(index: VideoIndex, numbers: np.ndarray) -> np.ndarray:
     info = index.info
     # More threads have been seen to hang; fault_tol: fail rather than repeat frames it could not decode.
     reader = decord.VideoReader(str(info.path), num_threads=1, fault_tol=1)
@@ -261,44 +337,64 @@ def _decode_with_decord(index: _Index, numbers: np.ndarray) -> np.ndarray:
     return frames
 
 
-def _decode_with_pyav(index: _Index, numbers: np.ndarray) -> np.ndarray:
+def _decode_with_pyav(index: VideoIndex, numbers: np.ndarray) -> np.ndarray:
     wanted = set(numbers.tolist())
     start = min(wanted) - REORDERING
     found = {}
-    if start > 0 and index.ticks is not None:
+    if start > 0 and index.can_seek:
         found = _collect(index, wanted, seek_to=int(index.ticks[start]))
-    if found.keys() != wanted:  # some containers (MPEG-TS) seek past the place asked for
+    if found.keys() != wanted:
         found = _collect(index, wanted)
     if missing := sorted(wanted - found.keys()):
         raise VideoError(f"frame {missing[0]} cannot be decoded", index.info.path)
     return np.stack([found[number] for number in numbers.tolist()])
 
 
-def _collect(index: _Index, wanted: set[int], seek_to: int | None = None) -> dict[int, np.ndarray]:
+def _collect(index: VideoIndex, wanted: set[int], seek_to: int | None = None) -> dict[int, np.ndarray]:
     """Decode from the keyframe before `seek_to` (or from the beginning) and keep the wanted frames, by number."""
-    path, found = index.info.path, {}
-    number_at = None if index.ticks is None else {tick: number for number, tick in enumerate(index.ticks.tolist())}
-    with av.open(str(path)) as container:
-        stream = _main_stream(container, path)
-        if seek_to is not None:
-            container.seek(seek_to, stream=stream)
-        number, frame = -1, None
-        for count, frame in enumerate(container.decode(stream)):
-            number = count if number_at is None else number_at.get(frame.pts, -1)
-            if number in wanted:
-                if frame.is_corrupt:
-                    raise VideoError(f"frame {number} is damaged", path)
-                found[number] = _upright(frame, index.info)
-            if number >= max(wanted):
-                return found
-    if number >= 0 and index.info.num_frames - 1 - number <= PHANTOMS:
-        for phantom in wanted.intersection(range(number + 1, index.info.num_frames)):
-            found[phantom] = _upright(frame, index.info)  # the last frame stays on the screen
+    info, found, number, frame = index.info, {}, -1, None
+    for number, frame in decode_frames(index, seek_to=seek_to):
+        if number in wanted:
+            if frame.is_corrupt:
+                raise VideoError(f"frame {number} is damaged", info.path)
+            found[number] = to_rgb(frame, info.width, info.height)
+        if number >= max(wanted):
+            return found
+    if number >= 0 and info.num_frames - 1 - number <= PHANTOMS:
+        for phantom in wanted.intersection(range(number + 1, info.num_frames)):
+            found[phantom] = to_rgb(frame, info.width, info.height)  # the last frame stays on the screen
     return found
 
 
-def _upright(frame: av.VideoFrame, info: VideoInfo) -> np.ndarray:
+def decode_frames(
+    index: VideoIndex, *, seek_to: int | None = None, threads: int = 1
+) -> Iterator[tuple[int, av.VideoFrame]]:
+    """Decode from the keyframe before `seek_to`, in ticks, or from the beginning: every frame with its number.
+
+    The number is -1 for a frame that the index does not list. `threads`: one by default, as data-loading workers are
+    the parallelism; 0 is one for each core.
+    """
+    with av.open(str(index.info.path)) as container:
+        stream = _main_stream(container, index.info.path)
+        decoder = _decoder(stream, threads)
+        if seek_to is not None:
+            container.seek(seek_to, stream=stream)
+        decoded = (frame for packet in container.demux(stream) for frame in decoder.decode(packet))
+        for count, frame in enumerate(decoded):
+            yield count if index.ticks is None else index.number_of(frame.pts), frame
+
+
+def to_rgb(frame: av.VideoFrame, width: int, height: int) -> np.ndarray:
+    """A decoded frame as contiguous uint8 (height, width, 3), upright, over black where it is transparent.
+
+    The size is named for the rare stream that changes it midway.
+    """
     turns = _quarter_turns(frame)
-    width, height = (info.height, info.width) if turns % 2 else (info.width, info.height)
-    # The size is named for the rare stream that changes it midway.
-    return np.rot90(frame.to_ndarray(format="rgb24", width=width, height=height), turns)
+    if turns % 2:
+        width, height = height, width
+    if _is_transparent(frame):
+        pixels = frame.to_ndarray(format="rgba", width=width, height=height).astype(np.uint16)
+        pixels = ((pixels[..., :3] * pixels[..., 3:] + 127) // 255).astype(np.uint8)
+    else:
+        pixels = frame.to_ndarray(format="rgb24", width=width, height=height)
+    return np.ascontiguousarray(np.rot90(pixels, turns))

@@ -17,7 +17,8 @@ from ..config import DiTTrainingConfig
 from ..data.dataset import BadVideos, ClipDataset, list_videos
 from ..errors import UserError
 from ..files import written_aside_folder
-from ..latent_cache import LatentCache, file_hash, stream_statistics
+from ..latent_cache import LatentCache, stream_statistics
+from ..models import load_vae, weights_hash
 from ..objectives import DiffusionObjective
 from ..plots import class_grid, save_clip_grid_video
 from .trainer import Trainer, build_accelerator
@@ -50,20 +51,6 @@ def train_dit(config: DiTTrainingConfig) -> Path:
     return DiTTrainer(config, accelerator, vae, transformer, scheduler, cache).fit()
 
 
-def load_vae(folder: str) -> AutoencoderKLVidTwin:
-    """A saved VAE, in evaluation mode, float32.
-
-    Raises:
-        UserError: if the folder does not hold one.
-    """
-    if not (Path(folder) / "config.json").is_file():
-        raise UserError(f"No VAE at vae={folder}; a folder as train_vae.py leaves it in OUTPUT_DIR/final is wanted.")
-    try:
-        return AutoencoderKLVidTwin.from_pretrained(folder).eval().requires_grad_(False)
-    except Exception as error:
-        raise UserError(f"The VAE in {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
-
-
 def build_transformer(
     config: DiTTrainingConfig, vae: AutoencoderKLVidTwin, num_classes: int | None
 ) -> VidTwinTransformer3DModel:
@@ -85,7 +72,7 @@ def prepare_cache(config: DiTTrainingConfig, vae: AutoencoderKLVidTwin, accelera
     folder = Path(config.latent_cache or Path(config.output_dir) / "latents")
     files, classes = list_videos(config.data.root)
     source = {
-        "vae": file_hash(config.vae),
+        "vae": weights_hash(vae),
         "data": str(Path(config.data.root).resolve()),
         "videos": len(files),
         "fps": config.data.fps,

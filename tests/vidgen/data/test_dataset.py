@@ -39,11 +39,11 @@ def broken(sprites, tmp_path) -> Path:
     good = sorted(sprites.rglob("*.mp4"))
     for name, path in zip(["b", "d", "f", "h", "j"], good[::3], strict=False):
         shutil.copy(path, tmp_path / f"{name}.mp4")
-    content = good[0].read_bytes()
+    content = max((path.read_bytes() for path in good), key=len)
     (tmp_path / "a.mp4").write_bytes(b"not a video\n" * 100)
     (tmp_path / "c.mp4").write_bytes(b"")
     (tmp_path / "e.mp4").write_bytes(content[: len(content) * 6 // 10])
-    (tmp_path / "g.mp4").write_bytes(content[: len(content) // 2] + bytes(len(content) - len(content) // 2))
+    (tmp_path / "g.mp4").write_bytes(content[: len(content) * 2 // 3] + bytes(len(content) - len(content) * 2 // 3))
     write_video(tmp_path / "i.mp4", np.zeros((4, 64, 64, 3), np.uint8), 8)
     return tmp_path
 

@@ -178,9 +178,9 @@ def test_rotated_videos_come_upright(tmp_path, frames, decoder, matrix, turns):
 def test_a_file_that_lists_a_frame_too_many_ends_on_its_last(tmp_path, frames, monkeypatch):
     path = encode(tmp_path / "a.avi", frames, "mpeg4", options={"bf": "2"})
     pictures, _ = decode_all(path)
-    index = video._index(path)
+    index = video.index_video(path)
     longer = replace(index, info=replace(index.info, num_frames=49, duration=49 / 25), timestamps=np.arange(49) / 25)
-    monkeypatch.setattr(video, "_index", lambda _: longer)
+    monkeypatch.setattr(video, "index_video", lambda _: longer)
     clip = read_clip(path, start=45 / 25, fps=25, num_frames=4).numpy()
     np.testing.assert_array_equal(clip, pictures[[45, 46, 47, 47]])
 

@@ -191,7 +191,7 @@ def test_a_damaged_checkpoint_is_named(vae_config, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        (["vae=absent"], "No VAE at vae=absent"),
+        (["vae=absent"], "No VAE in absent"),
         (["model.preset=huge"], "Unknown DiT preset 'huge'"),
         (["train.train_batch_size=17"], "16 training clips do not fill one batch of 17"),
         (["model.overrides={dynamics_patch_size: [3, 1]}"], "cannot be built"),

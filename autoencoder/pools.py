@@ -1,0 +1,97 @@
+"""How features are read down to the latents' axes: over time for structure, over space for dynamics.
+
+The paper's way of each, and the ways of its ablations (Table 3). Those over time give n_q vectors of `query_dim` at
+every place, (B, D, T, h, w) -> (B * n_q, query_dim, h, w); those over space give a vector for every column and row,
+(B, D, T, h, w) -> (B, D', T, w + h).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import nn
+
+from .qformer import QFormer
+
+
+class LocationQFormer(QFormer):
+    """Each place's T vectors read by a Q-Former, places in the batch (the paper)."""
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        batch, _, _, height, width = z.shape
+        queries = super().forward(rearrange(z, "b d t h w -> (b h w) t d"))
+        return rearrange(queries, "(b h w) q c -> (b q) c h w", b=batch, h=height, w=width)
+
+
+class FoldedQFormer(nn.Module):
+    """Whole frames read by one Q-Former, places folded into the hidden dimension (ablation `structure_fold="hidden"`).
+
+    Folded at full width, the vectors would be h * w * D long and their layers larger than the rest of the model. So
+    every place goes in, and comes out, through an eighth of `query_dim`.
+
+    Args:
+        grid_size: h = w.
+        query_dim: channels of what comes out.
+        context_dim: D.
+        qformer: further arguments of `QFormer`.
+    """
+
+    def __init__(self, grid_size: int, query_dim: int, context_dim: int, **qformer: int | float) -> None:
+        super().__init__()
+        narrow = max(query_dim // 8, 1)
+        folded = grid_size**2 * narrow
+        self.grid_size = grid_size
+        self.narrow = nn.Linear(context_dim, narrow)
+        self.qformer = QFormer(dim=query_dim, context_dim=folded, **qformer)
+        self.unfold = nn.Linear(query_dim, folded)
+        self.widen = nn.Linear(narrow, query_dim)
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        frames = self.narrow(rearrange(z, "b d t h w -> b t (h w) d")).flatten(2)
+        places = self.unfold(self.qformer(frames)).unflatten(2, (self.grid_size**2, -1))
+        return rearrange(self.widen(places), "b q (h w) c -> (b q) c h w", h=self.grid_size)
+
+
+class TemporalConv(nn.Module):
+    """A 3x3 convolution in every frame, then an MLP over time (ablation `structure_pool="conv"`).
+
+    Args:
+        num_frames: T.
+        num_queries: n_q.
+        query_dim: channels of what comes out.
+        context_dim: D.
+        hidden_frames: width of the MLP over time.
+    """
+
+    def __init__(
+        self, num_frames: int, num_queries: int, query_dim: int, context_dim: int, hidden_frames: int
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(context_dim, query_dim, kernel_size=3, padding=1)
+        self.mlp_in = nn.Linear(num_frames, hidden_frames)
+        self.mlp_out = nn.Linear(hidden_frames, num_queries)
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        batch = z.shape[0]
+        x = F.relu(self.conv(rearrange(z, "b d t h w -> (b t) d h w")))
+        x = rearrange(x, "(b t) c h w -> b c h w t", b=batch)
+        return rearrange(self.mlp_out(F.relu(self.mlp_in(x))), "b c h w q -> (b q) c h w")
+
+
+class AxisAverages(nn.Module):
+    """Every frame averaged over its height and over its width (the paper)."""
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        return torch.cat([z.mean(dim=3), z.mean(dim=4)], dim=3)
+
+
+class SpatialQFormer(QFormer):
+    """Every frame's places read by a Q-Former of w + h queries (ablation `dynamics_pool="qformer"`).
+
+    Their order is learned, so that the decoder may take them for columns and rows as it does the averages.
+    """
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        queries = super().forward(rearrange(z, "b d t h w -> (b t) (h w) d"))
+        return rearrange(queries, "(b t) n c -> b c t n", b=z.shape[0])

@@ -1,0 +1,550 @@
+"""To the Hub and back, by huggingface_hub's own client against a stand-in for the Hub on this machine.
+
+huggingface_hub reads its settings when it is imported, so the clients are processes of their own: `online` and
+`offline` run the functions of this module there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from hub_server import TOKEN, HubServer
+
+from autoencoder import AutoencoderKLVidTwin
+from pipelines import VidTwinPipeline, VidTwinTransformer3DModel, default_scheduler
+
+CLASSES = {"vae": AutoencoderKLVidTwin, "transformer": VidTwinTransformer3DModel, "pipeline": VidTwinPipeline}
+NEEDED = [
+    "model_index.json",
+    "scheduler/scheduler_config.json",
+    "transformer/config.json",
+    "transformer/diffusion_pytorch_model.safetensors",
+    "vae/config.json",
+    "vae/diffusion_pytorch_model.safetensors",
+]
+INDEX = "diffusion_pytorch_model.safetensors.index.json"  # asked for, in case there are shards
+
+
+# --- what runs in a client -----------------------------------------------------------------------------------------
+
+
+def start() -> None:
+    torch.set_num_threads(1)
+
+
+def sample(pipe) -> np.ndarray:
+    pipe.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    return pipe("Diving", num_inference_steps=2, generator=generator, output_type="pt").frames.numpy()
+
+
+def load(repo_id: str, **options) -> np.ndarray:
+    return sample(VidTwinPipeline.from_pretrained(repo_id, **options))
+
+
+def load_impatiently(repo_id: str, **options) -> np.ndarray:
+    """In small chunks, and without the client's pauses before it tries again."""
+    with mock.patch("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1000), mock.patch("time.sleep"):
+        return load(repo_id, **options)
+
+
+def load_with_own_vae(repo_id: str, vae: str, **options) -> np.ndarray:
+    own = AutoencoderKLVidTwin.from_pretrained(vae)
+    pipe = VidTwinPipeline.from_pretrained(repo_id, vae=own, **options)
+    assert pipe.vae is own
+    return sample(pipe)
+
+
+def load_model(kind: str, *args, **options) -> dict[str, np.ndarray]:
+    return {
+        name: value.numpy() for name, value in CLASSES[kind].from_pretrained(*args, **options).state_dict().items()
+    }
+
+
+def push(kind: str, folder: Path, repo_id: str, variant: str | None = None, **options) -> None:
+    CLASSES[kind].from_pretrained(folder, **options).push_to_hub(repo_id, variant=variant)
+
+
+def push_in_shards(folder: Path, repo_id: str, saved: str) -> None:
+    pipe = VidTwinPipeline.from_pretrained(folder)
+    pipe.save_pretrained(saved, max_shard_size="200KB", push_to_hub=True, repo_id=repo_id)
+
+
+def run_script(code: str, folder: Path) -> list[str]:
+    os.chdir(folder)
+    exec(code, {})
+    return os.listdir(folder)
+
+
+# --- the server, its clients and what is published -----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def hub():
+    with HubServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def clients(hub, tmp_path_factory):
+    """Run a function in a process of its own, online or offline."""
+    settings = {
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(tmp_path_factory.mktemp("hf_home")),
+        "HF_TOKEN": TOKEN,
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
+    pools = {}
+    for name, offline in (("online", "0"), ("offline", "1")):
+        pools[name] = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+        with mock.patch.dict(os.environ, {**settings, "HF_HUB_OFFLINE": offline}):
+            pools[name].submit(start)  # with this environment
+    yield {
+        name: lambda f, *args, _pool=pool, **kw: _pool.submit(f, *args, **kw).result() for name, pool in pools.items()
+    }
+    for wait in (False, True):  # both at once
+        for pool in pools.values():
+            pool.shutdown(wait=wait)
+
+
+@pytest.fixture
+def online(clients, hub):
+    hub.requests.clear()
+    hub.ranges.clear()
+    hub.cuts.clear()
+    yield clients["online"]
+    hub.status = None
+    hub.on_file = lambda path: None
+
+
+@pytest.fixture
+def offline(clients):
+    return clients["offline"]
+
+
+@pytest.fixture
+def cache(tmp_path) -> str:
+    return str(tmp_path / "cache")
+
+
+@pytest.fixture(scope="module")
+def make_folder(vae, make_transformer, tmp_path_factory):
+    """A saved pipeline; its weights differ by `scale`."""
+
+    def make(scale: float = 1.0) -> Path:
+        transformer = make_transformer()
+        with torch.no_grad():
+            transformer.structure_out.weight *= scale
+        folder = tmp_path_factory.mktemp("saved")
+        labels = {0: "Biking", 1: "Diving", 2: "Yo Yo"}
+        VidTwinPipeline(vae, transformer, default_scheduler(), id2label=labels).save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def folder(make_folder) -> Path:
+    return make_folder()
+
+
+@pytest.fixture(scope="module")
+def other_folder(make_folder) -> Path:
+    return make_folder(scale=-1.0)
+
+
+@pytest.fixture(scope="module")
+def expected(folder) -> np.ndarray:
+    return load(folder)
+
+
+@pytest.fixture(scope="module")
+def other_expected(other_folder, expected) -> np.ndarray:
+    other = load(other_folder)
+    assert not np.array_equal(other, expected)
+    return other
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def files(folder) -> dict[str, bytes]:
+    return files_of(folder)
+
+
+@pytest.fixture
+def published(hub, files):
+    return hub.create("user/published", files)
+
+
+# --- to the Hub and back -------------------------------------------------------------------------------------------
+
+
+def test_a_pushed_pipeline_comes_back_bit_equal(online, hub, folder, files, expected, cache):
+    online(push, "pipeline", folder, "user/pushed")
+    assert set(hub.repos["user/pushed"].files) == {".gitattributes", "README.md", *files}
+
+    hub.requests.clear()
+    assert np.array_equal(online(load, "user/pushed", cache_dir=cache), expected)
+    assert sorted(hub.fetched()) == sorted([*NEEDED, f"transformer/{INDEX}", f"vae/{INDEX}"])
+
+    hub.requests.clear()
+    assert np.array_equal(online(load, "user/pushed", cache_dir=cache), expected)
+    assert hub.requests == [("HEAD", "/user/pushed/resolve/main/model_index.json")]  # warm: only what main is now
+
+
+@pytest.mark.parametrize("kind", ["vae", "transformer"])
+def test_a_pushed_model_comes_back_bit_equal(online, folder, cache, kind):
+    online(push, kind, folder / kind, f"user/{kind}")
+    mine = load_model(kind, folder / kind)
+    for back in (
+        online(load_model, kind, f"user/{kind}", cache_dir=cache),
+        online(load_model, kind, f"user/{kind}", cache_dir=cache, local_files_only=True),
+    ):
+        assert back.keys() == mine.keys()
+        assert all(np.array_equal(back[name], mine[name]) for name in mine)
+
+
+@pytest.mark.parametrize("kind", ["vae", "transformer"])
+def test_a_part_of_a_pipeline_loads_alone(online, published, hub, folder, cache, kind):
+    back = online(load_model, kind, "user/published", subfolder=kind, cache_dir=cache)
+    mine = load_model(kind, folder / kind)
+    assert all(np.array_equal(back[name], mine[name]) for name in mine)
+    assert {path.split("/")[0] for path in hub.fetched()} == {kind}
+
+
+def test_the_users_own_vae_is_used_and_none_fetched(online, published, hub, folder, expected, cache):
+    assert np.array_equal(online(load_with_own_vae, "user/published", folder / "vae", cache_dir=cache), expected)
+    assert not [path for path in hub.fetched() if path.startswith("vae")]
+
+
+def test_shards(online, hub, folder, expected, cache, tmp_path):
+    online(push_in_shards, folder, "user/shards", str(tmp_path / "shards"))
+    shards = [path for path in hub.repos["user/shards"].files if "-of-" in path]
+    assert len(shards) >= 4
+    assert np.array_equal(online(load, "user/shards", cache_dir=cache), expected)
+    assert np.array_equal(online(load, "user/shards", cache_dir=cache, local_files_only=True), expected)
+
+    hub.repos["user/shards"].commit({shards[0]: None})
+    with pytest.raises(FileNotFoundError, match=f"user/shards has no {shards[0]}, which {INDEX} names"):
+        online(load, "user/shards", cache_dir=cache)
+
+
+def test_variants(online, hub, folder, other_folder, expected, other_expected, cache):
+    online(push, "pipeline", folder, "user/variants")
+    online(push, "pipeline", other_folder, "user/variants", variant="ema")
+    plain, variant = (f"transformer/diffusion_pytorch_model{ending}.safetensors" for ending in ("", ".ema"))
+
+    assert np.array_equal(online(load, "user/variants", cache_dir=cache), expected)
+    assert variant not in hub.fetched()
+    hub.requests.clear()
+    assert np.array_equal(online(load, "user/variants", variant="ema", cache_dir=cache), other_expected)
+    assert variant in hub.fetched() and plain not in hub.fetched()
+    with pytest.raises(ValueError, match="no weights of variant 'fp16' for its transformer or vae"):
+        online(load, "user/variants", variant="fp16", cache_dir=cache)
+
+
+def test_a_variant_of_one_part_only(online, offline, hub, files, other_folder, other_expected, cache):
+    """The cache remembers which variants there are not, so it serves offline; what it cannot know is not guessed."""
+    variant = (other_folder / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes()
+    hub.create("user/mixed", {**files, "transformer/diffusion_pytorch_model.ema.safetensors": variant})
+    assert np.array_equal(online(load, "user/mixed", variant="ema", cache_dir=cache), other_expected)
+    assert np.array_equal(offline(load, "user/mixed", variant="ema", cache_dir=cache), other_expected)
+
+    with pytest.raises(FileNotFoundError, match=r"transformer/diffusion_pytorch_model\.safetensors of user/mixed"):
+        offline(load, "user/mixed", cache_dir=cache)
+
+
+# --- revisions, names and rights -----------------------------------------------------------------------------------
+
+
+def test_revisions(online, hub, published, other_folder, expected, other_expected, cache):
+    sha = published.commit(files_of(other_folder), branch="v2")
+    assert np.array_equal(online(load, "user/published", cache_dir=cache), expected)
+    assert np.array_equal(online(load, "user/published", revision="v2", cache_dir=cache), other_expected)
+    assert np.array_equal(online(load, "user/published", revision=sha, cache_dir=cache), other_expected)
+    with pytest.raises(
+        OSError, match="user/published has no revision 'v3': give a branch, a tag or a commit"
+    ) as raised:
+        online(load, "user/published", revision="v3", cache_dir=cache)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_new_commit_is_fetched(online, published, other_folder, expected, other_expected, cache):
+    assert np.array_equal(online(load, "user/published", cache_dir=cache), expected)
+    published.commit(files_of(other_folder))
+    assert np.array_equal(online(load, "user/published", cache_dir=cache), other_expected)
+
+
+def test_all_files_are_of_one_commit(online, hub, published, other_folder, expected, cache):
+    hub.on_file = lambda path: path == "scheduler/scheduler_config.json" and published.commit(files_of(other_folder))
+    assert np.array_equal(online(load, "user/published", cache_dir=cache), expected)
+
+
+def test_force_download_fetches_again(online, published, hub, expected, cache):
+    online(load, "user/published", cache_dir=cache)
+    hub.requests.clear()
+    assert np.array_equal(online(load, "user/published", cache_dir=cache, force_download=True), expected)
+    assert set(NEEDED) <= set(hub.fetched())
+
+
+def test_a_repository_that_is_not_there(online, hub, cache):
+    with pytest.raises(
+        OSError, match=f"user/nowhere is neither a folder here nor a repository at {hub.url}"
+    ) as raised:
+        online(load, "user/nowhere", cache_dir=cache)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_private_repository_needs_the_token(online, hub, files, expected, cache):
+    hub.create("user/private", files, private=True)
+    with pytest.raises(OSError, match="log in with `hf auth login` or pass token="):
+        online(load, "user/private", token=False, cache_dir=cache)
+    assert np.array_equal(online(load, "user/private", token=TOKEN, cache_dir=cache), expected)
+
+
+def test_a_gated_repository_says_where_to_ask(online, published, hub, cache):
+    published.gated = True
+    with pytest.raises(OSError, match=f"user/published is gated: ask for access at {hub.url}/user/published"):
+        online(load, "user/published", cache_dir=cache)
+
+
+# --- what may be missing or broken ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("model_index.json", "user/published has no model_index.json, so it holds no pipeline"),
+        ("vae/config.json", "user/published has no vae/config.json, which its vae needs"),
+        ("scheduler/scheduler_config.json", "has no scheduler/scheduler_config.json, which its scheduler needs"),
+        ("transformer/diffusion_pytorch_model.safetensors", "has no transformer/diffusion_pytorch_model.safetensors"),
+    ],
+)
+def test_missing_files(online, published, cache, path, message):
+    published.commit({path: None})
+    with pytest.raises(FileNotFoundError, match=message) as raised:
+        online(load, "user/published", cache_dir=cache)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_connection_that_breaks_once_goes_on_where_it_was(online, published, hub, expected, cache):
+    hub.cuts["vae/diffusion_pytorch_model.safetensors"] = 1
+    assert np.array_equal(online(load_impatiently, "user/published", cache_dir=cache), expected)
+    assert len(hub.ranges) == 1
+
+
+def test_a_connection_that_stays_broken(online, published, hub, files, expected, cache):
+    """Nothing half-written counts as cached, and trying again completes it."""
+    weights = "transformer/diffusion_pytorch_model.safetensors"
+    hub.cuts[weights] = 1000
+    with pytest.raises(OSError, match=f"broke at {weights} of user/published: try again") as raised:
+        online(load_impatiently, "user/published", cache_dir=cache)
+    assert "\n" not in str(raised.value)
+    blobs = [path.read_bytes() for path in Path(cache).rglob("blobs/*")]
+    assert blobs and all(blob in files.values() for blob in blobs)
+    with pytest.raises(FileNotFoundError, match=f"The cache {cache} has no .* or {weights} of user/published"):
+        online(load, "user/published", cache_dir=cache, local_files_only=True)
+
+    hub.cuts.clear()
+    hub.requests.clear()
+    assert np.array_equal(online(load, "user/published", cache_dir=cache), expected)
+    assert "transformer/config.json" not in hub.fetched()  # kept
+
+
+@pytest.mark.parametrize("status", [403, 503])
+def test_a_hub_that_answers_with_errors(online, published, hub, expected, cache, status):
+    hub.status = status
+    with pytest.raises(OSError, match=f"{hub.url} answered HTTP status {status} for model_index.json of user/pub"):
+        online(load_impatiently, "user/published", cache_dir=cache)
+    hub.status = None
+    online(load, "user/published", cache_dir=cache)
+    hub.status = status
+    assert np.array_equal(online(load, "user/published", cache_dir=cache), expected)
+
+
+def test_offline(online, offline, published, hub, expected, cache):
+    for client, options in ((offline, {}), (online, {"local_files_only": True})):
+        with pytest.raises(FileNotFoundError, match=f"The cache {cache} has no model_index.json of user/published"):
+            client(load, "user/published", cache_dir=cache, **options)
+    online(load, "user/published", cache_dir=cache)
+    hub.requests.clear()
+    assert np.array_equal(offline(load, "user/published", cache_dir=cache), expected)
+    assert np.array_equal(online(load, "user/published", cache_dir=cache, local_files_only=True), expected)
+    assert hub.requests == []
+
+
+# --- strangers -----------------------------------------------------------------------------------------------------
+
+
+class Payload:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.fixture
+def trap(tmp_path) -> tuple[Path, dict[str, bytes]]:
+    """The file that code or a pickle of the repository would write, and these."""
+    mark = tmp_path / "was_here"
+    code = f"from pathlib import Path\nPath({str(mark)!r}).touch()\n".encode()
+    pickled = pickle.dumps(Payload(mark))
+    names = ("pipeline.py", "evil.py", "transformer/evil.py", "vae/autoencoder.autoencoder_kl_vidtwin.py")
+    return mark, {**dict.fromkeys(names, code), "vae/diffusion_pytorch_model.bin": pickled}
+
+
+def test_code_and_pickles_are_not_even_fetched(online, hub, files, trap, expected, cache):
+    mark, traps = trap
+    hub.create("user/trap", {**files, **traps})
+    assert np.array_equal(online(load, "user/trap", cache_dir=cache), expected)
+    assert not set(hub.fetched()) & set(traps)
+    assert not mark.exists()
+
+
+def test_weights_that_are_only_pickled_are_missing(online, hub, files, trap, cache):
+    mark, traps = trap
+    hub.create("user/pickle", {**files, **traps, "vae/diffusion_pytorch_model.safetensors": None})
+    with pytest.raises(FileNotFoundError, match=r"user/pickle has no vae/diffusion_pytorch_model\.safetensors"):
+        online(load, "user/pickle", cache_dir=cache)
+    assert not set(hub.fetched()) & set(traps)
+    with pytest.raises(OSError, match=r"diffusion_pytorch_model\.bin"):  # Diffusers fetches it, and does not unpickle
+        online(load_model, "vae", "user/pickle", subfolder="vae", cache_dir=cache)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"transformer": ["evil", "Model"]}, r'takes its transformer from \["evil", "Model"\], but only classes of'),
+        (
+            {"vae": ["os", "system"]},
+            r'its vae from \["os", "system"\], but only classes of diffusers, autoencoder and',
+        ),
+        ({"vae": ["transformers", "CLIPTextModel"]}, "but only classes of diffusers"),
+        ({"more": ["evil", "Model"]}, "takes its more from"),
+        ({"vae": ["autoencoder_kl", "AutoencoderKL"]}, "but only classes of diffusers"),
+        ({"vae": "autoencoder"}, "names no vae; pass vae="),
+        ({"vae": ["autoencoder.nowhere", "Model"]}, "autoencoder.nowhere.Model, but the installed autoencoder has no"),
+        ({"vae": ["autoencoder.blocks", "sincos_1d"]}, "sincos_1d, but the installed autoencoder has no such model"),
+        ({"scheduler": ["diffusers", "DiffusionPipeline"]}, "has no such model or scheduler"),
+        ({"_class_name": ["pipeline", "VidTwinPipeline"]}, "is of a pipeline .'pipeline', 'VidTwinPipeline'., not"),
+        ({"_class_name": "StableDiffusionPipeline"}, "is of a pipeline 'StableDiffusionPipeline', not of a VidTwin"),
+    ],
+)
+def test_a_model_index_that_names_strangers(online, hub, files, trap, cache, changes, message):
+    mark, traps = trap
+    index = {**json.loads(files["model_index.json"]), **changes}
+    hub.create("user/stranger", {**files, **traps, "model_index.json": json.dumps(index).encode()})
+    with pytest.raises(ValueError, match=message) as raised:
+        online(load, "user/stranger", cache_dir=cache)
+    assert "model_index.json of user/stranger" in str(raised.value)
+    assert hub.fetched() == ["model_index.json"]
+    assert not mark.exists()
+
+
+def test_shards_outside_their_folder(online, hub, files, cache):
+    index = {"metadata": {}, "weight_map": {"a": "../../secret.safetensors"}}
+    hub.create("user/outside", {**files, f"vae/{INDEX}": json.dumps(index).encode()})
+    with pytest.raises(
+        ValueError, match=r"names '../../secret.safetensors', but shards are .safetensors files beside"
+    ):
+        online(load, "user/outside", cache_dir=cache)
+
+
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_a_model_index_that_is_no_object(online, hub, files, cache, text):
+    hub.create("user/broken", {**files, "model_index.json": text.encode()})
+    with pytest.raises(ValueError, match=r"model_index\.json of user/broken (is not valid JSON|must hold)"):
+        online(load, "user/broken", cache_dir=cache)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"trust_remote_code": True}, {"custom_pipeline": "mine"}, {"use_onnx": True}, {"use_safetensors": False}],
+)
+def test_code_and_pickles_cannot_be_asked_for(options):
+    with pytest.raises(ValueError, match=f"only JSON and safetensors from the Hub: leave out {next(iter(options))}"):
+        VidTwinPipeline.from_pretrained("user/published", **options)
+
+
+# --- the card ------------------------------------------------------------------------------------------------------
+
+
+def test_the_card_tells_what_it_is_and_its_script_runs(online, hub, folder, tmp_path):
+    online(push, "pipeline", folder, "user/with-card")
+    _, header, text = hub.repos["user/with-card"].files["README.md"].decode().split("---\n", 2)
+    assert "library_name: diffusers\n" in header
+    assert "pipeline_tag: other\n" in header
+    assert "license: unknown\n" in header
+    assert "- class-conditional\n" in header
+    for fact in ("# with-card", "4 frames, 32 x 32 pixels", "4 x 3 x 2 x 2 | 48", "8 x 4 x 4 | 128", "107,724"):
+        assert fact in text
+    assert "3 classes, by id: 0 Biking, 1 Diving, 2 Yo Yo." in text
+
+    script = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
+    assert len(script.splitlines()) == 5
+    assert "video.gif" in online(run_script, script.replace('Biking"', 'Biking", num_inference_steps=1'), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "facts"),
+    [
+        ("vae", ["A video autoencoder", "- video-autoencoder\n", "119,912", "1.43 % of a clip's", "8 x 4 x 4 | 128"]),
+        ("transformer", ["A diffusion transformer", "12 + 16 tokens", "107,724", "4 x 3 x 2 x 2 | 48", "3 classes"]),
+    ],
+)
+def test_the_card_of_a_model(online, hub, folder, tmp_path, kind, facts):
+    online(push, kind, folder / kind, f"user/{kind}-card")
+    card = hub.repos[f"user/{kind}-card"].files["README.md"].decode()
+    for fact in (f"# {kind}-card", "library_name: diffusers\n", *facts):
+        assert fact in card
+    online(run_script, re.search(r"```python\n(.*?)```", card, re.DOTALL)[1], tmp_path)
+
+
+def test_the_card_of_an_unconditional_pipeline(vae, make_transformer):
+    pipe = VidTwinPipeline(vae, make_transformer(num_classes=None), default_scheduler())
+    card = str(pipe.model_card("user/free"))
+    assert "Unconditional generation" in card and "- unconditional\n" in card
+    assert "frames = pipeline().frames[0]" in card
+    assert "## Classes" not in card
+
+
+def test_a_pipeline_without_an_autoencoder(online, hub, folder, tmp_path, cache):
+    online(push, "pipeline", folder, "user/mute", vae=None)
+    assert not [path for path in hub.repos["user/mute"].files if path.startswith("vae")]
+    card = hub.repos["user/mute"].files["README.md"].decode()
+    assert "generation of latents" in card and "AutoencoderKLVidTwin" not in card
+    online(run_script, re.search(r"```python\n(.*?)```", card, re.DOTALL)[1], tmp_path)
+    with pytest.raises(ValueError, match=r"model_index\.json of user/mute names no vae; pass vae= to from_pretrained"):
+        online(load, "user/mute", cache_dir=cache)
+
+
+def test_words_on_the_hub_are_kept(online, hub, folder):
+    hub.create("user/licensed", {"README.md": b"---\nlicense: mit\n---\n"})  # as the Hub's form for new models leaves
+    online(push, "pipeline", folder, "user/licensed")
+    card = hub.repos["user/licensed"].files["README.md"].decode()
+    assert "license: mit\n" in card and "unknown" not in card and "## Usage" in card
+
+    mine = b"---\nlicense: mit\n---\n\n# Mine\n"
+    hub.create("user/mine", {"README.md": mine})
+    online(push, "pipeline", folder, "user/mine")
+    card = hub.repos["user/mine"].files["README.md"].decode()
+    assert "# Mine" in card and "## Usage" not in card

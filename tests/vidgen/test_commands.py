@@ -1,0 +1,274 @@
+"""The `vidgen` command, word by word, on real files with a tiny untrained model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from autoencoder import AutoencoderKLVidTwin, TwinLatents
+from pipelines import VidTwinPipeline, VidTwinTransformer3DModel, default_scheduler
+from vidgen.cli import build_parser, main
+from vidgen.data.sprites import render_sprite, sample_factors
+from vidgen.data.streams import FrameReader
+from vidgen.data.video import write_video
+
+FPS = Fraction(30000, 1001)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    """A whole pipeline's folder."""
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    vae = AutoencoderKLVidTwin.from_preset("tiny-test", heads="residual")
+    transformer = VidTwinTransformer3DModel.from_preset("tiny-test", vae=vae, num_classes=2)
+    VidTwinPipeline(vae, transformer, default_scheduler(), {"0": "orbit", "1": "spin"}).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory) -> str:
+    """11 frames of 48 x 40 at 29.97 fps."""
+    clip = render_sprite(sample_factors(np.random.default_rng(0), "orbit", resolution=48, num_frames=11))
+    return str(write_video(tmp_path_factory.mktemp("video") / "a.mp4", clip[:, 4:44], FPS))
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory) -> str:
+    """8 frames of 64 x 64 at 8 fps: a second, 30 frames at the rate of `video`."""
+    clip = render_sprite(sample_factors(np.random.default_rng(1), "spin", num_frames=8))
+    return str(write_video(tmp_path_factory.mktemp("video") / "b.mp4", clip, 8))
+
+
+def read(path: Path | str) -> tuple[np.ndarray, Fraction]:
+    with FrameReader(path) as reader:
+        return np.stack(list(reader)), reader.fps
+
+
+def says(capsys, *words: str) -> str:
+    """The one sentence a wrong command ends with."""
+    with pytest.raises(SystemExit) as end:
+        main([*map(str, words)])
+    assert end.value.code == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    return error
+
+
+def test_reconstruct_keeps_size_rate_and_count(model, video, tmp_path):
+    out = tmp_path / "out.mp4"
+    main(["reconstruct", video, str(out), "--model", model])
+    pictures, fps = read(out)
+    assert pictures.shape == (11, 40, 48, 3) and fps == FPS
+    with av.open(str(out)) as container:
+        assert container.streams.video[0].codec_context.name == "h264"
+
+
+@torch.no_grad()
+def test_reconstruct_is_the_models_own_round_trip(model, video, tmp_path):
+    main(["reconstruct", video, str(tmp_path / "frames"), "--model", model])
+    written, _ = read_folder(tmp_path / "frames")
+    source, _ = read(video)
+    vae = AutoencoderKLVidTwin.from_pretrained(model, subfolder="vae").eval()
+    clip = torch.from_numpy(source).permute(3, 0, 1, 2)[None] / 127.5 - 1
+    expected = ((vae(clip).sample[0].permute(1, 2, 3, 0) + 1) * 127.5).round().clamp(0, 255)
+    assert np.abs(written - expected.numpy()).max() <= 1
+
+
+def read_folder(folder: Path) -> tuple[np.ndarray, list[str]]:
+    from PIL import Image
+
+    files = sorted(folder.iterdir())
+    return np.stack([np.asarray(Image.open(file)).astype(int) for file in files]), [file.name for file in files]
+
+
+def test_encode_and_decode_are_reconstruct(model, video, tmp_path):
+    latents = tmp_path / "z.safetensors"
+    main(["encode", video, str(latents), "--model", model])
+    main(["decode", str(latents), str(tmp_path / "a"), "--model", model])
+    main(["reconstruct", video, str(tmp_path / "b"), "--model", model])
+    a, b = read_folder(tmp_path / "a")[0], read_folder(tmp_path / "b")[0]
+    np.testing.assert_array_equal(a, b)
+    whole = TwinLatents.load(latents)
+    assert whole.geometry.size == (11, 40, 48) and len(whole.structure) == 1
+    with safe_open(latents, "pt") as file:
+        assert Fraction(file.metadata()["fps"]) == FPS and len(file.metadata()["model_sha256"]) == 64
+    main(["decode", str(latents), str(tmp_path / "c.mp4"), "--model", model, "--components", "structure"])
+    assert read(tmp_path / "c.mp4")[1] == FPS
+
+
+def test_rate_size_overlap_and_dtype_are_the_users(model, video, tmp_path):
+    out = tmp_path / "out.gif"
+    options = ["--fps", "10", "--size", "32", "--dtype", "bfloat16", "--tile-overlap", "4", "--window-overlap", "0"]
+    main(["reconstruct", video, str(out), "--model", model, "--device", "cpu", *options])
+    pictures, fps = read(out)
+    assert pictures.shape[1:3] == (32, 38) and fps == 10 and len(pictures) == 4
+    latents = tmp_path / "z.safetensors"
+    main(["encode", video, str(latents), "--model", model, *options])
+    loaded = TwinLatents.load(latents)
+    assert loaded.geometry.stride == (4, 28, 28) and loaded.structure.dtype == torch.bfloat16
+
+
+def test_components_stand_side_by_side(model, video, tmp_path):
+    main(["components", video, str(tmp_path / "c"), "--model", model])
+    rows, _ = read_folder(tmp_path / "c")
+    source, _ = read(video)
+    assert rows.shape == (11, 40, 4 * 48, 3)
+    original, *parts = np.split(rows, 4, axis=2)
+    np.testing.assert_array_equal(original, source)
+    for kind, part in zip(("both", "structure", "dynamics"), parts, strict=True):
+        main(["reconstruct", video, str(tmp_path / kind), "--model", model, "--components", kind])
+        np.testing.assert_array_equal(part, read_folder(tmp_path / kind)[0])
+
+
+def test_reenact_goes_from_ones_own_motion_to_the_others(model, video, other, tmp_path):
+    def reenacted(name: str, *options: str) -> np.ndarray:
+        main(["reenact", video, other, str(tmp_path / name), "--model", model, *options])
+        return read_folder(tmp_path / name)[0]
+
+    own, half, full = reenacted("0", "--strength", "0"), reenacted("5", "--strength", "0.5"), reenacted("1")
+    assert own.shape == full.shape == (11, 40, 48, 3)
+    main(["reconstruct", video, str(tmp_path / "r"), "--model", model])
+    np.testing.assert_array_equal(own, read_folder(tmp_path / "r")[0])
+    far, near = np.abs(full - own).mean(), np.abs(half - own).mean()
+    assert 0 < near < far
+    main(["reenact", other, video, str(tmp_path / "shorter"), "--model", model])  # 11 frames at 29.97 are 3 at 8 fps
+    assert read_folder(tmp_path / "shorter")[0].shape == (3, 64, 64, 3)
+
+
+def test_generate_writes_a_video_for_each_class_and_number(model, tmp_path, capsys):
+    words = ["generate", "--model", model, "--steps", "2", "--fps", "5"]
+    main([*words, str(tmp_path / "one.mp4"), "--class", "spin"])
+    pictures, fps = read(tmp_path / "one.mp4")
+    assert pictures.shape == (4, 32, 32, 3) and fps == 5
+    main([*words, str(tmp_path / "all.gif"), "--num", "2", "--seed", "3"])
+    names = ["all-orbit-0.gif", "all-orbit-1.gif", "all-spin-0.gif", "all-spin-1.gif"]
+    assert sorted(path.name for path in tmp_path.glob("*.gif")) == names
+    main([*words, str(tmp_path / "again.gif"), "--class", "1", "--seed", "4"])
+    assert (tmp_path / "again.gif").read_bytes() == (tmp_path / names[-1]).read_bytes()
+    capsys.readouterr()
+    assert "did you mean 'spin'" in says(capsys, *words, tmp_path / "x.mp4", "--class", "spinn")
+
+
+def test_convert_and_info(tmp_path, capsys, golden):
+    folder = tmp_path / "vae"
+    main(["convert", str(golden), str(folder), "--attention-heads", "4", "--qformer-heads", "4"])
+    vae = AutoencoderKLVidTwin.from_pretrained(folder)
+    capsys.readouterr()
+    main(["info", str(folder)])
+    out = capsys.readouterr().out
+    assert f"{vae.num_parameters():,}" in out and f"{vae.compression_rate:.4%}" in out and "GFLOP" in out
+    assert json.loads(out[out.index("{") :])["num_attention_heads"] == 4
+    assert "not a model's folder" in says(capsys, "convert", golden, tmp_path)
+    (tmp_path / "evil.ckpt").write_bytes(b"cos\nsystem\n(S'touch " + str(tmp_path / "ran").encode() + b"'\ntR.")
+    assert "evil.ckpt" in says(capsys, "convert", tmp_path / "evil.ckpt", tmp_path / "new")
+    assert not (tmp_path / "ran").exists() and not (tmp_path / "new").exists()
+
+
+@pytest.fixture
+def golden() -> Path:
+    return Path(__file__).parents[1] / "data" / "official_golden" / "mini_weights.safetensors"
+
+
+def test_mistakes_are_one_sentence_and_leave_nothing(model, video, tmp_path, capsys):
+    out = tmp_path / "out.mp4"
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "text.mp4").write_text("not a video\n" * 50)
+    assert "no such file" in says(capsys, "reconstruct", tmp_path / "absent.mp4", out, "--model", model)
+    assert "the file is empty" in says(capsys, "reconstruct", tmp_path / "empty.mp4", out, "--model", model)
+    assert "not a readable video" in says(capsys, "encode", tmp_path / "text.mp4", out, "--model", model)
+    assert "No VAE in" in says(capsys, "reconstruct", video, out, "--model", tmp_path / "nowhere")
+    assert "vidgen convert" in says(capsys, "reconstruct", video, out, "--model", video)
+    assert ".mp4" in says(capsys, "reconstruct", video, tmp_path / "out.avi", "--model", model)
+    assert ".safetensors" in says(capsys, "encode", video, tmp_path / "z.pt", "--model", model)
+    assert "--device nowhere" in says(capsys, "reconstruct", video, out, "--model", model, "--device", "nowhere")
+    assert "0 to 31 pixels" in says(capsys, "reconstruct", video, out, "--model", model, "--tile-overlap", "32")
+    assert "8 x 8 pixels or more" in says(capsys, "reconstruct", video, out, "--model", model, "--size", "4")
+    assert "between 0 and 1" in says(capsys, "reenact", video, video, out, "--model", model, "--strength", "2")
+    assert "does not hold the latents" in says(capsys, "decode", _not_latents(tmp_path), out, "--model", model)
+    assert not out.exists() and sorted(p.name for p in tmp_path.iterdir()) == [
+        "empty.mp4",
+        "other.safetensors",
+        "text.mp4",
+    ]
+
+
+def _not_latents(folder: Path) -> Path:
+    from safetensors.torch import save_file
+
+    save_file({"latents": torch.zeros(1, 3)}, folder / "other.safetensors")
+    return folder / "other.safetensors"
+
+
+def test_latents_are_decoded_by_the_model_that_made_them(model, video, tmp_path, capsys):
+    torch.manual_seed(1)
+    AutoencoderKLVidTwin.from_preset("tiny-test", heads="residual").save_pretrained(tmp_path / "another")
+    AutoencoderKLVidTwin.from_preset("tiny-test", num_queries=2).save_pretrained(tmp_path / "smaller")
+    latents = tmp_path / "z.safetensors"
+    main(["encode", video, str(latents), "--model", model])
+    assert "another model" in says(capsys, "decode", latents, tmp_path / "a.mp4", "--model", tmp_path / "another")
+    assert "this model's are" in says(capsys, "decode", latents, tmp_path / "a.mp4", "--model", tmp_path / "smaller")
+    main(["decode", str(latents), str(tmp_path / "a.mp4"), "--model", str(tmp_path / "another"), "--any-model"])
+    assert len(read(tmp_path / "a.mp4")[0]) == 11
+
+
+def test_weights_that_are_not_the_models_are_refused(model, video, tmp_path, capsys):
+    from safetensors.torch import load_file, save_file
+
+    vae = AutoencoderKLVidTwin.from_pretrained(model, subfolder="vae")
+    vae.save_pretrained(tmp_path / "vae")
+    weights = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    tensors["stranger"] = tensors.pop("decoder.proj_out.bias")
+    save_file(tensors, weights, {"format": "pt"})
+    error = says(capsys, "info", tmp_path / "vae")
+    assert "missing 1 keys, the first decoder.proj_out.bias" in error and "stranger" in error
+
+
+def test_a_damaged_video_leaves_no_half_written_output(model, tmp_path, capsys, monkeypatch):
+    from vidgen.data import streams
+
+    clip = render_sprite(sample_factors(np.random.default_rng(0), "orbit", num_frames=40))
+    path = write_video(tmp_path / "a.mp4", clip, 8)
+    real = streams.FrameReader.__iter__
+
+    def breaks(self):
+        for i, frame in enumerate(real(self)):
+            if i == 30:
+                raise streams.VideoError("frame 30 is damaged", self.path)
+            yield frame
+
+    monkeypatch.setattr(streams.FrameReader, "__iter__", breaks)
+    for word, name in (("reconstruct", "out.mp4"), ("encode", "z.safetensors"), ("components", "frames")):
+        assert "frame 30 is damaged" in says(capsys, word, path, tmp_path / name, "--model", model)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
+
+
+def test_help_says_enough_to_work_from():
+    parser = build_parser()
+    text = parser.format_help()
+    commands = parser._subparsers._group_actions[0].choices
+    assert list(commands) == [
+        "encode", "decode", "reconstruct", "reenact", "components", "generate", "convert", "info"
+    ]  # fmt: skip
+    for name, command in commands.items():
+        assert name in text
+        for action in command._actions:
+            assert action.help, f"vidgen {name} {action.dest} has no help"
+
+
+def test_the_shells_view():
+    result = subprocess.run([sys.executable, "-m", "vidgen", "info", "absent"], capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr.strip().startswith("error: No VAE in absent") and "Traceback" not in result.stderr
+    code = "import sys, vidgen.cli; vidgen.cli.build_parser(); print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"

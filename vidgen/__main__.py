@@ -1,0 +1,5 @@
+"""`python -m vidgen` is the `vidgen` command."""
+
+from .cli import main
+
+main()

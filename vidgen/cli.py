@@ -1,0 +1,166 @@
+"""The `vidgen` command: what a trained model can do, from a shell.
+
+    vidgen reconstruct clip.mp4 out.mp4 --model runs/vae/final
+    vidgen --help
+
+The words of the command line are here, the work is in `vidgen.commands`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from .errors import UserError, run_program
+
+DTYPES = ("float32", "bfloat16", "float16")
+COMPONENTS = ("both", "structure", "dynamics")
+VIDEO_OUT = "the video to write: .mp4 (H.264), .gif, or a folder of PNG frames (a name without an ending)"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="vidgen",
+        description="Encode, decode, recombine and generate videos with VidTwin. A model is a folder, or user/name on "
+        "the Hub: a VAE, or a whole pipeline.",
+        epilog="vidgen COMMAND --help says more of each.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, summary: str, details: str = "") -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}. {details}")
+
+    encode = command(
+        "encode",
+        "video -> latents in a .safetensors file",
+        "The file holds the latents of every window and tile with the geometry, the frame rate and the hash of the "
+        "model; `vidgen decode` needs nothing else.",
+    )
+    encode.add_argument("video", help="any video that FFmpeg reads")
+    encode.add_argument("latents", help="the .safetensors file to write")
+    _model_options(encode)
+    _input_options(encode)
+    _tile_options(encode)
+
+    decode = command("decode", "latents of `vidgen encode` -> video", "Rate, length and size are the encoded video's.")
+    decode.add_argument("latents", help="a .safetensors file of `vidgen encode`")
+    decode.add_argument("video", help=VIDEO_OUT)
+    _model_options(decode)
+    _components_option(decode)
+    decode.add_argument("--any-model", action="store_true", help="also if another model of these shapes made them")
+
+    reconstruct = command(
+        "reconstruct",
+        "video -> latents -> video",
+        "What encode and decode do, in one go: reading, the model and writing work at once, window by window.",
+    )
+    reconstruct.add_argument("video", help="any video that FFmpeg reads")
+    reconstruct.add_argument("output", help=VIDEO_OUT)
+    _model_options(reconstruct)
+    _input_options(reconstruct)
+    _tile_options(reconstruct)
+    _components_option(reconstruct)
+
+    reenact = command(
+        "reenact",
+        "what A looks like, moving as B does",
+        "Structure of A with dynamics of B. B is resized and cropped to A's frames and read at its rate; the result "
+        "is as long as the shorter of the two.",
+    )
+    reenact.add_argument("structure", metavar="A", help="the video whose structure is kept")
+    reenact.add_argument("dynamics", metavar="B", help="the video whose dynamics is taken")
+    reenact.add_argument("output", help=VIDEO_OUT)
+    reenact.add_argument(
+        "--strength",
+        type=float,
+        default=1.0,
+        help="how much of B's dynamics: 0 is A's own, 1 is B's, what lies between is a mixture (default: 1)",
+    )
+    _model_options(reenact)
+    _input_options(reenact)
+    _tile_options(reenact)
+
+    components = command("components", "original | both | structure | dynamics, side by side in one video")
+    components.add_argument("video", help="any video that FFmpeg reads")
+    components.add_argument("output", help=VIDEO_OUT)
+    _model_options(components)
+    _input_options(components)
+    _tile_options(components)
+
+    generate = command(
+        "generate",
+        "new videos from a trained pipeline",
+        "Several videos go into OUTPUT's name with -0, -1, ... before the ending.",
+    )
+    generate.add_argument("output", help=VIDEO_OUT)
+    _model_options(generate, what="a pipeline folder or repository")
+    generate.add_argument(
+        "--class",
+        dest="class_labels",
+        action="append",
+        metavar="NAME",
+        help="class to generate, by name or number; may be given several times (default: every class once)",
+    )
+    generate.add_argument("--num", type=int, default=1, metavar="N", help="videos of each class (default: 1)")
+    generate.add_argument("--steps", type=int, default=50, metavar="N", help="denoising steps (default: 50)")
+    generate.add_argument("--guidance", type=float, default=5.0, metavar="W", help="guidance scale (default: 5)")
+    generate.add_argument("--seed", type=int, default=0, help="the same seed gives the same videos (default: 0)")
+    generate.add_argument("--fps", type=float, default=8.0, help="frames a second (default: 8)")
+
+    convert = command(
+        "convert",
+        "official checkpoint -> Diffusers folder",
+        "Reads .ckpt and .safetensors without running anything in them. Shapes tell the sizes; what they cannot tell "
+        "is asked for below.",
+    )
+    convert.add_argument("checkpoint", help="an official VidTwin checkpoint, .ckpt or .safetensors")
+    convert.add_argument("folder", help="the folder to write")
+    convert.add_argument(
+        "--attention-heads", type=int, metavar="N", help="attention heads (default: hidden size / 64)"
+    )
+    convert.add_argument("--qformer-heads", type=int, metavar="N", help="those of the Q-Former (default: 8)")
+    convert.add_argument("--dtype", choices=DTYPES, default="float32", help="of the written weights")
+
+    info = command("info", "a model's config, parameters, compression rate and FLOPs")
+    info.add_argument("model", help="a VAE or pipeline: folder or user/name on the Hub")
+    return parser
+
+
+def _model_options(parser: argparse.ArgumentParser, what: str = "a VAE or pipeline: folder or user/name") -> None:
+    parser.add_argument("--model", required=True, help=what)
+    parser.add_argument("--device", help="cuda, cuda:1, mps, cpu ... (default: the accelerator there is, or cpu)")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="what the model computes in")
+
+
+def _input_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--fps", type=float, help="read the video at this rate (default: its own)")
+    parser.add_argument("--size", type=int, help="resize its short side to this many pixels (default: its own size)")
+
+
+def _tile_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--tile-overlap", type=int, metavar="PIXELS", help="(default: a quarter of the model's frame)")
+    parser.add_argument("--window-overlap", type=int, metavar="FRAMES", help="(default: a quarter of its frames)")
+
+
+def _components_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--components", choices=COMPONENTS, default="both", help="what to decode from (default: both)")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; a wrong input ends with one sentence and exit code 2."""
+    options = vars(build_parser().parse_args(arguments))
+
+    def run() -> None:
+        from . import commands  # after the words are known to be right: `vidgen --help` answers at once
+
+        try:
+            getattr(commands, options.pop("command"))(**options)
+        except (ValueError, OSError) as error:
+            raise error if isinstance(error, UserError) else UserError(str(error)) from error
+
+    run_program(run)
+
+
+if __name__ == "__main__":
+    main()

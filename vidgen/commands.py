@@ -1,0 +1,334 @@
+"""What the `vidgen` command does: one function for each of its words, with the same names and defaults.
+
+Videos are streamed: a thread reads, one runs the model and this one writes, and memory does not grow with their
+length (`vidgen.streaming`). Outputs appear when whole, or not at all.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from autoencoder import AutoencoderKLVidTwin, TwinLatents
+from autoencoder.tiling import ClipGeometry
+
+from .data.dataset import clip_to_frames, crop, frames_to_clip, resize_to_cover
+from .data.streams import FrameReader, open_writer
+from .errors import UserError
+from .files import written_aside_folder
+from .latent_file import LatentFile, write_latents
+from .models import load_pipeline, load_vae, weights_hash
+from .progress import progress
+from .streaming import (
+    Components,
+    WindowLatents,
+    decode_windows,
+    encode_windows,
+    in_background,
+    original_frames,
+    video_geometry,
+    windows,
+)
+
+
+def encode(
+    video: str,
+    latents: str,
+    *,
+    model: str,
+    device: str | None = None,
+    dtype: str = "float32",
+    fps: float | None = None,
+    size: int | None = None,
+    tile_overlap: int | None = None,
+    window_overlap: int | None = None,
+) -> Path:
+    """Video -> latents in a .safetensors file (`vidgen.latent_file`)."""
+    vae = load_vae(model)
+    model_hash = weights_hash(vae)
+    _prepare(vae, device, dtype, tile_overlap, window_overlap)
+    with FrameReader(video, fps=fps, size=size) as reader:
+        geometry = video_geometry(vae, reader.num_frames, reader.height, reader.width)
+        encoded = encode_windows(in_background(windows(reader, geometry)), vae)
+        counted = _counted(encoded, geometry, "encoding")
+        path = write_latents(latents, counted, vae, geometry, reader.fps, model_hash)
+    values, pixels = geometry.num_tiles * vae.latent_size, 3 * torch.Size(geometry.size).numel()
+    print(f"{path}: {values:,} values of {pixels:,} ({values / pixels:.3%}), {_size_of(geometry, reader.fps)}")
+    return path
+
+
+def decode(
+    latents: str,
+    video: str,
+    *,
+    model: str,
+    device: str | None = None,
+    dtype: str = "float32",
+    components: Components = "both",
+    any_model: bool = False,
+) -> Path:
+    """Latents of `encode` -> video."""
+    file = LatentFile(latents)
+    vae = load_vae(model)
+    file.check_model(vae, None if any_model else weights_hash(vae))
+    _prepare(vae, device, dtype)
+    chunks = decode_windows(file.windows(vae.device, vae.dtype), vae, components)
+    return _write(video, chunks, file.geometry, file.fps, "decoding")
+
+
+def reconstruct(
+    video: str,
+    output: str,
+    *,
+    model: str,
+    device: str | None = None,
+    dtype: str = "float32",
+    fps: float | None = None,
+    size: int | None = None,
+    tile_overlap: int | None = None,
+    window_overlap: int | None = None,
+    components: Components = "both",
+) -> Path:
+    """Video -> latents -> video."""
+    vae = _prepare(load_vae(model), device, dtype, tile_overlap, window_overlap)
+    with FrameReader(video, fps=fps, size=size) as reader:
+        geometry = video_geometry(vae, reader.num_frames, reader.height, reader.width)
+        encoded = encode_windows(in_background(windows(reader, geometry)), vae)
+        return _write(output, decode_windows(encoded, vae, components), geometry, reader.fps, "reconstructing")
+
+
+def reenact(
+    structure: str,
+    dynamics: str,
+    output: str,
+    *,
+    model: str,
+    strength: float = 1.0,
+    device: str | None = None,
+    dtype: str = "float32",
+    fps: float | None = None,
+    size: int | None = None,
+    tile_overlap: int | None = None,
+    window_overlap: int | None = None,
+) -> Path:
+    """What video `structure` looks like, moving as video `dynamics` does; `strength` 0 leaves it its own motion."""
+    if not 0 <= strength <= 1:
+        raise UserError(f"--strength is a share between 0 and 1, not {strength:g}.")
+    vae = _prepare(load_vae(model), device, dtype, tile_overlap, window_overlap)
+    with FrameReader(structure, fps=fps, size=size) as ours, FrameReader(dynamics, fps=ours.fps) as theirs:
+        frames = min(ours.num_frames, theirs.num_frames)
+        geometry = video_geometry(vae, frames, ours.height, ours.width)
+        fitted = (_fitted(frame, ours.height, ours.width) for frame in theirs)
+        pairs = in_background(zip(windows(ours, geometry), windows(fitted, geometry), strict=True))
+        a, b = itertools.tee(pairs)
+        mixed = (
+            WindowLatents(x.start, _with_dynamics(x.latents, y.latents, strength))
+            for x, y in zip(
+                encode_windows((pair[0] for pair in a), vae),
+                encode_windows((pair[1] for pair in b), vae),
+                strict=True,
+            )
+        )
+        return _write(output, decode_windows(mixed, vae), geometry, ours.fps, "reenacting")
+
+
+def components(
+    video: str,
+    output: str,
+    *,
+    model: str,
+    device: str | None = None,
+    dtype: str = "float32",
+    fps: float | None = None,
+    size: int | None = None,
+    tile_overlap: int | None = None,
+    window_overlap: int | None = None,
+) -> Path:
+    """Original, both, structure and dynamics side by side."""
+    vae = _prepare(load_vae(model), device, dtype, tile_overlap, window_overlap)
+    with FrameReader(video, fps=fps, size=size) as reader:
+        geometry = video_geometry(vae, reader.num_frames, reader.height, reader.width)
+        shown, to_encode = itertools.tee(in_background(windows(reader, geometry)))
+        latents = itertools.tee(encode_windows(to_encode, vae), 3)
+        parts = [
+            decode_windows(z, vae, kind) for z, kind in zip(latents, ("both", "structure", "dynamics"), strict=True)
+        ]
+        rows = (np.concatenate(row, axis=2) for row in zip(original_frames(shown), *parts, strict=True))
+        return _write(output, rows, geometry, reader.fps, "components", columns=1 + len(parts))
+
+
+def generate(
+    output: str,
+    *,
+    model: str,
+    device: str | None = None,
+    dtype: str = "float32",
+    class_labels: list[str] | None = None,
+    num: int = 1,
+    steps: int = 50,
+    guidance: float = 5.0,
+    seed: int = 0,
+    fps: float = 8.0,
+) -> list[Path]:
+    """New videos from a trained pipeline: `num` of each class, or of every class."""
+    pipeline = load_pipeline(model).to(_device(device), getattr(torch, dtype))
+    names = {number: name for name, number in pipeline.labels.items()}
+    count = pipeline.transformer.config.num_classes
+    wanted = class_labels or (None if count is None else [str(number) for number in range(count)])
+    labels = [None] if wanted is None else pipeline.get_label_ids([_label(text, pipeline.labels) for text in wanted])
+    target, paths = Path(output), []
+    for label in labels:
+        frames = pipeline(
+            class_labels=label,
+            num_videos_per_prompt=num,
+            guidance_scale=guidance,
+            num_inference_steps=steps,
+            generator=[torch.Generator().manual_seed(seed + i) for i in range(num)],
+            output_type="np",
+        ).frames
+        for i, clip in enumerate(frames):
+            several = len(labels) * num > 1
+            name = "-".join([target.stem, *([] if label is None else [str(names.get(label, label))]), str(i)])
+            path = target.with_name(name + target.suffix) if several else target
+            height, width = clip.shape[1:3]
+            with open_writer(path, fps=fps, width=width, height=height) as writer:
+                writer.write((255 * clip).round().astype(np.uint8))
+            print(path)
+            paths.append(path)
+    return paths
+
+
+def convert(
+    checkpoint: str,
+    folder: str,
+    *,
+    attention_heads: int | None = None,
+    qformer_heads: int | None = None,
+    dtype: str = "float32",
+) -> Path:
+    """Official checkpoint -> Diffusers folder."""
+    if not Path(checkpoint).is_file():
+        raise UserError(f"{checkpoint}: no such file; an official .ckpt or .safetensors is wanted.")
+    overrides = {"num_attention_heads": attention_heads, "qformer_heads": qformer_heads}
+    given = {name: value for name, value in overrides.items() if value is not None}
+    vae = AutoencoderKLVidTwin.from_single_file(checkpoint, dtype=getattr(torch, dtype), **given)
+    if Path(folder).is_file() or (Path(folder).is_dir() and not (Path(folder) / "config.json").is_file()):
+        raise UserError(f"{folder} exists and is not a model's folder; name another.")
+    with written_aside_folder(folder) as aside:
+        vae.save_pretrained(aside)
+    print(f"{folder}: {vae.num_parameters():,} parameters, {vae.compression_rate:.3%} of a clip")
+    return Path(folder)
+
+
+def info(model: str) -> dict[str, object]:
+    """A model's config, parameters, compression rate, and FLOPs of encode and decode."""
+    from .metrics.flops import decode_flops, encode_flops
+
+    vae = load_vae(model)
+    facts: dict[str, object] = {
+        "parameters": vae.num_parameters(),
+        "clip": "{} x {} x {} x {}".format(*vae.clip_shape),
+        "structure latent": " x ".join(map(str, vae.structure_shape)),
+        "dynamics latent": " x ".join(map(str, vae.dynamics_shape)),
+        "latent values": vae.latent_size,
+        "compression rate": f"{vae.compression_rate:.4%}",
+        "encode": f"{encode_flops(vae) / 1e9:,.1f} GFLOP a clip",
+        "decode": f"{decode_flops(vae) / 1e9:,.1f} GFLOP a clip",
+        "sha256": weights_hash(vae),
+    }
+    if (Path(model) / "model_index.json").is_file():
+        pipeline = load_pipeline(model)
+        facts["DiT parameters"] = pipeline.transformer.num_parameters()
+        facts["DiT tokens"] = " + ".join(map(str, pipeline.transformer.num_tokens))
+        facts["scheduler"] = type(pipeline.scheduler).__name__
+        facts["classes"] = ", ".join(pipeline.labels) or str(pipeline.transformer.config.num_classes)
+    config = {name: value for name, value in vae.config.items() if not name.startswith("_")}
+    for name, value in facts.items():
+        print(f"{name:17} {value:,}" if isinstance(value, int) else f"{name:17} {value}")
+    print("config           ", json.dumps(config))
+    return facts | {"config": config}
+
+
+# --- what they share -------------------------------------------------------------------------------------------------
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        return torch.device(accelerator or "cpu")
+    try:
+        torch.empty(0, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name} is not to be had here: {str(error).splitlines()[0]}") from error
+
+
+def _prepare(
+    vae: AutoencoderKLVidTwin,
+    device: str | None,
+    dtype: str,
+    tile_overlap: int | None = None,
+    window_overlap: int | None = None,
+) -> AutoencoderKLVidTwin:
+    """The model where and in what it computes, and its tiles as far apart as asked for."""
+    side, frames = vae.config.sample_size, vae.config.num_frames
+    strides: dict[str, int] = {}
+    if tile_overlap is not None:
+        if not 0 <= tile_overlap < side:
+            raise UserError(f"--tile-overlap must be 0 to {side - 1} pixels for this model, not {tile_overlap}.")
+        strides |= dict.fromkeys(("tile_sample_stride_height", "tile_sample_stride_width"), side - tile_overlap)
+    if window_overlap is not None:
+        if not 0 <= window_overlap < frames:
+            raise UserError(f"--window-overlap must be 0 to {frames - 1} frames for this model, not {window_overlap}.")
+        strides["tile_sample_stride_num_frames"] = frames - window_overlap
+    vae.enable_tiling(**strides)
+    return vae.to(_device(device), getattr(torch, dtype))
+
+
+def _write(
+    path: str, chunks: Iterator[np.ndarray], geometry: ClipGeometry, fps: Fraction, description: str, columns: int = 1
+) -> Path:
+    """Write frames as they are made; the model works on the next ones meanwhile."""
+    frames, height, width = geometry.size
+    with (
+        open_writer(path, fps=fps, width=columns * width, height=height) as writer,
+        progress(description=description, total=frames, unit="frame") as bar,
+    ):
+        for chunk in in_background(chunks):
+            writer.write(chunk)
+            bar.update(len(chunk))
+    print(f"{path}: {_size_of(geometry, fps, columns)}")
+    return Path(path)
+
+
+def _counted(latents: Iterable[WindowLatents], geometry: ClipGeometry, description: str) -> Iterator[WindowLatents]:
+    with progress(description=description, total=geometry.size[0], unit="frame") as bar:
+        for window in latents:
+            yield window
+            bar.update(min(window.start + geometry.tile[0], geometry.size[0]) - bar.n)
+
+
+def _size_of(geometry: ClipGeometry, fps: Fraction, columns: int = 1) -> str:
+    frames, height, width = geometry.size
+    return f"{frames} frames of {columns * width} x {height} at {float(fps):g} fps"
+
+
+def _fitted(frame: np.ndarray, height: int, width: int) -> np.ndarray:
+    """A frame (H, W, 3) resized until it covers another size, and the middle of it."""
+    clip = resize_to_cover(frames_to_clip(torch.from_numpy(frame)[None]), (height, width))
+    return clip_to_frames(crop(clip, (height, width), 0.5, 0.5))[0].numpy()
+
+
+def _with_dynamics(ours: TwinLatents, theirs: TwinLatents, strength: float) -> TwinLatents:
+    """Our structure, and a mixture of our dynamics and theirs."""
+    return TwinLatents(ours.structure, torch.lerp(ours.dynamics, theirs.dynamics, strength), ours.geometry)
+
+
+def _label(text: str, labels: dict[str, int]) -> int | str:
+    return int(text) if text.isdigit() and text not in labels else text
