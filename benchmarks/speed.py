@@ -19,6 +19,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -270,8 +271,9 @@ def _stages_alone(model: Path, video: Path) -> Row:
         start = time.perf_counter()
         cut = [window for i, window in enumerate(streams.windows(reader, geometry)) if i < 8]
         rates["reading_fps"] = reader.num_frames / (time.perf_counter() - start)
+    part = replace(geometry, size=(cut[-1].start + geometry.tile[0], *geometry.size[1:]))
     start = time.perf_counter()
-    chunks = list(streams.decode_windows(streams.encode_windows(cut, vae), vae))
+    chunks = list(streams.decode_windows(streams.encode_windows(cut, vae), vae, part))
     # Windows overlap: their frames count once, as they do in the whole video.
     rates["model_fps"] = geometry.stride[0] * len(cut) / (time.perf_counter() - start)
     start = time.perf_counter()

@@ -78,7 +78,7 @@ def decode(
     vae = load_vae(model)
     file.check_model(vae, None if any_model else weights_hash(vae))
     _prepare(vae, device, dtype)
-    chunks = decode_windows(file.windows(vae.device, vae.dtype), vae, components)
+    chunks = decode_windows(file.windows(vae.device, vae.dtype), vae, file.geometry, components)
     return _write(video, chunks, file.geometry, file.fps, "decoding")
 
 
@@ -100,7 +100,9 @@ def reconstruct(
     with FrameReader(video, fps=fps, size=size) as reader:
         geometry = video_geometry(vae, reader.num_frames, reader.height, reader.width)
         encoded = encode_windows(in_background(windows(reader, geometry)), vae)
-        return _write(output, decode_windows(encoded, vae, components), geometry, reader.fps, "reconstructing")
+        return _write(
+            output, decode_windows(encoded, vae, geometry, components), geometry, reader.fps, "reconstructing"
+        )
 
 
 def reenact(
@@ -135,7 +137,7 @@ def reenact(
                 strict=True,
             )
         )
-        return _write(output, decode_windows(mixed, vae), geometry, ours.fps, "reenacting")
+        return _write(output, decode_windows(mixed, vae, geometry), geometry, ours.fps, "reenacting")
 
 
 def components(
@@ -157,9 +159,10 @@ def components(
         shown, to_encode = itertools.tee(in_background(windows(reader, geometry)))
         latents = itertools.tee(encode_windows(to_encode, vae), 3)
         parts = [
-            decode_windows(z, vae, kind) for z, kind in zip(latents, ("both", "structure", "dynamics"), strict=True)
+            decode_windows(z, vae, geometry, kind)
+            for z, kind in zip(latents, ("both", "structure", "dynamics"), strict=True)
         ]
-        rows = (np.concatenate(row, axis=2) for row in zip(original_frames(shown), *parts, strict=True))
+        rows = (np.concatenate(row, axis=2) for row in zip(original_frames(shown, geometry), *parts, strict=True))
         return _write(output, rows, geometry, reader.fps, "components", columns=1 + len(parts))
 
 

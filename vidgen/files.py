@@ -18,9 +18,9 @@ def to_uint8(clip: torch.Tensor) -> torch.Tensor:
     Raises:
         ValueError: if a value is not finite, which no pixel can show.
     """
-    if not torch.isfinite(clip).all():
+    if clip.numel() and not torch.stack(clip.detach().aminmax()).isfinite().all():
         raise ValueError(f"a clip of shape {tuple(clip.shape)} holds NaN or infinite values; pixels must be finite.")
-    return ((clip.detach().float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return (clip.detach().float() + 1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
 
 
 @contextmanager

@@ -24,17 +24,19 @@ from .data.dataset import clip_to_frames, frames_to_clip
 Item = TypeVar("Item")
 Components = Literal["both", "structure", "dynamics"]
 
+FRAMES_AT_ONCE = 4  # rounded to pixels: a window's worth of intermediate values would set the peak of memory
+
 
 class Window(NamedTuple):
     """Some frames of a video.
 
     Attributes:
         start: the number of the first of them.
-        frames: uint8 (T, H, W, 3).
+        frames: T of uint8 (H, W, 3); those that windows share are the same arrays.
     """
 
     start: int
-    frames: np.ndarray
+    frames: list[np.ndarray]
 
 
 class WindowLatents(NamedTuple):
@@ -83,46 +85,52 @@ def windows(frames: Iterable[np.ndarray], geometry: ClipGeometry) -> Iterator[Wi
             if frame is None:
                 raise ValueError(f"the video ends after {first + len(held)} of {geometry.size[0]} frames.")
             held.append(frame)
-        yield Window(start, np.stack(held))
+        yield Window(start, held.copy())
 
 
 @torch.no_grad()
 def encode_windows(video: Iterable[Window], vae: AutoencoderKLVidTwin) -> Iterator[WindowLatents]:
     """The mean latents of every window."""
     for start, frames in video:
-        clip = frames_to_clip(torch.from_numpy(frames)).to(vae.device, vae.dtype)
-        latents = vae.encode(clip[None]).latent_dist.mode()
-        yield WindowLatents(start, latents if isinstance(latents, TwinLatents) else vae.unpack(latents))
+        yield WindowLatents(start, _encode(frames, vae))
+
+
+def _encode(frames: list[np.ndarray], vae: AutoencoderKLVidTwin) -> TwinLatents:
+    clip = frames_to_clip(torch.from_numpy(np.stack(frames))).to(vae.device, vae.dtype)
+    latents = vae.encode(clip[None]).latent_dist.mode()
+    return latents if isinstance(latents, TwinLatents) else vae.unpack(latents)
 
 
 @torch.no_grad()
 def decode_windows(
-    video: Iterable[WindowLatents], vae: AutoencoderKLVidTwin, components: Components = "both"
+    video: Iterable[WindowLatents],
+    vae: AutoencoderKLVidTwin,
+    geometry: ClipGeometry,
+    components: Components = "both",
 ) -> Iterator[np.ndarray]:
     """Finished frames, uint8 (T, H, W, 3), a few at a time: windows blended over the frames they share."""
-    held, first = None, 0  # decoded frames that a later window may still change, from number `first` on
-    for start, latents in video:
+    shared = None  # decoded frames that the next window shares
+    for (start, latents), following in zip(video, _following_starts(geometry), strict=True):
         clip = vae.decode(latents, components).sample[0].float()
-        if held is not None:
-            done, shared = held.split([start - first, held.shape[1] - (start - first)], dim=1)
-            yield clip_to_frames(done).numpy()
+        if shared is not None:
             overlap = shared.shape[1]
             rise = ramp(overlap, overlap).to(clip.device)[:, None, None]
-            clip[:, :overlap] = shared * (1 - rise) + clip[:, :overlap] * rise
-        held, first = clip, start
-    if held is not None:
-        yield clip_to_frames(held).numpy()
+            clip[:, :overlap] = shared.lerp_(clip[:, :overlap], rise)
+        done, shared = clip[:, : following - start], clip[:, following - start :].clone()
+        frames = np.concatenate([clip_to_frames(part).numpy() for part in done.split(FRAMES_AT_ONCE, dim=1)])
+        del clip, done  # while the next one is waited for
+        yield frames
 
 
-def original_frames(video: Iterable[Window]) -> Iterator[np.ndarray]:
+def original_frames(video: Iterable[Window], geometry: ClipGeometry) -> Iterator[np.ndarray]:
     """The frames themselves, as many at a time as `decode_windows` yields."""
-    held, first = None, 0
-    for start, frames in video:
-        if held is not None:
-            yield held[: start - first]
-        held, first = frames, start
-    if held is not None:
-        yield held
+    for (start, frames), following in zip(video, _following_starts(geometry), strict=True):
+        yield np.stack(frames[: following - start])
+
+
+def _following_starts(geometry: ClipGeometry) -> list[int]:
+    """For each window, the number of the first frame that is the next one's, too, or the end."""
+    return [*window_starts(geometry)[1:], geometry.size[0]]
 
 
 def in_background(items: Iterable[Item], ahead: int = 1) -> Iterator[Item]:
@@ -130,26 +138,21 @@ def in_background(items: Iterable[Item], ahead: int = 1) -> Iterator[Item]:
 
     What the thread raises is raised here; leaving the loop early stops it.
     """
-    made: queue.Queue[tuple[str, Item | BaseException | None]] = queue.Queue(ahead)
-    left = threading.Event()
-
-    def put(kind: str, value: Item | BaseException | None) -> bool:
-        while not left.is_set():
-            try:
-                made.put((kind, value), timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
+    made: queue.SimpleQueue[tuple[str, Item | BaseException | None]] = queue.SimpleQueue()
+    asked, left = threading.Semaphore(ahead), threading.Event()
 
     def work() -> None:
         try:
-            for item in items:
-                if not put("item", item):
+            iterator = iter(items)
+            while True:
+                asked.acquire()  # before it is made: one more than `ahead` would cost a window's memory
+                if left.is_set():
                     return
-            put("end", None)
+                made.put(("item", next(iterator)))
+        except StopIteration:
+            made.put(("end", None))
         except BaseException as error:  # also an interrupt is the reader's to hear of
-            put("error", error)
+            made.put(("error", error))
         finally:
             if hasattr(items, "close"):
                 items.close()
@@ -163,7 +166,9 @@ def in_background(items: Iterable[Item], ahead: int = 1) -> Iterator[Item]:
                 return
             if kind == "error":
                 raise value
+            asked.release()
             yield value
     finally:
         left.set()
+        asked.release()
         thread.join()

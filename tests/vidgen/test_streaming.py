@@ -39,11 +39,11 @@ def test_a_streamed_video_is_the_whole_one(vae, size):
     video = frames(*size)
     geometry = video_geometry(vae, *size)
     whole = vae(frames_to_clip(torch.from_numpy(video))[None]).sample[0]
-    chunks = list(decode_windows(encode_windows(windows(iter(video), geometry), vae), vae))
+    chunks = list(decode_windows(encode_windows(windows(iter(video), geometry), vae), vae, geometry))
     streamed = np.concatenate(chunks)
     assert streamed.shape == video.shape and streamed.dtype == np.uint8
     assert np.abs(streamed.astype(int) - clip_to_frames(whole).numpy()).max() <= 1  # rounding
-    originals = list(original_frames(windows(iter(video), geometry)))
+    originals = list(original_frames(windows(iter(video), geometry), geometry))
     assert [len(a) for a in originals] == [len(b) for b in chunks]
     np.testing.assert_array_equal(np.concatenate(originals), video)
 
@@ -67,7 +67,7 @@ def test_shared_frames_pass_from_one_window_to_the_next(vae):
         def decode(self, latents, components):
             return type("Output", (), {"sample": next(shades)})
 
-    video = np.concatenate(list(decode_windows([WindowLatents(0, None), WindowLatents(3, None)], Shades())))
+    video = np.concatenate(list(decode_windows([WindowLatents(0, None), WindowLatents(3, None)], Shades(), geometry)))
     levels = video[:, 0, 0, 0].astype(int).tolist()
     assert levels == [64, 64, 64, 128, 191, 191, 191]
 

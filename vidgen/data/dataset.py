@@ -118,7 +118,7 @@ def split_validation(
 
 def frames_to_clip(frames: torch.Tensor) -> torch.Tensor:
     """uint8 (..., T, H, W, 3) in [0, 255] to float32 (..., 3, T, H, W) in [-1, 1]."""
-    return rearrange(frames.float() / 127.5 - 1, "... t h w c -> ... c t h w")
+    return rearrange(frames.to(torch.float32, copy=True).div_(127.5).sub_(1), "... t h w c -> ... c t h w")
 
 
 def clip_to_frames(clip: torch.Tensor) -> torch.Tensor:
