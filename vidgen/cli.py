@@ -152,8 +152,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = vars(build_parser().parse_args(arguments))
 
     def run() -> None:
-        from . import commands  # after the words are known to be right: `vidgen --help` answers at once
+        from diffusers.utils import logging  # after the words are known to be right: `vidgen --help` answers at once
 
+        from . import commands
+
+        # It warns of float32 modules where there are none, and of wrong weights, which are an error here.
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
         try:
             getattr(commands, options.pop("command"))(**options)
         except (ValueError, OSError) as error:

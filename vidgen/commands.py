@@ -187,6 +187,9 @@ def generate(
     labels = [None] if wanted is None else pipeline.get_label_ids([_label(text, pipeline.labels) for text in wanted])
     target, paths = Path(output), []
     for label in labels:
+        pipeline.set_progress_bar_config(
+            desc="generating" if label is None else f"generating {names.get(label, label)}"
+        )
         frames = pipeline(
             class_labels=label,
             num_videos_per_prompt=num,
@@ -319,7 +322,7 @@ def _counted(latents: Iterable[WindowLatents], geometry: ClipGeometry, descripti
 
 def _size_of(geometry: ClipGeometry, fps: Fraction, columns: int = 1) -> str:
     frames, height, width = geometry.size
-    return f"{frames} frames of {columns * width} x {height} at {float(fps):g} fps"
+    return f"{frames} frame{'s'[: frames != 1]} of {columns * width} x {height} at {float(fps):g} fps"
 
 
 def _fitted(frame: np.ndarray, height: int, width: int) -> np.ndarray:
