@@ -155,6 +155,8 @@ class AutoencoderKLVidTwin(
         super().__init__()
         if sample_size % patch_size:
             raise ValueError(f"sample_size ({sample_size}) must be a multiple of patch_size ({patch_size}).")
+        if min(num_attention_heads, qformer_heads, num_layers, num_queries, num_frames, patch_size) < 1:
+            raise ValueError("Numbers of heads, layers, queries and frames, and patch_size, must be at least 1.")
         if hidden_size % 4 or hidden_size % num_attention_heads:
             raise ValueError(
                 f"hidden_size ({hidden_size}) must be a multiple of 4 and of num_attention_heads "
@@ -315,17 +317,19 @@ class AutoencoderKLVidTwin(
 
         Args:
             tile_sample_stride_height, tile_sample_stride_width: pixels from one tile to the next; what is missing to
-                `sample_size` is overlap, over which tiles are blended. Default: three quarters of it.
-            tile_sample_stride_num_frames: frames from one window to the next. Default: three quarters of `num_frames`.
+                `sample_size` is overlap, over which tiles are blended. None: as before, at first three quarters of it.
+            tile_sample_stride_num_frames: frames from one window to the next. None: as before, at first three quarters
+                of `num_frames`.
 
         Raises:
             ValueError: if a stride is not between 1 and the size of a tile.
         """
         tile = self.clip_shape[1:]
         strides = (tile_sample_stride_num_frames, tile_sample_stride_height, tile_sample_stride_width)
-        strides = tuple(max(3 * n // 4, 1) if s is None else s for s, n in zip(strides, tile, strict=True))
+        before = getattr(self, "_tile_strides", tuple(max(3 * n // 4, 1) for n in tile))
+        strides = tuple(old if new is None else new for new, old in zip(strides, before, strict=True))
         ClipGeometry(tile, tile, strides)  # says what is wrong with them
-        self.tile_sample_stride_num_frames, self.tile_sample_stride_height, self.tile_sample_stride_width = strides
+        self._tile_strides = strides
         self.use_tiling = True
 
     def geometry(self, num_frames: int, height: int, width: int) -> ClipGeometry | None:
@@ -344,8 +348,7 @@ class AutoencoderKLVidTwin(
             )
         if not self.use_tiling:
             raise ValueError(f"This VidTwin works on clips of (T, H, W) = {tile}, not {size}, while tiling is off.")
-        strides = (self.tile_sample_stride_num_frames, self.tile_sample_stride_height, self.tile_sample_stride_width)
-        return ClipGeometry(size, tile, strides)
+        return ClipGeometry(size, tile, self._tile_strides)
 
     # --- encode, decode --------------------------------------------------------------------------------------------
 
@@ -383,7 +386,7 @@ class AutoencoderKLVidTwin(
         Raises:
             ValueError: if the clips have a size or a number of channels that cannot be served.
         """
-        if x.ndim != 5 or x.shape[1] != self.config.in_channels:
+        if x.ndim != 5 or x.shape[0] == 0 or x.shape[1] != self.config.in_channels:
             raise ValueError(
                 f"This VidTwin encodes clips of (B, C, T, H, W) = (B, {', '.join(map(str, self.clip_shape))}), or of "
                 f"other T, H and W in tiles, but was given {tuple(x.shape)}."

@@ -67,7 +67,9 @@ class TwinLatents:
         tiles = 1 if geometry is None else geometry.num_tiles
         expected = tiles * (n_structure + n_dynamics)
         if packed.ndim != 2 or packed.shape[1] != expected:
-            covered = "" if geometry is None else f" in {tiles} tiles"
+            covered = (
+                " (of one tile; `unpack` takes the geometry of more)" if geometry is None else f" in {tiles} tiles"
+            )
             raise ValueError(
                 f"packed latents must be (B, {expected}) for structure {tuple(structure_shape)} "
                 f"and dynamics {tuple(dynamics_shape)}{covered}, but have shape {tuple(packed.shape)}."
@@ -92,7 +94,13 @@ class TwinLatents:
         """Write a .safetensors file: the packed `latents`, with their shapes and geometry in its metadata."""
         lead = 1 if self.geometry is None else 2
         shapes = tuple(self.structure.shape[lead:]), tuple(self.dynamics.shape[lead:])
-        save_file({"latents": self.pack().contiguous()}, path, layout_metadata(*shapes, self.geometry))
+        unfinished = f"{os.fspath(path)}.{os.getpid()}"  # an interrupted save leaves what was there
+        try:
+            save_file({"latents": self.pack().contiguous()}, unfinished, layout_metadata(*shapes, self.geometry))
+            os.replace(unfinished, path)
+        finally:
+            if os.path.exists(unfinished):
+                os.remove(unfinished)
 
     @classmethod
     def load(cls, path: str | os.PathLike, device: str = "cpu") -> TwinLatents:
@@ -132,7 +140,10 @@ def read_layout(metadata: dict[str, str] | None) -> LatentLayout:
         layout = json.loads(metadata["vidtwin_latents"])
         geometry = layout["geometry"]
         geometry = None if geometry is None else ClipGeometry(**geometry)
-        return tuple(layout["structure_shape"]), tuple(layout["dynamics_shape"]), geometry
+        shapes = tuple(layout["structure_shape"]), tuple(layout["dynamics_shape"])
+        if any(not isinstance(size, int) or size < 0 for shape in shapes for size in shape):
+            raise ValueError(f"shapes {shapes}")
+        return *shapes, geometry
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"its vidtwin_latents cannot be read ({error}).") from error
 

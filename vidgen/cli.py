@@ -9,6 +9,10 @@ The words of the command line are here, the work is in `vidgen.commands`.
 from __future__ import annotations
 
 import argparse
+import os
+import signal
+import sys
+import threading
 from collections.abc import Sequence
 
 from .errors import UserError, run_program
@@ -48,6 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     decode.add_argument("video", help=VIDEO_OUT)
     _model_options(decode)
     _components_option(decode)
+    decode.add_argument("--fps", type=float, help="of the video (default: what the latents say)")
     decode.add_argument("--any-model", action="store_true", help="also if another model of these shapes made them")
 
     reconstruct = command(
@@ -152,6 +157,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = vars(build_parser().parse_args(arguments))
 
     def run() -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does, leaving nothing half-made
+        import torch
         from diffusers.utils import logging  # after the words are known to be right: `vidgen --help` answers at once
 
         from . import commands
@@ -163,6 +171,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             getattr(commands, options.pop("command"))(**options)
         except (ValueError, OSError) as error:
             raise error if isinstance(error, UserError) else UserError(str(error)) from error
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            raise UserError("Out of memory; a smaller --size, or --dtype bfloat16, takes less.") from error
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr, flush=True)
+            os._exit(130)  # now: a thread may be in the middle of the model's step, and what was begun is removed
 
     run_program(run)
 

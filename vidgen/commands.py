@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -20,10 +21,11 @@ from autoencoder.tiling import ClipGeometry
 
 from .data.dataset import clip_to_frames, crop, frames_to_clip, resize_to_cover
 from .data.streams import FrameReader, open_writer
+from .data.video import exact_rate
 from .errors import UserError
 from .files import written_aside_folder
 from .latent_file import LatentFile, write_latents
-from .models import load_pipeline, load_vae, weights_hash
+from .models import is_pipeline, load_pipeline, load_vae, weights_hash
 from .progress import progress
 from .streaming import (
     Components,
@@ -35,6 +37,8 @@ from .streaming import (
     video_geometry,
     windows,
 )
+
+SAVED_MODEL = re.compile(r"config\.json|README\.md|diffusion_pytorch_model.*\.(safetensors|json)")
 
 
 def encode(
@@ -71,15 +75,20 @@ def decode(
     device: str | None = None,
     dtype: str = "float32",
     components: Components = "both",
+    fps: float | None = None,
     any_model: bool = False,
 ) -> Path:
-    """Latents of `encode` -> video."""
+    """Latents of `encode`, or of one clip that `TwinLatents.save` wrote, -> video."""
     file = LatentFile(latents)
+    rate = file.fps if fps is None else exact_rate(fps, video)
+    if rate is None:
+        raise UserError(f"{latents} was saved without a frame rate; give one with --fps.")
     vae = load_vae(model)
     file.check_model(vae, None if any_model else weights_hash(vae))
     _prepare(vae, device, dtype)
-    chunks = decode_windows(file.windows(vae.device, vae.dtype), vae, file.geometry, components)
-    return _write(video, chunks, file.geometry, file.fps, "decoding")
+    geometry = file.geometry or video_geometry(vae, *vae.clip_shape[1:])
+    chunks = decode_windows(file.windows(vae.device, vae.dtype), vae, geometry, components)
+    return _write(video, chunks, geometry, rate, "decoding")
 
 
 def reconstruct(
@@ -180,12 +189,19 @@ def generate(
     fps: float = 8.0,
 ) -> list[Path]:
     """New videos from a trained pipeline: `num` of each class, or of every class."""
+    for option, value in (("--num", num), ("--steps", steps)):
+        if value < 1:
+            raise UserError(f"{option} must be at least 1, not {value}.")
     pipeline = load_pipeline(model).to(_device(device), getattr(torch, dtype))
+    if pipeline.vae is None:
+        raise UserError(f"The pipeline in {model} has no autoencoder, which videos need.")
     names = {number: name for name, number in pipeline.labels.items()}
     count = pipeline.transformer.config.num_classes
     wanted = class_labels or (None if count is None else [str(number) for number in range(count)])
     labels = [None] if wanted is None else pipeline.get_label_ids([_label(text, pipeline.labels) for text in wanted])
-    target, paths = Path(output), []
+    height, width = pipeline.vae.clip_shape[2:]
+    paths = _numbered(output, [None if label is None else str(names.get(label, label)) for label in labels], num)
+    writers = iter([open_writer(path, fps=fps, width=width, height=height) for path in paths])  # wrong ones say so now
     for label in labels:
         pipeline.set_progress_bar_config(
             desc="generating" if label is None else f"generating {names.get(label, label)}"
@@ -198,15 +214,12 @@ def generate(
             generator=[torch.Generator().manual_seed(seed + i) for i in range(num)],
             output_type="np",
         ).frames
-        for i, clip in enumerate(frames):
-            several = len(labels) * num > 1
-            name = "-".join([target.stem, *([] if label is None else [str(names.get(label, label))]), str(i)])
-            path = target.with_name(name + target.suffix) if several else target
-            height, width = clip.shape[1:3]
-            with open_writer(path, fps=fps, width=width, height=height) as writer:
+        if not np.isfinite(frames).all():
+            raise UserError("The model made values that are not finite, which no pixel can show.")
+        for clip, writer in zip(frames, writers, strict=False):
+            with writer:
                 writer.write((255 * clip).round().astype(np.uint8))
-            print(path)
-            paths.append(path)
+            print(writer.path)
     return paths
 
 
@@ -221,11 +234,10 @@ def convert(
     """Official checkpoint -> Diffusers folder."""
     if not Path(checkpoint).is_file():
         raise UserError(f"{checkpoint}: no such file; an official .ckpt or .safetensors is wanted.")
+    _refuse_to_replace(Path(folder))
     overrides = {"num_attention_heads": attention_heads, "qformer_heads": qformer_heads}
     given = {name: value for name, value in overrides.items() if value is not None}
     vae = AutoencoderKLVidTwin.from_single_file(checkpoint, dtype=getattr(torch, dtype), **given)
-    if Path(folder).is_file() or (Path(folder).is_dir() and not (Path(folder) / "config.json").is_file()):
-        raise UserError(f"{folder} exists and is not a model's folder; name another.")
     with written_aside_folder(folder) as aside:
         vae.save_pretrained(aside)
     print(f"{folder}: {vae.num_parameters():,} parameters, {vae.compression_rate:.3%} of a clip")
@@ -248,7 +260,7 @@ def info(model: str) -> dict[str, object]:
         "decode": f"{decode_flops(vae) / 1e9:,.1f} GFLOP a clip",
         "sha256": weights_hash(vae),
     }
-    if (Path(model) / "model_index.json").is_file():
+    if is_pipeline(model):
         pipeline = load_pipeline(model)
         facts["DiT parameters"] = pipeline.transformer.num_parameters()
         facts["DiT tokens"] = " + ".join(map(str, pipeline.transformer.num_tokens))
@@ -261,6 +273,16 @@ def info(model: str) -> dict[str, object]:
     return facts | {"config": config}
 
 
+def _refuse_to_replace(folder: Path) -> None:
+    """Raise a `UserError` unless `folder` is missing, empty, or holds nothing but a saved model."""
+    if folder.is_dir():
+        others = [entry.name for entry in folder.iterdir() if not SAVED_MODEL.fullmatch(entry.name)]
+        if others:
+            raise UserError(f"{folder}: the folder holds other things ({min(others)}); name a new or empty one.")
+    elif folder.exists():
+        raise UserError(f"{folder}: it is a file; name a folder.")
+
+
 # --- what they share -------------------------------------------------------------------------------------------------
 
 
@@ -269,7 +291,7 @@ def _device(name: str | None) -> torch.device:
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         return torch.device(accelerator or "cpu")
     try:
-        torch.empty(0, device=name)
+        torch.zeros(1, device=name).item()
         return torch.device(name)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {name} is not to be had here: {str(error).splitlines()[0]}") from error
@@ -334,6 +356,17 @@ def _fitted(frame: np.ndarray, height: int, width: int) -> np.ndarray:
 def _with_dynamics(ours: TwinLatents, theirs: TwinLatents, strength: float) -> TwinLatents:
     """Our structure, and a mixture of our dynamics and theirs."""
     return TwinLatents(ours.structure, torch.lerp(ours.dynamics, theirs.dynamics, strength), ours.geometry)
+
+
+def _numbered(output: str, names: list[str | None], num: int) -> list[str]:
+    """A path for each of `num` videos of each class: `output` itself for one, else out-NAME-0.mp4 ..."""
+    if len(names) * num == 1:
+        return [output]
+    target = Path(output)
+    if not target.name:
+        raise UserError(f"{output}: several videos need a name to number, such as out.mp4.")
+    stems = ["-".join([target.stem, *([] if name is None else [name.replace("/", "_")])]) for name in names]
+    return [str(target.with_name(f"{stem}-{i}{target.suffix}")) for stem in stems for i in range(num)]
 
 
 def _label(text: str, labels: dict[str, int]) -> int | str:

@@ -74,9 +74,9 @@ class LatentFile:
 
     Attributes:
         path: the file.
-        geometry: of the video.
-        fps: frames a second.
-        model_hash: of the model they were made with.
+        geometry: of the video; None for a clip of the model's own size that `TwinLatents.save` wrote.
+        fps: frames a second; None where the file does not say.
+        model_hash: of the model they were made with; None where the file does not say.
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
@@ -94,11 +94,13 @@ class LatentFile:
                 self._layout = read_layout(metadata)
                 shape = file.get_slice("latents").get_shape()
             self.geometry = self._layout[2]
-            self.fps, self.model_hash = Fraction(metadata["fps"]), metadata["model_sha256"]
+            self.fps = Fraction(metadata["fps"]) if "fps" in metadata else None
+            self.model_hash = metadata.get("model_sha256")
             sizes = torch.Size(self._layout[0]).numel() + torch.Size(self._layout[1]).numel()
-            if self.geometry is None or shape != [1, self.geometry.num_tiles * sizes]:
-                raise ValueError(f"its latents of shape {shape} do not fit its geometry.")
-        except (SafetensorError, ValueError, KeyError, ZeroDivisionError) as error:
+            tiles = 1 if self.geometry is None else self.geometry.num_tiles
+            if shape != [1, tiles * sizes]:
+                raise ValueError(f"its latents are of shape {shape}, where one video's are {[1, tiles * sizes]}.")
+        except (SafetensorError, ValueError, ZeroDivisionError) as error:
             raise UserError(f"{path} does not hold the latents of a video: {error}") from error
 
     def check_model(self, vae: AutoencoderKLVidTwin, model_hash: str | None) -> None:
@@ -108,7 +110,7 @@ class LatentFile:
                 f"{self.path} holds latents of {self._layout[0]} and {self._layout[1]}, but this model's are "
                 f"{vae.structure_shape} and {vae.dynamics_shape}."
             )
-        if model_hash is not None and self.model_hash != model_hash:
+        if None not in (model_hash, self.model_hash) and self.model_hash != model_hash:
             raise UserError(
                 f"{self.path} was encoded with another model (sha256 {self.model_hash[:12]}…, this one is "
                 f"{model_hash[:12]}…); decode it with the one that made it, or say --any-model."
@@ -116,7 +118,9 @@ class LatentFile:
 
     def windows(self, device: torch.device | str, dtype: torch.dtype) -> Iterator[WindowLatents]:
         """Every window's latents, in order."""
-        starts, geometry = window_starts(self.geometry), window_geometry(self.geometry)
+        starts, geometry = [0], None
+        if self.geometry is not None:
+            starts, geometry = window_starts(self.geometry), window_geometry(self.geometry)
         with safe_open(self.path, "pt") as file:
             packed = file.get_slice("latents")
             values = packed.get_shape()[1] // len(starts)

@@ -12,6 +12,7 @@ from torch import nn
 
 from autoencoder import AutoencoderKLVidTwin
 from pipelines import VidTwinPipeline
+from pipelines.hub import Repository
 
 from .errors import UserError
 
@@ -73,8 +74,17 @@ def weights_hash(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def is_pipeline(name: str) -> bool:
+    """Whether a folder or repository that `load_vae` takes holds a whole pipeline."""
+    if Path(name).exists() or not _names_a_repository(name):
+        return (Path(name) / "model_index.json").is_file()
+    return Repository(name, None).find("model_index.json") is not None
+
+
 def _names_a_repository(name: str) -> bool:
-    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/")
+    """user/name; but "runs/typo" beside a folder "runs" is a mistyped path."""
+    plain = name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/")
+    return plain and not Path(name).parent.is_dir()
 
 
 def _vae_with_keys(source: str | Path, **options: str) -> tuple[AutoencoderKLVidTwin, dict[str, list[str]]]:
@@ -83,17 +93,15 @@ def _vae_with_keys(source: str | Path, **options: str) -> tuple[AutoencoderKLVid
 
 
 def _vae_of_repository(name: str) -> tuple[AutoencoderKLVidTwin, dict[str, list[str]]]:
-    try:
-        return _vae_with_keys(name)
-    except OSError as alone:
-        try:
-            return _vae_with_keys(name, subfolder="vae")
-        except OSError:
-            raise alone from None
+    config = Repository(name, None).find("config.json", "vae/config.json")
+    if config is None:
+        raise OSError("the repository has neither config.json nor vae/config.json, so no VAE.")
+    return _vae_with_keys(name, **({"subfolder": "vae"} if config.parent.name == "vae" else {}))
 
 
 def _loaded(load: Callable[..., Model], name: str, source: str | Path) -> Model:
     try:
         return load(source)
     except Exception as error:
-        raise UserError(f"The model in {name} cannot be loaded: {str(error).splitlines()[0]}") from error
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"The model in {name} cannot be loaded: {reason}") from error

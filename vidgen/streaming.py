@@ -158,8 +158,9 @@ def in_background(items: Iterable[Item], ahead: int = 1) -> Iterator[Item]:
                 items.close()
 
     thread = threading.Thread(target=work, daemon=True)
-    thread.start()
+    interrupted = False
     try:
+        thread.start()
         while True:
             kind, value = made.get()
             if kind == "end":
@@ -168,7 +169,11 @@ def in_background(items: Iterable[Item], ahead: int = 1) -> Iterator[Item]:
                 raise value
             asked.release()
             yield value
+    except KeyboardInterrupt:
+        interrupted = True  # who interrupts does not want to wait for the model's step
+        raise
     finally:
         left.set()
         asked.release()
-        thread.join()
+        if not interrupted:
+            thread.join()

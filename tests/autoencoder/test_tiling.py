@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -164,6 +166,9 @@ def test_strides_are_the_users(model):
     tiled.enable_tiling(tile_sample_stride_width=16, tile_sample_stride_num_frames=4)
     assert tiled.geometry(8, 32, 64).stride == (4, 24, 16)
     assert tiled.geometry(8, 32, 64).grid == (2, 1, 3)
+    tiled.disable_tiling()
+    tiled.enable_tiling()
+    assert tiled.geometry(8, 32, 64).stride == (4, 24, 16)  # as they were left
     assert model.geometry(*TILE) is None
     for strides in (dict(tile_sample_stride_height=33), dict(tile_sample_stride_num_frames=0)):
         with pytest.raises(ValueError, match=r"leave gaps|positive"):
@@ -176,6 +181,8 @@ def test_what_cannot_be_served_is_named(model, tmp_path):
             model.encode(torch.zeros(1, 3, *size))
     with pytest.raises(ValueError, match=r"\(B, 3, 4, 32, 32\)"):
         model.encode(torch.zeros(1, 1, 4, 40, 40))
+    with pytest.raises(ValueError, match=r"was given \(0, 3, 4, 32, 32\)"):
+        model.encode(torch.zeros(0, 3, 4, 32, 32))
     strict = tiny()
     strict.disable_tiling()
     with pytest.raises(ValueError, match=r"not \(5, 32, 32\), while tiling is off"):
@@ -190,6 +197,11 @@ def test_what_cannot_be_served_is_named(model, tmp_path):
         TwinLatents.load(tmp_path / "broken.safetensors")
     from safetensors.torch import save_file
 
+    for shape in ("abc", ["a", 1, 1, 1], 3):
+        said = json.dumps({"structure_shape": shape, "dynamics_shape": [1, 1, 1], "geometry": None})
+        save_file({"latents": torch.zeros(1, 3)}, tmp_path / "odd.safetensors", {"vidtwin_latents": said})
+        with pytest.raises(ValueError, match="cannot be read"):
+            TwinLatents.load(tmp_path / "odd.safetensors")
     save_file({"latents": torch.zeros(1, 3)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="no vidtwin_latents"):
         TwinLatents.load(tmp_path / "other.safetensors")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -31,6 +33,8 @@ def model(tmp_path_factory) -> str:
     torch.manual_seed(0)
     vae = AutoencoderKLVidTwin.from_preset("tiny-test", heads="residual")
     transformer = VidTwinTransformer3DModel.from_preset("tiny-test", vae=vae, num_classes=2)
+    for layer in (transformer.structure_out, transformer.dynamics_out, transformer.modulation_out[1]):
+        torch.nn.init.normal_(layer.weight)  # a fresh DiT predicts zero, whatever noise it is given
     VidTwinPipeline(vae, transformer, default_scheduler(), {"0": "orbit", "1": "spin"}).save_pretrained(folder)
     return str(folder)
 
@@ -168,7 +172,10 @@ def test_convert_and_info(tmp_path, capsys, golden):
     out = capsys.readouterr().out
     assert f"{vae.num_parameters():,}" in out and f"{vae.compression_rate:.4%}" in out and "GFLOP" in out
     assert json.loads(out[out.index("{") :])["num_attention_heads"] == 4
-    assert "not a model's folder" in says(capsys, "convert", golden, tmp_path)
+    main(["convert", str(golden), str(folder), "--attention-heads", "4", "--qformer-heads", "4"])  # replaces its own
+    assert "holds other things (vae)" in says(capsys, "convert", golden, tmp_path)
+    assert "at least 1" in says(capsys, "convert", golden, tmp_path / "new", "--attention-heads", "0")
+    assert "at least 1" in says(capsys, "convert", golden, tmp_path / "new", "--attention-heads", "-2")
     (tmp_path / "evil.ckpt").write_bytes(b"cos\nsystem\n(S'touch " + str(tmp_path / "ran").encode() + b"'\ntR.")
     assert "evil.ckpt" in says(capsys, "convert", tmp_path / "evil.ckpt", tmp_path / "new")
     assert not (tmp_path / "ran").exists() and not (tmp_path / "new").exists()
@@ -177,6 +184,63 @@ def test_convert_and_info(tmp_path, capsys, golden):
 @pytest.fixture
 def golden() -> Path:
     return Path(__file__).parents[1] / "data" / "official_golden" / "mini_weights.safetensors"
+
+
+def test_convert_never_replaces_what_it_did_not_make(tmp_path, capsys, golden):
+    """A downloaded folder looks like a model's, and holds the checkpoint itself."""
+    for name, content in (("vidtwin.safetensors", golden.read_bytes()), ("config.json", b"{}"), ("notes.txt", b"x")):
+        (tmp_path / name).write_bytes(content)
+    assert "holds other things" in says(capsys, "convert", tmp_path / "vidtwin.safetensors", tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "notes.txt", "vidtwin.safetensors"]
+
+
+def test_latents_saved_from_python_decode_with_a_given_rate(model, tmp_path, capsys):
+    vae = AutoencoderKLVidTwin.from_pretrained(model, subfolder="vae").eval()
+    for name, size in (("own", (4, 32, 32)), ("tiled", (6, 40, 32))):
+        with torch.no_grad():
+            z = vae.encode(torch.rand(1, 3, *size)).latent_dist.mode()
+        path = tmp_path / f"{name}.safetensors"
+        (z if isinstance(z, TwinLatents) else vae.unpack(z)).save(path)
+        assert "--fps" in says(capsys, "decode", path, tmp_path / "a.mp4", "--model", model)
+        main(["decode", str(path), str(tmp_path / f"{name}.mp4"), "--model", model, "--fps", "12"])
+        pictures, fps = read(tmp_path / f"{name}.mp4")
+        assert pictures.shape[:3] == size and fps == 12
+    assert sorted(p.suffix for p in tmp_path.iterdir()) == [".mp4"] * 2 + [".safetensors"] * 2
+
+
+def test_generate_checks_before_it_samples(model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(VidTwinPipeline, "__call__", lambda *a, **k: pytest.fail("it sampled"))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").touch()
+    words = ["generate", "--model", model]
+    for changed, sentence in (
+        (["out.mp4", "--num", "0"], "--num must be at least 1"),
+        (["out.mp4", "--steps", "0"], "--steps must be at least 1"),
+        (["out.mp4", "--fps", "0"], "fps must be positive"),
+        (["out.avi"], ".mp4"),
+        (["mine", "--class", "0"], "holds other things"),
+        (["out.mp4", "--class", "7"], "0 to 1"),
+        ([".", "--num", "2"], "a name to number"),
+    ):
+        target = "." if changed[0] == "." else tmp_path / changed[0]
+        assert sentence in says(capsys, *words, target, *changed[1:])
+    assert [p.name for p in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("signal_name", ["SIGINT", "SIGTERM"])
+def test_an_interrupt_ends_it_soon_and_leaves_nothing(signal_name, model, tmp_path):
+    clip = render_sprite(sample_factors(np.random.default_rng(0), "orbit", num_frames=600))
+    video = write_video(tmp_path / "long.mp4", clip, 8)
+    words = ["reconstruct", str(video), str(tmp_path / "out" / "a.mp4"), "--model", model, "--window-overlap", "3"]
+    process = subprocess.Popen([sys.executable, "-m", "vidgen", *words], stderr=subprocess.PIPE, text=True)
+    begun = time.monotonic()
+    while not (tmp_path / "out").exists() and time.monotonic() - begun < 60:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(getattr(signal, signal_name))
+    assert process.wait(20) == 130
+    assert process.stderr.read().strip().splitlines()[-1] == "interrupted"
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_mistakes_are_one_sentence_and_leave_nothing(model, video, tmp_path, capsys):
@@ -191,6 +255,10 @@ def test_mistakes_are_one_sentence_and_leave_nothing(model, video, tmp_path, cap
     assert ".mp4" in says(capsys, "reconstruct", video, tmp_path / "out.avi", "--model", model)
     assert ".safetensors" in says(capsys, "encode", video, tmp_path / "z.pt", "--model", model)
     assert "--device nowhere" in says(capsys, "reconstruct", video, out, "--model", model, "--device", "nowhere")
+    assert "--device meta" in says(capsys, "reconstruct", video, out, "--model", model, "--device", "meta")
+    assert "at most 1000" in says(capsys, "reconstruct", video, out, "--model", model, "--fps", "1e9")
+    assert "at most 16384" in says(capsys, "reconstruct", video, out, "--model", model, "--size", "100000")
+    assert ".mp4" in says(capsys, "reconstruct", video, tmp_path / ".mp4", "--model", model)
     assert "0 to 31 pixels" in says(capsys, "reconstruct", video, out, "--model", model, "--tile-overlap", "32")
     assert "8 x 8 pixels or more" in says(capsys, "reconstruct", video, out, "--model", model, "--size", "4")
     assert "between 0 and 1" in says(capsys, "reenact", video, video, out, "--model", model, "--strength", "2")

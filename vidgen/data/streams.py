@@ -36,6 +36,7 @@ from .video import (
     to_rgb,
 )
 
+LARGEST_SIZE = 16384  # pixels; beyond it no codec here goes
 CENTISECOND = Fraction(1, 100)  # a GIF's unit of time
 FASTEST_GIF = 2  # centiseconds; browsers show a frame of less for a tenth of a second
 OUR_PICTURE = re.compile(r"frame_\d{6,}\.png")
@@ -71,8 +72,8 @@ class FrameReader:
 
     def __init__(self, path: str | os.PathLike, *, fps: float | None = None, size: int | None = None):
         self.path = Path(path)
-        if size is not None and size < 1:
-            raise UserError(f"{path}: size must be at least 1 pixel, got {size}")
+        if size is not None and not 1 <= size <= LARGEST_SIZE:
+            raise UserError(f"{path}: size must be at least 1 pixel and at most {LARGEST_SIZE}, got {size}")
         self._index = index_video(path)
         info = self._index.info
         own_rate, is_constant = _own_rate(self._index)
@@ -219,7 +220,7 @@ def open_writer(path: str | os.PathLike, *, fps: float | Fraction, width: int, h
     """
     ending = "" if os.fspath(path).endswith(("/", os.sep)) else Path(path).suffix.lower()
     path = Path(path)
-    if ending not in (".mp4", ".gif", ""):
+    if ending not in (".mp4", ".gif", "") or path.name.lower() in (".mp4", ".gif"):
         raise UserError(f"{path}: expected a name ending in .mp4 or .gif, or without ending for a folder of PNGs")
     if width < 1 or height < 1:
         raise UserError(f"{path}: width and height must be at least 1 pixel, got {width}x{height}")

@@ -41,6 +41,7 @@ SEEKABLE_FORMATS = {"mov", "matroska"}
 EPSILON = 1e-3  # seconds; Matroska rounds its timestamps to whole milliseconds
 TRANSPARENCY_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own leave it out
 PHANTOMS = 2  # frames: some files announce one or two more than they hold
+HIGHEST_RATE = 1000  # frames a second; a slip of the finger would else ask for gigabytes of frames
 REORDERING = 16  # frames: the most that H.264 and HEVC may shift a frame between decoding and display
 
 
@@ -162,6 +163,8 @@ def exact_rate(fps: float | Fraction, path: str | os.PathLike) -> Fraction:
     """
     if not 0 < fps < math.inf:
         raise UserError(f"{path}: fps must be positive, got {fps}")
+    if fps > HIGHEST_RATE:
+        raise UserError(f"{path}: fps must be at most {HIGHEST_RATE}, got {fps:g}")
     exact = fps if isinstance(fps, Fraction) else Fraction(float(fps))
     return exact.limit_denominator(1001) if exact > 1 else 1 / (1 / exact).limit_denominator(1001)
 
