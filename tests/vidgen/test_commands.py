@@ -232,7 +232,13 @@ def test_an_interrupt_ends_it_soon_and_leaves_nothing(signal_name, model, tmp_pa
     clip = render_sprite(sample_factors(np.random.default_rng(0), "orbit", num_frames=600))
     video = write_video(tmp_path / "long.mp4", clip, 8)
     words = ["reconstruct", str(video), str(tmp_path / "out" / "a.mp4"), "--model", model, "--window-overlap", "3"]
-    process = subprocess.Popen([sys.executable, "-m", "vidgen", *words], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vidgen", *words],
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell starts what runs in its background with SIGINT ignored, and that is inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     begun = time.monotonic()
     while not (tmp_path / "out").exists() and time.monotonic() - begun < 60:
         time.sleep(0.05)
