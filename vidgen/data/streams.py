@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -96,7 +96,8 @@ class FrameReader:
 
     def __exit__(self, *_: object) -> None:
         if self._running is not None:
-            self._running.close()
+            with suppress(ValueError):  # after an interrupt another thread may be in the middle of a frame
+                self._running.close()
 
     def __iter__(self) -> Iterator[np.ndarray]:
         self._running = self._read()
