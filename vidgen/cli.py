@@ -43,9 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     encode.add_argument("video", help="any video that FFmpeg reads")
     encode.add_argument("latents", help="the .safetensors file to write")
-    _model_options(encode)
-    _input_options(encode)
-    _tile_options(encode)
+    _reading_options(encode)
 
     decode = command("decode", "latents of `vidgen encode` -> video", "Rate, length and size are the encoded video's.")
     decode.add_argument("latents", help="a .safetensors file of `vidgen encode`")
@@ -62,9 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     reconstruct.add_argument("video", help="any video that FFmpeg reads")
     reconstruct.add_argument("output", help=VIDEO_OUT)
-    _model_options(reconstruct)
-    _input_options(reconstruct)
-    _tile_options(reconstruct)
+    _reading_options(reconstruct)
     _components_option(reconstruct)
 
     reenact = command(
@@ -82,16 +78,12 @@ def build_parser() -> argparse.ArgumentParser:
         default=1.0,
         help="how much of B's dynamics: 0 is A's own, 1 is B's, what lies between is a mixture (default: 1)",
     )
-    _model_options(reenact)
-    _input_options(reenact)
-    _tile_options(reenact)
+    _reading_options(reenact)
 
     components = command("components", "original | both | structure | dynamics, side by side in one video")
     components.add_argument("video", help="any video that FFmpeg reads")
     components.add_argument("output", help=VIDEO_OUT)
-    _model_options(components)
-    _input_options(components)
-    _tile_options(components)
+    _reading_options(components)
 
     generate = command(
         "generate",
@@ -138,12 +130,11 @@ def _model_options(parser: argparse.ArgumentParser, what: str = "a VAE or pipeli
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="what the model computes in")
 
 
-def _input_options(parser: argparse.ArgumentParser) -> None:
+def _reading_options(parser: argparse.ArgumentParser) -> None:
+    """The fields of `commands.Reading`."""
+    _model_options(parser)
     parser.add_argument("--fps", type=float, help="read the video at this rate (default: its own)")
     parser.add_argument("--size", type=int, help="resize its short side to this many pixels (default: its own size)")
-
-
-def _tile_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tile-overlap", type=int, metavar="PIXELS", help="(default: a quarter of the model's frame)")
     parser.add_argument("--window-overlap", type=int, metavar="FRAMES", help="(default: a quarter of its frames)")
 

@@ -1,5 +1,7 @@
 """What the `vidgen` command does: one function for each of its words, with the same names and defaults.
 
+Keyword arguments `reading` are those of `Reading`.
+
 Videos are streamed: a thread reads, one runs the model and this one writes, and memory does not grow with their
 length (`vidgen.streaming`). Outputs appear when whole, or not at all.
 """
@@ -10,8 +12,10 @@ import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +27,7 @@ from .data.dataset import clip_to_frames, crop, frames_to_clip, resize_to_cover
 from .data.streams import FrameReader, open_writer
 from .data.video import exact_rate
 from .errors import UserError
-from .files import written_aside_folder
+from .files import refuse_to_replace, written_aside_folder
 from .latent_file import LatentFile, write_latents
 from .models import is_pipeline, load_pipeline, load_vae, weights_hash
 from .progress import progress
@@ -41,23 +45,58 @@ from .streaming import (
 SAVED_MODEL = re.compile(r"config\.json|README\.md|diffusion_pytorch_model.*\.(safetensors|json)")
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What the words that put videos through a model take alike: which model, where, and how videos are read.
+
+    Attributes:
+        model: a VAE or pipeline, as `load_vae` takes it.
+        device, dtype: where and in what it computes; None: the accelerator there is, or the CPU.
+        fps, size: frames a second and short side in pixels; None: the video's own.
+        tile_overlap, window_overlap: pixels and frames; None: a quarter of the model's own.
+    """
+
+    model: str
+    device: str | None = None
+    dtype: str = "float32"
+    fps: float | None = None
+    size: int | None = None
+    tile_overlap: int | None = None
+    window_overlap: int | None = None
+
+    def open(self, video: str) -> FrameReader:
+        """The video at the rate and size asked for."""
+        return FrameReader(video, fps=self.fps, size=self.size)
+
+    def prepare(self, vae: AutoencoderKLVidTwin) -> AutoencoderKLVidTwin:
+        """The model where and in what it computes, and its tiles as far apart as asked for."""
+        side, frames = vae.config.sample_size, vae.config.num_frames
+        strides: dict[str, int] = {}
+        if self.tile_overlap is not None:
+            if not 0 <= self.tile_overlap < side:
+                raise UserError(f"--tile-overlap must be 0 to {side - 1} pixels here, not {self.tile_overlap}.")
+            strides |= dict.fromkeys(
+                ("tile_sample_stride_height", "tile_sample_stride_width"), side - self.tile_overlap
+            )
+        if self.window_overlap is not None:
+            if not 0 <= self.window_overlap < frames:
+                raise UserError(f"--window-overlap must be 0 to {frames - 1} frames here, not {self.window_overlap}.")
+            strides["tile_sample_stride_num_frames"] = frames - self.window_overlap
+        vae.enable_tiling(**strides)
+        return vae.to(_device(self.device), getattr(torch, self.dtype))
+
+
 def encode(
     video: str,
     latents: str,
-    *,
-    model: str,
-    device: str | None = None,
-    dtype: str = "float32",
-    fps: float | None = None,
-    size: int | None = None,
-    tile_overlap: int | None = None,
-    window_overlap: int | None = None,
+    **reading: Any,
 ) -> Path:
     """Video -> latents in a .safetensors file (`vidgen.latent_file`)."""
-    vae = load_vae(model)
+    setting = Reading(**reading)
+    vae = load_vae(setting.model)
     model_hash = weights_hash(vae)
-    _prepare(vae, device, dtype, tile_overlap, window_overlap)
-    with FrameReader(video, fps=fps, size=size) as reader:
+    setting.prepare(vae)
+    with setting.open(video) as reader:
         geometry = video_geometry(vae, reader.num_frames, reader.height, reader.width)
         encoded = encode_windows(in_background(windows(reader, geometry)), vae)
         counted = _counted(encoded, geometry, "encoding")
@@ -85,7 +124,7 @@ def decode(
         raise UserError(f"{latents} was saved without a frame rate; give one with --fps.")
     vae = load_vae(model)
     file.check_model(vae, None if any_model else weights_hash(vae))
-    _prepare(vae, device, dtype)
+    vae.to(_device(device), getattr(torch, dtype))
     geometry = file.geometry or video_geometry(vae, *vae.clip_shape[1:])
     chunks = decode_windows(file.windows(vae.device, vae.dtype), vae, geometry, components)
     return _write(video, chunks, geometry, rate, "decoding")
@@ -95,18 +134,13 @@ def reconstruct(
     video: str,
     output: str,
     *,
-    model: str,
-    device: str | None = None,
-    dtype: str = "float32",
-    fps: float | None = None,
-    size: int | None = None,
-    tile_overlap: int | None = None,
-    window_overlap: int | None = None,
     components: Components = "both",
+    **reading: Any,
 ) -> Path:
     """Video -> latents -> video."""
-    vae = _prepare(load_vae(model), device, dtype, tile_overlap, window_overlap)
-    with FrameReader(video, fps=fps, size=size) as reader:
+    setting = Reading(**reading)
+    vae = setting.prepare(load_vae(setting.model))
+    with setting.open(video) as reader:
         geometry = video_geometry(vae, reader.num_frames, reader.height, reader.width)
         encoded = encode_windows(in_background(windows(reader, geometry)), vae)
         return _write(
@@ -119,20 +153,15 @@ def reenact(
     dynamics: str,
     output: str,
     *,
-    model: str,
     strength: float = 1.0,
-    device: str | None = None,
-    dtype: str = "float32",
-    fps: float | None = None,
-    size: int | None = None,
-    tile_overlap: int | None = None,
-    window_overlap: int | None = None,
+    **reading: Any,
 ) -> Path:
     """What video `structure` looks like, moving as video `dynamics` does; `strength` 0 leaves it its own motion."""
     if not 0 <= strength <= 1:
         raise UserError(f"--strength is a share between 0 and 1, not {strength:g}.")
-    vae = _prepare(load_vae(model), device, dtype, tile_overlap, window_overlap)
-    with FrameReader(structure, fps=fps, size=size) as ours, FrameReader(dynamics, fps=ours.fps) as theirs:
+    setting = Reading(**reading)
+    vae = setting.prepare(load_vae(setting.model))
+    with setting.open(structure) as ours, FrameReader(dynamics, fps=ours.fps) as theirs:
         frames = min(ours.num_frames, theirs.num_frames)
         geometry = video_geometry(vae, frames, ours.height, ours.width)
         fitted = (_fitted(frame, ours.height, ours.width) for frame in theirs)
@@ -152,18 +181,12 @@ def reenact(
 def components(
     video: str,
     output: str,
-    *,
-    model: str,
-    device: str | None = None,
-    dtype: str = "float32",
-    fps: float | None = None,
-    size: int | None = None,
-    tile_overlap: int | None = None,
-    window_overlap: int | None = None,
+    **reading: Any,
 ) -> Path:
     """Original, both, structure and dynamics side by side."""
-    vae = _prepare(load_vae(model), device, dtype, tile_overlap, window_overlap)
-    with FrameReader(video, fps=fps, size=size) as reader:
+    setting = Reading(**reading)
+    vae = setting.prepare(load_vae(setting.model))
+    with setting.open(video) as reader:
         geometry = video_geometry(vae, reader.num_frames, reader.height, reader.width)
         shown, to_encode = itertools.tee(in_background(windows(reader, geometry)))
         latents = itertools.tee(encode_windows(to_encode, vae), 3)
@@ -234,7 +257,7 @@ def convert(
     """Official checkpoint -> Diffusers folder."""
     if not Path(checkpoint).is_file():
         raise UserError(f"{checkpoint}: no such file; an official .ckpt or .safetensors is wanted.")
-    _refuse_to_replace(Path(folder))
+    refuse_to_replace(Path(folder), SAVED_MODEL)
     overrides = {"num_attention_heads": attention_heads, "qformer_heads": qformer_heads}
     given = {name: value for name, value in overrides.items() if value is not None}
     vae = AutoencoderKLVidTwin.from_single_file(checkpoint, dtype=getattr(torch, dtype), **given)
@@ -273,16 +296,6 @@ def info(model: str) -> dict[str, object]:
     return facts | {"config": config}
 
 
-def _refuse_to_replace(folder: Path) -> None:
-    """Raise a `UserError` unless `folder` is missing, empty, or holds nothing but a saved model."""
-    if folder.is_dir():
-        others = [entry.name for entry in folder.iterdir() if not SAVED_MODEL.fullmatch(entry.name)]
-        if others:
-            raise UserError(f"{folder}: the folder holds other things ({min(others)}); name a new or empty one.")
-    elif folder.exists():
-        raise UserError(f"{folder}: it is a file; name a folder.")
-
-
 # --- what they share -------------------------------------------------------------------------------------------------
 
 
@@ -295,28 +308,6 @@ def _device(name: str | None) -> torch.device:
         return torch.device(name)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {name} is not to be had here: {str(error).splitlines()[0]}") from error
-
-
-def _prepare(
-    vae: AutoencoderKLVidTwin,
-    device: str | None,
-    dtype: str,
-    tile_overlap: int | None = None,
-    window_overlap: int | None = None,
-) -> AutoencoderKLVidTwin:
-    """The model where and in what it computes, and its tiles as far apart as asked for."""
-    side, frames = vae.config.sample_size, vae.config.num_frames
-    strides: dict[str, int] = {}
-    if tile_overlap is not None:
-        if not 0 <= tile_overlap < side:
-            raise UserError(f"--tile-overlap must be 0 to {side - 1} pixels for this model, not {tile_overlap}.")
-        strides |= dict.fromkeys(("tile_sample_stride_height", "tile_sample_stride_width"), side - tile_overlap)
-    if window_overlap is not None:
-        if not 0 <= window_overlap < frames:
-            raise UserError(f"--window-overlap must be 0 to {frames - 1} frames for this model, not {window_overlap}.")
-        strides["tile_sample_stride_num_frames"] = frames - window_overlap
-    vae.enable_tiling(**strides)
-    return vae.to(_device(device), getattr(torch, dtype))
 
 
 def _write(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+
+from .errors import UserError
 
 
 def to_uint8(clip: torch.Tensor) -> torch.Tensor:
@@ -52,3 +55,13 @@ def written_aside_folder(folder: str | os.PathLike) -> Iterator[Path]:
         unfinished.rename(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def refuse_to_replace(folder: Path, ours: re.Pattern[str]) -> None:
+    """Raise `UserError` unless `folder` is missing, empty, or holds only files whose names are `ours`."""
+    if folder.is_dir():
+        others = sorted(entry.name for entry in folder.iterdir() if not ours.fullmatch(entry.name))
+        if others:
+            raise UserError(f"{folder}: the folder holds other things ({others[0]}); name a new or empty one")
+    elif folder.exists():
+        raise UserError(f"{folder}: it is a file, so no folder of that name can be written")

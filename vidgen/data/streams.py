@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import UserError
-from ..files import written_aside, written_aside_folder
+from ..files import refuse_to_replace, written_aside, written_aside_folder
 from .video import (
     PHANTOMS,
     VideoError,
@@ -229,7 +229,7 @@ def open_writer(path: str | os.PathLike, *, fps: float | Fraction, width: int, h
     if ending == "":
         if not path.name:
             raise UserError(f"{path}: expected a name for the folder of PNGs")
-        _refuse_to_replace(path)
+        refuse_to_replace(path, OUR_PICTURE)
         file = _png_folder(path)
     elif path.is_dir():
         raise UserError(f"{path}: it is a folder, so no file of that name can be written")
@@ -301,17 +301,7 @@ def _png_folder(path: Path) -> Iterator[AddFrame]:
             count += 1
 
         yield add
-        _refuse_to_replace(path)  # others may have put something there meanwhile
-
-
-def _refuse_to_replace(folder: Path) -> None:
-    """Raise `UserError` unless `folder` is missing, empty, or holds only what was written here."""
-    if folder.is_dir():
-        others = sorted(entry.name for entry in folder.iterdir() if not OUR_PICTURE.fullmatch(entry.name))
-        if others:
-            raise UserError(f"{folder}: the folder holds other things ({others[0]}); name a new or empty one")
-    elif folder.exists():
-        raise UserError(f"{folder}: it is a file, so no folder of that name can be written")
+        refuse_to_replace(path, OUR_PICTURE)  # others may have put something there meanwhile
 
 
 @contextmanager
