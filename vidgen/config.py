@@ -78,11 +78,36 @@ class ModelConfig:
 
 @dataclass
 class VAELossConfig:
-    """Weights of the VAE's objective (`vidgen.objectives.VAEObjective`)."""
+    """Weights of the VAE's objective (`vidgen.objectives.vae.VAEObjective`)."""
 
     l1_weight: float = 1.0
     l2_weight: float = 0.0
     kl_weight: float = 1e-3
+
+
+@dataclass
+class PerceptualConfig:
+    """LPIPS between frames, on ImageNet features."""
+
+    weight: float = 0.05  # the paper's; 0 trains without
+    backbone: str = "vgg"  # vgg (the paper's), alex, squeeze
+    weights: str | None = None  # file with the backbone's weights; torch hub's cache where not given
+
+
+@dataclass
+class GANConfig:
+    """A discriminator, trained with the VAE from a step on."""
+
+    weight: float = 0.05  # the paper's; 0 trains without
+    loss: str = "hinge"  # hinge (the paper's), non_saturating
+    discriminator: str = "2d"  # 2d judges frames, 3d clips
+    channels: int = 64  # of its first layer
+    num_layers: int = 3  # halvings of the frame
+    adaptive: bool = True  # weight times the ratio of the reconstruction's to the GAN's gradient at the last layer
+    start_step: int = 20_000  # optimizer steps without it
+    warmup_steps: int = 0  # optimizer steps over which its weight then grows to its full value
+    lecam_weight: float = 0.0  # LeCAM regularisation of the discriminator; 0 is none
+    lr_scale: float = 1.0  # the discriminator's learning rate over the VAE's
 
 
 @dataclass
@@ -94,6 +119,8 @@ class VAETrainingConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     loss: VAELossConfig = field(default_factory=VAELossConfig)
+    perceptual: PerceptualConfig = field(default_factory=PerceptualConfig)
+    gan: GANConfig = field(default_factory=GANConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 

@@ -19,7 +19,7 @@ from ..errors import UserError
 from ..files import written_aside_folder
 from ..latent_cache import LatentCache, stream_statistics
 from ..models import load_vae, weights_hash
-from ..objectives import DiffusionObjective
+from ..objectives.diffusion import DiffusionObjective
 from ..plots import class_grid, save_clip_grid_video
 from .trainer import Trainer, build_accelerator
 

@@ -19,7 +19,7 @@ from ..errors import UserError
 from ..files import written_aside_folder
 from ..latent_cache import encode_clips, stream_statistics
 from ..metrics.reconstruction import ReconstructionMetrics, mean_colour, shrunk
-from ..objectives import VAEObjective
+from ..objectives.vae import VAEObjective
 from ..plots import component_grid
 from .trainer import Trainer, build_accelerator
 

@@ -11,6 +11,8 @@ from vidgen.config import DiTTrainingConfig, VAETrainingConfig, load_config
 from vidgen.data.sprites import write_sprites
 
 TINY = [
+    "perceptual.weight=0",
+    "gan.weight=0",
     "model.preset=tiny-test",
     "model.overrides={heads: residual}",
     "data.resolution=32",
@@ -63,7 +65,8 @@ def dit_config(sprites, trained_vae):
     """A tiny DiT run's config, with overrides."""
 
     def make(output_dir: Path, *overrides: str) -> DiTTrainingConfig:
-        shared = [x for x in TINY if not x.startswith(("model", "data.resolution", "data.num_frames"))]
+        of_the_vae = ("perceptual", "gan", "model", "data.resolution", "data.num_frames")
+        shared = [x for x in TINY if not x.startswith(of_the_vae)]
         settings = ["model.preset=tiny-test", f"vae={trained_vae}", f"data.root={sprites}", f"output_dir={output_dir}"]
         settings += ["diffusion.num_inference_steps=3"]
         return load_config(DiTTrainingConfig, [*shared, *settings, *overrides])

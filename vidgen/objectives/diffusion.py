@@ -1,8 +1,4 @@
-"""What is minimised: the VAE's reconstruction objective and the DiT's denoising objective.
-
-Both are modules whose forward takes a batch and returns the loss with its terms, so that DDP, FSDP and mixed
-precision wrap one call per step. Every term is a mean over elements and a scalar tensor, kept on the device.
-"""
+"""What the DiT minimises: the denoising objective."""
 
 from __future__ import annotations
 
@@ -11,39 +7,11 @@ import torch.nn.functional as F
 from diffusers import SchedulerMixin
 from torch import nn
 
-from autoencoder import AutoencoderKLVidTwin
 from pipelines import VidTwinTransformer3DModel
 from pipelines.sampling import estimate_clean
 
-from .config import DiffusionConfig, VAELossConfig
-
-Losses = dict[str, torch.Tensor]
-
-
-class VAEObjective(nn.Module):
-    """L1 + KL (the paper's Equation 6 without its LPIPS and GAN terms, which join here as further terms).
-
-    `l1_weight` multiplies the mean absolute error per value. `l2_weight` multiplies the mean squared error, which is
-    ours, for short trainings: under L1 alone small things are long painted over by what surrounds them. `kl_weight`
-    multiplies the KL divergence summed over a clip's latent and divided by the values of the clip: nats per pixel
-    value, so that the weights mean the same at every size of clip and latent.
-    """
-
-    def __init__(self, vae: AutoencoderKLVidTwin, config: VAELossConfig) -> None:
-        super().__init__()
-        self.vae = vae
-        self.l1_weight = config.l1_weight
-        self.l2_weight = config.l2_weight
-        self.kl_weight = config.kl_weight
-
-    def forward(self, video: torch.Tensor) -> Losses:
-        """Clips (B, C, T, H, W) in [-1, 1] -> `loss` and its terms `l1`, `l2` and `kl`."""
-        posterior = self.vae.encode(video).latent_dist
-        reconstruction = self.vae.decode(posterior.sample()).sample.float()
-        l1, l2 = F.l1_loss(reconstruction, video), F.mse_loss(reconstruction, video)
-        kl = posterior.kl().float().mean() / video[0].numel()
-        loss = self.l1_weight * l1 + self.l2_weight * l2 + self.kl_weight * kl
-        return {"loss": loss, "l1": l1, "l2": l2, "kl": kl}
+from ..config import DiffusionConfig
+from .vae import Losses
 
 
 class DiffusionObjective(nn.Module):
