@@ -49,7 +49,6 @@ class TrainConfig:
     validation_steps: int = 1000
     checkpointing_steps: int = 1000
     checkpoints_total_limit: int | None = 3
-    resume_from_checkpoint: str | None = None  # "latest" or the path of a checkpoint folder
     dataloader_num_workers: int = 2
     report_to: str = "tensorboard"  # one of Accelerate's trackers, "all", or "none"; metrics.jsonl is always written
 
@@ -115,6 +114,7 @@ class VAETrainingConfig:
     """Everything `train_vae.py` reads."""
 
     output_dir: str = "runs/vae"
+    resume: str | None = None  # "latest", or the path of a checkpoint folder
     seed: int = 0
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -141,6 +141,7 @@ class DiTTrainingConfig:
 
     vae: str = MISSING  # folder of a trained VAE
     output_dir: str = "runs/dit"
+    resume: str | None = None  # "latest", or the path of a checkpoint folder
     seed: int = 0
     model: ModelConfig = field(default_factory=lambda: ModelConfig(preset="paper"))
     data: DataConfig = field(default_factory=DataConfig)

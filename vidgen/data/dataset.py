@@ -162,9 +162,10 @@ class ClipDataset(Dataset):
             otherwise clips are cut from the middle of the video, in time and space.
         clips_per_video: how often each video is visited; without `train`, at evenly spaced starts.
 
-    A sample is a dict: `video` float32 (3, T, H, W) in [-1, 1]; `label` (-1 where there is none); `index`, the one
-    asked for; `path` of the video that was read and `start` in it, in seconds; `skipped`, the list of (path, reason)
-    of videos passed over because they are unreadable or too short: the next readable video takes their place.
+    Asked for by index, or by (epoch, index). A sample is a dict: `video` float32 (3, T, H, W) in [-1, 1]; `label` (-1
+    where there is none); `index`, the one asked for; `path` of the video that was read and `start` in it, in seconds;
+    `skipped`, the list of (path, reason) of videos passed over because they are unreadable or too short: the next
+    readable video takes their place.
     Raises what `list_videos` raises, and `VideoError` if no video at all is readable.
     """
 
@@ -217,7 +218,8 @@ class ClipDataset(Dataset):
     def __len__(self) -> int:
         return len(self.files) * self.clips_per_video
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: int | tuple[int, int]) -> dict:
+        epoch, index = index if isinstance(index, tuple) else (int(self._epoch), index)
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} is out of range for {len(self)} clips")
         visit, first = divmod(index, len(self.files))
@@ -226,7 +228,7 @@ class ClipDataset(Dataset):
             number = (first + step) % len(self.files)
             if self._probe(number):
                 try:
-                    return {**self._read(number, visit, index), "skipped": skipped}
+                    return {**self._read(number, visit, epoch, index), "skipped": skipped}
                 except VideoError as error:  # not remembered: another clip of the same video may be sound
                     reason = error.reason
             else:
@@ -246,9 +248,9 @@ class ClipDataset(Dataset):
         first = ": ".join(skipped[0]) if skipped else "it is empty"
         return VideoError(f"no readable video {self.where}: {first}")
 
-    def _read(self, number: int, visit: int, index: int) -> dict:
+    def _read(self, number: int, visit: int, epoch: int, index: int) -> dict:
         path, label = self.files[number]
-        rng = np.random.default_rng([self.seed, int(self._epoch), index])
+        rng = np.random.default_rng([self.seed, epoch, index])
         if self.train:
             in_time, down, across = rng.random(3)  # each from 0, the first place possible, to 1, the last
         else:

@@ -1,11 +1,16 @@
-"""Floating-point operations of a VidTwin on one clip, counted from its sizes."""
+"""Floating-point operations: of a model on one clip, counted from its sizes, and what a device does in a second."""
 
 from __future__ import annotations
 
+import math
+import time
+
 import torch
+import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from autoencoder import AutoencoderKLVidTwin
+from pipelines import VidTwinTransformer3DModel
 
 
 def encode_flops(vae: AutoencoderKLVidTwin) -> float:
@@ -18,6 +23,49 @@ def decode_flops(vae: AutoencoderKLVidTwin) -> float:
     """FLOPs of decoding one clip of the model's own size: multiply-adds, twice."""
     structure, dynamics = _heads(vae)[2:]
     return _transformer_flops(vae) + structure + dynamics
+
+
+def transformer_flops(transformer: VidTwinTransformer3DModel) -> float:
+    """FLOPs of the DiT's forward pass on one sample: multiply-adds, twice. Conditions, the same for all tokens, count.
+
+    By formula, like the VAE's blocks.
+    """
+    c = transformer.config
+    tokens, dim = sum(transformer.num_tokens), c.num_attention_heads * c.attention_head_dim
+    cross = c.num_classes is not None and c.class_conditioning == "cross_attention"
+    per_token = 2 * (4 + 2 * c.mlp_ratio) * dim**2 + 4 * tokens * dim  # linear layers; attention
+    per_sample = 2 * 2 * 6 * dim**2  # modulation of both streams
+    if cross:  # to one vector: queries and outputs of all tokens, and that vector's key and value
+        per_token += 2 * 2 * dim**2 + 4 * dim
+        per_sample += 2 * 2 * c.class_embed_dim * dim
+    values = math.prod(transformer.structure_shape) + math.prod(transformer.dynamics_shape)
+    embedding = 2 * (2 + c.self_conditioning) * values * dim
+    ends = 2 * 2 * (256 * dim + 2 * dim**2) + 2 * 2 * 2 * dim**2  # timesteps of both streams; last modulation
+    return c.num_layers * (tokens * per_token + per_sample) + embedding + ends
+
+
+def matmul_rate(device: torch.device | str, dtype: torch.dtype, size: int | None = None, repeats: int = 5) -> float:
+    """FLOP/s of a device on one large product of square matrices: what a model can hope for.
+
+    Args:
+        size: of the matrices; 1024 on a CPU and 8192 elsewhere by default.
+        repeats: the best of so many.
+    """
+    size = size or (1024 if torch.device(device).type == "cpu" else 8192)
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    best = math.inf
+    for _ in range(repeats + 1):  # the first one warms up
+        _wait_for(a)
+        start = time.perf_counter()
+        product = F.linear(a, b)
+        _wait_for(product)
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def _wait_for(tensor: torch.Tensor) -> None:
+    if tensor.device.type != "cpu":
+        tensor.flatten()[0].item()
 
 
 def _transformer_flops(vae: AutoencoderKLVidTwin) -> float:

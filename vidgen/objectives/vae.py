@@ -29,10 +29,11 @@ class VAEObjective(nn.Module):
         self.l2_weight = config.l2_weight
         self.kl_weight = config.kl_weight
 
-    def forward(self, video: torch.Tensor) -> Losses:
+    def forward(self, video: torch.Tensor, noise: torch.Tensor | None = None) -> Losses:
         """Clips (B, C, T, H, W) in [-1, 1] -> `loss` and its terms `l1`, `l2` and `kl`."""
         posterior = self.vae.encode(video).latent_dist
-        reconstruction = self.vae.decode(posterior.sample()).sample.float()
+        noise = torch.randn_like(posterior.mean) if noise is None else noise
+        reconstruction = self.vae.decode(posterior.mean + posterior.std * noise).sample.float()
         l1, l2 = F.l1_loss(reconstruction, video), F.mse_loss(reconstruction, video)
         kl = posterior.kl().float().mean() / video[0].numel()
         loss = self.l1_weight * l1 + self.l2_weight * l2 + self.kl_weight * kl

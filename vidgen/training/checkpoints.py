@@ -1,9 +1,15 @@
-"""Checkpoints of a run: complete or absent, found again, and kept to a limit."""
+"""Checkpoints of a run: complete or absent, found again, and kept to a limit.
+
+A checkpoint is written into a hidden folder, forced to the disk, and renamed; one that makes room is renamed before it
+is deleted. So whatever is called checkpoint-STEP is whole, also after a kill at any moment.
+"""
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -11,6 +17,7 @@ from accelerate import Accelerator
 from ..errors import UserError
 
 PATTERN = re.compile(r"checkpoint-(\d+)$")
+UNFINISHED, REPLACED, DELETED = ".unfinished-", ".replaced-", ".deleted-"  # before a checkpoint's name
 
 
 def list_checkpoints(output_dir: str | Path) -> list[Path]:
@@ -24,27 +31,53 @@ def checkpoint_step(path: Path) -> int:
     return int(PATTERN.match(path.name)[1])
 
 
-def save_checkpoint(accelerator: Accelerator, output_dir: str | Path, step: int, total_limit: int | None) -> Path:
-    """Everything registered with the accelerator in OUTPUT_DIR/checkpoint-{step}, written aside and renamed."""
+def save_checkpoint(
+    accelerator: Accelerator,
+    output_dir: str | Path,
+    step: int,
+    total_limit: int | None,
+    write: Callable[[Path], None],
+) -> Path:
+    """Write OUTPUT_DIR/checkpoint-{step} on all processes, and then delete what is over the limit.
+
+    Args:
+        write: called on every process with the folder to write into.
+
+    Raises:
+        UserError: if it cannot be written (a full disk); earlier checkpoints are as they were.
+    """
     final = Path(output_dir) / f"checkpoint-{step}"
-    aside = Path(output_dir) / f".unfinished-checkpoint-{step}"
+    aside, replaced = (final.with_name(prefix + final.name) for prefix in (UNFINISHED, REPLACED))
     if accelerator.is_main_process:
         shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(aside))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        shutil.rmtree(final, ignore_errors=True)
-        aside.rename(final)
-        if total_limit is not None:
-            for old in list_checkpoints(output_dir)[: -max(total_limit, 1)]:
-                shutil.rmtree(old)
+    try:
+        write(aside)
+        _sync_files(aside)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            if final.exists():  # of a run that was resumed from before it
+                final.rename(replaced)
+            aside.rename(final)
+            _sync_folder(final.parent)
+            _delete(replaced)
+            for old in list_checkpoints(output_dir)[: -max(total_limit, 1)] if total_limit is not None else ():
+                _delete(old)
+    except (OSError, RuntimeError, ValueError) as error:  # torch and safetensors have their own words for a full disk
+        shutil.rmtree(aside, ignore_errors=True)
+        kept = [path.name for path in list_checkpoints(output_dir)]
+        raise UserError(
+            f"The checkpoint of step {step} cannot be written in {output_dir} "
+            f"({next(iter(str(error).splitlines()), type(error).__name__)}); "
+            + (f"{kept[-1]} is whole: make room and go on with resume=latest." if kept else "make room and try again.")
+        ) from error
     accelerator.wait_for_everyone()
     return final
 
 
 def find_checkpoint(output_dir: str | Path, resume: str | None) -> Path | None:
-    """The folder `train.resume_from_checkpoint` means: None, "latest" (None if the run has none yet), or a path.
+    """The folder that `resume` means: None, "latest" (None if the run has none yet), or a path.
 
     Raises:
         UserError: if the path is not a checkpoint folder.
@@ -57,7 +90,42 @@ def find_checkpoint(output_dir: str | Path, resume: str | None) -> Path | None:
     path = Path(resume)
     if not path.is_dir() or not PATTERN.match(path.name):
         raise UserError(
-            f"No checkpoint at {resume}; train.resume_from_checkpoint wants 'latest' or a folder named "
-            "checkpoint-STEP that a run of this program wrote."
+            f"No checkpoint at {resume}; resume wants 'latest' or a folder named checkpoint-STEP that a run of this "
+            "program wrote."
         )
     return path
+
+
+def clear_remains(output_dir: str | Path) -> None:
+    """Remove what a killed run left half-written, and bring back what it was about to replace."""
+    for path in Path(output_dir).glob(f"{REPLACED}checkpoint-*"):
+        final = path.with_name(path.name.removeprefix(REPLACED))
+        if not final.exists():
+            path.rename(final)
+    for prefix in (UNFINISHED, REPLACED, DELETED):
+        for path in Path(output_dir).glob(f"{prefix}checkpoint-*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _delete(folder: Path) -> None:
+    if folder.exists():
+        doomed = folder.with_name(DELETED + PATTERN.search(folder.name)[0])
+        shutil.rmtree(doomed, ignore_errors=True)
+        folder.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _sync_files(folder: Path) -> None:
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with open(os.path.join(parent, name), "rb") as file:
+                os.fsync(file.fileno())
+        _sync_folder(Path(parent))
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -11,14 +11,23 @@ from ..config import OptimConfig
 from ..errors import UserError
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over the model's trainable parameters."""
+def build_optimizer(groups: dict[str, tuple[list[nn.Parameter], float]], config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW over groups of parameters.
+
+    Args:
+        groups: by name, the parameters and the factor on the learning rate.
+        config: what they share.
+    """
     return torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad],
+        [
+            {"name": name, "params": parameters, "lr": factor * config.learning_rate}
+            for name, (parameters, factor) in groups.items()
+        ],
         lr=config.learning_rate,
         betas=(config.adam_beta1, config.adam_beta2),
         weight_decay=config.adam_weight_decay,
         eps=config.adam_epsilon,
+        fused=True,  # one kernel, and one that skips an update on the device's own word
     )
 
 

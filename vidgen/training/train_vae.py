@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
-from autoencoder import AutoencoderKLVidTwin
+from autoencoder import AutoencoderKLVidTwin, TwinLatents
 
 from ..config import ModelConfig, VAETrainingConfig
-from ..data.dataset import BadVideos, ClipDataset, collate_clips, list_videos, split_validation
+from ..data.dataset import ClipDataset, collate_clips, list_videos, split_validation
 from ..errors import UserError
 from ..files import written_aside_folder
 from ..latent_cache import encode_clips, stream_statistics
+from ..metrics.flops import decode_flops, encode_flops
 from ..metrics.reconstruction import ReconstructionMetrics, mean_colour, shrunk
 from ..objectives.vae import VAEObjective
-from ..plots import component_grid
+from ..plots import component_grid, reenactment_grid
 from .trainer import Trainer, build_accelerator
 
 GRID_CLIPS = 4
@@ -34,7 +34,7 @@ def train_vae(config: VAETrainingConfig) -> Path:
     """
     accelerator = build_accelerator(config)
     model = build_vae(config.model, config.data.resolution, config.data.num_frames)
-    train_set, validation_set = build_datasets(config, model, accelerator)
+    train_set, validation_set = build_datasets(config, model)
     accelerator.print(
         f"{model.num_parameters():,} parameters; latent {model.latent_size} values, "
         f"{100 * model.compression_rate:.3f} % of a clip; {len(train_set)} training and "
@@ -62,9 +62,7 @@ def build_vae(
         raise UserError(f"The model of this recipe cannot be built: {error}") from error
 
 
-def build_datasets(
-    config: VAETrainingConfig, model: AutoencoderKLVidTwin, accelerator: Accelerator
-) -> tuple[ClipDataset, ClipDataset | None]:
+def build_datasets(config: VAETrainingConfig, model: AutoencoderKLVidTwin) -> tuple[ClipDataset, ClipDataset | None]:
     """Training clips, and the validation clips of their own folder or held out from the same one."""
     data = config.data
     files, classes = list_videos(data.root)
@@ -75,16 +73,13 @@ def build_datasets(
             files, min(data.num_validation_videos, len(files) // 5), config.seed
         )
     shape = dict(num_frames=model.config.num_frames, resolution=model.config.sample_size, fps=data.fps)
-    # A folder of fewer videos than a batch has clips is gone through several times an epoch, at new places.
-    batch = config.train.train_batch_size * accelerator.num_processes
-    clips_per_video = max(data.clips_per_video, math.ceil(batch / len(files)))
     train_set = ClipDataset(
         files,
         classes=classes,
         train=True,
         flip=data.flip,
         seed=config.seed,
-        clips_per_video=clips_per_video,
+        clips_per_video=data.clips_per_video,
         **shape,
     )
     validation_set = ClipDataset(validation_files, classes=classes, train=False, **shape) if validation_files else None
@@ -103,48 +98,71 @@ class VAETrainer(Trainer):
         validation_set: ClipDataset | None,
     ) -> None:
         objective = VAEObjective(model, config.loss)
-        super().__init__(config, accelerator, objective, model, train_set, collate_clips)
+        super().__init__(config, accelerator, objective, model, train_set, collate_clips, model.latent_size)
         self.validation_set = validation_set
-        self.bad_videos = BadVideos(self.output_dir / "bad_videos.jsonl")
 
     def compute_losses(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-        return self.objective(batch["video"])
+        return self.objective(batch["video"], batch["noise"])
 
-    def note_batch(self, batch: dict[str, Any]) -> None:
-        self.bad_videos.add(batch["skipped"])
+    def describe_batch(self, batch: dict[str, Any]) -> list[str]:
+        return [str(path) for path in batch["path"]]
 
-    def describe_batch(self, batch: dict[str, Any]) -> str:
-        return ", ".join(map(str, batch["path"]))
+    def flops_per_sample(self) -> float:
+        return encode_flops(self.model) + decode_flops(self.model)
 
-    def validate(self) -> dict[str, float]:
-        """PSNR and SSIM of held-out clips beside two references, and the grid of components."""
+    def validate(self, model: AutoencoderKLVidTwin) -> dict[str, float]:
+        """PSNR and SSIM of held-out clips beside two references, and grids of components and of reenactment."""
         if self.validation_set is None:
             return {}
         metrics = {name: ReconstructionMetrics() for name in ("", "_mean_colour", "_shrunk")}
-        for video in self._loader(self.validation_set):
-            reconstruction = self.model(video).sample.float()
-            metrics[""].update(reconstruction, video)
+        for video in self._validation_clips():
+            metrics[""].update(model(video).sample.float(), video)
             metrics["_mean_colour"].update(mean_colour(video), video)
-            metrics["_shrunk"].update(shrunk(video, self.model.latent_size), video)
-        spread = torch.linspace(0, len(self.validation_set) - 1, min(GRID_CLIPS, len(self.validation_set)))
-        clips = torch.stack([self.validation_set[round(i)]["video"] for i in spread.tolist()])
-        clips = clips.to(self.accelerator.device)
-        components = [self.model(clips, components=c).sample.float() for c in ("both", "structure", "dynamics")]
-        component_grid(self.output_dir / "validation" / f"step-{self.position.step}.png", clips, *components)
+            metrics["_shrunk"].update(shrunk(video, model.latent_size), video)
+        for metric in metrics.values():
+            metric.totals = self.accelerator.reduce(metric.totals, reduction="sum")
+        if self.accelerator.is_main_process:
+            self._draw(model)
         computed = {name: metric.compute() for name, metric in metrics.items()}
         return {f"{key}{name}": values[key] for name, values in computed.items() for key in ("psnr", "ssim")}
 
-    def save_final(self, folder: Path) -> None:
-        """The averaged VAE with the statistics of its latents over the training set in its config."""
-        encoded = encode_clips(self.model, self.dataset.centred(), self.accelerator.device)
-        means = torch.cat([posterior.mean for posterior, _ in encoded])
-        mean, std = stream_statistics(means, self.model)
-        self.model.register_to_config(latents_mean=mean, latents_std=std)
-        with written_aside_folder(folder) as aside:
-            self.model.save_pretrained(aside)
-        self.accelerator.print(f"{self.bad_videos.count} videos skipped; the trained VAE lies in {folder}.")
+    def _validation_clips(self) -> Iterator[torch.Tensor]:
+        """This process's share of the validation clips, in batches."""
+        accelerator = self.accelerator
+        own = range(accelerator.process_index, len(self.validation_set), accelerator.num_processes)
+        loader = DataLoader(
+            Subset(self.validation_set, own),
+            batch_size=self.config.train.train_batch_size,
+            num_workers=self.config.train.dataloader_num_workers,
+            collate_fn=collate_clips,
+        )
+        for batch in loader:
+            self.note_skipped(batch)
+            yield batch["video"].to(accelerator.device)
 
-    def _loader(self, dataset: ClipDataset) -> Iterator[torch.Tensor]:
-        for batch in DataLoader(dataset, batch_size=self.config.train.train_batch_size, collate_fn=collate_clips):
-            self.note_batch(batch)
-            yield batch["video"].to(self.accelerator.device)
+    def _draw(self, model: AutoencoderKLVidTwin) -> None:
+        count = len(self.validation_set)
+        spread = torch.linspace(0, count - 1, min(GRID_CLIPS, count)).round().long().tolist()
+        clips = torch.stack([self.validation_set[i]["video"] for i in spread]).to(self.accelerator.device)
+        folder, name = self.output_dir / "validation", f"step-{self.position.step}"
+        components = [model(clips, components=c).sample.float() for c in ("both", "structure", "dynamics")]
+        component_grid(folder / f"{name}.png", clips, *components)
+        latents = model.unpack(model.encode(clips).latent_dist.mode())
+        each = [
+            TwinLatents(structure[None].expand_as(latents.structure), latents.dynamics)
+            for structure in latents.structure
+        ]
+        crossed = torch.stack([model.decode(crossing).sample.float() for crossing in each])
+        reenactment_grid(folder / f"{name}-reenactment.png", clips, clips, crossed)
+
+    def save_final(self, model: AutoencoderKLVidTwin, folder: Path) -> None:
+        """The averaged VAE with the statistics of its latents over the training set in its config."""
+        encoded = encode_clips(model, self.dataset.centred(), self.accelerator.device)
+        means = torch.cat([posterior.mean for posterior, _ in encoded])
+        mean, std = stream_statistics(means, model)
+        model.register_to_config(latents_mean=mean, latents_std=std)
+        if self.accelerator.is_main_process:
+            with written_aside_folder(folder) as aside:
+                model.save_pretrained(aside)
+                model.model_card(f"{folder.parent.name}").save(aside / "README.md")
+            self.accelerator.print(f"{self.bad_videos.count} videos skipped; the trained VAE lies in {folder}.")

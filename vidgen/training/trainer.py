@@ -1,42 +1,60 @@
-"""The training loop every program here shares: steps, averages, logs, checkpoints; devices are Accelerate's."""
+"""The training loop every program here shares: steps, averages, logs, checkpoints; devices are Accelerate's.
+
+A step is committed one step late: whether its gradients were finite is known on the device, the update is skipped
+there where they were not, and the host reads the answer only once the next step's work is queued. So nothing waits,
+and the weights of the last good step are never lost.
+"""
 
 from __future__ import annotations
 
+import functools
+import json
 import math
-import time
+import signal
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedType, gather_object, set_seed
 from diffusers import ModelMixin
 from diffusers.training_utils import EMAModel
 from omegaconf import OmegaConf
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..config import DiTTrainingConfig, VAETrainingConfig, save_config
+from ..data.dataset import BadVideos
 from ..environment import environment
-from ..errors import UserError
+from ..errors import Stopped, UserError
 from ..progress import progress
-from .checkpoints import find_checkpoint, save_checkpoint
+from .checkpoints import checkpoint_step, clear_remains, find_checkpoint, save_checkpoint
 from .optimizers import build_lr_scheduler, build_optimizer
-from .tracking import JSONLTracker, forget_steps_after
+from .samples import EpochStream, TrainingSamples, collate_samples, derived_seed
+from .signals import StopRequest
+from .tracking import JSONLTracker, SpeedMeter, forget_steps_after
 
 TrainingConfig = VAETrainingConfig | DiTTrainingConfig
+Losses = dict[str, torch.Tensor]
+
+TRAINER_STATE, AVERAGED_WEIGHTS = "trainer.json", "averaged.safetensors"
+# What a file that is not what it should be makes torch, safetensors and Accelerate raise.
+UNREADABLE = (RuntimeError, ValueError, OSError, KeyError, EOFError, SafetensorError, UnpicklingError)
 
 
 def build_accelerator(config: TrainingConfig) -> Accelerator:
     """The Accelerator of a run: precision, accumulation and trackers from the config; seeds set.
 
     Raises:
-        UserError: if `train.mixed_precision` or `train.report_to` is unknown.
+        UserError: if `train.mixed_precision` or `train.report_to` is unknown, or the launcher asks for FSDP 1.
     """
     train, output_dir = config.train, Path(config.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -48,10 +66,15 @@ def build_accelerator(config: TrainingConfig) -> Accelerator:
             log_with=[JSONLTracker(output_dir), *trackers],
             project_dir=output_dir,
             step_scheduler_with_optimizer=False,
-            dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=config.seed),
+            dataloader_config=DataLoaderConfiguration(non_blocking=True),
         )
     except ValueError as error:
         raise UserError(f"train.mixed_precision or train.report_to does not fit: {error}") from error
+    if accelerator.distributed_type == DistributedType.FSDP:
+        if not accelerator.is_fsdp2:
+            raise UserError("FSDP 1 is not supported; set fsdp_version: 2, as configs/accelerate/fsdp2.yaml does.")
+        # Precision is autocast's, as it is without FSDP, whose own policy would round the clips to compare with, too.
+        accelerator.state.fsdp_plugin.mixed_precision_policy = None
     set_seed(config.seed)
     return accelerator
 
@@ -60,32 +83,71 @@ class TrainingDiverged(UserError):
     """The loss or the gradient stopped being finite."""
 
 
+@dataclass
 class Position:
-    """Where in the data a run is: counted in optimizer steps, epochs, and batches taken of the current epoch."""
+    """How far a run is: optimizer steps taken, and samples seen by all processes together."""
 
-    def __init__(self) -> None:
-        self.step = self.epoch = self.batches = 0
+    step: int = 0
+    samples: int = 0
 
-    def state_dict(self) -> dict[str, int]:
-        return dict(vars(self))
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        vars(self).update(state)
+@dataclass
+class Means:
+    """Running means of the terms since the last logged step, kept on the device."""
+
+    sums: Losses = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def add(self, terms: Losses) -> None:
+        for name, value in terms.items():
+            value = value.detach().float()
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def compute(self) -> Losses:
+        return {name: value / self.counts[name] for name, value in self.sums.items()}
+
+
+@dataclass
+class Step:
+    """A step on its way: what it was computed from, and what will tell whether it was sound."""
+
+    batches: list[Any] = field(default_factory=list)
+    losses: list[Losses] = field(default_factory=list)
+    norms: Losses = field(default_factory=dict)
+    flags: torch.Tensor | None = None  # on the host, once `ready`: (not finite, asked to stop), 0 where not
+    ready: torch.cuda.Event | None = None
+
+    def terms(self) -> Losses:
+        """The means over the step's micro-batches, and the gradient norms."""
+        means = {
+            name: torch.stack([losses[name].detach() for losses in self.losses]).mean() for name in self.losses[0]
+        }
+        return means | self.norms
+
+    def read_flags(self) -> tuple[bool, bool]:
+        if self.ready is not None:
+            self.ready.synchronize()
+        not_finite, stop = self.flags.tolist()
+        return not_finite > 0, stop > 0
 
 
 class Trainer(ABC):
-    """Trains `model`, which lives inside `objective`, on batches of `dataset`; leaves the run folder DESIGN asks for.
+    """Trains `model`, which lives inside `objective`, on samples of `dataset`; leaves the run folder DESIGN asks for.
 
     Args:
         config: the run's config.
         accelerator: from `build_accelerator`.
         objective: module whose forward gives a dict of scalar terms with the total under `loss`.
         model: the part of it whose parameters are averaged and saved.
-        dataset: maps an index to a sample; `set_epoch(epoch)` is called where there is one.
-        collate_fn: as in `DataLoader`.
+        dataset: maps (epoch, index) to a sample, a dict.
+        collate_fn: makes a batch, a dict, of a list of samples.
+        noise_size: normal numbers that a sample's loss is computed with (`batch["noise"]`).
+        groups: parameters by name with their share of the learning rate, each with a gradient norm of its own; the
+            first is the model's. By default all that the objective trains.
 
     Raises:
-        UserError: if the data set does not fill one batch.
+        UserError: if the data set is empty.
     """
 
     def __init__(
@@ -95,63 +157,69 @@ class Trainer(ABC):
         objective: nn.Module,
         model: ModelMixin,
         dataset: Dataset,
-        collate_fn: Any = None,
+        collate_fn: Callable[[Sequence[dict[str, Any]]], dict[str, Any]],
+        noise_size: int,
+        groups: dict[str, tuple[list[nn.Parameter], float]] | None = None,
     ) -> None:
         self.config = config
         self.accelerator = accelerator
         self.output_dir = Path(config.output_dir)
         self.model = model
         self.dataset = dataset
-        batch = config.train.train_batch_size * accelerator.num_processes
-        if len(dataset) < batch:
-            raise UserError(
-                f"{len(dataset)} training clips do not fill one batch of {batch}; set train.train_batch_size to "
-                f"{len(dataset) // accelerator.num_processes or 1} or less, or give more clips."
-            )
+        self.bad_videos = BadVideos(self.output_dir / "bad_videos.jsonl")
+        self._skipped: dict[tuple[str, str], None] = {}  # an ordered set
+        if not len(dataset):
+            raise UserError("There is no clip to train on.")
         if config.train.gradient_checkpointing:
             model.enable_gradient_checkpointing()
+        self.stream = EpochStream(len(dataset), config.train.train_batch_size, config.seed)
+        workers = config.train.dataloader_num_workers
         loader = DataLoader(
-            dataset,
-            batch_size=config.train.train_batch_size,
-            shuffle=True,
-            drop_last=True,
-            num_workers=config.train.dataloader_num_workers,
-            collate_fn=collate_fn,
+            TrainingSamples(dataset, noise_size, config.seed),
+            batch_sampler=self.stream,
+            num_workers=workers,
+            collate_fn=functools.partial(collate_samples, collate_fn),
             pin_memory=accelerator.device.type == "cuda",
-            # Its own: starting to read would else draw from the generator of the model's noise, on resuming once more.
-            generator=torch.Generator().manual_seed(config.seed),
+            prefetch_factor=4 if workers else None,
         )
-        optimizer = build_optimizer(objective, config.optim)
+        objective._no_split_modules = model._no_split_modules  # what FSDP wraps
+        if groups is None:
+            groups = {"model": ([p for p in objective.parameters() if p.requires_grad], 1.0)}
+        optimizer = build_optimizer(groups, config.optim)
         self.objective, self.optimizer, self.loader = accelerator.prepare(objective, optimizer, loader)
         self.lr_scheduler = build_lr_scheduler(self.optimizer, config.optim, config.train.max_train_steps)
         self.ema = None
         if config.train.ema_decay > 0:
             self.ema = EMAModel(list(model.parameters()), decay=config.train.ema_decay, foreach=True)
-            self.ema.to(accelerator.device)
         self.position = Position()
-        accelerator.register_for_checkpointing(self.position, self.lr_scheduler, *([self.ema] if self.ema else []))
+        self.means = Means()
+        self.stop_request = StopRequest()
 
     # --- what a particular training fills in -----------------------------------------------------------------------
 
     @abstractmethod
-    def compute_losses(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+    def compute_losses(self, batch: dict[str, Any]) -> Losses:
         """The objective's terms on a batch."""
 
     @abstractmethod
-    def validate(self) -> dict[str, float]:
-        """Numbers and pictures of the averaged model; on the main process only."""
+    def validate(self, model: ModelMixin) -> dict[str, float]:
+        """Numbers and pictures of the averaged model, which is whole on every process. Called on all of them."""
 
     @abstractmethod
-    def save_final(self, folder: Path) -> None:
-        """The averaged model in its final form; on the main process only."""
+    def save_final(self, model: ModelMixin, folder: Path) -> None:
+        """The averaged model in its final form, written by the main process. Called on all of them."""
 
-    def describe_batch(self, batch: dict[str, Any]) -> str:
-        """Which clips a batch held, for the message of a diverged run."""
-        return "unnamed clips"
+    @abstractmethod
+    def flops_per_sample(self) -> float:
+        """FLOPs of the model's forward pass on one sample."""
 
-    def note_batch(self, batch: dict[str, Any]) -> None:
-        """Keep what a batch reports besides its tensors; nothing by default."""
-        return
+    @abstractmethod
+    def describe_batch(self, batch: dict[str, Any]) -> list[str]:
+        """Which clips a batch held."""
+
+    def idle_groups(self) -> set[str]:
+        """Parameter groups that the coming step does not train."""
+        return set()
 
     # --- the loop --------------------------------------------------------------------------------------------------
 
@@ -159,88 +227,273 @@ class Trainer(ABC):
         """Train to `train.max_train_steps` and return the folder of the final model.
 
         Raises:
-            UserError: if the checkpoint to resume from is missing or does not fit.
-            TrainingDiverged: if the loss is not finite at a logging step.
+            UserError: if the checkpoint to resume from is missing or does not fit, or one cannot be written.
+            TrainingDiverged: if a loss or gradient is not finite; a checkpoint of the step before is written.
+            Stopped: on SIGTERM or Ctrl-C, after writing a checkpoint.
         """
-        train, accelerator, position = self.config.train, self.accelerator, self.position
         self._start_run_folder()
         self._resume()
         self.objective.train()
+        with self.stop_request:
+            self._train()
+        final = self.output_dir / "final"
+        with self.averaged() as model:
+            self.save_final(model, final)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+        return final
+
+    def _train(self) -> None:
+        train, accelerator, position = self.config.train, self.accelerator, self.position
+        if position.step >= train.max_train_steps:
+            return
         bar = progress(description=self.output_dir.name, total=train.max_train_steps, initial=position.step)
-        sums: dict[str, torch.Tensor] = {}
-        summed, since = 0, time.perf_counter()
-        for batch in self._batches() if position.step < train.max_train_steps else ():
-            self.note_batch(batch)
+        self.meter = SpeedMeter(accelerator, 3 * self.flops_per_sample(), self._global_batch, train.max_train_steps)
+        taken = position.samples  # which `position` counts only once their step is committed
+        pending, step = None, Step()
+        for batch in self._batches():
             with accelerator.accumulate(self.objective):
-                losses = self.compute_losses(batch)
+                torch.manual_seed(derived_seed(self.config.seed, taken, accelerator.process_index))  # for dropout
+                with accelerator.autocast():  # Accelerate's own wrapping leaves out FSDP
+                    losses = self.compute_losses(batch)
                 accelerator.backward(losses["loss"])
-                if accelerator.sync_gradients:
-                    losses["grad_norm"] = accelerator.clip_grad_norm_(self.objective.parameters(), train.max_grad_norm)
-                self.optimizer.step()
-                self.optimizer.zero_grad()
-            if not accelerator.sync_gradients:
-                continue
-            self.lr_scheduler.step()
-            if self.ema:
-                self.ema.step(self.model.parameters())
-            position.step += 1
+                step.losses.append(losses)
+                step.batches.append(batch)
+                taken += train.train_batch_size * accelerator.num_processes
+                if not accelerator.sync_gradients:
+                    continue
+                step.norms = self._clip_gradients()
+                stop = self._commit(pending) if pending is not None else False
+                self._apply(step)
+            pending, step = step, Step()
             bar.update()
-            sums = {name: sums.get(name, 0.0) + value.detach().float() for name, value in losses.items()}
-            summed += 1
-            step, done = position.step, position.step >= train.max_train_steps
-            if done or step % train.logging_steps == 0:
-                clips = summed * train.train_batch_size * train.gradient_accumulation_steps * accelerator.num_processes
-                means = {name: value / summed for name, value in sums.items()}
-                self._log(means, clips / (time.perf_counter() - since), batch, bar)
-                sums, summed, since = {}, 0, time.perf_counter()
-            if done or step % train.validation_steps == 0:
-                self._validate()
-                since = time.perf_counter()
-            if done or step % train.checkpointing_steps == 0:
-                save_checkpoint(accelerator, self.output_dir, step, train.checkpoints_total_limit)
-                since = time.perf_counter()
-            if done:
+            self.meter.step()
+            if stop or self._is_due(position.step + 1):
+                stop = self._commit(pending) or stop
+                pending = None
+                self._follow_up(bar, stop)
+            if stop or position.step >= train.max_train_steps:
                 break
         bar.close()
-        final = self.output_dir / "final"
-        if accelerator.is_main_process:
-            with self.averaged():
-                self.save_final(final)
-        accelerator.wait_for_everyone()
-        accelerator.end_training()
-        return final
+        if position.step < train.max_train_steps:
+            self._stop()
+
+    def _batches(self) -> Iterator[dict[str, Any]]:
+        """Batches without end from where the run stands, timing how long they were waited for."""
+        self.stream.start = self.position.samples
+        batches = iter(self.loader)
+        while True:
+            with self.meter.waiting():
+                batch = next(batches)
+            self.note_skipped(batch)
+            yield batch
+
+    def _clip_gradients(self) -> Losses:
+        """Bring every group's gradients under the norm allowed; returns the norms before."""
+        self.accelerator.unscale_gradients()
+        norms, idle = {}, self.idle_groups()
+        for group in self.optimizer.param_groups:
+            if group["name"] in idle:
+                for parameter in group["params"]:
+                    parameter.grad = None  # zero would count as a step for the optimizer
+                continue
+            norm = nn.utils.clip_grad_norm_(group["params"], self.config.train.max_grad_norm)
+            norms[_of_group("grad_norm", group)] = _whole(norm)
+        return norms
+
+    def _apply(self, step: Step) -> None:
+        """Update the weights, unless something is not finite: decided on the device, told to the host when ready."""
+        accelerator = self.accelerator
+        checked = [losses["loss"].detach().float() for losses in step.losses]
+        if accelerator.scaler is None:  # which looks for overflows itself, and takes them for its own
+            checked += step.norms.values()
+        not_finite = (~torch.stack(checked).isfinite().all()).float()
+        flags = torch.stack([not_finite, torch.full_like(not_finite, self.stop_request.signal is not None)])
+        if accelerator.num_processes > 1:
+            flags = accelerator.reduce(flags, reduction="sum")
+        if accelerator.scaler is None and accelerator.distributed_type != DistributedType.DEEPSPEED:
+            self.optimizer.optimizer.found_inf = flags[0].clamp(max=1)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        step.flags = flags.to("cpu", non_blocking=True)
+        if flags.device.type == "cuda":
+            step.ready = torch.cuda.Event()
+            step.ready.record()
+
+    def _commit(self, step: Step) -> bool:
+        """Count a step whose update has been made; returns whether a process was asked to stop."""
+        not_finite, stop = step.read_flags()
+        if not_finite:
+            self._diverged(step)
+        self.means.add(step.terms())
+        self.position.step += 1
+        self.position.samples += self._global_batch
+        if self.ema:
+            self.ema.step(self.model.parameters())
+        self.lr_scheduler.step()
+        return stop
+
+    @property
+    def _global_batch(self) -> int:
+        train = self.config.train
+        return train.train_batch_size * train.gradient_accumulation_steps * self.accelerator.num_processes
+
+    def _is_due(self, step: int) -> bool:
+        """Whether a step must be committed at once, because something follows it."""
+        train = self.config.train
+        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+            return True  # its engine updates the weights within `backward`
+        every = (train.logging_steps, train.validation_steps, train.checkpointing_steps)
+        return step >= train.max_train_steps or any(step % n == 0 for n in every)
+
+    def _follow_up(self, bar: Any, stop: bool) -> None:
+        """Log, validate and save what is due after the step just committed; save before a stop."""
+        train, number = self.config.train, self.position.step
+        done = number >= train.max_train_steps
+        if done or number % train.logging_steps == 0:
+            self._log(bar)
+        if done or number % train.validation_steps == 0:
+            with self.averaged() as model, self.meter.paused():
+                values = self.validate(model)
+            self.accelerator.log({f"validation/{name}": value for name, value in values.items()}, number)
+        if done or stop or number % train.checkpointing_steps == 0:
+            with self.meter.paused():
+                self._save_checkpoint()
+
+    def _stop(self) -> None:
+        number = max(gather_object([self.stop_request.signal or 0]))
+        self.accelerator.end_training()
+        step = self.position.step
+        raise Stopped(
+            f"stopped by {signal.Signals(number).name} after step {step}; "
+            f"{self.output_dir / f'checkpoint-{step}'} is written: go on with resume=latest",
+            number,
+        )
+
+    def _diverged(self, step: Step) -> None:
+        terms = {name: value.item() for name, value in step.terms().items()}
+        own = [
+            name
+            for batch, losses in zip(step.batches, step.losses, strict=True)
+            if not losses["loss"].isfinite()
+            for name in self.describe_batch(batch)
+        ]
+        found = gather_object([(terms, own)])
+        clips = list(dict.fromkeys(name for _, names in found for name in names))
+        if not clips:  # the gradients alone
+            everything = [name for batch in step.batches for name in self.describe_batch(batch)]
+            clips = list(dict.fromkeys(gather_object(everything)))
+        worst = next((terms for terms, _ in found if not all(map(math.isfinite, terms.values()))), terms)
+        path = self._save_checkpoint()
+        self.accelerator.end_training()
+        raise TrainingDiverged(
+            f"Training diverged at step {self.position.step + 1} "
+            f"({', '.join(f'{name} {value:.4g}' for name, value in worst.items())}) on {', '.join(clips)}. "
+            f"{path} holds the state after the last good step; a lower optim.learning_rate is the first thing to try."
+        )
+
+    # --- the averaged model ----------------------------------------------------------------------------------------
 
     @contextmanager
     def averaged(self) -> Iterator[ModelMixin]:
-        """The model in evaluation mode with its averaged weights, for the length of a `with` block."""
-        training = self.model.training
-        if self.ema:
-            self.ema.store(self.model.parameters())
-            self.ema.copy_to(self.model.parameters())
-        self.model.eval()
+        """The model in evaluation mode with its averaged weights, whole on every process, for a `with` block."""
+        parameters = list(self.model.parameters())
+        shards = any(isinstance(p, DTensor) for p in parameters)
+        if shards:
+            model = type(self.model).from_config(self.model.config).to(self.accelerator.device)
+            weights = self.ema.shadow_params if self.ema else parameters
+            with torch.no_grad():
+                for mine, shard in zip(model.parameters(), weights, strict=True):
+                    mine.copy_(_whole(shard))
+        else:
+            model = self.model
+            if self.ema:
+                self.ema.store(parameters)
+                self.ema.copy_to(parameters)
+        training = model.training
+        model.eval()
         try:
             with torch.no_grad(), self.accelerator.autocast():
-                yield self.model
+                yield model
         finally:
-            self.model.train(training)
-            if self.ema:
-                self.ema.restore(self.model.parameters())
+            model.train(training)
+            if self.ema and not shards:
+                self.ema.restore(parameters)
 
-    def _batches(self) -> Iterator[dict[str, Any]]:
-        """Batches without end, from the position the run stands at."""
-        while True:
-            # Accelerate tells the sampler of the epoch, but a dataset only in a single process.
-            self.loader.set_epoch(self.position.epoch)
-            if hasattr(self.dataset, "set_epoch"):
-                self.dataset.set_epoch(self.position.epoch)
-            loader = self.loader
-            if self.position.batches:
-                loader = self.accelerator.skip_first_batches(loader, self.position.batches)
-            for batch in loader:
-                self.position.batches += 1
-                yield batch
-            self.position.epoch += 1
-            self.position.batches = 0
+    # --- checkpoints -----------------------------------------------------------------------------------------------
+
+    def _save_checkpoint(self) -> Path:
+        self._write_bad_videos()
+        limit = self.config.train.checkpoints_total_limit
+        return save_checkpoint(self.accelerator, self.output_dir, self.position.step, limit, self._write_state)
+
+    def _write_state(self, folder: Path) -> None:
+        self.accelerator.save_state(str(folder))
+        state = {
+            "step": self.position.step,
+            "samples": self.position.samples,
+            "lr_scheduler": self.lr_scheduler.state_dict(),
+            "sums": gather_object([{name: value.item() for name, value in self.means.sums.items()}]),  # by process
+            "counts": self.means.counts,
+        }
+        averaged = {}
+        if self.ema:
+            state["averaged_steps"] = self.ema.optimization_step
+            names = [name for name, _ in self.model.named_parameters()]
+            averaged = {
+                name: _whole(value).contiguous() for name, value in zip(names, self.ema.shadow_params, strict=True)
+            }
+        if self.accelerator.is_main_process:
+            (folder / TRAINER_STATE).write_text(json.dumps(state))
+            if averaged:
+                save_file(averaged, folder / AVERAGED_WEIGHTS)
+
+    def _resume(self) -> None:
+        if self.accelerator.is_main_process:
+            clear_remains(self.output_dir)
+        self.accelerator.wait_for_everyone()
+        checkpoint = find_checkpoint(self.output_dir, self.config.resume)
+        if checkpoint is not None:
+            try:
+                self._read_state(checkpoint)
+            except UNREADABLE as error:
+                reason = next(iter(str(error).splitlines()), type(error).__name__)
+                raise UserError(f"The checkpoint {checkpoint} does not fit this run: {reason}") from error
+        if self.accelerator.is_main_process:
+            forget_steps_after(self.output_dir, self.position.step if checkpoint else -1)
+        if checkpoint is not None:
+            self.accelerator.print(f"Resumed from {checkpoint}.")
+
+    def _read_state(self, checkpoint: Path) -> None:
+        state = json.loads((checkpoint / TRAINER_STATE).read_text())
+        if state["step"] != checkpoint_step(checkpoint):
+            raise ValueError(f"it was written after step {state['step']}.")
+        self.accelerator.load_state(str(checkpoint))
+        self.position = Position(state["step"], state["samples"])
+        self.lr_scheduler.load_state_dict(state["lr_scheduler"])
+        device = self.accelerator.device
+        sums = state["sums"][self.accelerator.process_index % len(state["sums"])]
+        self.means = Means({name: torch.tensor(value, device=device) for name, value in sums.items()}, state["counts"])
+        if self.ema:
+            averaged = load_file(checkpoint / AVERAGED_WEIGHTS)
+            for (name, _), mine in zip(self.model.named_parameters(), self.ema.shadow_params, strict=True):
+                saved = averaged[name].to(device)
+                if isinstance(mine, DTensor):
+                    saved = distribute_tensor(saved, mine.device_mesh, mine.placements)
+                mine.copy_(saved)
+            self.ema.optimization_step = state["averaged_steps"]
+
+    # --- what is written beside ------------------------------------------------------------------------------------
+
+    def note_skipped(self, batch: dict[str, Any]) -> None:
+        """Keep which videos a batch had to pass over, and why, until they are written to bad_videos.jsonl."""
+        self._skipped.update(dict.fromkeys(batch.get("skipped", ())))
+
+    def _write_bad_videos(self) -> None:
+        skipped = gather_object(list(self._skipped))
+        self._skipped.clear()
+        if self.accelerator.is_main_process:
+            self.bad_videos.add(skipped)
 
     def _start_run_folder(self) -> None:
         self.accelerator.init_trackers("logs")
@@ -248,43 +501,28 @@ class Trainer(ABC):
             save_config(self.config, self.output_dir / "config.yaml")
             OmegaConf.save(environment(), self.output_dir / "environment.yaml")
 
-    def _resume(self) -> None:
-        checkpoint = find_checkpoint(self.output_dir, self.config.train.resume_from_checkpoint)
-        if checkpoint is None:
-            forget_steps_after(self.output_dir, -1)
-            return
-        try:
-            self.accelerator.load_state(str(checkpoint))
-        except (RuntimeError, ValueError, OSError, KeyError, EOFError, SafetensorError, UnpicklingError) as error:
-            raise UserError(
-                f"The checkpoint {checkpoint} does not fit this run: {str(error).splitlines()[0]}"
-            ) from error
-        if self.ema:
-            self.ema.to(self.accelerator.device)
-        if self.accelerator.is_main_process:
-            forget_steps_after(self.output_dir, self.position.step)
-        self.accelerator.print(f"Resumed from {checkpoint}.")
+    def _over_processes(self, value: torch.Tensor) -> torch.Tensor:
+        return self.accelerator.reduce(value, reduction="mean") if self.accelerator.num_processes > 1 else value
 
-    def _log(self, means: dict[str, torch.Tensor], clips_per_second: float, batch: dict[str, Any], bar: Any) -> None:
-        step = self.position.step
-        # One reduction and one transfer for all terms, the only host sync there is.
-        reduced = self.accelerator.reduce(torch.stack(list(means.values())), reduction="mean").tolist()
-        values = dict(zip(means, reduced, strict=True))
-        if not all(map(math.isfinite, reduced)):
-            terms = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-            raise TrainingDiverged(
-                f"Training diverged at or before step {step} ({terms}); the last batch held "
-                f"{self.describe_batch(batch)}."
-            )
-        values["learning_rate"] = self.lr_scheduler.get_last_lr()[0]
-        values["epoch"] = self.position.epoch
-        values["clips_per_second"] = clips_per_second
-        self.accelerator.log(values, step=step)
+    def _log(self, bar: Any) -> None:
+        means = self.means.compute()
+        # One reduction and one transfer for all terms.
+        values = dict(zip(means, self._over_processes(torch.stack(list(means.values()))).tolist(), strict=True))
+        self.means = Means()
+        self._write_bad_videos()
+        for group in self.optimizer.param_groups:
+            values[_of_group("learning_rate", group)] = group["lr"]
+        values["epoch"] = self.position.samples // len(self.dataset)
+        values |= self.meter.read(self.position.step)
+        self.accelerator.log(values, step=self.position.step)
         bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
 
-    def _validate(self) -> None:
-        if self.accelerator.is_main_process:
-            with self.averaged():
-                values = self.validate()
-            self.accelerator.log({f"validation/{name}": value for name, value in values.items()}, self.position.step)
-        self.accelerator.wait_for_everyone()
+
+def _of_group(name: str, group: dict[str, Any]) -> str:
+    """The name of a parameter group's number; the model's needs no addition."""
+    return name if group["name"] == "model" else f"{name}/{group['name']}"
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    """All of a tensor that may be spread over processes."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -76,9 +76,7 @@ def test_a_resumed_vae_run_equals_an_uninterrupted_one(vae_config, tmp_path, ema
     train_vae(vae_config(tmp_path / "cut", "train.max_train_steps=5", *settings))
     shutil.rmtree(tmp_path / "cut" / "checkpoint-5")
     (tmp_path / "cut" / "metrics.jsonl").open("a").write('{"step": 5, "lo')  # as a kill leaves it
-    resumed = train_vae(
-        vae_config(tmp_path / "cut", "train.max_train_steps=8", "train.resume_from_checkpoint=latest", *settings)
-    )
+    resumed = train_vae(vae_config(tmp_path / "cut", "train.max_train_steps=8", "resume=latest", *settings))
     assert losses(tmp_path / "whole") == losses(tmp_path / "cut")
     a, b = load_file(whole / WEIGHTS), load_file(resumed / WEIGHTS)
     assert all(torch.equal(a[key], b[key]) for key in a)
@@ -121,7 +119,7 @@ def test_a_dit_run_leaves_a_pipeline_and_resumes(dit_config, trained_vae, tmp_pa
     settings = ["train.checkpointing_steps=2", "optim.lr_scheduler=constant_with_warmup"]
     whole = train_dit(dit_config(tmp_path / "whole", "train.max_train_steps=6", *settings))
     train_dit(dit_config(tmp_path / "cut", "train.max_train_steps=4", *settings))
-    cut = dit_config(tmp_path / "cut", "train.max_train_steps=6", "train.resume_from_checkpoint=latest", *settings)
+    cut = dit_config(tmp_path / "cut", "train.max_train_steps=6", "resume=latest", *settings)
     resumed = train_dit(cut)
     assert losses(tmp_path / "whole") == losses(tmp_path / "cut")
     a, b = (load_file(folder / "transformer" / WEIGHTS) for folder in (whole, resumed))
@@ -169,7 +167,7 @@ def test_cached_latents_are_the_encoders_and_each_clip_stands_once(dit_config, t
         (["model.preset=huge"], "Unknown VidTwin preset 'huge'"),
         (["model.overrides={hiden_size: 3}"], "hiden_size"),
         (["data.resolution=33"], "multiple of patch_size"),
-        (["train.resume_from_checkpoint=absent"], "No checkpoint at absent"),
+        (["resume=absent"], "No checkpoint at absent"),
         (["train.mixed_precision=int3"], "train.mixed_precision"),
         (["optim.lr_scheduler=square"], "optim.lr_scheduler"),
     ],
@@ -185,7 +183,7 @@ def test_a_damaged_checkpoint_is_named(vae_config, tmp_path):
     weights = tmp_path / "checkpoint-1" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(UserError, match="checkpoint-1 does not fit this run"):
-        train_vae(vae_config(tmp_path, "train.max_train_steps=2", "train.resume_from_checkpoint=latest"))
+        train_vae(vae_config(tmp_path, "train.max_train_steps=2", "resume=latest"))
 
 
 @pytest.mark.parametrize(
@@ -209,9 +207,7 @@ def test_real_videos_train_resume_and_are_labelled(vae_config, shared_data, tmp_
     clips = shared_data / "clips"
     settings = [f"data.root={clips}", "data.num_frames=4", "data.resolution=32", "data.num_validation_videos=2"]
     train_vae(vae_config(tmp_path, *settings, "train.max_train_steps=2"))
-    final = train_vae(
-        vae_config(tmp_path, *settings, "train.max_train_steps=4", "train.resume_from_checkpoint=latest")
-    )
+    final = train_vae(vae_config(tmp_path, *settings, "train.max_train_steps=4", "resume=latest"))
     assert list(losses(tmp_path)) == [1, 2, 3, 4]
     assert not (tmp_path / "bad_videos.jsonl").exists()
 
