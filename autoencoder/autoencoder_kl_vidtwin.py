@@ -64,6 +64,11 @@ class VidTwinDecoder(nn.Module):
         hidden_states = self.norm_out(self.transformer(hidden_states)) * (1 + scale) + shift
         return rearrange(self.proj_out(hidden_states), "b t (h w) (p q c) -> b c t (h p) (w q)", h=grid, p=p, q=p)
 
+    def patchify(self, sample: torch.Tensor) -> torch.Tensor:
+        """The inverse of the last step of `forward`: (B, C, T, H, W) -> (B, T, h * w, p * p * C)."""
+        p = self.patch_size
+        return rearrange(sample, "b c t (h p) (w q) -> b t (h w) (p q c)", p=p, q=p)
+
 
 class AutoencoderKLVidTwin(
     ModelCardMixin, ModelMixin, AutoencoderMixin, ProcessorMixin, ConfigMixin, FromOriginalModelMixin

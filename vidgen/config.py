@@ -91,6 +91,8 @@ class PerceptualConfig:
     weight: float = 0.05  # the paper's; 0 trains without
     backbone: str = "vgg"  # vgg (the paper's), alex, squeeze
     weights: str | None = None  # file with the backbone's weights; torch hub's cache where not given
+    weights_sha256: str | None = None  # of that file, where it is not torchvision's
+    chunk_size: int = 16  # frames compared at a time: fewer take less memory
 
 
 @dataclass
@@ -101,7 +103,7 @@ class GANConfig:
     loss: str = "hinge"  # hinge (the paper's), non_saturating
     discriminator: str = "2d"  # 2d judges frames, 3d clips
     channels: int = 64  # of its first layer
-    num_layers: int = 3  # halvings of the frame
+    num_layers: int = 3  # halvings of the frame (3d: of the clip's length too)
     adaptive: bool = True  # weight times the ratio of the reconstruction's to the GAN's gradient at the last layer
     start_step: int = 20_000  # optimizer steps without it
     warmup_steps: int = 0  # optimizer steps over which its weight then grows to its full value

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .detectors import PooledPixels, get_detector
     from .frechet import FeatureStatistics, RankDeficientWarning, frechet_distance, real_vs_real
-    from .reconstruction import ReconstructionMetrics, mean_colour, psnr, shrunk, ssim
+    from .reconstruction import ReconstructionMetrics, lpips, mean_colour, psnr, shrunk, ssim
 
 _HOMES = {
     "FeatureStatistics": "frechet",
@@ -17,6 +17,7 @@ _HOMES = {
     "ReconstructionMetrics": "reconstruction",
     "frechet_distance": "frechet",
     "get_detector": "detectors",
+    "lpips": "reconstruction",
     "mean_colour": "reconstruction",
     "psnr": "reconstruction",
     "real_vs_real": "frechet",
@@ -31,6 +32,7 @@ __all__ = [
     "ReconstructionMetrics",
     "frechet_distance",
     "get_detector",
+    "lpips",
     "mean_colour",
     "psnr",
     "real_vs_real",

@@ -1,4 +1,4 @@
-"""How close a reconstruction is to its clip: PSNR and SSIM, and two plain reconstructions to compare with.
+"""How close a reconstruction is to its clip: PSNR, SSIM and LPIPS, and two plain reconstructions to compare with.
 
 Values are compared as the pixels a file would hold (clamped, rounded to 0..255), unless `quantize=False`.
 """
@@ -6,11 +6,15 @@ Values are compared as the pixels a file would hold (clamped, rounded to 0..255)
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 
 from ..files import to_uint8
+
+if TYPE_CHECKING:
+    from ..objectives.perceptual import LPIPS
 
 PIXEL_RANGE = 255.0
 MAX_PSNR = 100.0  # dB; what identical pixels count as, so that a mean over clips stays finite
@@ -58,33 +62,67 @@ def ssim(reconstruction: torch.Tensor, target: torch.Tensor, *, quantize: bool =
         raise ValueError(f"SSIM's window needs frames of 6 x 6 pixels or more, not {tuple(target.shape[-2:])}.")
     reconstruction, target = _pixels(reconstruction, target, quantize)
     frames = zip(reconstruction.transpose(1, 2), target.transpose(1, 2), strict=True)  # clip by clip: memory
-    return torch.stack(
-        [structural_similarity_index_measure(a, b, data_range=PIXEL_RANGE) for a, b in frames]
-    )  # each the mean over (T,) images
+    with torch.autocast(target.device.type, enabled=False):  # variances as differences: not in half precision
+        return torch.stack(
+            [structural_similarity_index_measure(a, b, data_range=PIXEL_RANGE) for a, b in frames]
+        )  # each the mean over (T,) images
+
+
+@torch.no_grad()
+def lpips(
+    reconstruction: torch.Tensor, target: torch.Tensor, network: LPIPS, *, quantize: bool = True
+) -> torch.Tensor:
+    """LPIPS of each clip, the mean over its frames: (B,), 0 where they are identical.
+
+    Args:
+        reconstruction, target: clips (B, 3, T, H, W) in [-1, 1], on the network's device.
+        network: papers measure with the `"alex"` backbone; numbers of different ones cannot be compared.
+        quantize: round both to uint8 first.
+
+    Raises:
+        ValueError: as for `psnr`, or for frames too small for the network.
+    """
+    reconstruction, target = (x / 127.5 - 1 for x in _pixels(reconstruction, target, quantize))
+    frames = zip(reconstruction.transpose(1, 2), target.transpose(1, 2), strict=True)  # clip by clip: memory
+    with torch.autocast(target.device.type, enabled=False):
+        return torch.stack([network(a, b).mean() for a, b in frames])
 
 
 class ReconstructionMetrics:
-    """Mean PSNR (one MSE per clip) and mean SSIM over many clips, however they are batched.
+    """Mean PSNR (one MSE per clip), SSIM and, given its network, LPIPS over many clips, however they are batched.
 
-    `totals` holds the sums of PSNR and SSIM and the number of clips, (3,) in float64: several processes add theirs
-    up, for instance `metrics.totals = accelerator.reduce(metrics.totals, "sum")`.
+    `totals` holds the sums of these and the number of clips, (3,) or with LPIPS (4,) in float64: several processes add
+    theirs up, for instance `metrics.totals = accelerator.reduce(metrics.totals, "sum")`.
+
+    Args:
+        lpips: its network, on the clips' device.
     """
 
-    def __init__(self) -> None:
-        self.totals = torch.zeros(3, dtype=torch.float64)
+    def __init__(self, lpips: LPIPS | None = None) -> None:
+        self.network = lpips
+        self.names = ["psnr", "ssim", *([f"lpips_{lpips.backbone}"] if lpips else [])]
+        self.totals = torch.zeros(len(self.names) + 1, dtype=torch.float64)
 
     @torch.no_grad()
     def update(self, reconstruction: torch.Tensor, target: torch.Tensor) -> None:
-        """Add a batch of clips (B, C, T, H, W) in [-1, 1]; raises what `psnr` and `ssim` raise."""
-        values = torch.stack([psnr(reconstruction, target), ssim(reconstruction, target)]).double().sum(dim=1)
-        self.totals += torch.cat([values.cpu(), torch.tensor([float(len(target))], dtype=torch.float64)])
+        """Add a batch of clips (B, C, T, H, W) in [-1, 1]; raises what `psnr`, `ssim` and `lpips` raise."""
+        values = [psnr(reconstruction, target), ssim(reconstruction, target)]
+        if self.network:
+            values.append(lpips(reconstruction, target, self.network))
+        sums = torch.stack([value.double().sum() for value in values]).cpu()
+        self.totals += torch.cat([sums, torch.tensor([float(len(target))], dtype=torch.float64)])
 
     def compute(self) -> dict[str, float | int]:
-        """`psnr` in dB and `ssim`, means over clips, and `num_clips`. Raises `ValueError` before any clip."""
-        psnr_sum, ssim_sum, count = self.totals.tolist()
+        """`psnr` in dB, `ssim` and with LPIPS `lpips_BACKBONE`, means over clips, and `num_clips`.
+
+        Raises:
+            ValueError: before any clip.
+        """
+        *sums, count = self.totals.tolist()
         if not count:
             raise ValueError("no clips to measure: call update(reconstruction, target) first.")
-        return {"psnr": psnr_sum / count, "ssim": ssim_sum / count, "num_clips": int(count)}
+        means = {name: total / count for name, total in zip(self.names, sums, strict=True)}
+        return {**means, "num_clips": int(count)}
 
 
 def mean_colour(clip: torch.Tensor) -> torch.Tensor:
