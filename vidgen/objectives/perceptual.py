@@ -217,20 +217,28 @@ class LPIPS(nn.Module):
         return tapped
 
     def _load_features(self, path: Path) -> None:
-        try:
-            if path.suffix == ".safetensors":
-                state = load_file(path)
-            else:
-                state = torch.load(path, map_location="cpu", weights_only=True)
-            state = {key.removeprefix("features."): tensor for key, tensor in state.items()}
-            self.features.load_state_dict({key: state[key] for key in self.features.state_dict()})
-        except KeyError as error:
-            raise UserError(
-                f"{path} lacks {error.args[0]} (or features.{error.args[0]}) of the {self.backbone} backbone."
-            ) from error
-        except Exception as error:
-            reason = str(error).splitlines()[-1].strip()
-            raise UserError(f"{path} does not hold weights of the {self.backbone} backbone: {reason}") from error
+        state = {key.removeprefix("features."): tensor for key, tensor in _read_tensors(path).items()}
+        wanted = self.features.state_dict()
+        for key, tensor in wanted.items():
+            found = tuple(state[key].shape) if key in state else "missing"
+            if found != tuple(tensor.shape):
+                raise UserError(
+                    f"{path} is not of the {self.backbone} backbone: {key} is {found}, not {tuple(tensor.shape)}."
+                )
+        self.features.load_state_dict({key: state[key] for key in wanted})
+
+
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Raises `UserError` if the file holds anything else."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+            return state
+    except Exception as error:  # a broken file raises nearly anything
+        raise UserError(f"{path} cannot be read as tensors by their names ({type(error).__name__}).") from error
+    raise UserError(f"{path} holds other things than tensors by their names.")
 
 
 def _unit_length(features: torch.Tensor) -> torch.Tensor:
