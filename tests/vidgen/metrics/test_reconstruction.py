@@ -1,4 +1,4 @@
-"""PSNR and SSIM against closed forms; what the two reference reconstructions promise."""
+"""PSNR, SSIM and LPIPS against closed forms; what the two reference reconstructions promise."""
 
 import math
 
@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vidgen.metrics import ReconstructionMetrics, mean_colour, psnr, shrunk, ssim
+from vidgen.metrics import ReconstructionMetrics, lpips, mean_colour, psnr, shrunk, ssim
 from vidgen.metrics.reconstruction import MAX_PSNR, _shrink, shrink_grids
+from vidgen.objectives.perceptual import LPIPS
 
 ONE_LEVEL = 2 / 255  # one uint8 step on the [-1, 1] scale
 
@@ -165,3 +166,46 @@ def test_grids_keep_the_aspect():
 def test_a_number_of_values_that_cannot_be_is_refused(num_values):
     with pytest.raises(ValueError, match="num_values must be in"):
         shrunk(random_clip(1, 3, 2, 8, 8), num_values)
+
+
+# --- LPIPS ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    return LPIPS("squeeze")  # random features are a distance too
+
+
+def test_lpips_is_the_mean_over_frames_of_pixels_a_file_would_hold(network):
+    a, b = random_clip(2, 3, 3, 32, 32), random_clip(2, 3, 3, 32, 32, seed=1)
+    frames = [network(x, y) for x, y in zip(a.transpose(1, 2), b.transpose(1, 2), strict=True)]
+    expected = torch.stack(frames).mean(dim=1)
+    torch.testing.assert_close(lpips(a, b, network, quantize=False), expected, rtol=1e-4, atol=0)
+    torch.testing.assert_close(lpips(a, b, network), expected, rtol=2e-2, atol=0)
+    assert (lpips(a, b, network) != expected).all()
+    assert lpips(a, a, network).tolist() == [0, 0]
+    grey = torch.zeros(1, 3, 1, 32, 32) + 1 / 255  # on a pixel level
+    assert lpips(grey + 0.3 * ONE_LEVEL, grey, network).item() == 0
+    assert lpips(grey + 0.3 * ONE_LEVEL, grey, network, quantize=False).item() > 0
+
+
+def test_accumulated_metrics_with_lpips_merge_across_processes(network):
+    a, b = random_clip(3, 3, 2, 32, 32), random_clip(3, 3, 2, 32, 32, seed=1)
+    metrics, other = ReconstructionMetrics(lpips=network), ReconstructionMetrics(lpips=network)
+    metrics.update(a[:1], b[:1])
+    other.update(a[1:], b[1:])
+    metrics.totals += other.totals
+    result = metrics.compute()
+    assert result.keys() == {"psnr", "ssim", "lpips_squeeze", "num_clips"} and result["num_clips"] == 3
+    assert result["lpips_squeeze"] == pytest.approx(lpips(a, b, network).mean().item())
+    assert result["ssim"] == pytest.approx(ssim(a, b).mean().item())
+    assert result["psnr"] == pytest.approx(psnr(a, b).mean().item())
+
+
+def test_metrics_are_the_same_under_autocast(network):
+    a = random_clip(1, 3, 2, 32, 32)
+    b = a + 0.05 * random_clip(1, 3, 2, 32, 32, seed=1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = ssim(a, b), lpips(a, b, network)
+    assert half == (ssim(a, b), lpips(a, b, network))
