@@ -163,5 +163,7 @@ class DiscriminatorObjective(nn.Module):
         """
         # The mean of all so far at first, so that no early step counts a hundred times.
         decay = (self.lecam_updates / (self.lecam_updates + 1)).clamp(max=LECAM_DECAY)
-        self.lecam_means.lerp_(torch.stack([d_real, d_fake]).float(), 1 - decay)
-        self.lecam_updates += 1
+        means = self.lecam_means.lerp(torch.stack([d_real, d_fake]).float(), 1 - decay)
+        finite = means.isfinite().all()  # else the step does not count
+        self.lecam_means.copy_(torch.where(finite, means, self.lecam_means))
+        self.lecam_updates += finite

@@ -47,9 +47,9 @@ class VAEObjective(nn.Module):
         perceptual: of `lpips`; not needed without it.
         gan: of `discriminator`; not needed without it.
         lpips: where given, its term is part of the loss.
-        discriminator: where given, the GAN is. Under DDP the module inside the wrapper, for no gradient reaches its
-            parameters from here. It and `lpips` are used, not owned: not among this module's parameters, not saved
-            with it, and to be moved to a device by their owner.
+            Used, not owned: not saved with this module, and to be moved to a device by its owner.
+        discriminator: where given, the GAN is. It is trained here, too, so that one call, one wrapper and one
+            optimizer serve both players; neither's gradient reaches the other's parameters.
 
     Raises:
         UserError: if the model's clips are too small for LPIPS or the discriminator.
@@ -69,28 +69,34 @@ class VAEObjective(nn.Module):
         self.loss = loss
         self.perceptual = perceptual or PerceptualConfig()
         self.gan = gan or GANConfig()
-        self._judges = (lpips, discriminator)  # a tuple, which nn.Module does not look into
-        for judge in filter(None, self._judges):
+        self._lpips = (lpips,)  # a tuple, which nn.Module does not look into
+        self.discriminator = discriminator
+        for judge in filter(None, (lpips, discriminator)):
             judge.check_size(*vae.clip_shape[-2:])
         self._last_layer_input: list[torch.Tensor] = []
         if discriminator is not None and self.gan.adaptive:
             vae.decoder.proj_out.register_forward_pre_hook(self._keep_last_layer_input)
 
-    def forward(self, video: torch.Tensor, gan_scale: float = 0.0) -> tuple[Losses, torch.Tensor]:
+    def forward(
+        self, video: torch.Tensor, noise: torch.Tensor | None = None, gan_scale: torch.Tensor | None = None
+    ) -> Losses:
         """One step's loss.
 
         Args:
             video: clips (B, C, T, H, W) in [-1, 1].
-            gan_scale: how much of the GAN's weight counts (`vidgen.objectives.adversarial.gan_scale`); at 0 the
-                discriminator is not run.
+            noise: standard normal (B, L), what the latents are sampled with; drawn here where not given.
+            gan_scale: how much of the GAN's weight counts, a scalar; where not given the discriminator is not run,
+                and its gradients are zero.
 
         Returns:
-            `loss`, to go backward from, with its terms, detached: `l1`, `l2`, `kl`, `lpips` with LPIPS, and while the
-            GAN counts `gan` and `gan_weight`; and the reconstruction (B, C, T, H, W), float32, detached.
+            `loss`, to go backward from, for both players, though its value is the VAE's; and its terms, detached:
+            `l1`, `l2`, `kl`, `lpips` with LPIPS, and while the GAN counts `gan`, `gan_weight` and what
+            `DiscriminatorObjective` gives, its `loss` left out.
         """
-        lpips, discriminator = self._judges
+        (lpips,), discriminator = self._lpips, self.discriminator
         posterior = self.vae.encode(video).latent_dist
-        reconstruction = self.vae.decode(posterior.sample()).sample.float()
+        noise = torch.randn_like(posterior.mean) if noise is None else noise
+        reconstruction = self.vae.decode(posterior.mean + posterior.std * noise).sample.float()
         fake = reconstruction.detach()
 
         l1, l1_gradient = value_and_gradient(lambda x: F.l1_loss(x, video), fake)
@@ -103,9 +109,9 @@ class VAEObjective(nn.Module):
             losses["lpips"], lpips_gradient = self._perceptual(fake, video)
             value = value + self.perceptual.weight * losses["lpips"]
             gradient = gradient + self.perceptual.weight * lpips_gradient
-        if discriminator is not None and gan_scale > 0:
+        if discriminator is not None and gan_scale is not None:
             losses["gan"], gan_gradient = value_and_gradient(lambda x: discriminator(x)["loss"], fake)
-            weight = torch.full_like(value, self.gan.weight * gan_scale)
+            weight = self.gan.weight * gan_scale
             if self.gan.adaptive and torch.is_grad_enabled():
                 weight = weight * self._adaptive_weight(gradient, gan_gradient)
             losses["gan_weight"] = weight
@@ -113,11 +119,19 @@ class VAEObjective(nn.Module):
             gradient = gradient + weight * gan_gradient
         self._last_layer_input.clear()
         losses["loss"] = _KnownGradient.apply(reconstruction, value, gradient) + self.loss.kl_weight * kl
-        return losses, fake
+        if discriminator is not None:
+            if gan_scale is not None:
+                judged = discriminator(fake, video)
+                discriminator_loss = judged.pop("loss")
+                losses |= judged
+            else:  # wrappers that share gradients expect one of every parameter
+                discriminator_loss = sum(0.0 * parameter.sum() for parameter in discriminator.parameters())
+            losses["loss"] = losses["loss"] + (discriminator_loss - discriminator_loss.detach())
+        return losses
 
     def _perceptual(self, fake: torch.Tensor, video: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean LPIPS over frames and its gradient, a few frames at a time."""
-        lpips, size = self._judges[0], self.perceptual.chunk_size
+        (lpips,), size = self._lpips, self.perceptual.chunk_size
         images, targets = (clips.transpose(1, 2).flatten(0, 1) for clips in (fake, video))
         value, gradients = fake.new_zeros(()), []
         for image, target in zip(images.split(size), targets.split(size), strict=True):

@@ -19,6 +19,8 @@ from ..files import written_aside_folder
 from ..latent_cache import encode_clips, stream_statistics
 from ..metrics.flops import decode_flops, encode_flops
 from ..metrics.reconstruction import ReconstructionMetrics, mean_colour, shrunk
+from ..objectives.adversarial import DiscriminatorObjective, PatchDiscriminator, gan_scale
+from ..objectives.perceptual import LPIPS
 from ..objectives.vae import VAEObjective
 from ..plots import component_grid, reenactment_grid
 from .trainer import Trainer, build_accelerator
@@ -97,12 +99,34 @@ class VAETrainer(Trainer):
         train_set: ClipDataset,
         validation_set: ClipDataset | None,
     ) -> None:
-        objective = VAEObjective(model, config.loss)
-        super().__init__(config, accelerator, objective, model, train_set, collate_clips, model.latent_size)
+        self.lpips = self.discriminator = None
+        groups = {"model": (list(model.parameters()), 1.0)}
+        if config.perceptual.weight:
+            perceptual = config.perceptual
+            self.lpips = LPIPS.from_pretrained(perceptual.backbone, perceptual.weights, perceptual.weights_sha256)
+            self.lpips.to(accelerator.device)
+        if config.gan.weight:
+            self.discriminator = DiscriminatorObjective(PatchDiscriminator(config.gan), config.gan)
+            groups["discriminator"] = (list(self.discriminator.parameters()), config.gan.lr_scale)
+        objective = VAEObjective(
+            model, config.loss, config.perceptual, config.gan, lpips=self.lpips, discriminator=self.discriminator
+        )
+        super().__init__(
+            config, accelerator, objective, model, train_set, collate_clips, model.latent_size, groups=groups
+        )
         self.validation_set = validation_set
 
     def compute_losses(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-        return self.objective(batch["video"], batch["noise"])
+        scale = gan_scale(self.updates, self.config.gan)
+        scale = torch.full((), scale, device=self.accelerator.device) if scale else None
+        return self.objective(batch["video"], batch["noise"], scale)
+
+    def idle_groups(self) -> set[str]:
+        return set() if gan_scale(self.updates, self.config.gan) else {"discriminator"}
+
+    def after_update(self, terms: dict[str, torch.Tensor]) -> None:
+        if "lecam" in terms:
+            self.discriminator.update_lecam(*self.over_processes(torch.stack([terms["d_real"], terms["d_fake"]])))
 
     def describe_batch(self, batch: dict[str, Any]) -> list[str]:
         return [str(path) for path in batch["path"]]
@@ -111,10 +135,10 @@ class VAETrainer(Trainer):
         return encode_flops(self.model) + decode_flops(self.model)
 
     def validate(self, model: AutoencoderKLVidTwin) -> dict[str, float]:
-        """PSNR and SSIM of held-out clips beside two references, and grids of components and of reenactment."""
+        """PSNR, SSIM and LPIPS of held-out clips beside two references, and grids of components and of reenactment."""
         if self.validation_set is None:
             return {}
-        metrics = {name: ReconstructionMetrics() for name in ("", "_mean_colour", "_shrunk")}
+        metrics = {name: ReconstructionMetrics(self.lpips) for name in ("", "_mean_colour", "_shrunk")}
         for video in self._validation_clips():
             metrics[""].update(model(video).sample.float(), video)
             metrics["_mean_colour"].update(mean_colour(video), video)
@@ -124,7 +148,12 @@ class VAETrainer(Trainer):
         if self.accelerator.is_main_process:
             self._draw(model)
         computed = {name: metric.compute() for name, metric in metrics.items()}
-        return {f"{key}{name}": values[key] for name, values in computed.items() for key in ("psnr", "ssim")}
+        return {
+            f"{key}{name}": value
+            for name, values in computed.items()
+            for key, value in values.items()
+            if key != "num_clips"
+        }
 
     def _validation_clips(self) -> Iterator[torch.Tensor]:
         """This process's share of the validation clips, in batches."""

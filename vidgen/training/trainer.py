@@ -192,6 +192,7 @@ class Trainer(ABC):
         if config.train.ema_decay > 0:
             self.ema = EMAModel(list(model.parameters()), decay=config.train.ema_decay, foreach=True)
         self.position = Position()
+        self.updates = 0  # steps whose update is made: the position's, or one more
         self.means = Means()
         self.stop_request = StopRequest()
 
@@ -218,8 +219,12 @@ class Trainer(ABC):
         """Which clips a batch held."""
 
     def idle_groups(self) -> set[str]:
-        """Parameter groups that the coming step does not train."""
+        """Parameter groups that the step under way does not train."""
         return set()
+
+    def after_update(self, terms: Losses) -> None:
+        """What follows an update of the weights, given the step's terms on this process; nothing by default."""
+        return
 
     # --- the loop --------------------------------------------------------------------------------------------------
 
@@ -249,7 +254,10 @@ class Trainer(ABC):
             return
         bar = progress(description=self.output_dir.name, total=train.max_train_steps, initial=position.step)
         self.meter = SpeedMeter(accelerator, 3 * self.flops_per_sample(), self._global_batch, train.max_train_steps)
-        taken = position.samples  # which `position` counts only once their step is committed
+        self.updates, taken = (
+            position.step,
+            position.samples,
+        )  # which `position` counts only once their step is committed
         pending, step = None, Step()
         for batch in self._batches():
             with accelerator.accumulate(self.objective):
@@ -315,6 +323,8 @@ class Trainer(ABC):
             self.optimizer.optimizer.found_inf = flags[0].clamp(max=1)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        self.after_update(step.terms())
+        self.updates += 1
         step.flags = flags.to("cpu", non_blocking=True)
         if flags.device.type == "cuda":
             step.ready = torch.cuda.Event()
@@ -501,13 +511,14 @@ class Trainer(ABC):
             save_config(self.config, self.output_dir / "config.yaml")
             OmegaConf.save(environment(), self.output_dir / "environment.yaml")
 
-    def _over_processes(self, value: torch.Tensor) -> torch.Tensor:
+    def over_processes(self, value: torch.Tensor) -> torch.Tensor:
+        """The mean over the processes."""
         return self.accelerator.reduce(value, reduction="mean") if self.accelerator.num_processes > 1 else value
 
     def _log(self, bar: Any) -> None:
         means = self.means.compute()
         # One reduction and one transfer for all terms.
-        values = dict(zip(means, self._over_processes(torch.stack(list(means.values()))).tolist(), strict=True))
+        values = dict(zip(means, self.over_processes(torch.stack(list(means.values()))).tolist(), strict=True))
         self.means = Means()
         self._write_bad_videos()
         for group in self.optimizer.param_groups:
