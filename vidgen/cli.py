@@ -11,9 +11,11 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
 
 from .errors import UserError, run_program
 
@@ -148,27 +150,47 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = vars(build_parser().parse_args(arguments))
 
     def run() -> None:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does, leaving nothing half-made
-        import torch
-        from diffusers.utils import logging  # after the words are known to be right: `vidgen --help` answers at once
+        # Here, after the words are known to be right: `vidgen --help` answers at once.
+        with _interrupts_handled_by(_end_now):  # libraries swallow a KeyboardInterrupt while they are imported
+            import torch
+            from diffusers.utils import logging
 
-        from . import commands
+            from . import commands
 
         # It warns of float32 modules where there are none, and of wrong weights, which are an error here.
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         try:
-            getattr(commands, options.pop("command"))(**options)
+            with _interrupts_handled_by(signal.default_int_handler):  # it unwinds, leaving nothing half-made
+                getattr(commands, options.pop("command"))(**options)
         except (ValueError, OSError) as error:
             raise error if isinstance(error, UserError) else UserError(str(error)) from error
         except (MemoryError, torch.OutOfMemoryError) as error:
             raise UserError("Out of memory; a smaller --size, or --dtype bfloat16, takes less.") from error
         except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr, flush=True)
-            os._exit(130)  # now: a thread may be in the middle of the model's step, and what was begun is removed
+            _end_now()  # a thread may be in the middle of the model's step, where a regular end would abort
 
     run_program(run)
+
+
+@contextmanager
+def _interrupts_handled_by(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    """What Ctrl-C and SIGTERM do within the block, where they are not ignored (as SIGINT is under `nohup ... &`)."""
+    former = {}
+    if threading.current_thread() is threading.main_thread():  # others may not ask
+        heard = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
+        former = {number: signal.signal(number, handler) for number in heard}
+    try:
+        yield
+    finally:
+        for number, handler_before in former.items():
+            signal.signal(number, handler_before)
+
+
+def _end_now(*_: object) -> NoReturn:
+    """End the process where it is; also a signal handler, which may not print."""
+    os.write(2, b"interrupted\n")
+    os._exit(130)
 
 
 if __name__ == "__main__":
