@@ -258,8 +258,8 @@ def test_an_interrupt_while_libraries_are_imported_ends_it_too(signal_name, tmp_
     """A module that swallows a KeyboardInterrupt, as some do, stands in the place of torch."""
     (tmp_path / "torch.py").write_text(
         "import sys, time\n"
-        "print('importing', file=sys.stderr, flush=True)\n"
-        "try:\n    time.sleep(20)\nexcept BaseException:\n    raise RuntimeError('lost')\n"
+        "try:\n    print('importing', file=sys.stderr, flush=True)\n    time.sleep(20)\n"
+        "except BaseException:\n    raise RuntimeError('lost')\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
     process = start("info", "anything")
