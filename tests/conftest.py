@@ -1,14 +1,20 @@
-"""What all tests share: quiet, offline libraries and where the shared data lies."""
+"""What all tests share: quiet, offline libraries, where the shared data lies, what is watched in models."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import pytest
+import torch
+from diffusers.models.attention_dispatch import attention_backend
+from torch._dynamo.utils import counters
+
+import autoencoder.attention
 
 SHARED_DATA = Path(__file__).parents[1].parent / "shared" / "data"
 
@@ -19,3 +25,27 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"no shared data at {SHARED_DATA}")
     return SHARED_DATA
+
+
+@pytest.fixture
+def backends(monkeypatch) -> Iterator[list]:
+    """What Diffusers' dispatcher is asked for; the backend active before is active again afterwards."""
+    asked = []
+    dispatch = autoencoder.attention.dispatch_attention_fn
+
+    def record(*args, backend=None, **kwargs):
+        asked.append(backend)
+        return dispatch(*args, backend=backend, **kwargs)
+
+    monkeypatch.setattr(autoencoder.attention, "dispatch_attention_fn", record)
+    with attention_backend("native"):
+        yield asked
+
+
+@pytest.fixture
+def graphs() -> Iterator[Callable[[], int]]:
+    """Counts the graphs compiled so far."""
+    torch.compiler.reset()
+    counters.clear()
+    yield lambda: counters["stats"]["unique_graphs"]
+    torch.compiler.reset()

@@ -9,8 +9,8 @@ import pytest
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
 from accelerate.utils.modeling import compute_module_sizes
-from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend
-from torch._dynamo.utils import counters
+from conventions import every_kind_of_file, relative_error
+from diffusers.models.attention_dispatch import AttentionBackendName
 
 import autoencoder.attention
 from autoencoder import AutoencoderKLVidTwin
@@ -47,11 +47,6 @@ def expected(model, clip) -> torch.Tensor:
         return model(clip).sample
 
 
-def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    """Root mean square of the difference over that of what is expected."""
-    return ((actual.float() - expected).square().mean() / expected.square().mean()).sqrt().item()
-
-
 # --- saving and loading --------------------------------------------------------------------------------------------
 
 
@@ -62,23 +57,11 @@ def test_the_config_is_json_and_rebuilds_the_model(model):
     assert model.state_dict().keys() == dict(model.named_parameters()).keys(), "positions are made, not saved"
 
 
-@pytest.mark.parametrize(
-    ("how", "files"),
-    [
-        ({"variant": "fp16"}, ["diffusion_pytorch_model.fp16.safetensors"]),
-        ({"safe_serialization": False}, ["diffusion_pytorch_model.bin"]),
-        ({"max_shard_size": "150KB"}, ["diffusion_pytorch_model.safetensors.index.json"]),
-        (
-            {"max_shard_size": "150KB", "variant": "fp16"},
-            ["diffusion_pytorch_model.safetensors.index.fp16.json"],
-        ),
-    ],
-    ids=["variant", "bin", "shards", "variant-shards"],
-)
+@every_kind_of_file
 @torch.no_grad()
-def test_every_kind_of_file_loads_bit_equal(model, clip, expected, tmp_path, how, files):
+def test_every_kind_of_file_loads_bit_equal(model, clip, expected, tmp_path, how, file):
     model.save_pretrained(tmp_path, **how)
-    assert all((tmp_path / file).is_file() for file in files)
+    assert (tmp_path / file).is_file()
     if "max_shard_size" in how:
         assert len(list(tmp_path.glob("*-of-*.safetensors"))) > 1
     variant = how.get("variant")
@@ -189,21 +172,6 @@ def test_gradient_checkpointing_is_switched_on_and_off(model):
 # --- attention -----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def backends(monkeypatch):
-    """What Diffusers' dispatcher is asked for; the backend active before is active again afterwards."""
-    asked = []
-    dispatch = autoencoder.attention.dispatch_attention_fn
-
-    def record(*args, backend=None, **kwargs):
-        asked.append(backend)
-        return dispatch(*args, backend=backend, **kwargs)
-
-    monkeypatch.setattr(autoencoder.attention, "dispatch_attention_fn", record)
-    with attention_backend("native"):
-        yield asked
-
-
 @torch.no_grad()
 def test_the_backend_is_the_users_choice(model, clip, expected, backends):
     model.set_attention_backend("_native_math")
@@ -252,15 +220,6 @@ def test_projections_are_fused_already(model, clip, expected):
 
 
 # --- compilation ---------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def graphs():
-    """Counts the graphs compiled so far."""
-    torch.compiler.reset()
-    counters.clear()
-    yield lambda: counters["stats"]["unique_graphs"]
-    torch.compiler.reset()
 
 
 @torch.no_grad()

@@ -99,9 +99,7 @@ class Handler(BaseHTTPRequestHandler):
         ("PUT", r"/lfs/([0-9a-f]+)", "lfs_upload"),
         ("GET", r"/api/models/([^/]+/[^/]+)/tree/([^/]+)", "tree"),
         ("GET", r"/api/models/([^/]+/[^/]+)(?:/revision/([^/]+))?", "info"),
-        ("HEAD", r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", "resolve"),
         ("GET", r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", "resolve"),
-        ("HEAD", r"/cdn/([^/]+/[^/]+)/([0-9a-f]+)/(.+)", "cdn"),
         ("GET", r"/cdn/([^/]+/[^/]+)/([0-9a-f]+)/(.+)", "cdn"),
     ]
 
@@ -114,9 +112,10 @@ class Handler(BaseHTTPRequestHandler):
         self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if self.hub.status is not None:
             return self.reply(self.hub.status)
+        asked = "GET" if self.command == "HEAD" else self.command  # `reply` leaves out the body
         for method, pattern, name in self.ROUTES:
             match = re.fullmatch(pattern, path)
-            if method == self.command and match:
+            if method == asked and match:
                 groups = [group and unquote(group) for group in match.groups()]
                 return getattr(self, name)(*groups)
         self.reply(501, {"error": f"the stand-in has no {self.command} {path}"})

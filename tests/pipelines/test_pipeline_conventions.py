@@ -11,10 +11,9 @@ import pytest
 import torch
 from accelerate.hooks import CpuOffload
 from accelerate.utils.modeling import compute_module_sizes
-from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend
-from torch._dynamo.utils import counters
+from conventions import every_kind_of_file, relative_error
+from diffusers.models.attention_dispatch import AttentionBackendName
 
-import autoencoder.attention
 from autoencoder import AutoencoderKLVidTwin
 from pipelines import VidTwinPipeline, VidTwinTransformer3DModel, default_scheduler
 from pipelines.sampling import denormalize_latents
@@ -59,27 +58,14 @@ def generate(pipe, **kwargs):
     return pipe(**{**settings, **kwargs}).frames
 
 
-def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    """Root mean square of the difference over that of what is expected."""
-    return ((actual.float() - expected).square().mean() / expected.square().mean()).sqrt().item()
-
-
 # --- the denoiser: saving, offloading, casting ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "how",
-    [
-        {"variant": "fp16"},
-        {"safe_serialization": False},
-        {"max_shard_size": "150KB"},
-        {"max_shard_size": "150KB", "variant": "fp16"},
-    ],
-    ids=["variant", "bin", "shards", "variant-shards"],
-)
+@every_kind_of_file
 @torch.no_grad()
-def test_every_kind_of_file_loads_bit_equal(model, inputs, expected, tmp_path, how):
+def test_every_kind_of_file_loads_bit_equal(model, inputs, expected, tmp_path, how, file):
     model.save_pretrained(tmp_path, **how)
+    assert (tmp_path / file).is_file()
     assert len(list(tmp_path.glob("*-of-*.safetensors"))) > 1 or "max_shard_size" not in how
     loaded = VidTwinTransformer3DModel.from_pretrained(tmp_path, variant=how.get("variant"))
     assert loaded.state_dict().keys() == dict(model.named_parameters()).keys(), "positions are made, not saved"
@@ -133,23 +119,15 @@ def test_layerwise_casting_to_eight_bits(model, inputs, expected, compute_dtype)
 
 
 @torch.no_grad()
-def test_the_backend_is_the_users_choice(model, inputs, expected, monkeypatch):
-    asked = []
-    dispatch = autoencoder.attention.dispatch_attention_fn
-
-    def record(*args, backend=None, **kwargs):
-        asked.append(backend)
-        return dispatch(*args, backend=backend, **kwargs)
-
-    monkeypatch.setattr(autoencoder.attention, "dispatch_attention_fn", record)
-    with attention_backend("native"):  # the choice is global as well; this puts it back
-        model.set_attention_backend("_native_math")
-        out = model(**inputs).sample
-        assert asked == [AttentionBackendName._NATIVE_MATH] * len(model.attn_processors)
-        model.reset_attention_backend()
-        model(**inputs)
-        assert asked[-1] is None
+def test_the_backend_is_the_users_choice(model, inputs, expected, backends):
+    model.set_attention_backend("_native_math")
+    out = model(**inputs).sample
+    assert backends == [AttentionBackendName._NATIVE_MATH] * len(model.attn_processors)
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+    model.reset_attention_backend()
+    backends.clear()
+    model(**inputs)
+    assert set(backends) == {None}
 
 
 @torch.no_grad()
@@ -175,15 +153,6 @@ def test_projections_are_fused_and_taken_apart_again(model, inputs, expected):
     model.unfuse_qkv_projections()
     assert model.state_dict().keys() == keys
     assert torch.equal(model(**inputs).sample, expected)
-
-
-@pytest.fixture
-def graphs():
-    """Counts the graphs compiled so far."""
-    torch.compiler.reset()
-    counters.clear()
-    yield lambda: counters["stats"]["unique_graphs"]
-    torch.compiler.reset()
 
 
 @pytest.mark.parametrize("model", ["adaln"], indirect=True)
