@@ -224,7 +224,10 @@ def _frame(clip: torch.Tensor, t: int) -> Image.Image:
 
 
 def _in_256_colours(images: list[Image.Image]) -> list[Image.Image]:
-    """Images of one size in one palette, ordered-dithered: gradients stay smooth and still parts do not flicker."""
+    """Images of one size in one palette, ordered-dithered: gradients stay smooth and still parts do not flicker.
+
+    The streamed GIFs of `vidgen.data.streams` have a palette for each frame: closer, but paper would not stay white.
+    """
     pixels = np.stack([np.asarray(image) for image in images])
     palette = Image.fromarray(pixels.reshape(-1, *pixels.shape[2:])).quantize(256, dither=Image.Dither.NONE)
     _, height, width, _ = pixels.shape
