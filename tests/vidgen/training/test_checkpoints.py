@@ -1,0 +1,119 @@
+"""Checkpoints: complete or absent, whatever happens while they are written."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from accelerate import Accelerator
+
+from vidgen.errors import UserError
+from vidgen.training.checkpoints import clear_remains, find_checkpoint, list_checkpoints, save_checkpoint
+
+
+def write(folder: Path) -> None:
+    (folder / "part").mkdir()
+    (folder / "part" / "state").write_text("whole")
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(os.listdir(folder))
+
+
+def save(folder: Path, step: int, limit: int | None = 2, how=write) -> Path:
+    return save_checkpoint(Accelerator(cpu=True), folder, step, limit, how)
+
+
+def test_the_newest_are_kept_and_the_latest_is_found(tmp_path):
+    for step in (2, 10, 9):
+        save(tmp_path, step)
+    assert names(tmp_path) == ["checkpoint-10", "checkpoint-9"]
+    assert find_checkpoint(tmp_path, "latest").name == "checkpoint-10"
+    assert find_checkpoint(tmp_path, str(tmp_path / "checkpoint-9")).name == "checkpoint-9"
+    assert find_checkpoint(tmp_path, None) is None
+    assert find_checkpoint(tmp_path / "absent", "latest") is None
+
+
+def test_one_of_the_same_step_is_replaced(tmp_path):
+    save(tmp_path, 3)
+    save(tmp_path, 3, how=lambda folder: (folder / "state").write_text("new"))
+    assert names(tmp_path) == ["checkpoint-3"]
+    assert (tmp_path / "checkpoint-3" / "state").read_text() == "new"
+
+
+def test_a_full_disk_loses_nothing_earlier(tmp_path):
+    def fill(folder: Path) -> None:
+        (folder / "state").write_text("ha")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match=r"step 1 cannot be written .*No space left on device.*make room and try"):
+        save(tmp_path, 1, how=fill)
+    save(tmp_path, 1, limit=1)
+    with pytest.raises(UserError, match=r"step 2 cannot be written .*checkpoint-1 is whole"):
+        save(tmp_path, 2, limit=1, how=fill)
+    assert names(tmp_path) == ["checkpoint-1"]
+    assert (tmp_path / "checkpoint-1" / "part" / "state").read_text() == "whole"
+
+
+class Killed(BaseException):
+    """As a SIGKILL: nothing gets to clean up."""
+
+
+def killed_at(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the count-th operation on the file system, and all after it, not happen; a deletion happens by half."""
+    done = 0
+
+    def guarded(real):
+        def operation(*args, **kwargs):
+            nonlocal done
+            done += 1
+            if done == count and real is rmtree:
+                (args[0] / "part" / "state").unlink(missing_ok=True)
+            if done >= count:
+                raise Killed
+            return real(*args, **kwargs)
+
+        return operation
+
+    monkeypatch.setattr(Path, "mkdir", guarded(Path.mkdir))
+    monkeypatch.setattr(Path, "rename", guarded(Path.rename))
+    rmtree = shutil.rmtree
+    monkeypatch.setattr(shutil, "rmtree", guarded(rmtree))
+    monkeypatch.setattr(os, "fsync", guarded(os.fsync))
+
+
+@pytest.mark.parametrize("step", [1, 2])  # in the place of an older one, and of the same
+def test_a_kill_between_any_two_operations_leaves_a_whole_checkpoint(tmp_path, monkeypatch, step):
+    for count in range(1, 40):
+        folder = tmp_path / str(count)
+        save(folder, 1, limit=1)
+        with monkeypatch.context() as patch:
+            killed_at(count, patch)
+            try:
+                save(folder, step, limit=1)
+                finished = True
+            except Killed:
+                finished = False
+        clear_remains(folder)
+        left = list_checkpoints(folder)
+        assert left, f"nothing is left after operation {count}"
+        assert all((path / "part" / "state").read_text() == "whole" for path in left)
+        assert names(folder) == [path.name for path in left], "remains were not cleared"
+        if finished:
+            assert left[-1].name == f"checkpoint-{step}"
+            return
+    pytest.fail("the checkpoint was never written whole")
+
+
+def test_what_is_written_reaches_the_disk_before_it_counts(tmp_path, monkeypatch):
+    events = []
+    monkeypatch.setattr(os, "fsync", lambda handle: events.append(os.readlink(f"/proc/self/fd/{handle}")))
+    rename = Path.rename
+    monkeypatch.setattr(Path, "rename", lambda self, to: (events.append(("rename", to.name)), rename(self, to))[1])
+    save(tmp_path, 1)
+    before = events[: events.index(("rename", "checkpoint-1"))]
+    assert any(str(event).endswith("part/state") for event in before)
+    assert any(str(event).endswith("part") for event in before)
+    assert events[-1] == str(tmp_path)
