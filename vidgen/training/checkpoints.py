@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from accelerate import Accelerator
+from safetensors import SafetensorError
 
 from ..errors import UserError
 
@@ -64,7 +65,7 @@ def save_checkpoint(
             _delete(replaced)
             for old in list_checkpoints(output_dir)[: -max(total_limit, 1)] if total_limit is not None else ():
                 _delete(old)
-    except (OSError, RuntimeError, ValueError) as error:  # torch and safetensors have their own words for a full disk
+    except (OSError, RuntimeError, SafetensorError) as error:  # each library has its own for a full disk
         shutil.rmtree(aside, ignore_errors=True)
         kept = [path.name for path in list_checkpoints(output_dir)]
         raise UserError(

@@ -124,9 +124,10 @@ class VAETrainer(Trainer):
     def idle_groups(self) -> set[str]:
         return set() if gan_scale(self.updates, self.config.gan) else {"discriminator"}
 
-    def after_update(self, terms: dict[str, torch.Tensor]) -> None:
+    def after_update(self, terms: dict[str, torch.Tensor], sound: torch.Tensor) -> None:
         if "lecam" in terms:
-            self.discriminator.update_lecam(*self.over_processes(torch.stack([terms["d_real"], terms["d_fake"]])))
+            logits = self.over_processes(torch.stack([terms["d_real"], terms["d_fake"]]))
+            self.discriminator.update_lecam(*logits.where(sound, torch.nan))
 
     def describe_batch(self, batch: dict[str, Any]) -> list[str]:
         return [str(path) for path in batch["path"]]

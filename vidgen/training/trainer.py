@@ -222,8 +222,11 @@ class Trainer(ABC):
         """Parameter groups that the step under way does not train."""
         return set()
 
-    def after_update(self, terms: Losses) -> None:
-        """What follows an update of the weights, given the step's terms on this process; nothing by default."""
+    def after_update(self, terms: Losses, sound: torch.Tensor) -> None:
+        """What follows an update of the weights, given the step's terms on this process; nothing by default.
+
+        `sound`, a scalar on the device, is false if the update was skipped: then nothing may change.
+        """
         return
 
     # --- the loop --------------------------------------------------------------------------------------------------
@@ -323,7 +326,7 @@ class Trainer(ABC):
             self.optimizer.optimizer.found_inf = flags[0].clamp(max=1)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.after_update(step.terms())
+        self.after_update(step.terms(), flags[0] == 0)
         self.updates += 1
         step.flags = flags.to("cpu", non_blocking=True)
         if flags.device.type == "cuda":

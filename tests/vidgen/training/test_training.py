@@ -12,22 +12,12 @@ from safetensors.torch import load_file
 
 from autoencoder import AutoencoderKLVidTwin
 from pipelines import VidTwinPipeline
+from runs import WEIGHTS, logged, losses
 from vidgen.errors import UserError
 from vidgen.latent_cache import LatentCache
 from vidgen.training.checkpoints import list_checkpoints
 from vidgen.training.train_dit import train_dit
 from vidgen.training.train_vae import train_vae
-from vidgen.training.trainer import TrainingDiverged
-
-WEIGHTS = "diffusion_pytorch_model.safetensors"
-
-
-def logged(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def losses(run: Path) -> dict[int, float]:
-    return {entry["step"]: entry["loss"] for entry in logged(run) if "loss" in entry}
 
 
 def test_a_vae_run_leaves_what_it_promises(trained_vae):
@@ -67,21 +57,6 @@ def test_the_vae_learns(vae_config, tmp_path):
     assert sum(values[s] for s in range(36, 41)) < 0.75 * sum(values[s] for s in range(1, 6))
 
 
-@pytest.mark.parametrize("ema", ["0", "0.9"])
-def test_a_resumed_vae_run_equals_an_uninterrupted_one(vae_config, tmp_path, ema):
-    settings = ["train.checkpointing_steps=3", f"train.ema_decay={ema}", "train.checkpoints_total_limit=5"]
-    settings += ["optim.lr_scheduler=constant_with_warmup", "data.flip=true"]
-    whole = train_vae(vae_config(tmp_path / "whole", "train.max_train_steps=8", *settings))
-    # Five steps are a whole epoch and part of the next: the position in the data counts.
-    train_vae(vae_config(tmp_path / "cut", "train.max_train_steps=5", *settings))
-    shutil.rmtree(tmp_path / "cut" / "checkpoint-5")
-    (tmp_path / "cut" / "metrics.jsonl").open("a").write('{"step": 5, "lo')  # as a kill leaves it
-    resumed = train_vae(vae_config(tmp_path / "cut", "train.max_train_steps=8", "resume=latest", *settings))
-    assert losses(tmp_path / "whole") == losses(tmp_path / "cut")
-    a, b = load_file(whole / WEIGHTS), load_file(resumed / WEIGHTS)
-    assert all(torch.equal(a[key], b[key]) for key in a)
-
-
 def test_checkpoints_are_kept_to_their_limit(vae_config, tmp_path):
     train_vae(
         vae_config(
@@ -89,17 +64,6 @@ def test_checkpoints_are_kept_to_their_limit(vae_config, tmp_path):
         )
     )
     assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-3", "checkpoint-4"]
-
-
-def test_gradient_accumulation_counts_optimizer_steps(vae_config, tmp_path):
-    train_vae(vae_config(tmp_path, "train.max_train_steps=2", "train.gradient_accumulation_steps=2"))
-    assert list(losses(tmp_path)) == [1, 2]
-
-
-def test_a_loss_that_is_not_finite_stops_the_run(vae_config, tmp_path):
-    with pytest.raises(TrainingDiverged, match=r"at or before step \d+ \(.*l1.*\.mp4"):
-        train_vae(vae_config(tmp_path, "train.max_train_steps=50", "optim.learning_rate=1e30"))
-    assert not (tmp_path / "final").exists()
 
 
 def test_broken_videos_are_skipped_counted_and_listed(vae_config, sprites, tmp_path, capsys):

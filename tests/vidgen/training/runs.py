@@ -1,0 +1,61 @@
+"""What training runs leave, read back and compared."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+NOT_COMPUTED = ("clips_per_second", "data_wait", "tflops", "mfu", "peak_memory_gib", "hours_left")  # but measured
+
+# Every part of the objective that needs no file, with both players at work from the third step on.
+FULL = ["gan.weight=0.05", "gan.start_step=2", "gan.warmup_steps=2", "gan.lecam_weight=0.01"]
+FULL += ["gan.channels=8", "gan.num_layers=2"]
+
+
+def logged(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def numbers(run: Path) -> dict[int, dict[str, float]]:
+    """What was computed at every logged step, validation included."""
+    by_step: dict[int, dict[str, float]] = {}
+    for entry in logged(run):
+        by_step.setdefault(entry["step"], {}).update({k: v for k, v in entry.items() if k not in NOT_COMPUTED})
+    return by_step
+
+
+def losses(run: Path) -> dict[int, float]:
+    return {step: values["loss"] for step, values in numbers(run).items()}
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of the safetensors files below a folder."""
+    found = {}
+    for path in sorted(folder.rglob("*.safetensors")):
+        found |= {f"{path.relative_to(folder)}:{name}": tensor for name, tensor in load_file(path).items()}
+    return found
+
+
+def assert_same_tensors(a: Path, b: Path) -> None:
+    """Bit for bit."""
+    ours, theirs = tensors(a), tensors(b)
+    assert ours.keys() == theirs.keys() and ours
+    different = [name for name in ours if not torch.equal(ours[name], theirs[name])]
+    assert not different
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    """Two runs logged the same numbers and left the same final weights and last checkpoint, bit for bit."""
+    assert numbers(a) == numbers(b)
+    assert_same_tensors(a / "final", b / "final")
+    last = max(numbers(a))
+    assert_same_tensors(a / f"checkpoint-{last}", b / f"checkpoint-{last}")
+    optimizers = [
+        torch.load(run / f"checkpoint-{last}" / "optimizer.bin", weights_only=True)["state"] for run in (a, b)
+    ]
+    for one, other in zip(*(state.values() for state in optimizers), strict=True):
+        assert all(torch.equal(one[key], other[key]) for key in one)

@@ -1,0 +1,202 @@
+"""A run that was stopped, in good order or not, ends as one that never was: bit for bit."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from runs import FULL, assert_same_run, assert_same_tensors, losses
+from vidgen.errors import Stopped, UserError
+from vidgen.training.checkpoints import list_checkpoints
+from vidgen.training.train_dit import train_dit
+from vidgen.training.train_vae import VAETrainer, train_vae
+from vidgen.training.trainer import TrainingDiverged
+
+KILLS = int(os.environ.get("VIDGEN_KILLS", "4"))  # more of them take minutes
+STEADY = "optim.lr_scheduler=constant_with_warmup"  # the schedule of a run of another length
+
+
+@pytest.fixture(autouse=True)
+def _no_handlers():
+    """Signals are as they were after every test."""
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    yield
+    assert before == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("ema", ["0", "0.9"])
+def test_a_resumed_vae_run_equals_an_uninterrupted_one(vae_config, tmp_path, ema, workers):
+    settings = ["train.checkpointing_steps=3", f"train.ema_decay={ema}", "train.logging_steps=2", STEADY, *FULL]
+    settings += [f"train.dataloader_num_workers={workers}", "data.flip=true"]
+    train_vae(vae_config(tmp_path / "whole", "train.max_train_steps=8", *settings))
+    # Cut between two logged steps, in the second epoch, with the discriminator at work.
+    train_vae(vae_config(tmp_path / "cut", "train.max_train_steps=6", *settings))
+    shutil.rmtree(tmp_path / "cut" / "checkpoint-6")
+    shutil.rmtree(tmp_path / "cut" / "final")
+    (tmp_path / "cut" / "metrics.jsonl").open("a").write('{"step": 5, "lo')  # as a kill leaves it
+    train_vae(vae_config(tmp_path / "cut", "train.max_train_steps=8", "resume=latest", *settings))
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_accumulated_gradients_are_those_of_the_larger_batch(vae_config, tmp_path):
+    settings = ["train.max_train_steps=4", "model.overrides={heads: residual, qformer_dropout: 0}"]
+    train_vae(vae_config(tmp_path / "whole", "train.train_batch_size=4", *settings))
+    train_vae(
+        vae_config(tmp_path / "parts", "train.train_batch_size=2", "train.gradient_accumulation_steps=2", *settings)
+    )
+    assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
+
+
+# --- signals --------------------------------------------------------------------------------------------------------
+
+
+def interrupted_at(step: int, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Send this process a signal in the middle of a step."""
+    compute = VAETrainer.compute_losses
+
+    def compute_and_signal(self, batch):
+        if self.updates == step - 1:
+            os.kill(os.getpid(), number)
+        return compute(self, batch)
+
+    monkeypatch.setattr(VAETrainer, "compute_losses", compute_and_signal)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_after_the_step_with_a_checkpoint(vae_config, tmp_path, monkeypatch, number):
+    settings = ["train.max_train_steps=7", "train.logging_steps=4", *FULL]
+    train_vae(vae_config(tmp_path / "whole", *settings))
+    with monkeypatch.context() as patch:
+        interrupted_at(3, number, patch)
+        with pytest.raises(Stopped, match=r"after step 4; .*checkpoint-4 is written: go on") as stop:
+            train_vae(vae_config(tmp_path / "cut", *settings))
+    assert stop.value.code == 128 + number
+    assert [path.name for path in list_checkpoints(tmp_path / "cut")] == [
+        "checkpoint-4"
+    ]  # the step after the one the signal fell into
+    assert not (tmp_path / "cut" / "final").exists()
+    train_vae(vae_config(tmp_path / "cut", "resume=latest", *settings))
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_second_signal_ends_it_at_once(vae_config, tmp_path, monkeypatch):
+    compute = VAETrainer.compute_losses
+
+    def compute_and_insist(self, batch):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        return compute(self, batch)
+
+    monkeypatch.setattr(VAETrainer, "compute_losses", compute_and_insist)
+    with pytest.raises(KeyboardInterrupt):
+        train_vae(vae_config(tmp_path, "train.max_train_steps=3"))
+    assert not list_checkpoints(tmp_path)
+
+
+# --- numbers that are not finite -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+@pytest.mark.parametrize("logging_steps", [1, 5])
+def test_what_is_not_finite_stops_the_run_at_the_last_good_step(
+    vae_config, tmp_path, monkeypatch, where, logging_steps
+):
+    settings = [f"train.logging_steps={logging_steps}", STEADY, *FULL]
+    train_vae(vae_config(tmp_path / "good", "train.max_train_steps=3", *settings))
+    compute = VAETrainer.compute_losses
+    batches = []
+
+    def poisoned(self, batch):
+        losses = compute(self, batch)
+        batches.append(batch["path"])
+        if self.updates == 3:
+            if where == "loss":
+                losses["loss"] = losses["loss"] * float("nan")
+            else:
+                losses["loss"].register_hook(lambda gradient: gradient * float("inf"))
+        return losses
+
+    with monkeypatch.context() as patch:
+        patch.setattr(VAETrainer, "compute_losses", poisoned)
+        with pytest.raises(TrainingDiverged, match=r"diverged at step 4 \(.*l1 .*grad_norm nan") as error:
+            train_vae(vae_config(tmp_path / "bad", "train.max_train_steps=9", *settings))
+    assert all(path in str(error.value) for path in batches[3])
+    assert "checkpoint-3 holds the state after the last good step" in str(error.value)
+    assert_same_tensors(tmp_path / "good" / "checkpoint-3", tmp_path / "bad" / "checkpoint-3")
+    assert not (tmp_path / "bad" / "final").exists()
+    train_vae(vae_config(tmp_path / "good", "train.max_train_steps=6", "resume=latest", *settings))
+    train_vae(vae_config(tmp_path / "bad", "train.max_train_steps=6", "resume=latest", *settings))
+    assert_same_tensors(tmp_path / "good" / "final", tmp_path / "bad" / "final")
+
+
+def test_a_learning_rate_beyond_reason_is_told_so(vae_config, tmp_path):
+    with pytest.raises(TrainingDiverged, match=r"lower optim.learning_rate"):
+        train_vae(vae_config(tmp_path, "train.max_train_steps=50", "optim.learning_rate=1e30"))
+    assert list_checkpoints(tmp_path)
+
+
+# --- kills -----------------------------------------------------------------------------------------------------------
+
+
+def run_and_kill(train, config, kills: int) -> int:
+    """Start a run again and again, killing it at random moments, then let it end; the kills that hit it at work."""
+    moments, hits = random.Random(0), 0
+    context = multiprocessing.get_context("fork")  # a new interpreter would spend its life importing
+    config.resume = "latest"
+    while True:
+        process = context.Process(target=train, args=(config,))
+        process.start()
+        if hits < kills:
+            time.sleep(moments.uniform(0.05, 1.5))
+            process.kill()
+        process.join()
+        if process.exitcode != -signal.SIGKILL:
+            assert process.exitcode == 0
+            return hits
+        hits += 1
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("program", ["vae", "dit"])
+def test_a_run_killed_at_random_moments_ends_as_one_never_stopped(request, tmp_path, program, workers):
+    make, train = request.getfixturevalue(f"{program}_config"), {"vae": train_vae, "dit": train_dit}[program]
+    # Half of the time goes into writing checkpoints, so half of the kills fall into one.
+    settings = [f"train.max_train_steps={10 + 3 * KILLS}", "train.checkpointing_steps=1", "train.logging_steps=3"]
+    settings += [f"train.dataloader_num_workers={workers}", "train.ema_decay=0.9", *(FULL if program == "vae" else [])]
+    train(make(tmp_path / "whole", *settings))
+    hits = run_and_kill(train, make(tmp_path / "cut", *settings), KILLS)
+    assert hits >= min(KILLS, 3), "the run ended before it could be killed"
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+    assert not list((tmp_path / "cut").glob(".*checkpoint*"))
+
+
+def _train_with_little_room(config, size: int) -> None:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    try:
+        train_vae(config)
+    except UserError as error:
+        Path(config.output_dir, "said").write_text(str(error))
+
+
+def test_a_full_disk_stops_the_run_and_loses_nothing_earlier(vae_config, tmp_path):
+    settings = ["train.checkpointing_steps=2"]
+    train_vae(vae_config(tmp_path, "train.max_train_steps=2", *settings))
+    config = vae_config(tmp_path, "train.max_train_steps=9", "resume=latest", *settings)
+    process = multiprocessing.get_context("fork").Process(target=_train_with_little_room, args=(config, 100_000))
+    process.start()
+    process.join()
+    assert "The checkpoint of step 4 cannot be written" in (tmp_path / "said").read_text()
+    assert "checkpoint-2 is whole" in (tmp_path / "said").read_text()
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-2"]
+    train_vae(config)
+    assert max(losses(tmp_path)) == 9
