@@ -27,9 +27,9 @@ class PatchDiscriminator(nn.Module):
     """PatchGAN (Isola et al. 2017, Section 3.2.2): logits of overlapping patches, of 70 x 70 pixels with 3 halvings.
 
     The first layer and `num_layers - 1` more halve the size, one more keeps it, and the last gives a logit per place.
-    In three dimensions (`"3d"`) the kernels span 3 frames, and halvings halve the clip's length too. GroupNorm where
-    the original has BatchNorm, so that no clip is judged by its batch: a batch in parts, on any number of processes,
-    gives the gradients of the whole.
+    In three dimensions (`"3d"`) the halvings span 3 frames and halve the clip's length too, so that with 3 of them a
+    logit sees 15 frames. GroupNorm where the original has BatchNorm, so that no clip is judged by its batch: a batch
+    in parts, on any number of processes, gives the gradients of the whole.
 
     Args:
         config: `discriminator`, `channels` and `num_layers` are read.
@@ -82,7 +82,11 @@ class PatchDiscriminator(nn.Module):
         if self.frames:
             conv = nn.Conv2d(in_channels, out_channels, 4, stride, padding=1, bias=bias)
         else:
-            conv = nn.Conv3d(in_channels, out_channels, (3, 4, 4), stride, padding=1, bias=bias)
+            # One frame where nothing is halved: over a padded length of two, oneDNN's bfloat16 gradient of a kernel of
+            # three reads memory that nobody wrote (PyTorch 2.13 on a CPU).
+            span = 3 if stride == 2 else 1
+            kernel, padding = (span, 4, 4), (span // 2, 1, 1)
+            conv = nn.Conv3d(in_channels, out_channels, kernel, stride, padding, bias=bias)
         nn.init.normal_(conv.weight, std=0.02)
         return conv
 
