@@ -121,9 +121,16 @@ def test_under_autocast_distances_stay_float32(squeeze):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         half = squeeze(a, b)
     assert half.dtype == torch.float32
-    assert perceptual._unit_length(a.bfloat16()).dtype == torch.float32
     torch.testing.assert_close(half, squeeze(a, b), rtol=0.02, atol=0)
     assert (half != squeeze(a, b)).all()  # the backbone did run in bfloat16
+
+
+def test_features_are_compared_in_float32_and_may_be_nothing():
+    assert perceptual._unit_length(torch.ones(1, 2, 3, 3, dtype=torch.bfloat16)).dtype == torch.float32
+    nothing = torch.zeros(1, 2, 3, 3, requires_grad=True)
+    unit = perceptual._unit_length(nothing)
+    unit.sum().backward()
+    assert (unit == 0).all() and nothing.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("backbone", BACKBONE_NAMES)
