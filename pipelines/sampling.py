@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import DDIMScheduler, SchedulerMixin
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 
 if TYPE_CHECKING:
@@ -22,18 +22,27 @@ Generator = torch.Generator | list[torch.Generator] | None
 ModelFn = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 
 
-def default_scheduler(prediction_type: str = "sample", **overrides: Any) -> DDIMScheduler:
-    """The scheduler we train with and sample from: DDIM with 1000 training steps, the paper's x0 prediction.
+PREDICTION_TYPES = ("sample", "epsilon", "v_prediction", "flow_prediction")
+
+
+def default_scheduler(
+    prediction_type: str = "sample", **overrides: Any
+) -> DDIMScheduler | FlowMatchEulerDiscreteScheduler:
+    """The scheduler we train with and sample from, with 1000 training steps: DDIM, and for flow matching Euler's.
 
     Args:
-        prediction_type: "sample" (x0), "v_prediction" or "epsilon".
-        overrides: further arguments of `DDIMScheduler`.
+        prediction_type: "sample" (x0, the paper), "epsilon" or "v_prediction" for DDIM; "flow_prediction", the
+            velocity noise - clean, for `FlowMatchEulerDiscreteScheduler`.
+        overrides: further arguments of the scheduler, such as `beta_schedule` or `rescale_betas_zero_snr`.
 
     Raises:
-        ValueError: if the prediction type is none of these.
+        ValueError: if the prediction type is none of these, the scheduler does not know an override, or noise is to be
+            predicted where the noisy latents are nothing else (zero terminal SNR).
     """
-    if prediction_type not in ("sample", "v_prediction", "epsilon"):
-        raise ValueError(f"prediction_type must be sample, v_prediction or epsilon, not {prediction_type!r}.")
+    if prediction_type not in PREDICTION_TYPES:
+        raise ValueError(f"prediction_type must be one of {', '.join(PREDICTION_TYPES)}, not {prediction_type!r}.")
+    if prediction_type == "flow_prediction":
+        return _build_scheduler(FlowMatchEulerDiscreteScheduler, {"num_train_timesteps": 1000, **overrides})
     # The paper states no noise schedule. Ending in pure noise is what sampling starts from (W.A.L.T's ablation: FVD 61
     # with zero terminal SNR, 84 without), and the cosine spares few, little redundant values from drowning early.
     # Noise prediction says nothing about x0 there, so it has DDPM's linear schedule, which stops short of it.
@@ -44,8 +53,63 @@ def default_scheduler(prediction_type: str = "sample", **overrides: Any) -> DDIM
         "rescale_betas_zero_snr": pure_noise_at_end,
         "timestep_spacing": "trailing",  # start at the last step, whatever the number of steps
         "clip_sample": False,  # normalised latents leave [-1, 1]
+        "prediction_type": prediction_type,
+        **overrides,
     }
-    return DDIMScheduler(prediction_type=prediction_type, **{**config, **overrides})
+    if prediction_type == "epsilon" and config["rescale_betas_zero_snr"]:
+        raise ValueError(
+            "prediction_type epsilon cannot have zero terminal SNR: the noise of pure noise says nothing of the clean "
+            "latents; predict v_prediction or sample, or leave zero terminal SNR off."
+        )
+    return _build_scheduler(DDIMScheduler, config)
+
+
+def _build_scheduler(scheduler_class: type[SchedulerMixin], config: dict[str, Any]) -> SchedulerMixin:
+    try:
+        return scheduler_class(**config)
+    except (TypeError, NotImplementedError) as error:
+        raise ValueError(f"{scheduler_class.__name__} cannot be made so: {error}") from error
+
+
+def prediction_type_of(scheduler: SchedulerMixin) -> str:
+    """What a model predicts for this scheduler: one of `PREDICTION_TYPES`."""
+    return scheduler.config.get("prediction_type", "flow_prediction")  # flow schedulers state none
+
+
+def noise_levels(scheduler: SchedulerMixin, timestep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Shares of signal and noise at timesteps: (alpha, sigma) of noisy = alpha * clean + sigma * noise.
+
+    Flow matching goes straight, sigma = timestep / 1000 and alpha = 1 - sigma; all else preserves the variance.
+
+    Args:
+        timestep: any shape, in [0, num_train_timesteps].
+
+    Returns:
+        Two float32 tensors of that shape.
+
+    Raises:
+        ValueError: if the scheduler does not state its noise levels.
+    """
+    if prediction_type_of(scheduler) == "flow_prediction":
+        sigma = timestep.float() / scheduler.config.num_train_timesteps
+        return 1 - sigma, sigma
+    if not hasattr(scheduler, "alphas_cumprod"):
+        raise ValueError(f"{type(scheduler).__name__} does not state its noise levels (alphas_cumprod).")
+    # Kept on the device, as Diffusers' add_noise does: training asks at every step.
+    scheduler.alphas_cumprod = scheduler.alphas_cumprod.to(timestep.device)
+    squared = scheduler.alphas_cumprod[timestep.round().long()]
+    return squared.sqrt(), (1 - squared).sqrt()
+
+
+def spread_streams(values: torch.Tensor, sizes: tuple[int, int]) -> torch.Tensor:
+    """A value per clip (B,) or per stream (B, 2), laid against packed latents: (B, 1) or (B, L).
+
+    Args:
+        sizes: values in the structure and in the dynamics latent; together L.
+    """
+    if values.ndim == 1:
+        return values[:, None]
+    return torch.cat([values[:, i : i + 1].expand(-1, size) for i, size in enumerate(sizes)], dim=1)
 
 
 def normalize_latents(latents: torch.Tensor, vae: AutoencoderKLVidTwin) -> torch.Tensor:
@@ -148,27 +212,26 @@ def guided(
 def estimate_clean(
     scheduler: SchedulerMixin, prediction: torch.Tensor, timestep: torch.Tensor, model_input: torch.Tensor
 ) -> torch.Tensor:
-    """The clean latents (B, L) that a prediction at `timestep` (0-d or (B,)) implies, from what the model was shown.
+    """The clean latents (B, L) that a prediction at `timestep` implies, from what the model was shown.
+
+    Args:
+        timestep: 0-d, (B,), or (B, L) with one for each value (`spread_streams`).
 
     Raises:
         ValueError: if the scheduler's `prediction_type` is none of Diffusers', or its noise levels are not stated.
     """
-    prediction_type = scheduler.config.get("prediction_type", "flow_prediction")  # flow schedulers state none
-    timestep = timestep[..., None]
+    prediction_type = prediction_type_of(scheduler)
+    if prediction_type not in PREDICTION_TYPES:
+        raise ValueError(f"No estimate of the clean latents for prediction_type {prediction_type!r}.")
     if prediction_type == "sample":
         return prediction
-    if prediction_type == "flow_prediction":
-        return model_input - timestep / scheduler.config.num_train_timesteps * prediction
-    if not hasattr(scheduler, "alphas_cumprod"):
-        raise ValueError(f"Self-conditioning cannot tell the noise level of {type(scheduler).__name__}.")
     # Scaled model inputs are variance preserving, whatever the scheduler itself computes in.
-    alpha = scheduler.alphas_cumprod.to(prediction.device)[timestep.round().long()].sqrt()
-    sigma = (1 - alpha.square()).sqrt()
+    alpha, sigma = noise_levels(scheduler, timestep if timestep.ndim == 2 else timestep[..., None])
+    if prediction_type == "flow_prediction":
+        return model_input - sigma * prediction
     if prediction_type == "v_prediction":
         return alpha * model_input - sigma * prediction
-    if prediction_type == "epsilon":
-        return (model_input - sigma * prediction) / alpha.clamp(min=1e-4)
-    raise ValueError(f"No estimate of the clean latents for prediction_type {prediction_type!r}.")
+    return (model_input - sigma * prediction) / alpha.clamp(min=1e-4)
 
 
 def denoise(

@@ -128,10 +128,30 @@ class VAETrainingConfig:
 
 
 @dataclass
+class LatentsConfig:
+    """How clips are encoded for the DiT, once (`vidgen.latent_cache`), and read back."""
+
+    sample: bool = False  # draw from the posterior at every visit; else its mean, as in the paper
+    crops: int = 1  # of each clip: 1 is the middle; of more, place and start are drawn at random, by seed
+    flips: bool = False  # every clip also mirrored
+    batch_size: int = 8  # clips encoded at a time
+    shard_size: int = 256  # clips to a file; the share of work that is done over after an interruption
+
+
+@dataclass
 class DiffusionConfig:
     """What the DiT learns to predict, and how its samples are drawn while it trains."""
 
-    prediction_type: str = "sample"  # sample (x0, the paper), epsilon, v_prediction
+    prediction_type: str = "sample"  # sample (x0, the paper), epsilon, v_prediction, flow_prediction
+    noise_schedule: str | None = None  # linear, scaled_linear, squaredcos_cap_v2; where not given, the cosine
+    #   squaredcos_cap_v2, and linear for epsilon; flow_prediction has its own
+    zero_terminal_snr: bool | None = None  # end in pure noise; where not given, on, but off for epsilon
+    loss_weighting: str = "none"  # none (the target's own), min_snr
+    min_snr_gamma: float = 5.0
+    timestep_sampling: str = "uniform"  # uniform, logit_normal (the middle more often)
+    logit_mean: float = 0.0  # of logit_normal; above 0 more noise
+    logit_std: float = 1.0
+    independent_timesteps: float = 0.0  # share of clips whose streams get timesteps of their own; else one for both
     class_dropout: float = 0.2  # share of clips trained without their class, for classifier-free guidance
     guidance_scale: float = 5.0  # of the samples drawn at validation
     num_inference_steps: int = 50  # likewise
@@ -139,7 +159,7 @@ class DiffusionConfig:
 
 @dataclass
 class DiTTrainingConfig:
-    """Everything `train_dit.py` reads."""
+    """Everything `train_dit.py` and `vidgen.encode_latents` read."""
 
     vae: str = MISSING  # folder of a trained VAE
     output_dir: str = "runs/dit"
@@ -148,6 +168,7 @@ class DiTTrainingConfig:
     model: ModelConfig = field(default_factory=lambda: ModelConfig(preset="paper"))
     data: DataConfig = field(default_factory=DataConfig)
     latent_cache: str | None = None  # folder of the latent cache; OUTPUT_DIR/latents where not given
+    latents: LatentsConfig = field(default_factory=LatentsConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

@@ -2,63 +2,157 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from diffusers import SchedulerMixin
 from torch import nn
 
 from pipelines import VidTwinTransformer3DModel
-from pipelines.sampling import estimate_clean
+from pipelines.sampling import PREDICTION_TYPES, estimate_clean, noise_levels, prediction_type_of, spread_streams
 
 from ..config import DiffusionConfig
+from ..errors import UserError
 from .vae import Losses
+
+LOSS_WEIGHTINGS = ("none", "min_snr")
+TIMESTEP_SAMPLINGS = ("uniform", "logit_normal")
 
 
 class DiffusionObjective(nn.Module):
-    """Mean squared error of the DiT's prediction on noised latents, at uniformly drawn timesteps.
+    """Mean squared error of the DiT's prediction on noised latents, at randomly drawn timesteps.
 
-    The target is the scheduler's `prediction_type`: x0 (`sample`, the paper), `epsilon` or `v_prediction`. A share
-    `class_dropout` of the clips is given the null class, which guidance needs. A self-conditioned transformer is
-    shown its own estimate of the clean latents for one half of the batch, and none for the other (Chen et al., arXiv
-    2208.04202).
+    The target is the scheduler's `prediction_type`: x0 (`sample`, the paper), `epsilon`, `v_prediction`, or
+    `flow_prediction`, the velocity noise - clean. `loss_weighting` "none" leaves each target the weighting it has by
+    itself; "min_snr" is Hang et al.'s (arXiv 2303.09556), see `min_snr_weight`.
+
+    A timestep belongs to a clip, or for a share `independent_timesteps` of the clips to each of its streams: then the
+    DiT also learns one stream while the other is clean or nearly so. A share `class_dropout` is given the null class,
+    which guidance needs. A self-conditioned transformer is shown its own estimate of the clean latents for half of the
+    clips, and none for the others (Chen et al., arXiv 2208.04202).
+
+    Raises:
+        UserError: if a value of the config is unknown or out of range.
     """
 
     def __init__(
         self, transformer: VidTwinTransformer3DModel, scheduler: SchedulerMixin, config: DiffusionConfig
     ) -> None:
         super().__init__()
+        check_diffusion(config)
         self.transformer = transformer
         self.scheduler = scheduler
-        self.class_dropout = config.class_dropout
+        self.config = config
+        self.sizes = (math.prod(transformer.structure_shape), math.prod(transformer.dynamics_shape))
 
     def forward(self, latents: torch.Tensor, labels: torch.Tensor | None = None) -> Losses:
-        """Normalised packed latents (B, L) and their class ids (B,) -> `loss`."""
+        """Normalised packed latents (B, L) and their class ids (B,) -> `loss`, and `structure` and `dynamics`.
+
+        The latter are each stream's own mean squared error, unweighted and detached.
+        """
         noise = torch.randn_like(latents)
-        steps = self.scheduler.config.num_train_timesteps
-        timestep = torch.randint(steps, (latents.shape[0],), device=latents.device)
-        noisy = self.scheduler.add_noise(latents, noise, timestep)
+        timestep = self._draw_timesteps(len(latents), latents.device)
+        alpha, sigma = (spread_streams(level, self.sizes) for level in noise_levels(self.scheduler, timestep))
+        noisy = alpha * latents + sigma * noise
         null_class = self.transformer.config.num_classes
         if null_class is not None:
-            dropped = torch.rand(labels.shape, device=labels.device) < self.class_dropout
+            dropped = torch.rand(labels.shape, device=labels.device) < self.config.class_dropout
             labels = labels.masked_fill(dropped, null_class)
         estimate = self._estimate(noisy, timestep, labels) if self.transformer.config.self_conditioning else None
         prediction = self.transformer(noisy, timestep, labels, self_condition=estimate).sample
-        return {"loss": F.mse_loss(prediction.float(), self._target(latents, noise, timestep))}
+
+        prediction_type = prediction_type_of(self.scheduler)
+        target = denoising_target(prediction_type, latents, noise, alpha, sigma)
+        error = F.mse_loss(prediction.float(), target, reduction="none")
+        structure, dynamics = (
+            part.mean() if part.numel() else part.sum() for part in error.detach().split(self.sizes, dim=1)
+        )
+        if self.config.loss_weighting == "min_snr":
+            error = error * min_snr_weight(prediction_type, alpha, sigma, self.config.min_snr_gamma)
+        return {"loss": error.mean(), "structure": structure, "dynamics": dynamics}
+
+    def _draw_timesteps(self, batch_size: int, device: torch.device) -> torch.Tensor:
+        """(B,) for both streams, or (B, 2) where some clips have one for each."""
+        timestep = self._draw(batch_size, device)
+        if self.config.independent_timesteps == 0:
+            return timestep
+        independent = torch.rand(batch_size, device=device) < self.config.independent_timesteps
+        other = torch.where(independent, self._draw(batch_size, device), timestep)
+        return torch.stack([timestep, other], dim=1)
+
+    def _draw(self, batch_size: int, device: torch.device) -> torch.Tensor:
+        """(B,): whole steps of a discrete schedule, or anywhere in [0, 1000) of flow matching's."""
+        steps = self.scheduler.config.num_train_timesteps
+        continuous = prediction_type_of(self.scheduler) == "flow_prediction"
+        if self.config.timestep_sampling == "uniform":
+            if not continuous:
+                return torch.randint(steps, (batch_size,), device=device)
+            return steps * torch.rand(batch_size, device=device)
+        # Esser et al., arXiv 2403.03206, section 3.1.
+        logit = self.config.logit_mean + self.config.logit_std * torch.randn(batch_size, device=device)
+        timestep = steps * logit.sigmoid()
+        return timestep if continuous else timestep.long().clamp(max=steps - 1)
 
     @torch.no_grad()
     def _estimate(self, noisy: torch.Tensor, timestep: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
-        half = (len(noisy) + 1) // 2
-        noisy_half, timestep, labels = noisy[:half], timestep[:half], None if labels is None else labels[:half]
+        """The model's estimate of the clean latents for a random half of the clips, zero for the others: (B, L)."""
+        batch_size = len(noisy)
+        half = (batch_size + 1) // 2
+        chosen = torch.randperm(batch_size, device=noisy.device)[:half]
+        noisy_half, timestep, labels = noisy[chosen], timestep[chosen], None if labels is None else labels[chosen]
         prediction = self.transformer(noisy_half, timestep, labels).sample
-        estimate = estimate_clean(self.scheduler, prediction, timestep, noisy_half)
-        return torch.cat([estimate.to(noisy.dtype), torch.zeros_like(noisy[half:])])
+        timestep = spread_streams(timestep, self.sizes)
+        estimate = estimate_clean(self.scheduler, prediction, timestep, noisy_half).to(noisy.dtype)
+        if batch_size % 2:  # the odd one has an even chance, so that every clip of every batch size has
+            shown = torch.ones(half, 1, device=noisy.device, dtype=noisy.dtype)
+            shown[-1] = (torch.rand(1, device=noisy.device) < 0.5).to(noisy.dtype)
+            estimate = estimate * shown
+        return torch.zeros_like(noisy).index_copy(0, chosen, estimate)
 
-    def _target(self, latents: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        prediction_type = self.scheduler.config.prediction_type
-        if prediction_type == "sample":
-            return latents
-        if prediction_type == "epsilon":
-            return noise
-        if prediction_type == "v_prediction":
-            return self.scheduler.get_velocity(latents, noise, timestep)
-        raise ValueError(f"prediction_type must be sample, epsilon or v_prediction, not {prediction_type!r}.")
+
+def check_diffusion(config: DiffusionConfig) -> None:
+    """Raise a `UserError` for a value that is unknown or out of range."""
+    for name, known in {"loss_weighting": LOSS_WEIGHTINGS, "timestep_sampling": TIMESTEP_SAMPLINGS}.items():
+        if getattr(config, name) not in known:
+            raise UserError(f"diffusion.{name} must be one of {', '.join(known)}, not {getattr(config, name)!r}.")
+    for name in ("independent_timesteps", "class_dropout"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise UserError(f"diffusion.{name} is a share from 0 to 1, not {getattr(config, name)}.")
+    for name in ("min_snr_gamma", "logit_std"):
+        if not getattr(config, name) > 0:
+            raise UserError(f"diffusion.{name} must be above 0, not {getattr(config, name)}.")
+
+
+def denoising_target(
+    prediction_type: str, clean: torch.Tensor, noise: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor
+) -> torch.Tensor:
+    """What the model should have said of alpha * clean + sigma * noise.
+
+    Raises:
+        ValueError: if the prediction type is unknown.
+    """
+    if prediction_type == "sample":
+        return clean
+    if prediction_type == "epsilon":
+        return noise
+    if prediction_type == "v_prediction":  # Salimans and Ho, arXiv 2202.00512
+        return alpha * noise - sigma * clean
+    if prediction_type == "flow_prediction":  # Liu et al., arXiv 2209.03003; Diffusers' time runs towards the noise
+        return noise - clean
+    raise ValueError(f"prediction_type must be one of {', '.join(PREDICTION_TYPES)}, not {prediction_type!r}.")
+
+
+def min_snr_weight(prediction_type: str, alpha: torch.Tensor, sigma: torch.Tensor, gamma: float) -> torch.Tensor:
+    """The weight of a squared error that makes it min(SNR, gamma) times that of x0, SNR = alpha^2 / sigma^2.
+
+    Hang et al., arXiv 2303.09556, section 3.4. The error of x0 is that of the noise over SNR, that of v over SNR + 1
+    and that of the flow's velocity times sigma^2; written so that neither end of the schedule divides 0 by 0. At zero
+    terminal SNR all but the noise's are 0: nothing of x0 can be told there.
+    """
+    signal, noise = alpha.square(), sigma.square()
+    if prediction_type == "sample":
+        return (signal / noise).clamp(max=gamma)
+    if prediction_type == "epsilon":
+        return (gamma * noise / signal).clamp(max=1)
+    return torch.minimum(signal, gamma * noise)  # v: over (SNR + 1), and alpha^2 + sigma^2 = 1; flow: times sigma^2

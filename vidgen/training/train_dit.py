@@ -9,17 +9,17 @@ import torch
 from accelerate import Accelerator
 from diffusers import SchedulerMixin
 
-from autoencoder import AutoencoderKLVidTwin
+from autoencoder import AutoencoderKLVidTwin, TwinPosterior
 from pipelines import VidTwinPipeline, VidTwinTransformer3DModel, default_scheduler
 from pipelines.sampling import normalize_latents
 
-from ..config import DiTTrainingConfig
-from ..data.dataset import BadVideos, ClipDataset, list_videos
+from ..config import DiffusionConfig, DiTTrainingConfig
+from ..data.dataset import BadVideos
 from ..errors import UserError
 from ..files import written_aside_folder
-from ..latent_cache import LatentCache, stream_statistics
-from ..models import load_vae, weights_hash
-from ..objectives.diffusion import DiffusionObjective
+from ..latent_cache import LatentCache, prepare_cache
+from ..models import load_vae
+from ..objectives.diffusion import DiffusionObjective, check_diffusion
 from ..plots import class_grid, save_clip_grid_video
 from .trainer import Trainer, build_accelerator
 
@@ -33,20 +33,18 @@ def train_dit(config: DiTTrainingConfig) -> Path:
         UserError: if the VAE, the data, the model or the checkpoint to resume from does not fit.
     """
     accelerator = build_accelerator(config)
+    check_diffusion(config.diffusion)
+    scheduler = build_scheduler(config.diffusion)
     vae = load_vae(config.vae).to(accelerator.device)
-    with accelerator.main_process_first():
-        cache = prepare_cache(config, vae, accelerator)
+    cache = prepare_cache(config, vae, accelerator)
+    if accelerator.is_main_process:
+        BadVideos(Path(config.output_dir) / "bad_videos.jsonl").add(cache.bad_videos)
     if vae.config.latents_mean is None:  # a converted official VAE comes without statistics
-        mean, std = stream_statistics(cache.mean, vae)
-        vae.register_to_config(latents_mean=mean, latents_std=std)
+        vae.register_to_config(latents_mean=cache.mean, latents_std=cache.std)
     transformer = build_transformer(config, vae, num_classes=len(cache.classes) or None)
-    try:
-        scheduler = default_scheduler(prediction_type=config.diffusion.prediction_type)
-    except ValueError as error:
-        raise UserError(f"diffusion.prediction_type does not fit: {error}") from error
     accelerator.print(
         f"{transformer.num_parameters():,} parameters; {sum(transformer.num_tokens)} tokens; "
-        f"{len(cache.mean)} clips in {len(cache.classes)} classes."
+        f"{len(cache)} clips in {len(cache.classes)} classes."
     )
     return DiTTrainer(config, accelerator, vae, transformer, scheduler, cache).fit()
 
@@ -67,25 +65,28 @@ def build_transformer(
         raise UserError(f"The DiT of this recipe cannot be built: {error}") from error
 
 
-def prepare_cache(config: DiTTrainingConfig, vae: AutoencoderKLVidTwin, accelerator: Accelerator) -> LatentCache:
-    """The latents of the training clips: from the cache folder where they fit, else encoded and kept there."""
-    folder = Path(config.latent_cache or Path(config.output_dir) / "latents")
-    files, classes = list_videos(config.data.root)
-    source = {
-        "vae": weights_hash(vae),
-        "data": str(Path(config.data.root).resolve()),
-        "videos": len(files),
-        "fps": config.data.fps,
-    }
-    cache = LatentCache.load(folder, source)
-    if cache is None:
-        shape = dict(num_frames=vae.config.num_frames, resolution=vae.config.sample_size, fps=config.data.fps)
-        clips = ClipDataset(files, classes=classes, train=False, **shape)
-        with accelerator.autocast():
-            bad_videos = BadVideos(Path(config.output_dir) / "bad_videos.jsonl")
-            cache = LatentCache.build(vae, clips, source, accelerator.device, bad_videos)
-        cache.save(folder)
-    return cache
+def build_scheduler(config: DiffusionConfig) -> SchedulerMixin:
+    """The scheduler of a recipe, which its pipeline then samples from.
+
+    Raises:
+        UserError: if a name is unknown, or the choices do not go together.
+    """
+    overrides = {}
+    if config.noise_schedule is not None:
+        overrides["beta_schedule"] = config.noise_schedule
+    if config.zero_terminal_snr is not None:
+        overrides["rescale_betas_zero_snr"] = config.zero_terminal_snr
+    if config.prediction_type == "flow_prediction":
+        if config.noise_schedule is not None or config.zero_terminal_snr is False:
+            raise UserError(
+                "diffusion.prediction_type flow_prediction has its own schedule, which ends in pure noise: leave out "
+                "diffusion.noise_schedule and diffusion.zero_terminal_snr."
+            )
+        overrides = {}
+    try:
+        return default_scheduler(config.prediction_type, **overrides)
+    except ValueError as error:
+        raise UserError(f"The noise schedule of this recipe (diffusion) cannot be built: {error}") from error
 
 
 class DiTTrainer(Trainer):
@@ -101,14 +102,20 @@ class DiTTrainer(Trainer):
         cache: LatentCache,
     ) -> None:
         objective = DiffusionObjective(transformer, scheduler, config.diffusion)
-        super().__init__(config, accelerator, objective, transformer, cache.dataset())
+        super().__init__(config, accelerator, objective, transformer, cache)
         self.vae = vae
         self.scheduler = scheduler
+        self.cache = cache
         self.classes = cache.classes
 
-    def compute_losses(self, batch: Any) -> dict[str, torch.Tensor]:
-        latents, labels = batch
-        return self.objective(normalize_latents(latents, self.vae), labels)
+    def compute_losses(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        latents = batch["mean"]
+        if self.config.latents.sample:
+            latents = TwinPosterior(latents, batch["logvar"]).sample()
+        return self.objective(normalize_latents(latents, self.vae), batch["label"])
+
+    def describe_batch(self, batch: dict[str, Any]) -> str:
+        return ", ".join(self.cache.describe(index) for index in batch["index"].tolist())
 
     def pipeline(self) -> VidTwinPipeline:
         """The pipeline of the model as it stands."""

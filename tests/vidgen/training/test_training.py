@@ -14,7 +14,6 @@ from autoencoder import AutoencoderKLVidTwin
 from pipelines import VidTwinPipeline
 from runs import WEIGHTS, logged, losses
 from vidgen.errors import UserError
-from vidgen.latent_cache import LatentCache
 from vidgen.training.checkpoints import list_checkpoints
 from vidgen.training.train_dit import train_dit
 from vidgen.training.train_vae import train_vae
@@ -96,32 +95,6 @@ def test_a_dit_run_leaves_a_pipeline_and_resumes(dit_config, trained_vae, tmp_pa
     saved, ours = (AutoencoderKLVidTwin.from_pretrained(folder) for folder in (whole / "vae", trained_vae))
     assert saved.config.latents_std == ours.config.latents_std
     assert (tmp_path / "whole" / "samples" / "step-6.gif").exists()
-
-
-def test_the_latent_cache_is_reused_and_guarded(dit_config, trained_vae, tmp_path, monkeypatch):
-    config = dit_config(tmp_path / "run", "train.max_train_steps=1", f"latent_cache={tmp_path / 'cache'}")
-    train_dit(config)
-    monkeypatch.setattr(LatentCache, "build", lambda *a: pytest.fail("the cache was made again"))
-    train_dit(config)
-    other = tmp_path / "other"
-    shutil.copytree(trained_vae, other)
-    (other / WEIGHTS).write_bytes((other / WEIGHTS).read_bytes()[:-1] + b"\x01")
-    config.vae = str(other)
-    with pytest.raises(UserError, match="made with another vae"):
-        train_dit(config)
-
-
-def test_cached_latents_are_the_encoders_and_each_clip_stands_once(dit_config, trained_vae, sprites, tmp_path):
-    data = tmp_path / "data"
-    shutil.copytree(sprites, data)
-    (data / "orbit" / "broken.mp4").write_text("not a video")
-    config = dit_config(tmp_path / "run", "train.max_train_steps=1", f"data.root={data}")
-    train_dit(config)
-    tensors = load_file(tmp_path / "run" / "latents" / "latents.safetensors")
-    assert tensors["mean"].shape[0] == 16
-    assert tensors["labels"].bincount().tolist() == [2] * 8
-    assert len(tensors["mean"].unique(dim=0)) == 16
-    assert "broken.mp4" in (tmp_path / "run" / "bad_videos.jsonl").read_text()
 
 
 @pytest.mark.parametrize(
