@@ -216,10 +216,12 @@ def missing_shards(folder: Path, source: Source, config: DiTTrainingConfig, num_
     present = set()
     for path in sorted(folder.glob("latents-*.safetensors")):
         try:
-            refuse_another(folder, read_shard(path)["source"], source)
-            present.add(path)
+            made_from = read_shard(path)["source"]
         except (SafetensorError, OSError, KeyError, ValueError):
-            path.unlink()  # not one of ours, or damaged: done over
+            path.unlink()  # damaged: done over
+            continue
+        refuse_another(folder, made_from, source)
+        present.add(path)
     ours = [shard_path(folder, shard, shards) for shard in range(shards)]
     for path in present.difference(ours):  # cut for another shard_size
         path.unlink()

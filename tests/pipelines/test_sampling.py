@@ -5,14 +5,18 @@ import pytest
 import torch
 
 from pipelines.sampling import (
+    PREDICTION_TYPES,
     default_scheduler,
     denoise,
     denormalize_latents,
     estimate_clean,
     guided,
     initial_noise,
+    noise_levels,
     normalize_latents,
+    prediction_type_of,
     retrieve_timesteps,
+    spread_streams,
 )
 
 SHAPE = (3, 40)
@@ -22,6 +26,9 @@ SCHEDULERS = {
     "ddim-x0": lambda: default_scheduler(),
     "ddim-v": lambda: default_scheduler("v_prediction"),
     "ddim-epsilon": lambda: default_scheduler("epsilon"),
+    "ddim-linear-v": lambda: default_scheduler("v_prediction", beta_schedule="scaled_linear"),
+    "ddim-x0-stops-short": lambda: default_scheduler(rescale_betas_zero_snr=False),
+    "flow": lambda: default_scheduler("flow_prediction"),
     "ddpm-x0": lambda: diffusers.DDPMScheduler(prediction_type="sample", **DISCRETE),
     "dpm++-x0": lambda: diffusers.DPMSolverMultistepScheduler.from_config(default_scheduler().config),
     "dpm++-epsilon": lambda: diffusers.DPMSolverMultistepScheduler(prediction_type="epsilon"),
@@ -150,6 +157,61 @@ def test_default_scheduler_starts_in_pure_noise():
     assert default_scheduler("epsilon").alphas_cumprod[-1] > 1e-5  # noise prediction must be able to divide by it
     with pytest.raises(ValueError, match="prediction_type must be"):
         default_scheduler("flow")
+
+
+def test_noise_prediction_from_pure_noise_is_refused():
+    with pytest.raises(ValueError, match="epsilon cannot have zero terminal SNR"):
+        default_scheduler("epsilon", rescale_betas_zero_snr=True)
+    assert default_scheduler("epsilon", beta_schedule="squaredcos_cap_v2").alphas_cumprod[-1] > 0
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_an_unknown_option_of_the_default_scheduler_is_refused(prediction_type):
+    assert prediction_type_of(default_scheduler(prediction_type)) == prediction_type
+    with pytest.raises(ValueError, match="cannot be made so"):
+        default_scheduler(prediction_type, beta_schedul="linear")
+
+
+def test_zero_terminal_snr_is_a_choice():
+    assert default_scheduler("v_prediction", rescale_betas_zero_snr=False).alphas_cumprod[-1] > 0
+    assert default_scheduler("v_prediction", beta_schedule="linear").alphas_cumprod[-1] == 0
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_noise_levels_are_those_of_diffusers(prediction_type):
+    scheduler = default_scheduler(prediction_type)
+    clean, noise = torch.randn(2, 6, 10).unbind()
+    timestep = torch.tensor([0, 1, 250, 500, 998, 999])
+    if prediction_type == "flow_prediction":
+        timestep = scheduler.timesteps[timestep]
+        expected = scheduler.scale_noise(clean, timestep, noise)
+    else:
+        expected = scheduler.add_noise(clean, noise, timestep)
+    alpha, sigma = noise_levels(scheduler, timestep)
+    torch.testing.assert_close(alpha[:, None] * clean + sigma[:, None] * noise, expected)
+    assert noise_levels(scheduler, timestep.reshape(3, 2))[0].shape == (3, 2)
+
+
+def test_a_value_per_stream_is_laid_over_packed_latents():
+    assert spread_streams(torch.tensor([1, 2]), (2, 3)).tolist() == [[1], [2]]
+    spread = spread_streams(torch.tensor([[1, 2], [3, 4]]), (2, 3))
+    assert spread.tolist() == [[1, 1, 2, 2, 2], [3, 3, 4, 4, 4]]
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_the_clean_estimate_takes_a_timestep_for_every_value(prediction_type):
+    scheduler = default_scheduler(prediction_type)
+    clean, noise = torch.randn(2, 3, 5).unbind()
+    timestep = spread_streams(torch.tensor([[100, 900], [500, 20], [7, 600]]), (2, 3))
+    alpha, sigma = noise_levels(scheduler, timestep)
+    prediction = {
+        "sample": clean,
+        "epsilon": noise,
+        "v_prediction": alpha * noise - sigma * clean,
+        "flow_prediction": noise - clean,
+    }[prediction_type]
+    estimate = estimate_clean(scheduler, prediction, timestep, alpha * clean + sigma * noise)
+    torch.testing.assert_close(estimate, clean, rtol=1e-3, atol=1e-3)
 
 
 def test_retrieve_timesteps():

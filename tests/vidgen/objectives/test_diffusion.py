@@ -2,70 +2,276 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from pipelines import default_scheduler
+from pipelines import VidTwinTransformer3DModel, default_scheduler
+from pipelines.sampling import PREDICTION_TYPES, noise_levels
 from vidgen.config import DiffusionConfig
-from vidgen.objectives.diffusion import DiffusionObjective
+from vidgen.errors import UserError
+from vidgen.objectives.diffusion import DiffusionObjective, min_snr_weight
+
+SIZES = (6, 4)
 
 
 class Oracle(nn.Module):
-    """Knows the clean latents, and answers what a scheduler's prediction type asks for."""
+    """Knows the clean latents, and answers what a scheduler's prediction type asks for, wrong by `error` (L,)."""
 
-    def __init__(self, clean: torch.Tensor, scheduler, self_conditioning: bool = False) -> None:
+    structure_shape, dynamics_shape = (SIZES[0], 1, 1, 1), (SIZES[1], 1, 1)
+
+    def __init__(self, clean: torch.Tensor, scheduler, self_conditioning: bool = False, error=0.0) -> None:
         super().__init__()
-        self.clean, self.scheduler = clean, scheduler
+        self.clean, self.scheduler, self.error = clean, scheduler, error
         self.config = SimpleNamespace(num_classes=3, self_conditioning=self_conditioning)
-        self.seen: list[torch.Tensor] = []
+        self.labels: list[torch.Tensor] = []
+        self.timesteps: list[torch.Tensor] = []
         self.estimates: list[torch.Tensor | None] = []
 
     def forward(self, noisy, timestep, class_labels, self_condition=None):
-        self.seen.append(class_labels)
+        self.labels.append(class_labels)
+        self.timesteps.append(timestep)
         self.estimates.append(self_condition)
-        clean = self.clean[: len(noisy)]
-        alpha = self.scheduler.alphas_cumprod[timestep].sqrt()[:, None].double()
+        t = timestep[:, None].expand(-1, 2) if timestep.ndim == 1 else timestep
+        t = torch.cat([t[:, i : i + 1].expand(-1, size) for i, size in enumerate(SIZES)], dim=1)
+        clean = self.clean.expand(len(noisy), -1).double()
+        kind = self.scheduler.config.get("prediction_type", "flow_prediction")
+        if kind == "flow_prediction":
+            return SimpleNamespace(sample=((noisy - clean) / (t / 1000).clamp(min=1e-3)).float() + self.error)
+        alpha = self.scheduler.alphas_cumprod[t.long()].sqrt().double()
         sigma = (1 - alpha**2).sqrt()
         noise = (noisy.double() - alpha * clean) / sigma
-        kind = self.scheduler.config.prediction_type
         answer = {"sample": clean, "epsilon": noise, "v_prediction": alpha * noise - sigma * clean}[kind]
-        return SimpleNamespace(sample=answer.float())
+        return SimpleNamespace(sample=answer.float() + self.error)
 
 
-@pytest.mark.parametrize("prediction_type", ["sample", "epsilon", "v_prediction"])
-def test_the_right_answer_has_no_loss(prediction_type):
+def make(prediction_type: str, batch: int = 64, **config):
+    """An objective around an oracle, the latents it knows (all alike, so that any part of a batch will do), labels."""
     torch.manual_seed(0)
-    clean, labels = torch.randn(64, 10), torch.arange(64) % 3
-    scheduler = default_scheduler(prediction_type=prediction_type)
-    objective = DiffusionObjective(Oracle(clean, scheduler), scheduler, DiffusionConfig())
+    clean = torch.randn(1, sum(SIZES))
+    options = {key: config.pop(key) for key in ("self_conditioning", "error") if key in config}
+    scheduler = default_scheduler(prediction_type)
+    oracle = Oracle(clean, scheduler, **options)
+    objective = DiffusionObjective(oracle, scheduler, DiffusionConfig(**config))
+    return objective, clean.repeat(batch, 1), torch.arange(batch) % 3
+
+
+# --- targets --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("independent", [0.0, 0.5])
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_the_right_answer_has_no_loss(prediction_type, independent):
+    objective, clean, labels = make(prediction_type, independent_timesteps=independent)
     assert objective(clean, labels)["loss"] < 1e-3
     assert objective(clean + 1, labels)["loss"] > 0.01
 
 
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_the_streams_errors_are_logged_apart_unweighted_and_without_gradient(prediction_type):
+    error = torch.cat([torch.full((SIZES[0],), 2.0), torch.full((SIZES[1],), 3.0)]).requires_grad_()
+    objective, clean, labels = make(prediction_type, error=error, loss_weighting="min_snr")
+    losses = objective(clean, labels)
+    assert losses["structure"].item() == pytest.approx(4, rel=0.02)
+    assert losses["dynamics"].item() == pytest.approx(9, rel=0.02)
+    assert losses["loss"].requires_grad
+    assert not losses["structure"].requires_grad and not losses["dynamics"].requires_grad
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_without_a_weighting_the_loss_is_the_mean_over_all_values(prediction_type):
+    objective, clean, labels = make(prediction_type, error=1.0)
+    losses = objective(clean, labels)
+    expected = (SIZES[0] * losses["structure"] + SIZES[1] * losses["dynamics"]) / sum(SIZES)
+    torch.testing.assert_close(losses["loss"], expected)
+
+
+# --- weighting ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_min_snr_makes_every_target_weigh_as_x0_under_the_capped_snr(prediction_type):
+    """Hang et al. (2023): any target's weighted error is min(SNR, gamma) |x0 - x0'|^2."""
+    scheduler = default_scheduler(prediction_type)
+    timestep = torch.arange(1, 998)
+    alpha, sigma = (level.double() for level in noise_levels(scheduler, timestep))
+    clean, wrong, noise = torch.randn(3, len(timestep), dtype=torch.double).unbind()
+    noisy = alpha * clean + sigma * noise
+
+    def answer(x0):  # what a model with this x0 in mind predicts from the noisy latents
+        implied = (noisy - alpha * x0) / sigma
+        return {
+            "sample": x0,
+            "epsilon": implied,
+            "v_prediction": alpha * implied - sigma * x0,
+            "flow_prediction": implied - x0,
+        }[prediction_type]
+
+    weight = min_snr_weight(prediction_type, alpha, sigma, 5.0)
+    expected = (alpha / sigma).square().clamp(max=5) * (clean - wrong).square()
+    torch.testing.assert_close(weight * (answer(clean) - answer(wrong)).square(), expected, rtol=1e-5, atol=1e-9)
+
+
+def test_min_snr_weights_at_points_done_by_hand():
+    alpha, sigma = torch.tensor([0.6, 0.8, 0.995]), torch.tensor([0.8, 0.6, 0.1])  # SNR 0.5625, 1.78, 99
+    close = lambda kind, values: torch.testing.assert_close(  # noqa: E731
+        min_snr_weight(kind, alpha, sigma, 1.0), torch.tensor(values), rtol=1e-4, atol=1e-4
+    )
+    close("sample", [0.5625, 1.0, 1.0])
+    close("epsilon", [1.0, 0.5625, 1 / 99.0025])
+    close("v_prediction", [0.36, 0.36, 0.01])
+    alpha, sigma = torch.tensor([0.25, 0.5, 0.75]), torch.tensor([0.75, 0.5, 0.25])  # SNR 1/9, 1, 9
+    close("flow_prediction", [0.0625, 0.25, 0.0625])
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+@pytest.mark.parametrize(("alpha", "sigma"), [(0.0, 1.0), (1.0, 0.0)])
+def test_min_snr_is_finite_at_both_ends(prediction_type, alpha, sigma):
+    weight = min_snr_weight(prediction_type, torch.tensor([alpha]), torch.tensor([sigma]), 5.0)
+    ends = {"sample": (0, 5), "epsilon": (1, 0), "v_prediction": (0, 0), "flow_prediction": (0, 0)}
+    assert weight.item() == ends[prediction_type][0 if alpha == 0 else 1]
+
+
+@pytest.mark.parametrize("independent", [0.0, 1.0])
+@pytest.mark.parametrize("prediction_type", ["sample", "v_prediction", "epsilon"])
+def test_the_weights_are_those_of_each_streams_timestep(prediction_type, independent):
+    """With an error of 1 everywhere the loss is the mean weight."""
+    objective, clean, labels = make(
+        prediction_type, error=1.0, loss_weighting="min_snr", min_snr_gamma=3.0, independent_timesteps=independent
+    )
+    loss = objective(clean, labels)["loss"]
+    t = objective.transformer.timesteps[-1]
+    t = t[:, None].expand(-1, 2) if t.ndim == 1 else t
+    signal = objective.scheduler.alphas_cumprod[t]
+    snr = signal / (1 - signal)
+    weight = snr.clamp(max=3) / {"sample": 1, "epsilon": snr, "v_prediction": snr + 1}[prediction_type]
+    expected = (SIZES[0] * weight[:, 0] + SIZES[1] * weight[:, 1]).mean() / sum(SIZES)
+    torch.testing.assert_close(loss, expected, rtol=2e-3, atol=1e-4)
+
+
+# --- timesteps ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "flow_prediction"])
+@pytest.mark.parametrize("share", [0.25, 1.0])
+def test_a_share_of_the_clips_has_a_timestep_for_each_stream(prediction_type, share):
+    objective, clean, labels = make(prediction_type, batch=4000, independent_timesteps=share)
+    objective(clean, labels)
+    structure, dynamics = objective.transformer.timesteps[-1].double().unbind(1)
+    apart = structure != dynamics
+    assert apart.double().mean().item() == pytest.approx(share, abs=0.03)
+    assert abs(torch.corrcoef(torch.stack([structure[apart], dynamics[apart]]))[0, 1].item()) < 0.1
+    for drawn in (structure, dynamics):
+        assert drawn.mean().item() == pytest.approx(500, abs=20)
+        assert drawn.std().item() == pytest.approx(1000 / math.sqrt(12), rel=0.05)
+
+
+def test_shared_timesteps_are_one_for_both_streams_and_uniform_over_all_steps():
+    objective, clean, labels = make("sample", batch=20_000)
+    objective(clean, labels)
+    timestep = objective.transformer.timesteps[-1]
+    assert timestep.shape == (20_000,) and timestep.dtype == torch.int64
+    assert timestep.min() == 0 and timestep.max() == 999
+
+
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "flow_prediction"])
+def test_logit_normal_timesteps_follow_their_distribution(prediction_type):
+    objective, clean, labels = make(
+        prediction_type, batch=4000, timestep_sampling="logit_normal", logit_mean=0.5, logit_std=0.8
+    )
+    objective(clean, labels)
+    drawn = objective.transformer.timesteps[-1].double()
+    assert drawn.is_floating_point() and drawn.min() >= 0 and drawn.max() < 1000
+    logit = ((drawn + 0.5 * (prediction_type == "v_prediction")) / 1000).logit()
+    assert logit.mean().item() == pytest.approx(0.5, abs=0.05)
+    assert logit.std().item() == pytest.approx(0.8, rel=0.05)
+
+
+def test_flow_matching_shows_the_model_noise_in_proportion_to_its_timestep():
+    objective, clean, labels = make("flow_prediction", batch=4000)
+    seen = []
+    objective.transformer.register_forward_pre_hook(lambda module, arguments: seen.append(arguments))
+    objective(torch.zeros_like(clean), labels)
+    noisy, timestep, _ = seen[0]
+    assert timestep.min() >= 0 and timestep.max() < 1000 and not torch.equal(timestep, timestep.round())
+    torch.testing.assert_close((noisy / (timestep / 1000)[:, None]).std(), torch.tensor(1.0), rtol=0.02, atol=0)
+
+
+def test_the_draws_are_those_of_the_global_generator():
+    objective, clean, labels = make("v_prediction", independent_timesteps=0.5, error=torch.randn(sum(SIZES)))
+    losses = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        losses.append(objective(clean + torch.randn_like(clean), labels)["loss"])
+    assert losses[0] == losses[1] != losses[2]
+
+
+# --- classes and self-conditioning ----------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(("dropout", "expected"), [(0.0, 0.0), (0.5, 0.5), (1.0, 1.0)])
 def test_class_dropout_gives_the_null_class(dropout, expected):
-    torch.manual_seed(0)
-    clean, labels = torch.randn(1000, 2), torch.arange(1000) % 3
-    scheduler = default_scheduler()
-    oracle = Oracle(clean, scheduler)
-    DiffusionObjective(oracle, scheduler, DiffusionConfig(class_dropout=dropout))(clean, labels)
-    dropped = oracle.seen[0] == 3
+    objective, clean, labels = make("sample", batch=1000, class_dropout=dropout)
+    objective(clean, labels)
+    [seen] = objective.transformer.labels
+    dropped = seen == 3
     assert dropped.float().mean().item() == pytest.approx(expected, abs=0.06)
-    assert torch.equal(oracle.seen[0][~dropped], labels[~dropped])
+    assert torch.equal(seen[~dropped], labels[~dropped])
 
 
-@pytest.mark.parametrize("prediction_type", ["sample", "v_prediction"])
-def test_self_conditioning_shows_half_of_the_batch_its_estimate(prediction_type):
-    torch.manual_seed(0)
-    clean, labels = torch.randn(5, 10), torch.arange(5) % 3
-    scheduler = default_scheduler(prediction_type=prediction_type)
-    oracle = Oracle(clean, scheduler, self_conditioning=True)
-    DiffusionObjective(oracle, scheduler, DiffusionConfig())(clean, labels)
+@pytest.mark.parametrize("independent", [0.0, 1.0])
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_self_conditioning_shows_half_of_the_clips_their_estimate(prediction_type, independent):
+    objective, clean, labels = make(
+        prediction_type, batch=8, self_conditioning=True, independent_timesteps=independent, class_dropout=0.0
+    )
+    objective(clean, labels)
+    oracle = objective.transformer
     first, second = oracle.estimates
-    assert first is None
-    torch.testing.assert_close(second[:3], clean[:3], rtol=1e-3, atol=1e-3)
-    assert (second[3:] == 0).all()
-    assert len(oracle.seen[0]) == 3 and torch.equal(oracle.seen[0], oracle.seen[1][:3])
+    assert first is None and len(oracle.labels[0]) == 4
+    shown = second.ne(0).any(dim=1)
+    assert shown.sum() == 4
+    torch.testing.assert_close(second[shown], clean[shown], rtol=5e-3, atol=5e-3)
+    assert sorted(oracle.labels[0].tolist()) == sorted(oracle.labels[1][shown].tolist())
+    assert sorted(oracle.timesteps[0].flatten().tolist()) == sorted(oracle.timesteps[1][shown].flatten().tolist())
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 5])
+def test_every_place_of_every_batch_size_is_self_conditioned_half_of_the_time(batch):
+    objective, clean, labels = make("sample", batch=batch, self_conditioning=True)
+    for _ in range(400):
+        objective(clean, labels)
+    shown = torch.stack([estimate.ne(0).any(dim=1) for estimate in objective.transformer.estimates[1::2]])
+    torch.testing.assert_close(shown.float().mean(dim=0), torch.full((batch,), 0.5), rtol=0, atol=0.1)
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_a_real_transformer_takes_all_of_it_at_once(prediction_type):
+    torch.manual_seed(0)
+    shapes = {"structure_shape": (2, 2, 2, 2), "dynamics_shape": (2, 4, 4), "num_classes": 3}
+    model = VidTwinTransformer3DModel.from_preset("tiny-test", self_conditioning=True, **shapes)
+    config = DiffusionConfig(independent_timesteps=0.5, loss_weighting="min_snr", timestep_sampling="logit_normal")
+    objective = DiffusionObjective(model, default_scheduler(prediction_type), config)
+    losses = objective(torch.randn(5, model.latent_size), torch.arange(5) % 3)
+    losses["loss"].backward()
+    assert all(value.isfinite() and value.shape == () for value in losses.values())
+    assert model.structure_out.weight.grad.abs().sum() > 0 and model.dynamics_out.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        ({"loss_weighting": "snr"}, "loss_weighting must be one of none, min_snr, not 'snr'"),
+        ({"timestep_sampling": "cosine"}, "timestep_sampling must be one of"),
+        ({"independent_timesteps": 1.5}, "independent_timesteps is a share from 0 to 1"),
+        ({"class_dropout": -0.1}, "class_dropout is a share from 0 to 1"),
+        ({"min_snr_gamma": 0.0}, "min_snr_gamma must be above 0"),
+        ({"logit_std": 0.0}, "logit_std must be above 0"),
+    ],
+)
+def test_a_wrong_setting_is_one_sentence(config, sentence):
+    with pytest.raises(UserError, match=sentence):
+        make("sample", **config)

@@ -123,6 +123,53 @@ def test_a_damaged_checkpoint_is_named(vae_config, tmp_path):
         train_vae(vae_config(tmp_path, "train.max_train_steps=2", "resume=latest"))
 
 
+@pytest.mark.parametrize("prediction_type", ["sample", "epsilon", "v_prediction", "flow_prediction"])
+def test_every_target_trains_and_its_pipeline_samples(dit_config, tmp_path, prediction_type):
+    settings = ["train.max_train_steps=2", f"diffusion.prediction_type={prediction_type}", "latents.sample=true"]
+    settings += ["diffusion.loss_weighting=min_snr", "diffusion.independent_timesteps=0.5"]
+    settings += ["diffusion.timestep_sampling=logit_normal", "model.overrides={self_conditioning: true}"]
+    final = train_dit(dit_config(tmp_path, *settings))
+    assert all({"loss", "structure", "dynamics"} < set(entry) for entry in logged(tmp_path) if "loss" in entry)
+    pipeline = VidTwinPipeline.from_pretrained(final)
+    stated = pipeline.scheduler.config.get("prediction_type", "flow_prediction")
+    assert stated == prediction_type
+    frames = pipeline(class_labels="orbit", num_inference_steps=2, output_type="pt").frames
+    assert frames.isfinite().all() and frames.shape == (1, 4, 3, 32, 32)
+
+
+def test_a_run_that_finds_its_latents_equals_one_that_makes_them(dit_config, tmp_path):
+    """So a run killed before its first checkpoint, started again, is still the same run."""
+    shared = f"latent_cache={tmp_path / 'cache'}"
+    for run in ("makes", "finds"):
+        train_dit(dit_config(tmp_path / run, "train.max_train_steps=3", shared))
+    assert losses(tmp_path / "makes") == losses(tmp_path / "finds")
+
+
+def test_unreadable_videos_are_listed_in_the_run_also_from_a_found_cache(dit_config, sprites, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(sprites, data)
+    (data / "orbit" / "broken.mp4").write_text("not a video")
+    settings = ["train.max_train_steps=1", f"data.root={data}", f"latent_cache={tmp_path / 'cache'}"]
+    for run in ("makes", "finds"):
+        train_dit(dit_config(tmp_path / run, *settings))
+        assert "broken.mp4" in (tmp_path / run / "bad_videos.jsonl").read_text()
+
+
+def test_a_diverged_dit_run_names_its_clips(dit_config, tmp_path):
+    with pytest.raises(TrainingDiverged, match=r"held .*\.mp4 from \d"):
+        train_dit(dit_config(tmp_path, "train.max_train_steps=50", "optim.learning_rate=1e30"))
+
+
+def test_statistics_come_from_the_cache_where_the_vae_has_none(dit_config, trained_vae, tmp_path):
+    bare = AutoencoderKLVidTwin.from_pretrained(trained_vae)
+    bare.register_to_config(latents_mean=None, latents_std=None)
+    bare.save_pretrained(tmp_path / "vae")
+    final = train_dit(dit_config(tmp_path / "run", "train.max_train_steps=1", f"vae={tmp_path / 'vae'}"))
+    index = json.loads((tmp_path / "run" / "latents" / "index.json").read_text())
+    config = AutoencoderKLVidTwin.from_pretrained(final / "vae").config
+    assert (config.latents_mean, config.latents_std) == (index["mean"], index["std"])
+
+
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
@@ -131,6 +178,11 @@ def test_a_damaged_checkpoint_is_named(vae_config, tmp_path):
         (["train.train_batch_size=17"], "16 training clips do not fill one batch of 17"),
         (["model.overrides={dynamics_patch_size: [3, 1]}"], "cannot be built"),
         (["diffusion.prediction_type=guess"], "guess"),
+        (["diffusion.noise_schedule=sigmoid"], "sigmoid is not implemented"),
+        (["diffusion.prediction_type=epsilon", "diffusion.zero_terminal_snr=true"], "cannot have zero terminal SNR"),
+        (["diffusion.prediction_type=flow_prediction", "diffusion.noise_schedule=linear"], "has its own schedule"),
+        (["diffusion.prediction_type=flow_prediction", "diffusion.zero_terminal_snr=false"], "ends in pure noise"),
+        (["diffusion.loss_weighting=guess"], "diffusion.loss_weighting must be one of"),
     ],
 )
 def test_dit_mistakes_get_one_sentence(dit_config, tmp_path, settings, sentence):
