@@ -260,6 +260,17 @@ def test_other_videos_are_refused(prepare, data, change):
         prepare(data=data)
 
 
+def test_other_classes_for_the_same_videos_are_refused(prepare, data):
+    table = data / "table.csv"
+    paths = [path.relative_to(data) for path in sorted(data.rglob("*.mp4"))]
+    table.write_text("path,label\n" + "".join(f"{path},{path.parent.name}\n" for path in paths))
+    cache = prepare(data=table)
+    assert len(cache.classes) == 8 and cache.describe(0).startswith("bounce/bounce_0000.mp4 ")
+    table.write_text(table.read_text().replace(",orbit", ",circle"))
+    with pytest.raises(UserError, match="made with another data"):
+        prepare(data=table)
+
+
 def test_a_moved_data_set_is_the_same_one(prepare, data):
     prepare(data=data)
     moved = data.with_name("moved")
