@@ -352,9 +352,10 @@ def stream_statistics(means: torch.Tensor, vae: AutoencoderKLVidTwin) -> tuple[l
 class LatentCache(Dataset):
     """The latents of a data set under one VAE, read from disk as they are asked for.
 
-    An item is a dict: `mean` (L,), float32, as encoded (not normalised); with `with_logvar` also `logvar` (L,);
-    `label`, -1 where there is none; `index`, its number, for `describe`. Shards are mapped into memory, so a cache
-    larger than the memory can be read, and the workers of a loader share what has been read.
+    Asked for by index, or by (epoch, index): the latents are the same in every epoch. An item is a dict: `mean` (L,),
+    float32, as encoded (not normalised); with `with_logvar` also `logvar` (L,); `label`, -1 where there is none;
+    `index`, its number, for `describe`. Shards are mapped into memory, so a cache larger than the memory can be read,
+    and the workers of a loader share what has been read.
 
     Attributes:
         classes: class names by id.
@@ -401,7 +402,8 @@ class LatentCache(Dataset):
     def __len__(self) -> int:
         return self._starts[-1]
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Any]:
+        index = index[1] if isinstance(index, tuple) else index
         tensors, row = self._row(index)
         label = self._videos[tensors["video"][row]][1]
         item = {"mean": tensors["mean"][row], "label": -1 if label is None else label, "index": index}

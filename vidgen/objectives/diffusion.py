@@ -14,10 +14,11 @@ from pipelines.sampling import PREDICTION_TYPES, estimate_clean, noise_levels, p
 
 from ..config import DiffusionConfig
 from ..errors import UserError
-from .vae import Losses
+from . import Losses
 
 LOSS_WEIGHTINGS = ("none", "min_snr")
 TIMESTEP_SAMPLINGS = ("uniform", "logit_normal")
+DRAWS = 5  # numbers in [0, 1) that a clip's loss is drawn with, besides noise
 
 
 class DiffusionObjective(nn.Module):
@@ -30,7 +31,8 @@ class DiffusionObjective(nn.Module):
     A timestep belongs to a clip, or for a share `independent_timesteps` of the clips to each of its streams: then the
     DiT also learns one stream while the other is clean or nearly so. A share `class_dropout` is given the null class,
     which guidance needs. A self-conditioned transformer is shown its own estimate of the clean latents for half of the
-    clips, and none for the others (Chen et al., arXiv 2208.04202).
+    clips, and none for the others (Chen et al., arXiv 2208.04202). The estimate is made for all, at the price of one
+    more forward pass, so that a clip's loss does not depend on the batch it is in.
 
     Raises:
         UserError: if a value of the config is unknown or out of range.
@@ -46,20 +48,36 @@ class DiffusionObjective(nn.Module):
         self.config = config
         self.sizes = (math.prod(transformer.structure_shape), math.prod(transformer.dynamics_shape))
 
-    def forward(self, latents: torch.Tensor, labels: torch.Tensor | None = None) -> Losses:
-        """Normalised packed latents (B, L) and their class ids (B,) -> `loss`, and `structure` and `dynamics`.
+    def forward(
+        self,
+        latents: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
+        uniform: torch.Tensor | None = None,
+    ) -> Losses:
+        """One step's loss. All that is random in it comes from `noise` and `uniform`, drawn here where not given.
 
-        The latter are each stream's own mean squared error, unweighted and detached.
+        Args:
+            latents: normalised and packed, (B, L).
+            labels: class ids (B,), where the transformer has classes.
+            noise: standard normal (B, L).
+            uniform: in [0, 1), (B, DRAWS) or more.
+
+        Returns:
+            `loss`, and each stream's own mean squared error, unweighted and detached: `structure`, `dynamics`.
         """
-        noise = torch.randn_like(latents)
-        timestep = self._draw_timesteps(len(latents), latents.device)
+        noise = torch.randn_like(latents) if noise is None else noise
+        uniform = torch.rand(len(latents), DRAWS, device=latents.device) if uniform is None else uniform
+        first, second, independent, dropped, conditioned = uniform[:, :DRAWS].unbind(1)
+        timestep = self._timesteps(first, second, independent)
         alpha, sigma = (spread_streams(level, self.sizes) for level in noise_levels(self.scheduler, timestep))
         noisy = alpha * latents + sigma * noise
         null_class = self.transformer.config.num_classes
         if null_class is not None:
-            dropped = torch.rand(labels.shape, device=labels.device) < self.config.class_dropout
-            labels = labels.masked_fill(dropped, null_class)
-        estimate = self._estimate(noisy, timestep, labels) if self.transformer.config.self_conditioning else None
+            labels = labels.masked_fill(dropped < self.config.class_dropout, null_class)
+        estimate = None
+        if self.transformer.config.self_conditioning:
+            estimate = self._estimate(noisy, timestep, labels) * (conditioned < 0.5)[:, None]
         prediction = self.transformer(noisy, timestep, labels, self_condition=estimate).sample
 
         prediction_type = prediction_type_of(self.scheduler)
@@ -72,43 +90,29 @@ class DiffusionObjective(nn.Module):
             error = error * min_snr_weight(prediction_type, alpha, sigma, self.config.min_snr_gamma)
         return {"loss": error.mean(), "structure": structure, "dynamics": dynamics}
 
-    def _draw_timesteps(self, batch_size: int, device: torch.device) -> torch.Tensor:
-        """(B,) for both streams, or (B, 2) where some clips have one for each."""
-        timestep = self._draw(batch_size, device)
+    def _timesteps(self, first: torch.Tensor, second: torch.Tensor, independent: torch.Tensor) -> torch.Tensor:
+        """(B,) for both streams, or (B, 2) where some clips have one for each; of three uniform draws (B,)."""
+        timestep = self._timestep(first)
         if self.config.independent_timesteps == 0:
             return timestep
-        independent = torch.rand(batch_size, device=device) < self.config.independent_timesteps
-        other = torch.where(independent, self._draw(batch_size, device), timestep)
+        other = torch.where(independent < self.config.independent_timesteps, self._timestep(second), timestep)
         return torch.stack([timestep, other], dim=1)
 
-    def _draw(self, batch_size: int, device: torch.device) -> torch.Tensor:
-        """(B,): whole steps of a discrete schedule, or anywhere in [0, 1000) of flow matching's."""
+    def _timestep(self, uniform: torch.Tensor) -> torch.Tensor:
+        """Uniform draws (B,) as whole steps of a discrete schedule, or as any in [0, 1000) of flow matching's."""
         steps = self.scheduler.config.num_train_timesteps
-        continuous = prediction_type_of(self.scheduler) == "flow_prediction"
-        if self.config.timestep_sampling == "uniform":
-            if not continuous:
-                return torch.randint(steps, (batch_size,), device=device)
-            return steps * torch.rand(batch_size, device=device)
-        # Esser et al., arXiv 2403.03206, section 3.1.
-        logit = self.config.logit_mean + self.config.logit_std * torch.randn(batch_size, device=device)
-        timestep = steps * logit.sigmoid()
-        return timestep if continuous else timestep.long().clamp(max=steps - 1)
+        if self.config.timestep_sampling == "logit_normal":  # Esser et al., arXiv 2403.03206, section 3.1
+            uniform = (self.config.logit_mean + self.config.logit_std * torch.special.ndtri(uniform)).sigmoid()
+        if prediction_type_of(self.scheduler) == "flow_prediction":
+            return steps * uniform
+        return (steps * uniform).long().clamp(max=steps - 1)
 
     @torch.no_grad()
     def _estimate(self, noisy: torch.Tensor, timestep: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
-        """The model's estimate of the clean latents for a random half of the clips, zero for the others: (B, L)."""
-        batch_size = len(noisy)
-        half = (batch_size + 1) // 2
-        chosen = torch.randperm(batch_size, device=noisy.device)[:half]
-        noisy_half, timestep, labels = noisy[chosen], timestep[chosen], None if labels is None else labels[chosen]
-        prediction = self.transformer(noisy_half, timestep, labels).sample
+        """The model's estimate of the clean latents (B, L), made without one."""
+        prediction = self.transformer(noisy, timestep, labels).sample
         timestep = spread_streams(timestep, self.sizes)
-        estimate = estimate_clean(self.scheduler, prediction, timestep, noisy_half).to(noisy.dtype)
-        if batch_size % 2:  # the odd one has an even chance, so that every clip of every batch size has
-            shown = torch.ones(half, 1, device=noisy.device, dtype=noisy.dtype)
-            shown[-1] = (torch.rand(1, device=noisy.device) < 0.5).to(noisy.dtype)
-            estimate = estimate * shown
-        return torch.zeros_like(noisy).index_copy(0, chosen, estimate)
+        return estimate_clean(self.scheduler, prediction, timestep, noisy).to(noisy.dtype)
 
 
 def check_diffusion(config: DiffusionConfig) -> None:

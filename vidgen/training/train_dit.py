@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from diffusers import SchedulerMixin
+from torch.utils.data import default_collate
 
 from autoencoder import AutoencoderKLVidTwin, TwinPosterior
 from pipelines import VidTwinPipeline, VidTwinTransformer3DModel, default_scheduler
@@ -18,6 +19,7 @@ from ..data.dataset import BadVideos
 from ..errors import UserError
 from ..files import written_aside_folder
 from ..latent_cache import LatentCache, prepare_cache
+from ..metrics.flops import transformer_flops
 from ..models import load_vae
 from ..objectives.diffusion import DiffusionObjective, check_diffusion
 from ..plots import class_grid, save_clip_grid_video
@@ -37,7 +39,7 @@ def train_dit(config: DiTTrainingConfig) -> Path:
     scheduler = build_scheduler(config.diffusion)
     vae = load_vae(config.vae).to(accelerator.device)
     cache = prepare_cache(config, vae, accelerator)
-    if accelerator.is_main_process:
+    if accelerator.is_main_process:  # before the trainer reads what is there
         BadVideos(Path(config.output_dir) / "bad_videos.jsonl").add(cache.bad_videos)
     if vae.config.latents_mean is None:  # a converted official VAE comes without statistics
         vae.register_to_config(latents_mean=cache.mean, latents_std=cache.std)
@@ -102,33 +104,45 @@ class DiTTrainer(Trainer):
         cache: LatentCache,
     ) -> None:
         objective = DiffusionObjective(transformer, scheduler, config.diffusion)
-        super().__init__(config, accelerator, objective, transformer, cache)
+        noise_size = transformer.latent_size * (2 if config.latents.sample else 1)
+        super().__init__(config, accelerator, objective, transformer, cache, default_collate, noise_size)
         self.vae = vae
         self.scheduler = scheduler
         self.cache = cache
         self.classes = cache.classes
 
     def compute_losses(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-        latents = batch["mean"]
+        latents, noise = batch["mean"], batch["noise"]
         if self.config.latents.sample:
-            latents = TwinPosterior(latents, batch["logvar"]).sample()
-        return self.objective(normalize_latents(latents, self.vae), batch["label"])
+            noise, drawn = noise.chunk(2, dim=1)
+            latents = latents + TwinPosterior(latents, batch["logvar"]).std * drawn
+        return self.objective(normalize_latents(latents, self.vae), batch["label"], noise, batch["uniform"])
 
-    def describe_batch(self, batch: dict[str, Any]) -> str:
-        return ", ".join(self.cache.describe(index) for index in batch["index"].tolist())
+    def describe_batch(self, batch: dict[str, Any]) -> list[str]:
+        return [self.cache.describe(index) for index in batch["index"].tolist()]
 
-    def pipeline(self) -> VidTwinPipeline:
-        """The pipeline of the model as it stands."""
+    def flops_per_sample(self) -> float:
+        # The estimate of self-conditioning is a forward pass without the two that a backward one costs.
+        return transformer_flops(self.model) * (4 / 3 if self.model.config.self_conditioning else 1)
+
+    def pipeline(self, model: VidTwinTransformer3DModel) -> VidTwinPipeline:
+        """The pipeline of a model with this run's autoencoder, scheduler and classes."""
         id2label = dict(enumerate(self.classes)) or None
-        pipeline = VidTwinPipeline(self.vae, self.model, self.scheduler, id2label=id2label)
+        pipeline = VidTwinPipeline(self.vae, model, self.scheduler, id2label=id2label)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
-    def validate(self) -> dict[str, float]:
+    def validate(self, model: VidTwinTransformer3DModel) -> dict[str, float]:
         """Pictures of a clip for each of the first classes, at a fixed seed."""
+        if self.accelerator.is_main_process:
+            self._draw(model)
+        self.accelerator.wait_for_everyone()
+        return {}
+
+    def _draw(self, model: VidTwinTransformer3DModel) -> None:
         diffusion = self.config.diffusion
         classes = self.classes[:SAMPLE_CLASSES]
-        frames = self.pipeline()(
+        frames = self.pipeline(model)(
             class_labels=list(range(len(classes))) or None,
             guidance_scale=diffusion.guidance_scale,
             num_inference_steps=diffusion.num_inference_steps,
@@ -141,10 +155,12 @@ class DiTTrainer(Trainer):
         save_clip_grid_video(
             folder / f"step-{self.position.step}.gif", clips, self.config.data.fps, columns=4, labels=classes or None
         )
-        return {}
 
-    def save_final(self, folder: Path) -> None:
+    def save_final(self, model: VidTwinTransformer3DModel, folder: Path) -> None:
         """The whole pipeline, with the averaged DiT."""
-        with written_aside_folder(folder) as aside:
-            self.pipeline().save_pretrained(aside)
-        self.accelerator.print(f"The trained pipeline lies in {folder}.")
+        if self.accelerator.is_main_process:
+            with written_aside_folder(folder) as aside:
+                pipeline = self.pipeline(model)
+                pipeline.save_pretrained(aside)
+                pipeline.model_card(folder.parent.name).save(aside / "README.md")
+            self.accelerator.print(f"The trained pipeline lies in {folder}.")

@@ -156,7 +156,7 @@ def test_unreadable_videos_are_listed_in_the_run_also_from_a_found_cache(dit_con
 
 
 def test_a_diverged_dit_run_names_its_clips(dit_config, tmp_path):
-    with pytest.raises(TrainingDiverged, match=r"held .*\.mp4 from \d"):
+    with pytest.raises(TrainingDiverged, match=r" on .*\.mp4 from \d"):
         train_dit(dit_config(tmp_path, "train.max_train_steps=50", "optim.learning_rate=1e30"))
 
 
