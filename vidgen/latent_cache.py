@@ -165,20 +165,14 @@ def encode_clips(
     vae: AutoencoderKLVidTwin,
     clips: ClipDataset,
     device: torch.device | str,
-    batch_size: int = 8,
+    batches: Sequence[Sequence[int]],
     num_workers: int = 0,
-    batches: Sequence[Sequence[int]] | None = None,
     flips: bool = False,
 ) -> Iterator[tuple[TwinPosterior, dict[str, Any]]]:
-    """Each batch of a data set's clips with the posterior, over (b, L), float32, on the CPU.
+    """Batches of a data set's clips, by their indices, with the posterior, over (b, L), float32, on the CPU.
 
-    Args:
-        batch_size: clips at a time, in order.
-        batches: indices of clips instead.
-        flips: encode every clip also mirrored: the posterior is over (2 b, L), the mirrored ones last.
+    With `flips` every clip is also encoded mirrored: the posterior is over (2 b, L), the mirrored ones last.
     """
-    if batches is None:
-        batches = split_evenly(range(len(clips)), batch_size)
     loader = DataLoader(
         clips,
         batch_sampler=batches,
@@ -249,7 +243,7 @@ def encode_shards(
     skipped: list[tuple[str, str]] = []
     todo = iter(mine)
     shard = next(todo, None)
-    encoded = encode_clips(vae, clips, device, num_workers=num_workers, batches=batches, flips=config.flips)
+    encoded = encode_clips(vae, clips, device, batches, num_workers, config.flips)
     for posterior, batch in encoded if mine else ():
         copies = 2 if config.flips else 1
         numbers = batch["index"] % len(clips.files)
@@ -339,11 +333,6 @@ def statistics_of(sums: Sequence[list[list[float]]]) -> tuple[list[float], list[
         mean.append(total / count if count else 0.0)
         std.append(math.sqrt(max(squares / count - mean[-1] ** 2, 0.0)) if count else 1.0)
     return mean, std
-
-
-def stream_statistics(means: torch.Tensor, vae: AutoencoderKLVidTwin) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of packed latents (N, L), of [structure, dynamics]; 0 and 1 for an empty one."""
-    return statistics_of([stream_sums(means, vae)])
 
 
 # --- reading --------------------------------------------------------------------------------------------------------

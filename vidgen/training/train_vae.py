@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Subset
 
 from autoencoder import AutoencoderKLVidTwin, TwinLatents
@@ -16,7 +18,7 @@ from ..config import ModelConfig, VAETrainingConfig
 from ..data.dataset import ClipDataset, collate_clips, list_videos, split_validation
 from ..errors import UserError
 from ..files import written_aside_folder
-from ..latent_cache import encode_clips, stream_statistics
+from ..latent_cache import encode_clips, split_evenly, statistics_of, stream_sums
 from ..metrics.flops import decode_flops, encode_flops
 from ..metrics.reconstruction import ReconstructionMetrics, mean_colour, shrunk
 from ..objectives.adversarial import DiscriminatorObjective, PatchDiscriminator, gan_scale
@@ -26,6 +28,7 @@ from ..plots import component_grid, reenactment_grid
 from .trainer import Trainer, build_accelerator
 
 GRID_CLIPS = 4
+STATISTICS_CLIPS = 4096  # at least half as many where there are more: millions of latent values
 
 
 def train_vae(config: VAETrainingConfig) -> Path:
@@ -187,12 +190,21 @@ class VAETrainer(Trainer):
 
     def save_final(self, model: AutoencoderKLVidTwin, folder: Path) -> None:
         """The averaged VAE with the statistics of its latents over the training set in its config."""
-        encoded = encode_clips(model, self.dataset.centred(), self.accelerator.device)
-        means = torch.cat([posterior.mean for posterior, _ in encoded])
-        mean, std = stream_statistics(means, model)
+        mean, std = self._latent_statistics(model)
         model.register_to_config(latents_mean=mean, latents_std=std)
         if self.accelerator.is_main_process:
             with written_aside_folder(folder) as aside:
                 model.save_pretrained(aside)
                 model.model_card(f"{folder.parent.name}").save(aside / "README.md")
             self.accelerator.print(f"{self.bad_videos.count} videos skipped; the trained VAE lies in {folder}.")
+
+    def _latent_statistics(self, model: AutoencoderKLVidTwin) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation of the latents of training clips, each process encoding its share of them."""
+        accelerator, clips = self.accelerator, self.dataset.centred()
+        chosen = range(0, len(clips), math.ceil(len(clips) / STATISTICS_CLIPS))
+        batches = split_evenly(
+            chosen[accelerator.process_index :: accelerator.num_processes], self.config.train.train_batch_size
+        )
+        workers = self.config.train.dataloader_num_workers
+        encoded = encode_clips(model, clips, accelerator.device, batches, workers)
+        return statistics_of(gather_object([stream_sums(posterior.mean, model) for posterior, _ in encoded]))

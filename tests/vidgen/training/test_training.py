@@ -17,6 +17,7 @@ from vidgen.errors import UserError
 from vidgen.training.checkpoints import list_checkpoints
 from vidgen.training.train_dit import train_dit
 from vidgen.training.train_vae import train_vae
+from vidgen.training.trainer import TrainingDiverged
 
 
 def test_a_vae_run_leaves_what_it_promises(trained_vae):

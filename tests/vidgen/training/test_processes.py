@@ -1,0 +1,145 @@
+"""Two CPU processes, started as users start them with the configs of configs/accelerate, against one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from runs import FULL, logged, numbers, tensors
+from vidgen.config import save_config
+from vidgen.training.train_dit import train_dit
+from vidgen.training.train_vae import train_vae
+
+ROOT = Path(__file__).parents[3]
+STEADY = ["optim.lr_scheduler=constant_with_warmup", "train.checkpointing_steps=2"]
+NO_DROPOUT = "model.overrides={heads: residual, qformer_dropout: 0}"  # whose masks are each process's own
+
+
+def start(config, *arguments: str, recipe: str = "ddp") -> subprocess.Popen:
+    """`accelerate launch` of the program that a config belongs to, with two processes."""
+    path = Path(f"{config.output_dir}.yaml")
+    save_config(config, path)
+    program = "train_vae.py" if "perceptual" in OmegaConf.load(path) else "train_dit.py"
+    wrapper = [str(Path(__file__).with_name("on_cpu.py"))] if recipe == "fsdp2" else []
+    command = ["launch", "--config_file", f"configs/accelerate/{recipe}.yaml", "--num_processes", "2"]
+    command += ["--dynamo_backend", "no", "--main_process_port", "0", *wrapper, program, "--config", str(path)]
+    return subprocess.Popen(
+        [sys.executable, "-m", "accelerate.commands.accelerate_cli", *command, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen) -> str:
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said[-3000:]
+    return said
+
+
+def assert_near(one: Path, two: Path) -> None:
+    """The same run to rounding: every logged number and every final weight."""
+    ours, theirs = numbers(one), numbers(two)
+    assert ours.keys() == theirs.keys()
+    for step, values in ours.items():
+        assert theirs[step] == pytest.approx(values, rel=1e-3, abs=5e-4), step
+    weights, others = tensors(one / "final"), tensors(two / "final")
+    assert weights.keys() == others.keys()
+    for name, tensor in weights.items():
+        torch.testing.assert_close(others[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.fixture(scope="module")
+def one_process(vae_config, tmp_path_factory) -> Path:
+    """A VAE run of one process with the batch of two, with the discriminator at work."""
+    folder = tmp_path_factory.mktemp("one") / "run"
+    settings = ["train.train_batch_size=4", "train.max_train_steps=5", *STEADY, NO_DROPOUT, *FULL]
+    train_vae(vae_config(folder, *settings))
+    return folder
+
+
+@pytest.mark.parametrize("recipe", ["ddp", "fsdp2"])
+def test_two_processes_equal_one_and_resume_bit_for_bit(vae_config, one_process, tmp_path, recipe):
+    settings = ["train.train_batch_size=2", *STEADY, NO_DROPOUT, *FULL]
+    two = tmp_path / "two"
+    said = finish(start(vae_config(two, "train.max_train_steps=5", *settings), recipe=recipe))
+    assert said.count("parameters; latent") == 1, "more than the main process spoke"
+    assert_near(one_process, two)
+    assert len(logged(two)) == 6  # five steps and a validation, each once
+
+    cut = tmp_path / "cut"
+    cut.mkdir()
+    (two / "checkpoint-2").rename(cut / "checkpoint-2")
+    before = [line for line in (two / "metrics.jsonl").read_text().splitlines(True) if '"step": 5' not in line]
+    (cut / "metrics.jsonl").write_text("".join(before))
+    finish(start(vae_config(cut, "train.max_train_steps=5", "resume=latest", *settings), recipe=recipe))
+    if recipe == "ddp":
+        assert_same_run(two, cut)
+    else:
+        assert numbers(two) == numbers(cut)
+        assert tensors(two / "final").keys() == tensors(cut / "final").keys()
+        assert all(
+            torch.equal(a, b) for a, b in zip(*(tensors(run / "final").values() for run in (two, cut)), strict=True)
+        )
+
+
+def test_two_processes_train_a_dit_as_one_does(dit_config, tmp_path):
+    settings = ["train.max_train_steps=4", "diffusion.independent_timesteps=0.5", *STEADY]
+    settings += ["model.overrides={self_conditioning: true}"]
+    train_dit(dit_config(tmp_path / "one", "train.train_batch_size=4", *settings))
+    finish(start(dit_config(tmp_path / "two", "train.train_batch_size=2", *settings)))
+    assert_near(tmp_path / "one", tmp_path / "two")
+
+
+def processes_of(launcher: subprocess.Popen) -> list[psutil.Process]:
+    """The two that train, once they do."""
+    until = time.monotonic() + 120
+    while time.monotonic() < until:
+        found = [
+            child
+            for child in psutil.Process(launcher.pid).children()
+            if any("train_vae.py" in word for word in child.cmdline())
+        ]
+        if len(found) == 2:
+            return found
+        time.sleep(0.2)
+    pytest.fail("the launcher started no two processes")
+
+
+def wait_for(path: Path) -> None:
+    until = time.monotonic() + 120
+    while not path.exists():
+        assert time.monotonic() < until, f"{path} never came"
+        time.sleep(0.1)
+
+
+def test_a_process_that_dies_ends_the_run_and_a_signal_stops_all(vae_config, tmp_path):
+    config = vae_config(tmp_path / "run", "train.max_train_steps=100000", "train.train_batch_size=2", *STEADY)
+    launcher = start(config)
+    wait_for(tmp_path / "run" / "checkpoint-2")
+    processes_of(launcher)[1].kill()
+    said, _ = launcher.communicate(timeout=60)
+    assert launcher.returncode != 0
+    assert "exitcode" in said
+
+    launcher = start(config, "resume=latest")
+    wait_for(tmp_path / "run" / "metrics.jsonl")
+    start_step = max(numbers(tmp_path / "run"))
+    while max(numbers(tmp_path / "run")) < start_step + 3:
+        time.sleep(0.1)
+        assert launcher.poll() is None
+    launcher.send_signal(signal.SIGTERM)
+    said, _ = launcher.communicate(timeout=60)
+    assert launcher.returncode != 0
+    assert "stopped by SIGTERM after step" in said
