@@ -322,6 +322,7 @@ def test_two_processes_make_the_cache_of_one(prepare, vae_folder, data, tmp_path
     assert result.returncode == 0, result.stderr[-2000:]
     assert result.stdout.count("28 clips in 8 classes; 2 videos skipped") == 1
     assert contents(tmp_path / "two") == contents(one)
+    assert "6/6" in result.stderr, "the first process was to encode 3 of the 6 shards: 6 of 11 batches"
 
 
 KILLED_WHILE_IT_WRITES = """
