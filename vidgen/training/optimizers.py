@@ -31,6 +31,17 @@ def build_optimizer(groups: dict[str, tuple[list[nn.Parameter], float]], config:
     )
 
 
+def start_state(optimizer: torch.optim.AdamW) -> None:
+    """Give every parameter the state that its first update would: a sharded checkpoint must name all there will be."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter] = {
+                "step": torch.zeros((), device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+
+
 def build_lr_scheduler(optimizer: torch.optim.Optimizer, config: OptimConfig, max_train_steps: int) -> LRScheduler:
     """Diffusers' schedule of that name over optimizer steps.
 

@@ -37,7 +37,7 @@ from ..environment import environment
 from ..errors import Stopped, UserError
 from ..progress import progress
 from .checkpoints import checkpoint_step, clear_remains, find_checkpoint, save_checkpoint
-from .optimizers import build_lr_scheduler, build_optimizer
+from .optimizers import build_lr_scheduler, build_optimizer, start_state
 from .samples import EpochStream, TrainingSamples, collate_samples, derived_seed
 from .signals import StopRequest
 from .tracking import JSONLTracker, SpeedMeter, forget_steps_after
@@ -187,6 +187,8 @@ class Trainer(ABC):
             groups = {"model": ([p for p in objective.parameters() if p.requires_grad], 1.0)}
         optimizer = build_optimizer(groups, config.optim)
         self.objective, self.optimizer, self.loader = accelerator.prepare(objective, optimizer, loader)
+        if accelerator.distributed_type == DistributedType.FSDP:
+            start_state(self.optimizer.optimizer)
         self.lr_scheduler = build_lr_scheduler(self.optimizer, config.optim, config.train.max_train_steps)
         self.ema = None
         if config.train.ema_decay > 0:
