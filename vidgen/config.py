@@ -26,10 +26,10 @@ class DataConfig:
 
     root: str = MISSING  # a folder of class folders, a plain folder, or a CSV with the columns path,label
     validation_root: str | None = None  # clips to validate on; without it `num_validation_videos` are held out
-    num_validation_videos: int = 8
+    num_validation_videos: int = 8  # held out where there is no validation_root; at most a fifth
     resolution: int | None = None  # height and width in pixels; the model's own where not given
     num_frames: int | None = None  # likewise
-    fps: float = 8.0
+    fps: float = 8.0  # frames a second of a clip, whatever its file's rate
     flip: bool = False  # mirror clips at random
     clips_per_video: int = 1  # clips cut from each video in an epoch
 
@@ -39,17 +39,17 @@ class TrainConfig:
     """The loop."""
 
     train_batch_size: int = 6  # per process
-    max_train_steps: int = 100_000
-    gradient_accumulation_steps: int = 1
-    gradient_checkpointing: bool = False
+    max_train_steps: int = 100_000  # optimizer steps; schedules end there
+    gradient_accumulation_steps: int = 1  # batches to an optimizer step
+    gradient_checkpointing: bool = False  # compute activations twice, keep a fraction of them
     mixed_precision: str = "bf16"  # no, fp16, bf16
-    max_grad_norm: float = 1.0
+    max_grad_norm: float = 1.0  # gradients of each player are scaled down to it
     ema_decay: float = 0.999  # 0 trains without an average
-    logging_steps: int = 10
-    validation_steps: int = 1000
-    checkpointing_steps: int = 1000
-    checkpoints_total_limit: int | None = 3
-    dataloader_num_workers: int = 2
+    logging_steps: int = 10  # a line of metrics every so many steps, the mean over them
+    validation_steps: int = 1000  # numbers and pictures every so many steps, and at the end
+    checkpointing_steps: int = 1000  # a checkpoint every so many steps, and at the end
+    checkpoints_total_limit: int | None = 3  # the newest so many are kept
+    dataloader_num_workers: int = 2  # reading processes of each training process
     report_to: str = "tensorboard"  # one of Accelerate's trackers, "all", or "none"; metrics.jsonl is always written
 
 
@@ -57,31 +57,31 @@ class TrainConfig:
 class OptimConfig:
     """AdamW and its schedule."""
 
-    learning_rate: float = 1.6e-4
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.99
-    adam_weight_decay: float = 1e-4
-    adam_epsilon: float = 1e-8
+    learning_rate: float = 1.6e-4  # at its highest
+    adam_beta1: float = 0.9  # decay of the gradients' mean
+    adam_beta2: float = 0.99  # decay of their squares' mean
+    adam_weight_decay: float = 1e-4  # decoupled, times the learning rate
+    adam_epsilon: float = 1e-8  # added to the root of the squares
     lr_scheduler: str = "cosine"  # a name of diffusers.optimization.get_scheduler
-    lr_warmup_steps: int = 5000
+    lr_warmup_steps: int = 5000  # optimizer steps from 0 to learning_rate
 
 
 @dataclass
 class ModelConfig:
     """A preset and what replaces its values: constructor arguments of the model."""
 
-    preset: str = "base"
+    preset: str = "base"  # a size: autoencoder/presets.py, pipelines/presets.py
     latent_setting: int | None = None  # VAE only: 1, 2 or 3 of the paper's Table 8
-    overrides: dict[str, Any] = field(default_factory=dict)
+    overrides: dict[str, Any] = field(default_factory=dict)  # constructor arguments, {heads: residual}
 
 
 @dataclass
 class VAELossConfig:
     """Weights of the VAE's objective (`vidgen.objectives.vae.VAEObjective`)."""
 
-    l1_weight: float = 1.0
-    l2_weight: float = 0.0
-    kl_weight: float = 1e-3
+    l1_weight: float = 1.0  # of the mean absolute error per value
+    l2_weight: float = 0.0  # of the mean squared error per value
+    kl_weight: float = 1e-3  # of the KL divergence in nats per value of the clip
 
 
 @dataclass
@@ -115,9 +115,9 @@ class GANConfig:
 class VAETrainingConfig:
     """Everything `train_vae.py` reads."""
 
-    output_dir: str = "runs/vae"
+    output_dir: str = "runs/vae"  # the run folder; made if missing
     resume: str | None = None  # "latest", or the path of a checkpoint folder
-    seed: int = 0
+    seed: int = 0  # of everything random
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     loss: VAELossConfig = field(default_factory=VAELossConfig)
@@ -147,10 +147,10 @@ class DiffusionConfig:
     #   squaredcos_cap_v2, and linear for epsilon; flow_prediction has its own
     zero_terminal_snr: bool | None = None  # end in pure noise; where not given, on, but off for epsilon
     loss_weighting: str = "none"  # none (the target's own), min_snr
-    min_snr_gamma: float = 5.0
+    min_snr_gamma: float = 5.0  # where min_snr cuts off
     timestep_sampling: str = "uniform"  # uniform, logit_normal (the middle more often)
     logit_mean: float = 0.0  # of logit_normal; above 0 more noise
-    logit_std: float = 1.0
+    logit_std: float = 1.0  # likewise, its spread
     independent_timesteps: float = 0.0  # share of clips whose streams get timesteps of their own; else one for both
     class_dropout: float = 0.2  # share of clips trained without their class, for classifier-free guidance
     guidance_scale: float = 5.0  # of the samples drawn at validation
@@ -162,9 +162,9 @@ class DiTTrainingConfig:
     """Everything `train_dit.py` and `vidgen.encode_latents` read."""
 
     vae: str = MISSING  # folder of a trained VAE
-    output_dir: str = "runs/dit"
+    output_dir: str = "runs/dit"  # the run folder; made if missing
     resume: str | None = None  # "latest", or the path of a checkpoint folder
-    seed: int = 0
+    seed: int = 0  # of everything random
     model: ModelConfig = field(default_factory=lambda: ModelConfig(preset="paper"))
     data: DataConfig = field(default_factory=DataConfig)
     latent_cache: str | None = None  # folder of the latent cache; OUTPUT_DIR/latents where not given
@@ -229,7 +229,7 @@ def _read_yaml(file: str) -> Any:
 
 
 def _merge(config: Any, update: Any, config_class: type, where: str) -> Any:
-    known = list(_fields(config_class))
+    known = list(config_fields(config_class))
     for key in _leaf_keys(OmegaConf.to_container(update)):
         if key not in known and not any(key.startswith(f"{open_key}.") for open_key in _open_keys(config_class)):
             nearest = _nearest(key, known)
@@ -245,27 +245,27 @@ def _merge(config: Any, update: Any, config_class: type, where: str) -> Any:
         raise UserError(f"{key} in {where} does not fit: {str(error).splitlines()[0].rstrip('.')}.") from error
 
 
-def _fields(config_class: type, prefix: str = "") -> dict[str, Field]:
+def config_fields(config_class: type, prefix: str = "") -> dict[str, Field]:
     """Every field below a config by its dotted key."""
     found: dict[str, Field] = {}
     for f in fields(config_class):
         found[prefix + f.name] = f
-        if nested := _nested(f):
-            found |= _fields(nested, f"{prefix}{f.name}.")
+        if nested := nested_config(f):
+            found |= config_fields(nested, f"{prefix}{f.name}.")
     return found
 
 
 def _open_keys(config_class: type) -> list[str]:
     """Keys below which anything goes: dictionaries of constructor arguments, which the model itself checks."""
-    return [key for key, f in _fields(config_class).items() if f.default_factory is dict]
+    return [key for key, f in config_fields(config_class).items() if f.default_factory is dict]
 
 
 def _text_keys(config_class: type) -> list[str]:
     """Keys whose value is text, or text or nothing."""
-    return [key for key, f in _fields(config_class).items() if f.type in ("str", "str | None")]
+    return [key for key, f in config_fields(config_class).items() if f.type in ("str", "str | None")]
 
 
-def _nested(f: Field) -> type | None:
+def nested_config(f: Field) -> type | None:
     default = f.default_factory() if callable(f.default_factory) else None
     return type(default) if is_dataclass(default) else None
 
