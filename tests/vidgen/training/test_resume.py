@@ -156,7 +156,7 @@ def run_and_kill(train, config, kills: int) -> int:
         process = context.Process(target=train, args=(config,))
         process.start()
         if hits < kills:
-            time.sleep(moments.uniform(0.05, 1.5))
+            time.sleep(moments.uniform(0.05, 2.5))
             process.kill()
         process.join()
         if process.exitcode != -signal.SIGKILL:
