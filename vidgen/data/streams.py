@@ -20,6 +20,7 @@ from types import TracebackType
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from PIL import Image
 
 from ..errors import UserError
@@ -105,6 +106,7 @@ class FrameReader:
 
     def _read(self) -> Iterator[np.ndarray]:
         given, number, frame = 0, -1, None
+        converter = VideoReformatter()
         try:
             for number, frame in decode_frames(self._index, threads=0):
                 wanted = self._numbers[given]
@@ -115,7 +117,7 @@ class FrameReader:
                 if frame.is_corrupt:
                     raise VideoError(f"frame {number} is damaged", self.path)
                 repeats = np.searchsorted(self._numbers, number, side="right") - given
-                yield from self._picture(frame, repeats)
+                yield from self._picture(frame, repeats, converter)
                 given += repeats
                 if given == self.num_frames:
                     return
@@ -125,13 +127,13 @@ class FrameReader:
             ) from error
         last = self._index.info.num_frames - 1
         if number < self._numbers[given] and number >= max(0, last - PHANTOMS):  # the last frame stays on the screen
-            yield from self._picture(frame, self.num_frames - given)
+            yield from self._picture(frame, self.num_frames - given, converter)
         else:
             raise VideoError(f"frame {self._numbers[given]} cannot be decoded", self.path)
 
-    def _picture(self, frame: av.VideoFrame, repeats: int) -> Iterator[np.ndarray]:
+    def _picture(self, frame: av.VideoFrame, repeats: int, converter: VideoReformatter) -> Iterator[np.ndarray]:
         info = self._index.info
-        picture = to_rgb(frame, info.width, info.height)
+        picture = to_rgb(frame, info.width, info.height, converter)
         if (self.width, self.height) != (info.width, info.height):
             # swscale would be quicker, but costs up to 30 grey levels along coloured edges.
             resized = Image.fromarray(picture).resize((self.width, self.height), Image.Resampling.BILINEAR)

@@ -1,64 +1,78 @@
 """Video files in and out: the one place that knows about containers and decoders.
 
-A file is first indexed with PyAV: its packets are listed, not decoded, which gives the timestamp of every frame, in
-display order. Frames are then chosen by those timestamps and decoded by decord, or by PyAV where decord is missing,
-fails, or cannot be trusted: where frames are stored out of order across a keyframe (B-frames in AVI, open groups of
-pictures) and in streams without an index (MPEG-TS) decord silently returns frames from up to a second away. Which of
-the two ran makes no difference to the frames of a sound file; in a damaged one only PyAV tells which are concealed.
+A file is first indexed: its packets are listed, not decoded, which gives the timestamp of every frame, in display
+order. Frames are then chosen by those timestamps, and decoded from the keyframe before the first to the last of them.
+All by PyAV, that is FFmpeg's own libraries: on our clips it is faster than decord, does not crash on damaged files as
+decord's FFmpeg of 2019 does, and tells which frames are damaged (figures in docs/data.md).
 """
 
 from __future__ import annotations
 
 import math
 import os
+import stat
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import av
 import numpy as np
 import torch
+from av.video.reformatter import VideoReformatter
 
 from ..errors import UserError
 from ..files import written_aside
 
-try:
-    import decord
-
-    decord.logging.set_level(decord.logging.QUIET)
-except (ImportError, OSError):  # no wheels for this platform, or ones that do not load
-    decord = None
-
 VIDEO_EXTENSIONS = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".wmv", ".flv"})
 
-DECORD_FORMATS = {"mov", "matroska", "avi"}  # FFmpeg's first names of mp4, mkv and webm, avi
 # Only these find the keyframe asked for: MPEG streams land past it, and then count and decode frames wrongly.
-SEEKABLE_FORMATS = {"mov", "matroska"}
+SEEKABLE_FORMATS = {"mov", "matroska"}  # FFmpeg's first names of mp4, mkv and webm
 EPSILON = 1e-3  # seconds; Matroska rounds its timestamps to whole milliseconds
 TRANSPARENCY_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own leave it out
 PHANTOMS = 2  # frames: some files announce one or two more than they hold
 HIGHEST_RATE = 1000  # frames a second; a slip of the finger would else ask for gigabytes of frames
-REORDERING = 16  # frames: the most that H.264 and HEVC may shift a frame between decoding and display
+LARGEST_FRAME = 8192 * 8192  # pixels; a damaged header would else ask for gigabytes
+# These leave out the frames that no other frame needs (many B-frames) when told so, from one packet to the next.
+SKIPPING_DECODERS = {"h264", "hevc", "mpeg4", "mpeg2video"}
+INDEX_CACHE_FRAMES = 5_000_000  # about 100 MB in each process; UCF-101 has 2.5 million frames
+
+
+class ShardMember(NamedTuple):
+    """A video inside an uncompressed tar file, read where it lies; takes the place of a path.
+
+    `offset` and `size` are those of its bytes.
+    """
+
+    shard: Path
+    name: str
+    offset: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.shard}/{self.name}"
+
+
+VideoSource = str | os.PathLike | ShardMember
 
 
 class VideoError(UserError):
     """A video that cannot be used; the message is one sentence. `path` and `reason` hold its two halves."""
 
-    def __init__(self, reason: str, path: str | os.PathLike | None = None):
+    def __init__(self, reason: str, path: VideoSource | None = None):
         super().__init__(reason if path is None else f"{path}: {reason}")
         self.reason = reason
-        self.path = None if path is None else Path(path)
+        self.path = None if path is None else _as_source(path)
 
 
 @dataclass(frozen=True)
 class VideoInfo:
     """What a file holds. Sizes are in pixels as displayed (after rotation), `duration` is in seconds."""
 
-    path: Path
+    path: Path | ShardMember
     width: int
     height: int
     fps: float
@@ -77,31 +91,28 @@ class VideoInfo:
         return max(0.0, self.duration - span - 2 * EPSILON)
 
 
-def probe(path: str | os.PathLike) -> VideoInfo:
+def probe(path: VideoSource) -> VideoInfo:
     """Describe a video from its packets and first frame. Raises `VideoError` for what is not a whole video."""
     return index_video(path).info
 
 
-def read_clip(
-    path: str | os.PathLike,
-    *,
-    start: float = 0.0,
-    fps: float,
-    num_frames: int,
-    decoder: Literal["auto", "decord", "pyav"] = "auto",
-) -> torch.Tensor:
+def read_clip(path: VideoSource, *, start: float = 0.0, fps: float, num_frames: int) -> torch.Tensor:
     """Read `num_frames` frames at `fps` frames a second, from `start` seconds after the file's first frame.
 
     Returns uint8 (T, H, W, 3), RGB, upright, over black where it is transparent. Frame i is the last one whose
     timestamp is at most start + i / fps, so frames repeat where the file's own rate is lower. Raises `VideoError` if
-    the file cannot be read or the clip reaches past its end.
+    the file cannot be read, the clip reaches past its end, or one of its frames, or a frame that these are built on,
+    is damaged.
     """
     index = index_video(path)
     latest = index.info.latest_start(fps=fps, num_frames=num_frames)
     if not 0 <= start <= latest + 2 * EPSILON:
         raise VideoError(f"too short: a clip from {start:.2f} s must start within 0 and {latest:.2f} s", path)
     numbers = index.numbers_at(start + np.arange(num_frames) / fps)
-    return torch.from_numpy(_decode(index, numbers, decoder))
+    try:
+        return torch.from_numpy(_decode(index, numbers))
+    except (av.FFmpegError, OSError) as error:
+        raise VideoError(f"its frames cannot be decoded ({short_reason(error)})", path) from error
 
 
 def write_video(
@@ -174,6 +185,7 @@ def exact_rate(fps: float | Fraction, path: str | os.PathLike) -> Fraction:
 
 class _Packet(NamedTuple):  # without its data
     pts: int | None
+    dts: int | None
     duration: int | None
     is_keyframe: bool
     is_corrupt: bool
@@ -186,12 +198,20 @@ class VideoIndex:
     info: VideoInfo
     timestamps: np.ndarray  # seconds since the first frame, increasing, one for each frame in display order
     ticks: np.ndarray | None  # the same in the stream's own units; None where the file's timestamps are no guide
-    suits_decord: bool
-    can_seek: bool
+    keyframes: tuple[np.ndarray, np.ndarray] | None  # number and tick to seek to of each; None: begin at the beginning
+    can_skip: bool  # whether frames on which no other is built can be left out
 
     def numbers_at(self, moments: np.ndarray) -> np.ndarray:
         """For each moment, in seconds, the number of the frame shown then: the last that has begun."""
         return np.searchsorted(self.timestamps, moments + EPSILON, side="right") - 1
+
+    def keyframe_before(self, number: int) -> int | None:
+        """The tick to seek to for decoding this frame; None where decoding must begin at the beginning."""
+        if self.keyframes is None:
+            return None
+        numbers, ticks = self.keyframes
+        place = int(np.searchsorted(numbers, number, side="right")) - 1
+        return int(ticks[place]) if place > 0 else None
 
     def number_of(self, tick: int | None) -> int:
         """The number of the frame with this timestamp, or -1."""
@@ -201,25 +221,73 @@ class VideoIndex:
         return number if number < len(self.ticks) and self.ticks[number] == tick else -1
 
 
-def index_video(path: str | os.PathLike) -> VideoIndex:
+def index_video(path: VideoSource) -> VideoIndex:
     """List a file's frames without decoding them. Raises `VideoError` for what is not a whole video."""
-    path = Path(path)
-    if not path.is_file():
-        raise VideoError("it is a folder, not a video" if path.is_dir() else "no such file", path)
-    status = path.stat()
-    if status.st_size == 0:
-        raise VideoError("the file is empty", path)
+    source = _as_source(path)
+    file = source.shard if isinstance(source, ShardMember) else source
     try:
-        return _read_index(path, status.st_size, status.st_mtime_ns)
-    except (av.FFmpegError, OSError, UnicodeDecodeError) as error:
-        raise VideoError(f"not a readable video ({short_reason(error)})", path) from error
+        status = file.stat()
+    except FileNotFoundError:
+        raise VideoError("no such file", path) from None
+    except (OSError, ValueError) as error:
+        raise VideoError(f"it cannot be opened ({short_reason(error)})", path) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise VideoError("it is a folder, not a video" if stat.S_ISDIR(status.st_mode) else "it is not a file", path)
+    if isinstance(source, ShardMember) and source.offset + source.size > status.st_size:
+        raise VideoError(f"its shard is cut off: it has {status.st_size} bytes, and the video lies beyond", path)
+    if (source.size if isinstance(source, ShardMember) else status.st_size) == 0:
+        raise VideoError("the file is empty", path)
+    key = (source, status.st_size, status.st_mtime_ns)
+    index = _indices.get(key)
+    if index is None:
+        try:
+            index = _read_index(source)
+        except (av.FFmpegError, OSError, UnicodeDecodeError) as error:
+            raise VideoError(f"not a readable video ({short_reason(error)})", path) from error
+        _indices.put(key, index)
+    return index
 
 
-@lru_cache(maxsize=16384)  # UCF-101 has 13 320 files; an entry takes a few kilobytes
-def _read_index(path: Path, size: int, modified: int) -> VideoIndex:
-    """List the packets of the main video stream and decode its first frame; `size`, `modified` are for the cache."""
+class _IndexCache:
+    """The indices used last, as many as hold `INDEX_CACHE_FRAMES` together."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple, VideoIndex] = OrderedDict()
+        self._frames = 0
+
+    def get(self, key: tuple) -> VideoIndex | None:
+        index = self._kept.get(key)
+        if index is not None:
+            self._kept.move_to_end(key)
+        return index
+
+    def put(self, key: tuple, index: VideoIndex) -> None:
+        self._kept[key] = index
+        self._frames += _CACHED_FRAMES + index.info.num_frames
+        while self._frames > INDEX_CACHE_FRAMES and len(self._kept) > 1:
+            _, oldest = self._kept.popitem(last=False)
+            self._frames -= _CACHED_FRAMES + oldest.info.num_frames
+
+
+_CACHED_FRAMES = 100  # what an index weighs besides its frames, counted in frames
+_indices = _IndexCache()
+
+
+def _as_source(path: VideoSource) -> Path | ShardMember:
+    return path if isinstance(path, ShardMember) else Path(path)
+
+
+def _open(source: Path | ShardMember) -> av.container.InputContainer:
+    """Open for reading; FFmpeg itself reads a shard's slice, and takes no name for a protocol's."""
+    if isinstance(source, ShardMember):
+        return av.open(f"subfile,,start,{source.offset},end,{source.offset + source.size},,:{source.shard}")
+    return av.open(f"file:{source}")
+
+
+def _read_index(path: Path | ShardMember) -> VideoIndex:
+    """List the packets of the main video stream and decode its first frame."""
     packets, first = [], None
-    with av.open(str(path)) as container:
+    with _open(path) as container:
         format_name = container.format.name.split(",")[0]
         if format_name == "tty":  # FFmpeg would film the text scrolling over a terminal
             raise VideoError("it is text, not a video", path)
@@ -228,11 +296,11 @@ def _read_index(path: Path, size: int, modified: int) -> VideoIndex:
         decoder = _decoder(stream)
         for packet in container.demux(stream):
             if packet.size and not packet.is_discard:
-                packets.append(_Packet(packet.pts, packet.duration, packet.is_keyframe, packet.is_corrupt))
+                packets.append(_Packet(packet.pts, packet.dts, packet.duration, packet.is_keyframe, packet.is_corrupt))
             if first is None:
                 first = next(iter(decoder.decode(packet)), None)
         promised = _promised_seconds(stream) if format_name == "matroska" else 0.0
-        time_base, codec, has_b_frames = stream.time_base, stream.codec_context.name, stream.codec_context.has_b_frames
+        time_base, codec = stream.time_base, stream.codec_context.name
     whole = [packet for packet in packets if not packet.is_corrupt]
     if first is None or not whole:
         raise VideoError("it holds no frame that can be decoded", path)
@@ -250,20 +318,24 @@ def _read_index(path: Path, size: int, modified: int) -> VideoIndex:
         fps = rate if abs(rate - measured) < 0.01 * measured else measured  # exact where the header is right
         if ticks[0] * float(time_base) + duration < promised - max(PHANTOMS / fps if fps else 0, promised / 20):
             raise VideoError(f"cut off: {duration:.2f} of {promised:.2f} s are there", path)
-        # Every keyframe comes after all earlier frames and before all later ones.
-        in_order = all(shown == place for place, shown in enumerate(order) if whole[shown].is_keyframe)
     elif rate:  # AVI has no timestamps, only a rate
-        ticks, timestamps = None, np.arange(len(whole)) / rate
-        duration, fps, in_order = len(whole) / rate, rate, not has_b_frames
+        ticks, timestamps, order = None, np.arange(len(whole)) / rate, np.arange(len(whole))
+        duration, fps = len(whole) / rate, rate
     else:
         raise VideoError("it has neither timestamps nor a frame rate", path)
 
     turns = _quarter_turns(first)
     width, height = (first.height, first.width) if turns % 2 else (first.width, first.height)
     info = VideoInfo(path, width, height, fps, len(whole), duration, codec)
-    plain = in_order and not turns and not _is_transparent(first)
-    can_seek = ticks is not None and format_name in SEEKABLE_FORMATS
-    return VideoIndex(info, timestamps, ticks, plain and format_name in DECORD_FORMATS, can_seek)
+    keyframes = None
+    if ticks is not None and format_name in SEEKABLE_FORMATS:
+        at = [(n, whole[i]) for n, i in enumerate(order) if whole[i].is_keyframe]
+        # MP4 finds a frame by when it is decoded, Matroska by when it is shown.
+        seeks = [p.dts if format_name == "mov" and p.dts is not None else p.pts for _, p in at]
+        keyframes = np.array([n for n, _ in at], dtype=np.int64), np.array(seeks, dtype=np.int64)
+    # The second field of an interlaced frame may be left out by itself.
+    can_skip = ticks is not None and codec in SKIPPING_DECODERS and not first.interlaced_frame
+    return VideoIndex(info, timestamps, ticks, keyframes, can_skip)
 
 
 def _main_stream(container: av.container.InputContainer, path: Path) -> av.VideoStream:
@@ -281,6 +353,7 @@ def _decoder(stream: av.VideoStream, threads: int = 1) -> av.VideoCodecContext:
     if stream.metadata.get("alpha_mode") == "1" and capable in av.codecs_available:
         decoder = av.CodecContext.create(capable, "r")
     decoder.thread_count, decoder.thread_type = threads, "AUTO"
+    decoder.options = {"max_pixels": str(LARGEST_FRAME)}
     return decoder
 
 
@@ -310,94 +383,77 @@ def short_reason(error: Exception) -> str:
 # --- decoding chosen frames ---------------------------------------------------------------------------------------
 
 
-def _decode(index: VideoIndex, numbers: np.ndarray, decoder: str) -> np.ndarray:
-    if decoder not in ("auto", "decord", "pyav"):
-        raise UserError(f"unknown decoder {decoder!r}, expected auto, decord or pyav")
-    if decoder == "decord" and decord is None:
-        raise UserError("decord is not installed; use decoder='pyav'")
-    if decoder == "decord" or (decoder == "auto" and decord is not None and index.suits_decord):
-        try:
-            return _decode_with_decord(index, numbers)
-        except Exception as error:  # its own errors share no base class, and PyAV has the last word
-            if decoder == "decord":
-                raise VideoError(f"decord cannot read it ({short_reason(error)})", index.info.path) from error
-    try:
-        return _decode_with_pyav(index, numbers)
-    except (av.FFmpegError, OSError) as error:
-        raise VideoError(f"its frames cannot be decoded ({short_reason(error)})", index.info.path) from error
-
-
-def _decode_with_decord(index: VideoIndex, numbers: np.ndarray) -> np.ndarray:
-    info = index.info
-    # More threads have been seen to hang; fault_tol: fail rather than repeat frames it could not decode.
-    reader = decord.VideoReader(str(info.path), num_threads=1, fault_tol=1)
-    if len(reader) != info.num_frames:
-        raise VideoError(f"decord counts {len(reader)} frames, PyAV {info.num_frames}", info.path)
-    batch = reader.get_batch(numbers.tolist())
-    frames = batch.asnumpy() if hasattr(batch, "asnumpy") else np.asarray(batch)  # decord.bridge may be set
-    if frames.shape != (len(numbers), info.height, info.width, 3):
-        raise VideoError(f"decord gives frames of shape {frames.shape[1:]}", info.path)
-    return frames
-
-
-def _decode_with_pyav(index: VideoIndex, numbers: np.ndarray) -> np.ndarray:
+def _decode(index: VideoIndex, numbers: np.ndarray) -> np.ndarray:
     wanted = set(numbers.tolist())
-    start = min(wanted) - REORDERING
     found = {}
-    if start > 0 and index.can_seek:
-        found = _collect(index, wanted, seek_to=int(index.ticks[start]))
-    if found.keys() != wanted:
+    seek_to = index.keyframe_before(min(wanted))
+    if seek_to is not None or index.can_skip:
+        found = _collect(index, wanted, seek_to=seek_to, skip=index.can_skip)
+    if found.keys() != wanted:  # some files promise keyframes that are none
         found = _collect(index, wanted)
     if missing := sorted(wanted - found.keys()):
         raise VideoError(f"frame {missing[0]} cannot be decoded", index.info.path)
     return np.stack([found[number] for number in numbers.tolist()])
 
 
-def _collect(index: VideoIndex, wanted: set[int], seek_to: int | None = None) -> dict[int, np.ndarray]:
-    """Decode from the keyframe before `seek_to` (or from the beginning) and keep the wanted frames, by number."""
-    info, found, number, frame = index.info, {}, -1, None
-    for number, frame in decode_frames(index, seek_to=seek_to):
+def _collect(
+    index: VideoIndex, wanted: set[int], seek_to: int | None = None, skip: bool = False
+) -> dict[int, np.ndarray]:
+    """Decode from the keyframe at `seek_to` (or from the beginning) and keep the wanted frames, by number."""
+    info, found, number, frame, damaged = index.info, {}, -1, None, -1
+    converter, last = VideoReformatter(), max(wanted)
+    for number, frame in decode_frames(index, seek_to=seek_to, only=wanted if skip else None):
+        if frame.is_corrupt:
+            damaged = number
+        elif frame.key_frame:
+            damaged = -1
         if number in wanted:
-            if frame.is_corrupt:
-                raise VideoError(f"frame {number} is damaged", info.path)
-            found[number] = to_rgb(frame, info.width, info.height)
-        if number >= max(wanted):
+            if damaged >= 0:  # this frame, or one that it is built on
+                raise VideoError(f"frame {damaged} is damaged", info.path)
+            found[number] = to_rgb(frame, info.width, info.height, converter)
+        if number >= last:
             return found
     if number >= 0 and info.num_frames - 1 - number <= PHANTOMS:
         for phantom in wanted.intersection(range(number + 1, info.num_frames)):
-            found[phantom] = to_rgb(frame, info.width, info.height)  # the last frame stays on the screen
+            found[phantom] = to_rgb(frame, info.width, info.height, converter)  # the last stays on the screen
     return found
 
 
 def decode_frames(
-    index: VideoIndex, *, seek_to: int | None = None, threads: int = 1
+    index: VideoIndex, *, seek_to: int | None = None, only: set[int] | None = None, threads: int = 1
 ) -> Iterator[tuple[int, av.VideoFrame]]:
-    """Decode from the keyframe before `seek_to`, in ticks, or from the beginning: every frame with its number.
+    """Decode from the keyframe at `seek_to`, in ticks, or from the beginning: every frame with its number.
 
-    The number is -1 for a frame that the index does not list. `threads`: one by default, as data-loading workers are
-    the parallelism; 0 is one for each core.
+    The number is -1 for a frame that the index does not list. `only`: frames to decode with what they are built on;
+    of the others, those that nothing is built on are left out. `threads`: one by default, as data-loading workers
+    are the parallelism; 0 is one for each core.
     """
-    with av.open(str(index.info.path)) as container:
+    with _open(index.info.path) as container:
         stream = _main_stream(container, index.info.path)
         decoder = _decoder(stream, threads)
         if seek_to is not None:
             container.seek(seek_to, stream=stream)
-        decoded = (frame for packet in container.demux(stream) for frame in decoder.decode(packet))
-        for count, frame in enumerate(decoded):
-            yield count if index.ticks is None else index.number_of(frame.pts), frame
+        count = 0
+        for packet in container.demux(stream):
+            if only is not None:
+                shown = packet.pts is None or index.number_of(packet.pts) in only
+                decoder.skip_frame = "DEFAULT" if shown else "NONREF"
+            for frame in decoder.decode(packet):
+                yield count if index.ticks is None else index.number_of(frame.pts), frame
+                count += 1
 
 
-def to_rgb(frame: av.VideoFrame, width: int, height: int) -> np.ndarray:
+def to_rgb(frame: av.VideoFrame, width: int, height: int, converter: VideoReformatter) -> np.ndarray:
     """A decoded frame as contiguous uint8 (height, width, 3), upright, over black where it is transparent.
 
-    The size is named for the rare stream that changes it midway.
+    The size is named for the rare stream that changes it midway; `converter` keeps its tables from frame to frame.
     """
     turns = _quarter_turns(frame)
     if turns % 2:
         width, height = height, width
     if _is_transparent(frame):
-        pixels = frame.to_ndarray(format="rgba", width=width, height=height).astype(np.uint16)
+        pixels = converter.reformat(frame, width, height, "rgba").to_ndarray().astype(np.uint16)
         pixels = ((pixels[..., :3] * pixels[..., 3:] + 127) // 255).astype(np.uint8)
     else:
-        pixels = frame.to_ndarray(format="rgb24", width=width, height=height)
+        pixels = converter.reformat(frame, width, height, "rgb24").to_ndarray()
     return np.ascontiguousarray(np.rot90(pixels, turns))

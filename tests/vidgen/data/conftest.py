@@ -1,12 +1,13 @@
-"""A small set of sprites and the real clips, shared by the data tests."""
+"""What the data tests share: frames no two alike, a small set of sprites, the real clips."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from vidgen.data.sprites import write_sprites
+from vidgen.data.sprites import render_sprite, sample_factors, write_sprites
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +22,9 @@ def sprites(tmp_path_factory) -> Path:
 def clips(shared_data) -> Path:
     """Real videos: ucf101/<Class>/*.avi and varied/*.mp4."""
     return shared_data / "clips"
+
+
+@pytest.fixture(scope="session")
+def frames() -> np.ndarray:
+    """48 frames, no two alike."""
+    return render_sprite(sample_factors(np.random.default_rng(0), "orbit", num_frames=48))

@@ -14,48 +14,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from video_makers import encode
 
 from vidgen.data import FrameReader, VideoError, open_writer, probe, read_clip, streams
 from vidgen.data.dataset import frames_to_clip, resize_to_cover
-from vidgen.data.sprites import render_sprite, sample_factors
 from vidgen.errors import UserError
 from vidgen.files import to_uint8
-
-
-@pytest.fixture(scope="module")
-def frames() -> np.ndarray:
-    """48 frames, no two alike."""
-    return render_sprite(sample_factors(np.random.default_rng(0), "orbit", num_frames=48))
-
-
-def encode(
-    path: Path,
-    frames: np.ndarray,
-    codec: str = "libx264",
-    pix_fmt: str = "yuv420p",
-    *,
-    milliseconds=None,
-    options: dict | None = None,
-    rotation: int = 0,
-) -> Path:
-    """Write RGB or RGBA frames at 25 fps, or at the given times; skips where this build of PyAV lacks the codec."""
-    if codec not in av.codecs_available:
-        pytest.skip(f"PyAV without {codec}")
-    base = Fraction(1, 25) if milliseconds is None else Fraction(1, 1000)
-    times = np.arange(len(frames)) if milliseconds is None else milliseconds
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=25, options=options or {})
-        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], pix_fmt
-        stream.codec_context.time_base = base
-        if rotation:
-            stream.set_display_rotation(rotation)
-        for array, time in zip(frames, times, strict=True):
-            format = "rgba" if array.shape[-1] == 4 else "rgb24"
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format=format)
-            frame.pts, frame.time_base = int(time), base
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return path
 
 
 def read(path: Path, **how) -> np.ndarray:
