@@ -130,7 +130,10 @@ def clip_to_frames(clip: torch.Tensor) -> torch.Tensor:
 
 
 def resize_to_cover(clip: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Resize (C, T, H, W), float or uint8, with antialiasing, keeping its proportions, until it just covers `size` (height, width)."""
+    """Resize (C, T, H, W), float or uint8, keeping its proportions, until it just covers `size` (height, width).
+
+    With antialiasing.
+    """
     scale = max(wanted / given for wanted, given in zip(size, clip.shape[-2:], strict=True))
     covering = [max(wanted, round(given * scale)) for wanted, given in zip(size, clip.shape[-2:], strict=True)]
     if covering == list(clip.shape[-2:]):

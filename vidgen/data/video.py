@@ -2,8 +2,8 @@
 
 A file is first indexed: its packets are listed, not decoded, which gives the timestamp of every frame, in display
 order. Frames are then chosen by those timestamps, and decoded from the keyframe before the first to the last of them.
-All by PyAV, that is FFmpeg's own libraries: on our clips it is faster than decord, does not crash on damaged files as
-decord's FFmpeg of 2019 does, and tells which frames are damaged (figures in docs/data.md).
+All by PyAV, that is FFmpeg's own libraries: it is as fast as decord or faster here, and says where a file is damaged,
+where decord hands out the damage as frames (figures in docs/data.md).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import stat
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -185,7 +185,6 @@ def exact_rate(fps: float | Fraction, path: str | os.PathLike) -> Fraction:
 
 class _Packet(NamedTuple):  # without its data
     pts: int | None
-    dts: int | None
     duration: int | None
     is_keyframe: bool
     is_corrupt: bool
@@ -198,7 +197,7 @@ class VideoIndex:
     info: VideoInfo
     timestamps: np.ndarray  # seconds since the first frame, increasing, one for each frame in display order
     ticks: np.ndarray | None  # the same in the stream's own units; None where the file's timestamps are no guide
-    keyframes: tuple[np.ndarray, np.ndarray] | None  # number and tick to seek to of each; None: begin at the beginning
+    keyframes: np.ndarray | None  # their numbers; None where the container finds none by its timestamp
     can_skip: bool  # whether frames on which no other is built can be left out
 
     def numbers_at(self, moments: np.ndarray) -> np.ndarray:
@@ -209,9 +208,8 @@ class VideoIndex:
         """The tick to seek to for decoding this frame; None where decoding must begin at the beginning."""
         if self.keyframes is None:
             return None
-        numbers, ticks = self.keyframes
-        place = int(np.searchsorted(numbers, number, side="right")) - 1
-        return int(ticks[place]) if place > 0 else None
+        place = int(np.searchsorted(self.keyframes, number, side="right")) - 1
+        return int(self.ticks[self.keyframes[place]]) if place > 0 else None
 
     def number_of(self, tick: int | None) -> int:
         """The number of the frame with this timestamp, or -1."""
@@ -296,7 +294,7 @@ def _read_index(path: Path | ShardMember) -> VideoIndex:
         decoder = _decoder(stream)
         for packet in container.demux(stream):
             if packet.size and not packet.is_discard:
-                packets.append(_Packet(packet.pts, packet.dts, packet.duration, packet.is_keyframe, packet.is_corrupt))
+                packets.append(_Packet(packet.pts, packet.duration, packet.is_keyframe, packet.is_corrupt))
             if first is None:
                 first = next(iter(decoder.decode(packet)), None)
         promised = _promised_seconds(stream) if format_name == "matroska" else 0.0
@@ -329,10 +327,7 @@ def _read_index(path: Path | ShardMember) -> VideoIndex:
     info = VideoInfo(path, width, height, fps, len(whole), duration, codec)
     keyframes = None
     if ticks is not None and format_name in SEEKABLE_FORMATS:
-        at = [(n, whole[i]) for n, i in enumerate(order) if whole[i].is_keyframe]
-        # MP4 finds a frame by when it is decoded, Matroska by when it is shown.
-        seeks = [p.dts if format_name == "mov" and p.dts is not None else p.pts for _, p in at]
-        keyframes = np.array([n for n, _ in at], dtype=np.int64), np.array(seeks, dtype=np.int64)
+        keyframes = np.flatnonzero([whole[i].is_keyframe for i in order])
     # The second field of an interlaced frame may be left out by itself.
     can_skip = ticks is not None and codec in SKIPPING_DECODERS and not first.interlaced_frame
     return VideoIndex(info, timestamps, ticks, keyframes, can_skip)
@@ -388,7 +383,8 @@ def _decode(index: VideoIndex, numbers: np.ndarray) -> np.ndarray:
     found = {}
     seek_to = index.keyframe_before(min(wanted))
     if seek_to is not None or index.can_skip:
-        found = _collect(index, wanted, seek_to=seek_to, skip=index.can_skip)
+        with suppress(av.FFmpegError, VideoError):  # what comes before a keyframe may refer to what was left out
+            found = _collect(index, wanted, seek_to=seek_to, skip=index.can_skip)
     if found.keys() != wanted:  # some files promise keyframes that are none
         found = _collect(index, wanted)
     if missing := sorted(wanted - found.keys()):
