@@ -21,6 +21,7 @@ from .errors import UserError, run_program
 
 DTYPES = ("float32", "bfloat16", "float16")
 COMPONENTS = ("both", "structure", "dynamics")
+DATASET = "a folder of class folders or of videos, a CSV with the columns path,label, or shards"
 VIDEO_OUT = "the video to write: .mp4 (H.264), .gif, or a folder of PNG frames (a name without an ending)"
 
 
@@ -120,6 +121,48 @@ def build_parser() -> argparse.ArgumentParser:
     )
     convert.add_argument("--qformer-heads", type=int, metavar="N", help="those of the Q-Former (default: 8)")
     convert.add_argument("--dtype", choices=DTYPES, default="float32", help="of the written weights")
+
+    shards = command(
+        "shards",
+        "a data set -> WebDataset shards",
+        "Tar files of videos as they are, with their classes, and an index; data.root=FOLDER trains from them.",
+    )
+    shards.add_argument("root", metavar="DATASET", help=DATASET)
+    shards.add_argument("folder", metavar="FOLDER", help="the folder to write")
+    shards.add_argument(
+        "--shard-size-mb", type=float, default=512, metavar="MB", help="size at which a shard is full (default: 512)"
+    )
+    shards.add_argument(
+        "--max-count", type=int, default=10_000, metavar="N", help="videos at which a shard is full (default: 10000)"
+    )
+    shards.add_argument(
+        "--ucf101-split", type=int, choices=(1, 2, 3), help="write FOLDER/train and FOLDER/test of UCF-101's split"
+    )
+    shards.add_argument("--split-files", metavar="FOLDER", help="UCF-101's lists (default: beside or in DATASET)")
+
+    data = command("data", "look through a data set")
+    check = data.add_subparsers(required=True, metavar="COMMAND").add_parser(
+        "check",
+        help="what is unreadable, too short or odd",
+        description="Decode every video of a data set and list what is unreadable, too short or odd, with totals and "
+        "histograms. A file that crashes or stalls the decoder is listed, too.",
+    )
+    check.set_defaults(command="data_check")
+    check.add_argument("root", metavar="DATASET", help=DATASET)
+    check.add_argument(
+        "--output",
+        default="data-check",
+        metavar="FOLDER",
+        help="where the list and the picture go (default: %(default)s)",
+    )
+    check.add_argument(
+        "--num-frames", type=int, default=16, help="frames of a clip; shorter is too short (default: 16)"
+    )
+    check.add_argument("--fps", type=float, default=8.0, help="its frames a second (default: 8)")
+    check.add_argument("--jobs", type=int, metavar="N", help="processes (default: one for each core)")
+    check.add_argument(
+        "--timeout", type=float, default=60.0, metavar="SECONDS", help="the longest a file may take (default: 60)"
+    )
 
     info = command("info", "a model's config, parameters, compression rate and FLOPs")
     info.add_argument("model", help="a VAE or pipeline: folder or user/name on the Hub")

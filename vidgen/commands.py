@@ -19,17 +19,24 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from autoencoder import AutoencoderKLVidTwin, TwinLatents
 from autoencoder.tiling import ClipGeometry
 
-from .data.dataset import clip_to_frames, crop, frames_to_clip, resize_to_cover
+from .data.check import check_videos, write_reports
+from .data.dataset import VideoFile, clip_to_frames, crop, frames_to_clip, list_videos, resize_to_cover
+from .data.shards import write_shards
 from .data.streams import FrameReader, open_writer
+from .data.ucf101 import ucf101_split as official_split
 from .data.video import exact_rate
 from .errors import UserError
 from .files import refuse_to_replace, written_aside_folder
 from .latent_file import LatentFile, write_latents
 from .models import is_pipeline, load_pipeline, load_vae, weights_hash
+from .plots import dataset_histograms
 from .progress import progress
 from .streaming import (
     Components,
@@ -265,6 +272,67 @@ def convert(
         vae.save_pretrained(aside)
     print(f"{folder}: {vae.num_parameters():,} parameters, {vae.compression_rate:.3%} of a clip")
     return Path(folder)
+
+
+def shards(
+    root: str,
+    folder: str,
+    *,
+    shard_size_mb: float = 512,
+    max_count: int = 10_000,
+    ucf101_split: int | None = None,
+    split_files: str | None = None,
+) -> None:
+    """A data set as WebDataset shards in `folder`; with `ucf101_split` in its sub-folders `train` and `test`."""
+    parts: dict[str, tuple[list[VideoFile], list[str]]] = {folder: list_videos(root)} if ucf101_split is None else {}
+    if ucf101_split is not None:
+        train, test, classes = official_split(root, ucf101_split, split_files)
+        parts = {str(Path(folder, "train")): (train, classes), str(Path(folder, "test")): (test, classes)}
+    for part, (files, classes) in parts.items():
+        with progress(description=Path(part).name, total=len(files)) as bar:
+            unreadable = write_shards(
+                files,
+                classes,
+                part,
+                shard_size_mb=shard_size_mb,
+                max_count=max_count,
+                report=lambda _, b=bar: b.update(),
+            )
+        for path, reason in unreadable:
+            print(f"left out {path}: {reason}")
+        print(f"{len(files) - len(unreadable)} videos in {len(list(Path(part).glob('*.tar')))} shards in {part}")
+
+
+def data_check(
+    root: str,
+    *,
+    output: str = "data-check",
+    num_frames: int = 16,
+    fps: float = 8.0,
+    jobs: int | None = None,
+    timeout: float = 60.0,
+) -> None:
+    """Look through a data set: `output`/bad_videos.jsonl, `output`/histograms.png, and a table of totals."""
+    if num_frames < 1 or not fps > 0 or not timeout > 0 or (jobs is not None and jobs < 1):
+        raise UserError("--num-frames, --fps, --jobs and --timeout must be positive")
+    files, classes = list_videos(root)
+    found = check_videos([f.path for f in files], num_frames=num_frames, fps=fps, jobs=jobs, timeout=timeout)
+    reports = list(progress(found, description="checking", total=len(files)))
+    listed = write_reports(Path(output, "bad_videos.jsonl"), reports)
+    table = Table(title=f"{root}: {len(files)} videos, {len(classes)} classes", title_justify="left")
+    for column in ("", "videos", "hours", "for example"):
+        table.add_column(column, justify="right" if column in ("videos", "hours") else "left", overflow="fold")
+    for kind in ("good", "odd", "short", "unreadable"):
+        of_kind = [report for report in reports if report.kind == kind]
+        example = min(of_kind, key=lambda report: report.path, default=None)
+        said = "" if example is None or kind == "good" else escape(f"{example.path}: {example.reason}")
+        table.add_row(kind, str(len(of_kind)), f"{sum(report.duration for report in of_kind) / 3600:.2f}", said)
+    Console(highlight=False).print(table)
+    print(listed)
+    if readable := [report for report in reports if report.kind != "unreadable"]:
+        sizes = [min(report.width, report.height) for report in readable]
+        durations, rates = [report.duration for report in readable], [report.fps for report in readable]
+        print(dataset_histograms(Path(output, "histograms.png"), durations, sizes, rates))
 
 
 def info(model: str) -> dict[str, object]:

@@ -24,9 +24,11 @@ from .errors import UserError
 class DataConfig:
     """Where clips come from and how they are cut."""
 
-    root: str = MISSING  # a folder of class folders, a plain folder, or a CSV with the columns path,label
+    root: str = MISSING  # a folder of class folders or of videos, a CSV with the columns path,label, or shards
     validation_root: str | None = None  # clips to validate on; without it `num_validation_videos` are held out
     num_validation_videos: int = 8  # held out where there is no validation_root; at most a fifth
+    ucf101_split: int | None = None  # 1, 2 or 3: train on UCF-101's official train list, validate on its test list
+    split_files: str | None = None  # folder of those lists; ucfTrainTestlist in or beside `root` where not given
     resolution: int | None = None  # height and width in pixels; the model's own where not given
     num_frames: int | None = None  # likewise
     fps: float = 8.0  # frames a second of a clip, whatever its file's rate

@@ -329,3 +329,27 @@ def _smoothed(values: list[float], window: int) -> np.ndarray:
     i = np.arange(len(values))
     first, last = np.maximum(i - window, 0), np.minimum(i + window + 1, len(values))
     return (sums[last] - sums[first]) / (last - first)
+
+
+def dataset_histograms(
+    path: str | os.PathLike, durations: Sequence[float], sides: Sequence[int], rates: Sequence[float]
+) -> Path:
+    """PNG of how long a data set's videos are (seconds), how large (short side, pixels) and how fast (frames/s).
+
+    Raises `ValueError` if there are none.
+    """
+    from matplotlib.figure import Figure
+
+    if not len(durations):
+        raise ValueError(f"{path}: there are no videos to draw histograms of.")
+    figure = Figure(figsize=(12.6, 2.9), dpi=110, layout="constrained")
+    labels = ("duration, seconds", "short side, pixels", "frames a second")
+    for place, (values, label) in enumerate(zip((durations, sides, rates), labels, strict=True), start=1):
+        axes = figure.add_subplot(1, 3, place)
+        axes.hist(values, bins=min(40, max(1, len(set(values)))))
+        axes.set_xlabel(label)
+        axes.set_ylabel("videos")
+        axes.spines[["top", "right"]].set_visible(False)
+    with written_aside(path) as unfinished:
+        figure.savefig(unfinished)
+    return Path(path)

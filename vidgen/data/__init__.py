@@ -13,18 +13,22 @@ if TYPE_CHECKING:
         clip_to_frames,
         collate_clips,
         frames_to_clip,
+        list_train_and_validation,
         list_videos,
         split_validation,
     )
+    from .shards import write_shards
     from .sprites import MOTIONS, render_sprite, sample_factors, write_sprites
     from .streams import FrameReader, VideoWriter, open_writer
-    from .video import VIDEO_EXTENSIONS, VideoError, VideoInfo, probe, read_clip, write_video
+    from .ucf101 import ucf101_split
+    from .video import VIDEO_EXTENSIONS, ShardMember, VideoError, VideoInfo, probe, read_clip, write_video
 
 _HOMES = {
     "BadVideos": "dataset",
     "ClipDataset": "dataset",
     "FrameReader": "streams",
     "MOTIONS": "sprites",
+    "ShardMember": "video",
     "VIDEO_EXTENSIONS": "video",
     "VideoError": "video",
     "VideoFile": "dataset",
@@ -33,6 +37,7 @@ _HOMES = {
     "clip_to_frames": "dataset",
     "collate_clips": "dataset",
     "frames_to_clip": "dataset",
+    "list_train_and_validation": "dataset",
     "list_videos": "dataset",
     "open_writer": "streams",
     "probe": "video",
@@ -40,6 +45,8 @@ _HOMES = {
     "render_sprite": "sprites",
     "sample_factors": "sprites",
     "split_validation": "dataset",
+    "ucf101_split": "ucf101",
+    "write_shards": "shards",
     "write_sprites": "sprites",
     "write_video": "video",
 }
@@ -50,6 +57,7 @@ __all__ = [
     "BadVideos",
     "ClipDataset",
     "FrameReader",
+    "ShardMember",
     "VideoError",
     "VideoFile",
     "VideoInfo",
@@ -57,6 +65,7 @@ __all__ = [
     "clip_to_frames",
     "collate_clips",
     "frames_to_clip",
+    "list_train_and_validation",
     "list_videos",
     "open_writer",
     "probe",
@@ -64,6 +73,8 @@ __all__ = [
     "render_sprite",
     "sample_factors",
     "split_validation",
+    "ucf101_split",
+    "write_shards",
     "write_sprites",
     "write_video",
 ]

@@ -12,7 +12,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +22,11 @@ from torch.utils.data import Dataset
 
 from ..errors import UserError
 from ..files import to_uint8, written_aside
-from .video import VIDEO_EXTENSIONS, VideoError, probe, read_clip
+from .shards import find_shards, read_shards
+from .video import VIDEO_EXTENSIONS, ShardMember, VideoError, probe, read_clip
+
+if TYPE_CHECKING:
+    from ..config import DataConfig
 
 # --- listing files ------------------------------------------------------------------------------------------------
 
@@ -30,7 +34,7 @@ from .video import VIDEO_EXTENSIONS, VideoError, probe, read_clip
 class VideoFile(NamedTuple):
     """A video and its class: an index into the list of classes, or None."""
 
-    path: Path
+    path: Path | ShardMember
     label: int | None
 
 
@@ -39,31 +43,39 @@ def list_videos(root: str | os.PathLike) -> tuple[list[VideoFile], list[str]]:
 
     `root` is one of: a folder that directly holds videos (no classes; sub-folders are searched too); a folder of
     folders, where a video's class is the folder that directly holds it, at any depth (UCF-101 as it unpacks); a CSV
-    file with the header `path,label`, where label is optional, paths are relative to the CSV and its order is kept.
-    Classes that are all whole numbers are sorted as numbers. Raises `UserError` where there is no such thing, or no
-    video in it.
+    file with the header `path,label`, where label is optional, paths are relative to the CSV and its order is kept;
+    WebDataset shards, as `vidgen.data.shards.find_shards` takes them, in their order. Classes that are all whole
+    numbers are sorted as numbers. Raises `UserError` where there is no such thing, or no video in it.
     """
-    root = Path(root)
-    if root.is_dir():
-        paths = _find_videos(root)
+    shards, root = find_shards(root), Path(root)
+    classes: list[str] = []
+    if shards is not None:
+        members, classes = read_shards(shards)
+        paths, names = [path for path, _ in members], [name for _, name in members]
+    elif root.is_dir():
+        paths = find_videos(root)
         named = any(path.parent == root for path in paths)
         names = [None if named else path.parent.name for path in paths]
     elif root.is_file() and root.suffix.lower() == ".csv":
         paths, names = _read_csv(root)
     elif root.exists():
-        raise UserError(f"{root} is not a dataset: expected a folder of videos or a CSV file with a column 'path'")
+        raise UserError(
+            f"{root} is not a dataset: expected a folder of videos, shards, or a CSV file with a column 'path'"
+        )
     else:
-        raise UserError(f"no dataset at {root}: expected a folder of videos or a CSV file")
+        raise UserError(f"no dataset at {root}: expected a folder of videos, shards, or a CSV file")
     if not paths:
         raise UserError(f"no video in {root}: expected files ending in {', '.join(sorted(VIDEO_EXTENSIONS))}")
 
     present = {name for name in names if name is not None}
-    classes = sorted(present, key=int) if all(name.isdecimal() for name in present) else sorted(present)
+    if not present <= set(classes):  # only an index of shards knows them beforehand
+        classes = sorted(present, key=int) if all(name.isdecimal() for name in present) else sorted(present)
     label_of = {name: label for label, name in enumerate(classes)}
     return [VideoFile(path, label_of.get(name)) for path, name in zip(paths, names, strict=True)], classes
 
 
-def _find_videos(root: Path) -> list[Path]:
+def find_videos(root: Path) -> list[Path]:
+    """Every video below a folder, sorted; links are followed, hidden files and folders left out."""
     found, seen = [], set()
     for folder, subfolders, names in os.walk(root, followlinks=True):
         seen.add(os.path.realpath(folder))
@@ -88,6 +100,29 @@ def _read_csv(table: Path) -> tuple[list[Path], list[str | None]]:
     return [table.parent / row["path"] for row in rows], [(row.get("label") or "").strip() or None for row in rows]
 
 
+def list_train_and_validation(data: DataConfig, seed: int) -> tuple[list[VideoFile], list[VideoFile], list[str]]:
+    """What a recipe trains on, what it validates on, and the names of the classes.
+
+    Validation takes the videos of `validation_root`; or `num_validation_videos` of the official test list where
+    `ucf101_split` is given, classes in turn; or else as many, but at most a fifth, held out from `root`. Raises what
+    `list_videos`, `ucf101_split` and `split_validation` raise.
+    """
+    if data.ucf101_split is not None:
+        from .ucf101 import ucf101_split
+
+        files, validation, classes = ucf101_split(data.root, data.ucf101_split, data.split_files)
+        if data.num_validation_videos < len(validation):
+            _, validation = split_validation(validation, data.num_validation_videos, seed)
+    else:
+        files, classes = list_videos(data.root)
+        validation = None
+    if data.validation_root is not None:
+        validation, _ = list_videos(data.validation_root)
+    elif validation is None:
+        files, validation = split_validation(files, min(data.num_validation_videos, len(files) // 5), seed)
+    return files, validation, classes
+
+
 def split_validation(
     files: Sequence[VideoFile], num_validation: int, seed: int
 ) -> tuple[list[VideoFile], list[VideoFile]]:
@@ -97,7 +132,7 @@ def split_validation(
     gives its last file only when nothing else is left. A path listed twice stays on one side. Raises `UserError` if
     nothing would be left to train on.
     """
-    by_class: dict[int | None, list[Path]] = defaultdict(list)
+    by_class: dict[int | None, list[Path | ShardMember]] = defaultdict(list)
     for path, label in {file.path: file.label for file in files}.items():
         by_class[label].append(path)
     available = sum(map(len, by_class.values()))

@@ -77,8 +77,8 @@ class FrameReader:
             raise UserError(f"{path}: size must be at least 1 pixel and at most {LARGEST_SIZE}, got {size}")
         self._index = index_video(path)
         info = self._index.info
-        own_rate, is_constant = _own_rate(self._index)
-        self.fps = exact_rate(own_rate if fps is None else fps, path)
+        rate, is_constant = own_rate(self._index)
+        self.fps = exact_rate(rate if fps is None else fps, path)
         if fps is None and is_constant:
             self._numbers = np.arange(info.num_frames)
         else:
@@ -143,7 +143,7 @@ class FrameReader:
             yield picture.copy()
 
 
-def _own_rate(index: VideoIndex) -> tuple[float, bool]:
+def own_rate(index: VideoIndex) -> tuple[float, bool]:
     """A file's average rate, and whether it is constant: each frame within half a frame of its place at that rate."""
     info, last = index.info, index.timestamps[-1]
     places = np.arange(info.num_frames)

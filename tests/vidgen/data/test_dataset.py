@@ -114,7 +114,7 @@ def test_csv(tmp_path, sprites):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda root: root / "missing", "no dataset at .*missing: expected a folder of videos or a CSV file"),
+        (lambda root: root / "missing", "no dataset at .*missing: expected a folder of videos, shards, or a CSV file"),
         (lambda root: root, "no video in .*: expected files ending in .avi, "),
         (lambda root: touch(root, "a.txt") / "a.txt", "a.txt is not a dataset"),
         (lambda root: touch(root, "a.csv") / "a.csv", "no video in .*a.csv"),

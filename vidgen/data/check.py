@@ -1,0 +1,194 @@
+"""Looking through a data set before a training does: what is unreadable, too short or odd.
+
+Every video is decoded from beginning to end, in processes of their own: a file that crashes the decoder or keeps it
+busy for too long takes only its process down, is listed, and the next file goes to a new process.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import multiprocessing.connection
+import os
+import queue
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import av
+
+from ..files import written_aside
+from .streams import own_rate
+from .video import VideoError, VideoSource, decode_frames, index_video, short_reason
+
+START_SECONDS = 120  # for a process to import what decodes
+LONGEST_SIDES = 3  # one side over the other; beyond it a square crop shows little of the frame
+
+
+@dataclass(frozen=True)
+class VideoReport:
+    """What is known of a video, and what is wrong with it.
+
+    `kind`: "good", "odd" (usable; `reason` says what to look at), "short" or "unreadable". Sizes are in pixels as
+    displayed, `duration` is in seconds; they are 0 where the file could not be read so far.
+    """
+
+    path: str
+    kind: str = "good"
+    reason: str = ""
+    width: int = 0
+    height: int = 0
+    fps: float = 0.0
+    num_frames: int = 0
+    duration: float = 0.0
+    codec: str = ""
+
+
+def inspect_video(path: VideoSource, *, num_frames: int, fps: float) -> VideoReport:
+    """Decode a whole video and say what it is; never raises for what a file holds.
+
+    It is short if it cannot give a clip of `num_frames` at `fps`. Odd are: a variable frame rate, rotation,
+    transparency, interlacing, one side over three times the other, a size that changes, fewer frames than announced.
+    """
+    try:
+        index = index_video(path)
+        info = index.info
+        known = {name: getattr(info, name) for name in ("width", "height", "fps", "num_frames", "duration", "codec")}
+    except VideoError as error:
+        return VideoReport(str(path), "unreadable", error.reason)
+    odd = {}
+    _, is_constant = own_rate(index)
+    if not is_constant:
+        odd["its frame rate varies"] = True
+    if max(info.width, info.height) > LONGEST_SIDES * min(info.width, info.height):
+        odd[f"one side is over {LONGEST_SIDES} times the other"] = True
+    decoded, sizes = 0, set()
+    try:
+        for _, frame in decode_frames(index):
+            if frame.is_corrupt:
+                return VideoReport(str(path), "unreadable", f"frame {decoded} is damaged", **known)
+            decoded += 1
+            sizes.add((frame.width, frame.height))
+            odd["it is stored rotated"] = odd.get("it is stored rotated") or bool(frame.rotation)
+            odd["it is interlaced"] = odd.get("it is interlaced") or frame.interlaced_frame
+            odd["it is partly transparent"] = any(component.is_alpha for component in frame.format.components)
+    except (av.FFmpegError, OSError, VideoError) as error:
+        reason = f"frame {decoded} cannot be decoded ({short_reason(error)})"
+        return VideoReport(str(path), "unreadable", reason, **known)
+    odd["its size changes midway"] = len(sizes) > 1
+    if decoded < info.num_frames:
+        odd[f"only {decoded} of its {info.num_frames} frames can be decoded"] = True
+    try:
+        info.latest_start(fps=fps, num_frames=num_frames)
+    except VideoError as error:
+        return VideoReport(str(path), "short", error.reason, **known)
+    reasons = [reason for reason, holds in odd.items() if holds]
+    return VideoReport(str(path), "odd" if reasons else "good", "; ".join(reasons), **known)
+
+
+def check_videos(
+    paths: Sequence[VideoSource],
+    *,
+    num_frames: int = 16,
+    fps: float = 8.0,
+    jobs: int | None = None,
+    timeout: float = 60.0,
+    inspect: Callable[..., VideoReport] = inspect_video,
+) -> Iterator[VideoReport]:
+    """A report of every video, as they get ready, from `jobs` processes at once (default: one for each core).
+
+    A file that ends its process or takes over `timeout` seconds is reported as unreadable.
+    """
+    waiting: queue.SimpleQueue[VideoSource] = queue.SimpleQueue()
+    for path in paths:
+        waiting.put(path)
+    reports: queue.SimpleQueue[VideoReport | BaseException] = queue.SimpleQueue()
+    inspectors = [_Inspector(inspect, timeout) for _ in range(min(jobs or os.cpu_count() or 1, len(paths)))]
+
+    def work(inspector: _Inspector) -> None:
+        try:
+            while True:
+                reports.put(inspector(waiting.get_nowait(), num_frames=num_frames, fps=fps))
+        except queue.Empty:
+            inspector.stop()
+        except BaseException as error:  # else the other side would wait for ever
+            reports.put(error)
+
+    threads = [threading.Thread(target=work, args=(inspector,), daemon=True) for inspector in inspectors]
+    try:
+        for thread in threads:
+            thread.start()
+        for _ in paths:
+            report = reports.get()
+            if isinstance(report, BaseException):
+                raise report
+            yield report
+    finally:
+        while not waiting.empty():  # stopped early
+            waiting.get()
+        for inspector in inspectors:
+            inspector.stop()
+
+
+class _Inspector:
+    """A process that inspects one video after another, and is replaced when it dies or hangs."""
+
+    def __init__(self, inspect: Callable[..., VideoReport], timeout: float):
+        self.inspect, self.timeout = inspect, timeout
+        self._process: multiprocessing.process.BaseProcess | None = None
+        self._lock = threading.Lock()
+
+    def __call__(self, path: VideoSource, **how: float) -> VideoReport:
+        if self._process is None:
+            self._start()
+        try:
+            self._connection.send((path, how))
+            if self._connection.poll(self.timeout):
+                return self._connection.recv()
+            reason = f"decoding it takes over {self.timeout:g} s"
+        except (EOFError, OSError):
+            self._process.join()
+            code = self._process.exitcode or 0
+            reason = f"it crashes the decoder ({signal.Signals(-code).name if code < 0 else f'exit code {code}'})"
+        self.stop()
+        return VideoReport(str(path), "unreadable", reason)
+
+    def stop(self) -> None:
+        with self._lock:
+            if self._process is not None:
+                self._process.kill()
+                self._process.join()
+                self._connection.close()
+                self._process = None
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")  # forking beside threads may deadlock
+        self._connection, theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(theirs, self.inspect), daemon=True)
+        process.start()
+        theirs.close()
+        if not self._connection.poll(START_SECONDS):
+            raise RuntimeError("a process for looking at videos did not start")
+        self._connection.recv()  # only now does a file's own time begin
+        self._process = process
+
+
+def _serve(connection: multiprocessing.connection.Connection, inspect: Callable[..., VideoReport]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
+    connection.send("ready")
+    while True:
+        try:
+            path, how = connection.recv()
+        except EOFError:  # the parent is gone
+            return
+        connection.send(inspect(path, **how))
+
+
+def write_reports(file: str | os.PathLike, reports: Sequence[VideoReport]) -> Path:
+    """A JSONL file with the reports of all but good videos, sorted by path; keys as in `VideoReport`."""
+    lines = [json.dumps(asdict(r)) for r in sorted(reports, key=lambda report: report.path) if r.kind != "good"]
+    with written_aside(file) as unfinished:
+        unfinished.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    return Path(file)

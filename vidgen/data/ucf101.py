@@ -1,0 +1,92 @@
+"""UCF-101's official splits: which videos are for training and which for testing, from the files that come with it.
+
+    ucfTrainTestlist/classInd.txt       1 ApplyEyeMakeup
+    ucfTrainTestlist/trainlist01.txt    ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi 1
+    ucfTrainTestlist/testlist01.txt     ApplyEyeMakeup/v_ApplyEyeMakeup_g01_c01.avi
+
+(https://www.crcv.ucf.edu/data/UCF101.php)
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ..errors import UserError
+from .dataset import VideoFile, find_videos
+
+SPLIT_FOLDER = "ucfTrainTestlist"
+SPLITS = (1, 2, 3)
+
+
+def ucf101_split(
+    root: str | os.PathLike, split: int, split_files: str | os.PathLike | None = None
+) -> tuple[list[VideoFile], list[VideoFile], list[str]]:
+    """The training and the testing videos of an official split, and the 101 classes in the order of classInd.txt.
+
+    A listed video is found by its class folder and its name, in any container (files may be re-encoded). One that is
+    missing stays in the list, so that it will be reported like an unreadable one.
+
+    Args:
+        root: the folder that holds the class folders, at any depth.
+        split: 1, 2 or 3.
+        split_files: the folder with the lists; by default `ucfTrainTestlist` in `root` or beside it.
+
+    Raises:
+        UserError: if the split, a list, the folder, or all of the videos are missing, or a list is malformed.
+    """
+    root = Path(root)
+    if split not in SPLITS:
+        raise UserError(f"UCF-101 has the splits 1, 2 and 3, not {split}")
+    if not root.is_dir():
+        raise UserError(f"{root}: an official split of UCF-101 needs the folder that its videos unpack into")
+    lists = _split_folder(root, split_files)
+    classes = _read_classes(lists / "classInd.txt")
+    label_of = {name: label for label, name in enumerate(classes)}
+    videos = {(path.parent.name, path.stem): path for path in find_videos(root)}
+
+    def listed(name: str) -> list[VideoFile]:
+        files = []
+        for number, line in _lines(lists / name):
+            entry = Path(line.split()[0])  # the training lists say the class's number after it
+            if entry.parent.name not in label_of:
+                raise UserError(f"{lists / name}, line {number}: expected CLASS/NAME with a class of classInd.txt")
+            path = videos.get((entry.parent.name, entry.stem), root / entry)
+            files.append(VideoFile(path, label_of[entry.parent.name]))
+        return files
+
+    train, test = listed(f"trainlist{split:02}.txt"), listed(f"testlist{split:02}.txt")
+    present = set(videos.values())
+    for name, files in (("trainlist", train), ("testlist", test)):
+        if not any(file.path in present for file in files):
+            raise UserError(f"none of the videos of {name}{split:02}.txt is in {root}")
+    return train, test, classes
+
+
+def _split_folder(root: Path, given: str | os.PathLike | None) -> Path:
+    places = [Path(given)] if given is not None else [root / SPLIT_FOLDER, root.absolute().parent / SPLIT_FOLDER]
+    for place in places:
+        if place.is_dir():
+            return place
+    raise UserError(
+        f"no split files at {' or '.join(map(str, places))}: unpack UCF101TrainTestSplits-RecognitionTask.zip there, "
+        "or name its folder as data.split_files"
+    )
+
+
+def _read_classes(file: Path) -> list[str]:
+    names: dict[int, str] = {}
+    for number, line in _lines(file):
+        index, _, name = line.partition(" ")
+        if not index.isdecimal() or not name.strip():
+            raise UserError(f"{file}, line {number}: expected a number and a class, got {line!r}")
+        names[int(index)] = name.strip()
+    return [names[index] for index in sorted(names)]
+
+
+def _lines(file: Path) -> list[tuple[int, str]]:
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} cannot be read; it is one of UCF-101's split files") from error
+    return [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
