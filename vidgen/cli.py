@@ -153,11 +153,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--output",
         default="data-check",
         metavar="FOLDER",
-        help="where the list and the picture go (default: %(default)s)",
+        help="for list and picture (default: %(default)s)",
     )
-    check.add_argument(
-        "--num-frames", type=int, default=16, help="frames of a clip; shorter is too short (default: 16)"
-    )
+    check.add_argument("--num-frames", type=int, default=16, help="of a clip; less is too short (default: 16)")
     check.add_argument("--fps", type=float, default=8.0, help="its frames a second (default: 8)")
     check.add_argument("--jobs", type=int, metavar="N", help="processes (default: one for each core)")
     check.add_argument(

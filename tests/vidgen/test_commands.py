@@ -14,6 +14,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 
 from autoencoder import AutoencoderKLVidTwin, TwinLatents
@@ -359,11 +360,12 @@ def test_help_says_enough_to_work_from():
     text = parser.format_help()
     commands = parser._subparsers._group_actions[0].choices
     assert list(commands) == [
-        "encode", "decode", "reconstruct", "reenact", "components", "generate", "convert", "info"
+        "encode", "decode", "reconstruct", "reenact", "components", "generate", "convert", "shards", "data", "info",
     ]  # fmt: skip
     for name, command in commands.items():
         assert name in text
-        for action in command._actions:
+        below = command._subparsers._group_actions[0].choices.values() if command._subparsers else [command]
+        for action in (action for parser in below for action in parser._actions):
             assert action.help, f"vidgen {name} {action.dest} has no help"
 
 
@@ -373,3 +375,64 @@ def test_the_shells_view():
     assert result.stderr.strip().startswith("error: No VAE in absent") and "Traceback" not in result.stderr
     code = "import sys, vidgen.cli; vidgen.cli.build_parser(); print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
+
+
+# --- data sets ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def videos(tmp_path) -> Path:
+    """Three sprites of two classes, and a text that calls itself a video."""
+    from vidgen.data.sprites import write_sprites
+
+    write_sprites(tmp_path / "all", 2, seed=0)
+    root = tmp_path / "videos"
+    for number, path in enumerate(
+        sorted(tmp_path.glob("all/*/orbit*.mp4")) + sorted(tmp_path.glob("all/*/spin_0000.mp4"))
+    ):
+        (root / path.parent.name).mkdir(parents=True, exist_ok=True)
+        path.rename(root / path.parent.name / f"{number}.mp4")
+    (root / "spin" / "text.mp4").write_text("no video")
+    return root
+
+
+def test_data_check_lists_counts_and_draws(videos, tmp_path, capsys):
+    out = tmp_path / "found"
+    main(["data", "check", str(videos), "--output", str(out), "--jobs", "1", "--fps", "8", "--num-frames", "16"])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "4 videos, 2 classes" in printed and "│ good │ 3 │" in printed and "│ unreadable │ 1 │" in printed
+    (entry,) = [json.loads(line) for line in (out / "bad_videos.jsonl").read_text().splitlines()]
+    assert entry["path"] == str(videos / "spin" / "text.mp4") and "not a readable video" in entry["reason"]
+    with Image.open(out / "histograms.png") as picture:
+        assert picture.size == (1386, 319)
+
+
+def test_shards_hold_the_data_set(videos, tmp_path, capsys):
+    from vidgen.data import list_videos
+
+    main(["shards", str(videos), str(tmp_path / "out"), "--max-count", "3"])
+    assert capsys.readouterr().out == f"4 videos in 2 shards in {tmp_path / 'out'}\n"
+    files, classes = list_videos(tmp_path / "out")
+    assert [file.label for file in files] == [0, 0, 1, 1] and classes == ["orbit", "spin"]
+
+
+def test_shards_of_an_official_split(videos, tmp_path):
+    from vidgen.data import list_videos
+
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    (lists / "classInd.txt").write_text("1 spin\n2 orbit\n")
+    (lists / "trainlist02.txt").write_text("orbit/0.mp4 2\nspin/2.mp4 1\n")
+    (lists / "testlist02.txt").write_text("orbit/1.mp4\n")
+    words = ["shards", str(videos), str(tmp_path / "out"), "--ucf101-split", "2", "--split-files", str(lists)]
+    main(words)
+    for part, labels in (("train", [1, 0]), ("test", [1])):
+        files, classes = list_videos(tmp_path / "out" / part)
+        assert [file.label for file in files] == labels and classes == ["spin", "orbit"]
+
+
+def test_wrong_data_sets_are_said(tmp_path, capsys):
+    assert "no dataset at" in says(capsys, "data", "check", tmp_path / "absent")
+    assert "must be positive" in says(capsys, "data", "check", tmp_path, "--jobs", "0")
+    (tmp_path / "a.tar").write_bytes(b"x" * 2000)
+    assert "a.tar is not a whole, uncompressed tar file" in says(capsys, "shards", tmp_path, tmp_path / "out")

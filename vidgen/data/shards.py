@@ -120,7 +120,7 @@ def _write_index(folder: Path, classes: Sequence[str]) -> None:
 def find_shards(root: str | os.PathLike) -> list[Path] | None:
     """The shards, or the index, that `root` names; None where it names something else.
 
-    `root`: a folder that holds .tar files, one such file, an index of ours (.json), or a pattern with *, ?, or
+    `root`: a folder that holds .tar files, one such file, an index of ours (.json), or a pattern with *, ?, [] or
     braces: "shard-{000000..000012}.tar". Raises `UserError` for a pattern that fits no file, or a shard missing.
     """
     text, path = os.fspath(root), Path(root)
@@ -129,7 +129,7 @@ def find_shards(root: str | os.PathLike) -> list[Path] | None:
         return [path / INDEX] if tars and (path / INDEX).is_file() else tars or None
     if path.is_file():
         return [path] if path.suffix.lower() in (".tar", ".json") else None
-    if not re.search(r"[*?{]", text):
+    if not re.search(r"[*?[{]", text):
         return None
     from braceexpand import braceexpand
 
