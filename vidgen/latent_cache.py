@@ -27,7 +27,8 @@ from torch.utils.data import DataLoader, Dataset
 from autoencoder import AutoencoderKLVidTwin, TwinPosterior
 
 from .config import DiTTrainingConfig, LatentsConfig
-from .data.dataset import BadVideos, ClipDataset, VideoFile, collate_clips, list_videos
+from .data.dataset import BadVideos, ClipDataset, VideoFile, collate_clips, list_training_videos
+from .data.video import ShardMember
 from .errors import UserError
 from .files import written_aside
 from .models import weights_hash
@@ -49,7 +50,7 @@ def prepare_cache(config: DiTTrainingConfig, vae: AutoencoderKLVidTwin, accelera
     """
     check_latents(config, vae)
     folder = Path(config.latent_cache or Path(config.output_dir) / "latents")
-    files, classes = list_videos(config.data.root)
+    files, classes = list_training_videos(config.data)
     source = cache_source(config, vae, files, classes)
     missing = None if LatentCache.load(folder, source) else missing_shards(folder, source, config, len(files))
     [missing] = broadcast_object_list([missing])  # the main process decides for all
@@ -130,9 +131,10 @@ def data_hash(root: str | os.PathLike, files: Sequence[VideoFile], classes: Sequ
     """
     digest = hashlib.sha256()
     for path, label in files:
+        in_shard = isinstance(path, ShardMember)
         try:
-            status = os.stat(path)
-            size, changed = status.st_size, int(status.st_mtime)
+            status = os.stat(path.shard if in_shard else path)
+            size, changed = path.size if in_shard else status.st_size, int(status.st_mtime)
         except OSError:  # listed but absent: encoding will say so
             size, changed = -1, -1
         line = [relative_path(path, root), size, changed, None if label is None else classes[label]]
@@ -140,8 +142,10 @@ def data_hash(root: str | os.PathLike, files: Sequence[VideoFile], classes: Sequ
     return digest.hexdigest()
 
 
-def relative_path(path: Path, root: str | os.PathLike) -> str:
-    """A video's path within its data set: below the folder, or below the folder of the CSV."""
+def relative_path(path: Path | ShardMember, root: str | os.PathLike) -> str:
+    """A video's path within its data set: below the folder, or below the folder of the CSV or the shards."""
+    if isinstance(path, ShardMember):
+        return f"{relative_path(path.shard, root)}/{path.name}"
     base = Path(root) if Path(root).is_dir() else Path(root).parent
     return path.relative_to(base).as_posix() if path.is_relative_to(base) else path.as_posix()
 
@@ -248,7 +252,7 @@ def encode_shards(
         copies = 2 if config.flips else 1
         numbers = batch["index"] % len(clips.files)
         own = torch.tensor(
-            [clips.files[n].path == Path(path) for n, path in zip(numbers.tolist(), batch["path"], strict=True)]
+            [str(clips.files[n].path) == path for n, path in zip(numbers.tolist(), batch["path"], strict=True)]
         )
         fields = {
             "mean": posterior.mean.unflatten(0, (copies, -1)).transpose(0, 1),

@@ -123,6 +123,19 @@ def list_train_and_validation(data: DataConfig, seed: int) -> tuple[list[VideoFi
     return files, validation, classes
 
 
+def list_training_videos(data: DataConfig) -> tuple[list[VideoFile], list[str]]:
+    """All a recipe may train on, with nothing held out: `root`, or the train list of its `ucf101_split`.
+
+    Raises what `list_videos` and `ucf101_split` raise.
+    """
+    if data.ucf101_split is None:
+        return list_videos(data.root)
+    from .ucf101 import ucf101_split
+
+    files, _, classes = ucf101_split(data.root, data.ucf101_split, data.split_files)
+    return files, classes
+
+
 def split_validation(
     files: Sequence[VideoFile], num_validation: int, seed: int
 ) -> tuple[list[VideoFile], list[VideoFile]]:
@@ -200,10 +213,10 @@ class ClipDataset(Dataset):
             otherwise clips are cut from the middle of the video, in time and space.
         clips_per_video: how often each video is visited; without `train`, at evenly spaced starts.
 
-    Asked for by index, or by (epoch, index). A sample is a dict: `video` float32 (3, T, H, W) in [-1, 1]; `label` (-1
-    where there is none); `index`, the one asked for; `path` of the video that was read and `start` in it, in seconds;
-    `skipped`, the list of (path, reason) of videos passed over because they are unreadable or too short: the next
-    readable video takes their place.
+    Asked for by index, or by (epoch, index), which draws anew. A sample is a dict: `video` float32 (3, T, H, W) in
+    [-1, 1]; `label` (-1 where there is none); `index`, the one asked for; `path` of the video that was read and
+    `start` in it, in seconds; `skipped`, the list of (path, reason) of videos passed over because they are unreadable
+    or too short: the next readable video takes their place.
     Raises what `list_videos` raises, and `VideoError` if no video at all is readable.
     """
 
@@ -230,8 +243,6 @@ class ClipDataset(Dataset):
         self.size = (resolution, resolution) if isinstance(resolution, int) else tuple(resolution)
         self.train, self.flip, self.seed = train, flip, seed
         self.clips_per_video = clips_per_video
-        # Shared memory, so that workers which outlive an epoch see the next one's number.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._bad: dict[int, str] = {}  # number of a video -> reason; every process finds out for itself
         if not any(self._probe(number) for number in range(len(self.files))):
             raise self._nothing_readable(self.check())
@@ -239,10 +250,6 @@ class ClipDataset(Dataset):
     @property
     def id2label(self) -> dict[int, str]:
         return dict(enumerate(self.classes))
-
-    def set_epoch(self, epoch: int) -> None:
-        """Draw other starts, crops and flips from now on; also reaches running workers."""
-        self._epoch.fill_(epoch)
 
     def centred(self) -> ClipDataset:
         """The same videos, one clip from the middle of each."""
@@ -257,7 +264,7 @@ class ClipDataset(Dataset):
         return len(self.files) * self.clips_per_video
 
     def __getitem__(self, index: int | tuple[int, int]) -> dict:
-        epoch, index = index if isinstance(index, tuple) else (int(self._epoch), index)
+        epoch, index = index if isinstance(index, tuple) else (0, index)
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} is out of range for {len(self)} clips")
         visit, first = divmod(index, len(self.files))

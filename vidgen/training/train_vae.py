@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Subset
 from autoencoder import AutoencoderKLVidTwin, TwinLatents
 
 from ..config import ModelConfig, VAETrainingConfig
-from ..data.dataset import ClipDataset, collate_clips, list_videos, split_validation
+from ..data.dataset import ClipDataset, collate_clips, list_train_and_validation
 from ..errors import UserError
 from ..files import written_aside_folder
 from ..latent_cache import encode_clips, split_evenly, statistics_of, stream_sums
@@ -70,13 +70,7 @@ def build_vae(
 def build_datasets(config: VAETrainingConfig, model: AutoencoderKLVidTwin) -> tuple[ClipDataset, ClipDataset | None]:
     """Training clips, and the validation clips of their own folder or held out from the same one."""
     data = config.data
-    files, classes = list_videos(data.root)
-    if data.validation_root is not None:
-        validation_files, _ = list_videos(data.validation_root)
-    else:
-        files, validation_files = split_validation(
-            files, min(data.num_validation_videos, len(files) // 5), config.seed
-        )
+    files, validation_files, classes = list_train_and_validation(data, config.seed)
     shape = dict(num_frames=model.config.num_frames, resolution=model.config.sample_size, fps=data.fps)
     train_set = ClipDataset(
         files,
