@@ -12,7 +12,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class StopRequest:
     """While entered, the first SIGTERM or Ctrl-C is noted in `signal`; another one ends the program at once.
 
-    In another thread than the main one, where Python hears no signals, it changes nothing.
+    A signal that is ignored (Ctrl-C in a shell's background job) stays so. In another thread than the main one, where
+    Python hears no signals, it changes nothing.
     """
 
     def __init__(self) -> None:
@@ -21,7 +22,8 @@ class StopRequest:
     def __enter__(self) -> StopRequest:
         self.previous = {}
         if threading.current_thread() is threading.main_thread():
-            self.previous = {number: signal.signal(number, self._note) for number in SIGNALS}
+            heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+            self.previous = {number: signal.signal(number, self._note) for number in heard}
         return self
 
     def __exit__(self, *exception: object) -> None:

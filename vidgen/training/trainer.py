@@ -259,10 +259,7 @@ class Trainer(ABC):
             return
         bar = progress(description=self.output_dir.name, total=train.max_train_steps, initial=position.step)
         self.meter = SpeedMeter(accelerator, 3 * self.flops_per_sample(), self._global_batch, train.max_train_steps)
-        self.updates, taken = (
-            position.step,
-            position.samples,
-        )  # which `position` counts only once their step is committed
+        self.updates, taken = position.step, position.samples  # ahead of `position`, which counts what is committed
         pending, step = None, Step()
         for batch in self._batches():
             with accelerator.accumulate(self.objective):

@@ -25,11 +25,21 @@ STEADY = "optim.lr_scheduler=constant_with_warmup"  # the schedule of a run of a
 
 
 @pytest.fixture(autouse=True)
-def _no_handlers():
-    """Signals are as they were after every test."""
-    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+def _signals_are_heard_and_left_as_they_were():
+    ours = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in ours.items()}
     yield
-    assert before == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    assert ours == {number: signal.signal(number, handler) for number, handler in before.items()}
+
+
+def test_an_ignored_signal_stays_ignored(vae_config, tmp_path, monkeypatch):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    interrupted_at(2, signal.SIGINT, monkeypatch)
+    try:
+        train_vae(vae_config(tmp_path, "train.max_train_steps=4"))
+    finally:
+        assert signal.signal(signal.SIGINT, signal.default_int_handler) is signal.SIG_IGN
+    assert max(losses(tmp_path)) == 4
 
 
 @pytest.mark.parametrize("workers", [0, 2])
