@@ -75,6 +75,12 @@ def build_accelerator(config: TrainingConfig) -> Accelerator:
             raise UserError("FSDP 1 is not supported; set fsdp_version: 2, as configs/accelerate/fsdp2.yaml does.")
         # Precision is autocast's, as it is without FSDP, whose own policy would round the clips to compare with, too.
         accelerator.state.fsdp_plugin.mixed_precision_policy = None
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        settings = accelerator.state.deepspeed_plugin.deepspeed_config
+        settings |= {
+            "train_micro_batch_size_per_gpu": train.train_batch_size,
+            "gradient_clipping": train.max_grad_norm,
+        }
     set_seed(config.seed)
     return accelerator
 
@@ -300,6 +306,9 @@ class Trainer(ABC):
 
     def _clip_gradients(self) -> Losses:
         """Bring every group's gradients under the norm allowed; returns the norms before."""
+        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:  # its engine has done so, over all groups
+            norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.train.max_grad_norm)
+            return {"grad_norm": torch.as_tensor(norm or 0.0, device=self.accelerator.device)}
         self.accelerator.unscale_gradients()
         norms, idle = {}, self.idle_groups()
         for group in self.optimizer.param_groups:
