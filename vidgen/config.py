@@ -176,6 +176,35 @@ class DiTTrainingConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
 
 
+# What numbers must be at least and at most; every whole number has a least.
+MOST = {"train.ema_decay": 1}
+LEAST = {
+    "seed": 0,
+    "data.num_validation_videos": 0,
+    "data.resolution": 1,
+    "data.num_frames": 1,
+    "data.clips_per_video": 1,
+    "perceptual.chunk_size": 1,
+    "gan.channels": 1,
+    "gan.num_layers": 1,
+    "gan.start_step": 0,
+    "gan.warmup_steps": 0,
+    "latents.crops": 1,
+    "latents.batch_size": 1,
+    "latents.shard_size": 1,
+    "diffusion.num_inference_steps": 1,
+    "optim.lr_warmup_steps": 0,
+    "train.train_batch_size": 1,
+    "train.max_train_steps": 0,
+    "train.gradient_accumulation_steps": 1,
+    "train.ema_decay": 0,
+    "train.logging_steps": 1,
+    "train.validation_steps": 1,
+    "train.checkpointing_steps": 1,
+    "train.checkpoints_total_limit": 1,
+    "train.dataloader_num_workers": 0,
+}
+
 Config = TypeVar("Config")
 
 
@@ -183,7 +212,8 @@ def load_config(config_class: type[Config], arguments: Sequence[str]) -> Config:
     """A config from command-line arguments: an optional `--config FILE` and any number of `dotted.key=value`.
 
     Raises:
-        UserError: if the file is missing or malformed, a key is unknown, or a value does not fit its type.
+        UserError: if the file is missing or malformed, a key is unknown, or a value does not fit its type or is out
+            of its range.
     """
     arguments = list(arguments)
     files: list[str] = []
@@ -210,6 +240,13 @@ def load_config(config_class: type[Config], arguments: Sequence[str]) -> Config:
     missing = sorted(OmegaConf.missing_keys(merged))
     if missing:
         raise UserError(f"{missing[0]} is not set; give it as {missing[0]}=... on the command line or in the recipe.")
+    for key, least in LEAST.items():
+        value = OmegaConf.select(merged, key)
+        if value is not None and value < least:
+            raise UserError(f"{key} must be {least} or more, not {value}.")
+    for key, most in MOST.items():
+        if OmegaConf.select(merged, key) > most:
+            raise UserError(f"{key} must be {most} or less, not {OmegaConf.select(merged, key)}.")
     return OmegaConf.to_object(merged)
 
 

@@ -52,8 +52,14 @@ def prepare_cache(config: DiTTrainingConfig, vae: AutoencoderKLVidTwin, accelera
     folder = Path(config.latent_cache or Path(config.output_dir) / "latents")
     files, classes = list_training_videos(config.data)
     source = cache_source(config, vae, files, classes)
-    missing = None if LatentCache.load(folder, source) else missing_shards(folder, source, config, len(files))
-    [missing] = broadcast_object_list([missing])  # the main process decides for all
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"latent_cache: {folder} is no folder.")
+    missing = None
+    if accelerator.is_main_process and LatentCache.load(folder, source) is None:
+        missing = missing_shards(folder, source, config, len(files))
+    [missing] = broadcast_object_list(
+        [missing]
+    )  # the main process alone looks: others may be at work when one is late
     if missing is not None:
         random = config.latents.crops > 1
         clips = ClipDataset(
@@ -86,10 +92,7 @@ def prepare_cache(config: DiTTrainingConfig, vae: AutoencoderKLVidTwin, accelera
 
 
 def check_latents(config: DiTTrainingConfig, vae: AutoencoderKLVidTwin) -> None:
-    """Raise a `UserError` for a setting of the latents that is out of range or not the autoencoder's."""
-    for name in ("crops", "batch_size", "shard_size"):
-        if getattr(config.latents, name) < 1:
-            raise UserError(f"latents.{name} must be at least 1, not {getattr(config.latents, name)}.")
+    """Raise a `UserError` for a setting that is not the autoencoder's."""
     for name, own in {"resolution": vae.config.sample_size, "num_frames": vae.config.num_frames}.items():
         if getattr(config.data, name) not in (None, own):
             raise UserError(

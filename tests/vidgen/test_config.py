@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vidgen.config import DiTTrainingConfig, VAETrainingConfig, load_config, save_config
+from vidgen.config import LEAST, DiTTrainingConfig, VAETrainingConfig, config_fields, load_config, save_config
 from vidgen.errors import UserError
 
 RECIPES = Path(__file__).parents[2] / "configs"
@@ -61,6 +61,10 @@ def test_an_unknown_key_names_the_nearest(argument, nearest):
         (["data.root=x", "--config", "absent.yaml"], "No recipe at absent.yaml"),
         (["data.root"], "is not an override"),
         (["--help-me"], "is not an override"),
+        (["data.root=x", "train.train_batch_size=0"], "train.train_batch_size must be 1 or more, not 0"),
+        (["data.root=x", "train.logging_steps=0"], "train.logging_steps must be 1 or more, not 0"),
+        (["data.root=x", "gan.start_step=-1"], "gan.start_step must be 0 or more, not -1"),
+        (["data.root=x", "train.ema_decay=2"], "train.ema_decay must be 1 or less, not 2"),
     ],
 )
 def test_mistakes_get_one_sentence(arguments, sentence):
@@ -68,6 +72,13 @@ def test_mistakes_get_one_sentence(arguments, sentence):
         load_config(VAETrainingConfig, arguments)
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_every_whole_number_has_a_least():
+    known = config_fields(VAETrainingConfig) | config_fields(DiTTrainingConfig)
+    numbers = {key for key, f in known.items() if f.type in ("int", "int | None")}
+    own_words = {"model.latent_setting", "data.ucf101_split"}  # one of a few
+    assert numbers - own_words <= set(LEAST) <= set(known)
 
 
 def test_text_stays_as_it_was_typed(tmp_path):

@@ -295,8 +295,8 @@ def test_a_damaged_cache_is_named(prepare, damage):
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
-        ("latents.crops=0", "latents.crops must be at least 1"),
-        ("latents.shard_size=0", "latents.shard_size must be at least 1"),
+        ("latents.crops=0", "latents.crops must be 1 or more"),
+        ("latents.shard_size=0", "latents.shard_size must be 1 or more"),
         ("data.resolution=64", "data.resolution is 64, but the latents of .* are those of 32"),
         ("data.num_frames=8", "data.num_frames is 8"),
     ],
