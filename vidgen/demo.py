@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -68,6 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     picture = class_grid(root / "sprites.png", first_of_each, validation.classes)
     console.print(f"First picture: {picture}")
 
+    for run in ("vae", "dit"):  # of an earlier demo: this one shows a training from its start
+        shutil.rmtree(root / run, ignore_errors=True)
     announce("2/5  Training the autoencoder")
     train_data = f"data.root={root / 'data' / 'train'}"
     launch(

@@ -39,7 +39,7 @@ def save_checkpoint(
     total_limit: int | None,
     write: Callable[[Path], None],
 ) -> Path:
-    """Write OUTPUT_DIR/checkpoint-{step} on all processes, and then delete what is over the limit.
+    """Write OUTPUT_DIR/checkpoint-{step} on all processes, and delete later ones and what is over the limit.
 
     Args:
         write: called on every process with the folder to write into.
@@ -58,7 +58,10 @@ def save_checkpoint(
         _sync_files(aside)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            if final.exists():  # of a run that was resumed from before it
+            for later in list_checkpoints(output_dir):  # of a run that was resumed from before them
+                if checkpoint_step(later) > step:
+                    _delete(later)
+            if final.exists():  # likewise
                 final.rename(replaced)
             aside.rename(final)
             _sync_folder(final.parent)
@@ -81,14 +84,19 @@ def find_checkpoint(output_dir: str | Path, resume: str | None) -> Path | None:
     """The folder that `resume` means: None, "latest" (None if the run has none yet), or a path.
 
     Raises:
-        UserError: if the path is not a checkpoint folder.
+        UserError: if the path is not a checkpoint folder, or the run would mix its checkpoints with another run's.
     """
-    if resume is None:
-        return None
+    checkpoints = list_checkpoints(output_dir)
     if resume == "latest":
-        checkpoints = list_checkpoints(output_dir)
         return checkpoints[-1] if checkpoints else None
-    path = Path(resume)
+    path = Path(resume) if resume is not None else None
+    if checkpoints and (path is None or path.resolve().parent != Path(output_dir).resolve()):
+        raise UserError(
+            f"{output_dir} holds {checkpoints[-1].name} of an earlier run: go on with it by resume=latest, name "
+            "another output_dir, or delete the folder."
+        )
+    if path is None:
+        return None
     if not path.is_dir() or not PATTERN.match(path.name):
         raise UserError(
             f"No checkpoint at {resume}; resume wants 'latest' or a folder named checkpoint-STEP that a run of this "

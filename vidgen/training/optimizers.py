@@ -17,18 +17,24 @@ def build_optimizer(groups: dict[str, tuple[list[nn.Parameter], float]], config:
     Args:
         groups: by name, the parameters and the factor on the learning rate.
         config: what they share.
+
+    Raises:
+        UserError: if a value is out of range.
     """
-    return torch.optim.AdamW(
-        [
-            {"name": name, "params": parameters, "lr": factor * config.learning_rate}
-            for name, (parameters, factor) in groups.items()
-        ],
-        lr=config.learning_rate,
-        betas=(config.adam_beta1, config.adam_beta2),
-        weight_decay=config.adam_weight_decay,
-        eps=config.adam_epsilon,
-        fused=True,  # one kernel, and one that skips an update on the device's own word
-    )
+    try:
+        return torch.optim.AdamW(
+            [
+                {"name": name, "params": parameters, "lr": factor * config.learning_rate}
+                for name, (parameters, factor) in groups.items()
+            ],
+            lr=config.learning_rate,
+            betas=(config.adam_beta1, config.adam_beta2),
+            weight_decay=config.adam_weight_decay,
+            eps=config.adam_epsilon,
+            fused=True,  # one kernel, and one that skips an update on the device's own word
+        )
+    except ValueError as error:
+        raise UserError(f"optim or gan.lr_scale does not fit: {error}.") from error
 
 
 def start_state(optimizer: torch.optim.AdamW) -> None:
@@ -42,18 +48,23 @@ def start_state(optimizer: torch.optim.AdamW) -> None:
             }
 
 
-def build_lr_scheduler(optimizer: torch.optim.Optimizer, config: OptimConfig, max_train_steps: int) -> LRScheduler:
-    """Diffusers' schedule of that name over optimizer steps.
+def build_lr_scheduler(
+    optimizer: torch.optim.Optimizer, config: OptimConfig, max_train_steps: int, after: int = 0
+) -> LRScheduler:
+    """Diffusers' schedule of that name over optimizer steps, as it stands after so many.
 
     Raises:
-        UserError: if the name is unknown.
+        UserError: if the name is unknown, or of a schedule that needs more than a recipe says.
     """
+    if config.lr_scheduler == "piecewise_constant":
+        raise UserError("optim.lr_scheduler: piecewise_constant needs rules that a recipe has no key for.")
     try:
         return get_scheduler(
             config.lr_scheduler,
             optimizer,
             num_warmup_steps=config.lr_warmup_steps,
             num_training_steps=max_train_steps,
+            last_epoch=after - 1,
         )
     except ValueError as error:
         raise UserError(f"optim.lr_scheduler: {error}.") from error

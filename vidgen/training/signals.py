@@ -34,3 +34,13 @@ class StopRequest:
         if self.signal is not None:
             raise KeyboardInterrupt
         self.signal = number
+
+
+def outlive_first_signal(worker: int) -> None:
+    """What a loader's worker does at its start: it reads on after the first SIGTERM or Ctrl-C, and ends by the second.
+
+    Launchers and terminals signal all processes of a run, and the step under way may still need what a worker reads.
+    """
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda number, frame: signal.signal(number, signal.SIG_DFL))

@@ -25,6 +25,7 @@ from ..objectives.adversarial import DiscriminatorObjective, PatchDiscriminator,
 from ..objectives.perceptual import LPIPS
 from ..objectives.vae import VAEObjective
 from ..plots import component_grid, reenactment_grid
+from .signals import outlive_first_signal
 from .trainer import Trainer, build_accelerator
 
 GRID_CLIPS = 4
@@ -162,6 +163,7 @@ class VAETrainer(Trainer):
             batch_size=self.config.train.train_batch_size,
             num_workers=self.config.train.dataloader_num_workers,
             collate_fn=collate_clips,
+            worker_init_fn=outlive_first_signal,
         )
         for batch in loader:
             self.note_skipped(batch)

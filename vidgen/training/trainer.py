@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedType, gather_object, set_seed
 from diffusers import ModelMixin
 from diffusers.training_utils import EMAModel
@@ -39,7 +40,7 @@ from ..progress import progress
 from .checkpoints import checkpoint_step, clear_remains, find_checkpoint, save_checkpoint
 from .optimizers import build_lr_scheduler, build_optimizer, start_state
 from .samples import EpochStream, TrainingSamples, collate_samples, derived_seed
-from .signals import StopRequest
+from .signals import StopRequest, outlive_first_signal
 from .tracking import JSONLTracker, SpeedMeter, forget_steps_after
 
 TrainingConfig = VAETrainingConfig | DiTTrainingConfig
@@ -54,10 +55,14 @@ def build_accelerator(config: TrainingConfig) -> Accelerator:
     """The Accelerator of a run: precision, accumulation and trackers from the config; seeds set.
 
     Raises:
-        UserError: if `train.mixed_precision` or `train.report_to` is unknown, or the launcher asks for FSDP 1.
+        UserError: if `train.mixed_precision` or `train.report_to` is unknown, `output_dir` cannot be made, or the
+            launcher asks for FSDP 1.
     """
     train, output_dir = config.train, Path(config.output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output_dir: the folder {output_dir} cannot be made ({error.strerror}).") from error
     trackers = [] if train.report_to in ("none", "") else [name.strip() for name in train.report_to.split(",")]
     try:
         accelerator = Accelerator(
@@ -70,6 +75,11 @@ def build_accelerator(config: TrainingConfig) -> Accelerator:
         )
     except ValueError as error:
         raise UserError(f"train.mixed_precision or train.report_to does not fit: {error}") from error
+    for name in set(trackers) - {
+        "all",
+        *map(str, get_available_trackers()),
+    }:  # which Accelerate passes over in silence
+        raise UserError(f"train.report_to: {name} is not installed; pip install {name}, or train.report_to=none.")
     if accelerator.distributed_type == DistributedType.FSDP:
         if not accelerator.is_fsdp2:
             raise UserError("FSDP 1 is not supported; set fsdp_version: 2, as configs/accelerate/fsdp2.yaml does.")
@@ -187,6 +197,7 @@ class Trainer(ABC):
             collate_fn=functools.partial(collate_samples, collate_fn),
             pin_memory=accelerator.device.type == "cuda",
             prefetch_factor=4 if workers else None,
+            worker_init_fn=outlive_first_signal,
         )
         objective._no_split_modules = model._no_split_modules  # what FSDP wraps
         if groups is None:
@@ -243,12 +254,13 @@ class Trainer(ABC):
         """Train to `train.max_train_steps` and return the folder of the final model.
 
         Raises:
-            UserError: if the checkpoint to resume from is missing or does not fit, or one cannot be written.
+            UserError: if the checkpoint to resume from is missing or does not fit, the folder holds those of another
+                run, or one cannot be written.
             TrainingDiverged: if a loss or gradient is not finite; a checkpoint of the step before is written.
             Stopped: on SIGTERM or Ctrl-C, after writing a checkpoint.
         """
-        self._start_run_folder()
         self._resume()
+        self._start_run_folder()
         self.objective.train()
         with self.stop_request:
             self._train()
@@ -453,7 +465,6 @@ class Trainer(ABC):
         state = {
             "step": self.position.step,
             "samples": self.position.samples,
-            "lr_scheduler": self.lr_scheduler.state_dict(),
             "sums": gather_object([{name: value.item() for name, value in self.means.sums.items()}]),  # by process
             "counts": self.means.counts,
         }
@@ -489,9 +500,16 @@ class Trainer(ABC):
         state = json.loads((checkpoint / TRAINER_STATE).read_text())
         if state["step"] != checkpoint_step(checkpoint):
             raise ValueError(f"it was written after step {state['step']}.")
+        ours = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         self.accelerator.load_state(str(checkpoint))
+        for group, own in zip(self.optimizer.param_groups, ours, strict=True):
+            group.update(own)  # rates, decays: this run's config says, not the checkpoint
+        self.accelerator.step = (
+            0  # of accumulation: a checkpoint stands between two steps, however many parts they have
+        )
         self.position = Position(state["step"], state["samples"])
-        self.lr_scheduler.load_state_dict(state["lr_scheduler"])
+        optim, last = self.config.optim, self.config.train.max_train_steps
+        self.lr_scheduler = build_lr_scheduler(self.optimizer, optim, last, after=state["step"])
         device = self.accelerator.device
         sums = state["sums"][self.accelerator.process_index % len(state["sums"])]
         self.means = Means({name: torch.tensor(value, device=device) for name, value in sums.items()}, state["counts"])

@@ -27,13 +27,28 @@ def save(folder: Path, step: int, limit: int | None = 2, how=write) -> Path:
 
 
 def test_the_newest_are_kept_and_the_latest_is_found(tmp_path):
-    for step in (2, 10, 9):
+    for step in (2, 9, 10):
         save(tmp_path, step)
     assert names(tmp_path) == ["checkpoint-10", "checkpoint-9"]
     assert find_checkpoint(tmp_path, "latest").name == "checkpoint-10"
     assert find_checkpoint(tmp_path, str(tmp_path / "checkpoint-9")).name == "checkpoint-9"
-    assert find_checkpoint(tmp_path, None) is None
-    assert find_checkpoint(tmp_path / "absent", "latest") is None
+    assert find_checkpoint(tmp_path / "absent", None) is find_checkpoint(tmp_path / "absent", "latest") is None
+    assert find_checkpoint(tmp_path / "absent", str(tmp_path / "checkpoint-9")).name == "checkpoint-9"
+
+
+def test_a_run_does_not_mix_its_checkpoints_with_those_of_another(tmp_path):
+    for folder in ("here", "there"):
+        save(tmp_path / folder, 3)
+    for resume in (None, str(tmp_path / "there" / "checkpoint-3")):
+        with pytest.raises(UserError, match="here holds checkpoint-3 of an earlier run"):
+            find_checkpoint(tmp_path / "here", resume)
+
+
+def test_what_was_written_after_the_step_a_run_goes_back_to_is_deleted(tmp_path):
+    for step in (2, 3, 4, 5):
+        save(tmp_path, step, limit=4)
+    save(tmp_path, 3, limit=2)
+    assert names(tmp_path) == ["checkpoint-2", "checkpoint-3"]
 
 
 def test_one_of_the_same_step_is_replaced(tmp_path):

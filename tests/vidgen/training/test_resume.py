@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from runs import FULL, assert_same_run, assert_same_tensors, losses
+from runs import FULL, assert_same_run, assert_same_tensors, logged, losses
 from vidgen.errors import Stopped, UserError
 from vidgen.training.checkpoints import list_checkpoints
 from vidgen.training.train_dit import train_dit
@@ -66,6 +66,26 @@ def test_accumulated_gradients_are_those_of_the_larger_batch(vae_config, tmp_pat
     assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
 
 
+def test_a_resumed_run_takes_the_rate_and_the_parts_of_its_own_config(vae_config, tmp_path, monkeypatch):
+    settings = [STEADY, "gan.lr_scale=0.5", *FULL]
+    train_vae(vae_config(tmp_path, "train.max_train_steps=3", *settings))
+    compute, calls = VAETrainer.compute_losses, []
+    monkeypatch.setattr(VAETrainer, "compute_losses", lambda self, batch: (calls.append(0), compute(self, batch))[1])
+    settings += ["optim.learning_rate=1e-5", "train.gradient_accumulation_steps=2", "resume=latest"]
+    train_vae(vae_config(tmp_path, "train.max_train_steps=5", *settings))
+    rates = [(entry["learning_rate"], entry["learning_rate/discriminator"]) for entry in logged(tmp_path)[-3:-1]]
+    assert rates == [(1e-5, 0.5e-5)] * 2
+    assert len(calls) == 4, "a step was made of fewer parts"
+
+
+def test_a_run_leaves_the_checkpoints_of_another_alone(vae_config, tmp_path):
+    train_vae(vae_config(tmp_path, "train.max_train_steps=2"))
+    before = (tmp_path / "metrics.jsonl").read_text(), (tmp_path / "config.yaml").read_text()
+    with pytest.raises(UserError, match="holds checkpoint-2 of an earlier run: go on with it by resume=latest"):
+        train_vae(vae_config(tmp_path, "train.max_train_steps=1"))
+    assert ((tmp_path / "metrics.jsonl").read_text(), (tmp_path / "config.yaml").read_text()) == before
+
+
 # --- signals --------------------------------------------------------------------------------------------------------
 
 
@@ -96,6 +116,32 @@ def test_a_signal_stops_after_the_step_with_a_checkpoint(vae_config, tmp_path, m
     assert not (tmp_path / "cut" / "final").exists()
     train_vae(vae_config(tmp_path / "cut", "resume=latest", *settings))
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def train_as_a_group(config) -> None:
+    os.setsid()
+    try:
+        train_vae(config)
+    except Stopped as stop:
+        raise SystemExit(stop.code) from stop
+
+
+def test_a_signal_to_all_processes_leaves_the_workers_to_the_step(vae_config, tmp_path, monkeypatch):
+    """As torchrun, Slurm and a terminal send it."""
+    compute = VAETrainer.compute_losses
+
+    def compute_and_signal_all(self, batch):
+        if self.updates == 2:
+            os.killpg(os.getpid(), signal.SIGTERM)
+        return compute(self, batch)
+
+    monkeypatch.setattr(VAETrainer, "compute_losses", compute_and_signal_all)
+    config = vae_config(tmp_path, "train.max_train_steps=50", "train.dataloader_num_workers=2")
+    process = multiprocessing.get_context("fork").Process(target=train_as_a_group, args=(config,))
+    process.start()
+    process.join()
+    assert process.exitcode == 128 + signal.SIGTERM
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-3"]
 
 
 def test_a_second_signal_ends_it_at_once(vae_config, tmp_path, monkeypatch):

@@ -107,7 +107,12 @@ def test_a_dit_run_leaves_a_pipeline_and_resumes(dit_config, trained_vae, tmp_pa
         (["data.resolution=33"], "multiple of patch_size"),
         (["resume=absent"], "No checkpoint at absent"),
         (["train.mixed_precision=int3"], "train.mixed_precision"),
+        (["output_dir=README.md"], "output_dir: the folder README.md cannot be made (File exists)"),
+        (["train.report_to=nonsense"], "train.report_to does not fit"),
+        (["train.report_to=clearml"], "clearml is not installed"),
         (["optim.lr_scheduler=square"], "optim.lr_scheduler"),
+        (["optim.lr_scheduler=piecewise_constant"], "needs rules"),
+        (["optim.learning_rate=-1"], "optim or gan.lr_scale does not fit: Invalid learning rate: -1"),
     ],
 )
 def test_vae_mistakes_get_one_sentence(vae_config, tmp_path, settings, sentence):
