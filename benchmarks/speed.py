@@ -5,8 +5,9 @@
 
 Parts: `round_trip` (encode + decode, released size), `train_step` (time and peak memory of a training step),
 `attention` (fused against plain matmuls), `qformer` (ours against transformers' Blip2QFormerModel), `streaming`
-(`vidgen reconstruct` against reading, model and writing alone, and its memory for a video ten times as long). Figures
-go to OUTPUT/speed.json (`--output`, default runs/benchmarks) and are printed as tables.
+(`vidgen reconstruct` against reading, model and writing alone, and its memory for a video ten times as long), `data`
+(clips against decoding alone, and how long a tiny training step waits for them). Figures go to OUTPUT/speed.json
+(`--output`, default runs/benchmarks) and are printed as tables.
 """
 
 from __future__ import annotations
@@ -23,17 +24,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import torch
 import torch.nn.functional as F
+from av.video.reformatter import VideoReformatter
 from rich.console import Console
 from rich.table import Table
+from torch.utils.data import DataLoader
 
 from autoencoder import AutoencoderKLVidTwin
 from autoencoder.attention import _matmul_attention
 from autoencoder.qformer import QFormer
 from vidgen import commands
 from vidgen import streaming as streams
+from vidgen.data.dataset import ClipDataset, collate_clips
+from vidgen.data.sprites import write_sprites
 from vidgen.data.streams import FrameReader, open_writer
 from vidgen.environment import environment
 from vidgen.files import written_aside
@@ -231,7 +237,7 @@ def streaming() -> list[Row]:
         AutoencoderKLVidTwin.from_preset("tiny", sample_size=256, patch_size=32).save_pretrained(model)
         for frames in (48, 480):
             video = Path(folder) / f"{frames}.mp4"
-            _write_720p(video, frames)
+            _write_drifting(video, frames, 30, (720, 1280))
             with multiprocessing.get_context("spawn").Pool(1) as pool:
                 rows.append(pool.apply(_reconstruct, (model, video)))
         short, long = rows
@@ -243,12 +249,13 @@ def streaming() -> list[Row]:
     return rows
 
 
-def _write_720p(path: Path, frames: int) -> None:
+def _write_drifting(path: Path, frames: int, fps: int, size: tuple[int, int], seed: int = 0) -> None:
     """A photograph-like texture drifting over the frame."""
-    generator = torch.Generator().manual_seed(0)
-    texture = F.interpolate(torch.rand(1, 3, 90, 160, generator=generator), size=(720, 1280), mode="bicubic")[0]
+    generator, (height, width) = torch.Generator().manual_seed(seed), size
+    texture = torch.rand(1, 3, height // 8, width // 8, generator=generator)
+    texture = F.interpolate(texture, size=size, mode="bicubic")[0]
     picture = (texture.clamp(0, 1) * 255).byte().permute(1, 2, 0).numpy()
-    with open_writer(path, fps=30, width=1280, height=720) as writer:
+    with open_writer(path, fps=fps, width=width, height=height) as writer:
         for i in range(frames):
             writer.write(np.roll(picture, (2 * i, 3 * i), (0, 1))[None])
 
@@ -284,12 +291,93 @@ def _stages_alone(model: Path, video: Path) -> Row:
     return rates
 
 
+def data() -> list[Row]:
+    """16 frames at 8 fps: decoding alone, `ClipDataset`, a loader with one worker; a tiny step's wait for data."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        sprites, larger = Path(folder) / "sprites", Path(folder) / "320x240"
+        write_sprites(sprites, 8, seed=0)
+        for number in range(12):
+            _write_drifting(larger / f"{number}.mp4", 175, 25, (240, 320), seed=number)
+        for name, root, size in (("64x64", sprites, 64), ("320x240", larger, 64), ("320x240", larger, 224)):
+            rows.append(
+                {"videos": name, "size": size, **_clip_rates(ClipDataset(root, 16, 8, size, clips_per_video=2))}
+            )
+        rows[0] |= _data_wait(ClipDataset(sprites, 16, 8, 64, clips_per_video=4))
+    return rows
+
+
+def _clip_rates(clips: ClipDataset) -> Row:
+    """Clips a second, the best of three epochs each, taken in turns; the loader's by the clock, the others' of CPU."""
+    loader = DataLoader(
+        clips, batch_size=4, num_workers=1, persistent_workers=True, prefetch_factor=4, collate_fn=collate_clips
+    )
+    starts = [(clips.files[index % len(clips.files)].path, clips[index]["start"]) for index in range(len(clips))]
+    ways: dict[str, Callable[[], Any]] = {
+        "decode": lambda: [_decode_alone(path, start) for path, start in starts],
+        "dataset": lambda: [clips[index] for index in range(len(clips))],
+        "loader": lambda: list(loader),
+    }
+    times: dict[str, list[float]] = {way: [] for way in ways}
+    for attempt in range(4):
+        for way, run in ways.items():
+            clock = time.perf_counter if way == "loader" else time.process_time  # which others' load disturbs less
+            start = clock()
+            run()
+            if attempt:  # the first one starts the worker
+                times[way].append(clock() - start)
+    rates = {way: len(clips) / min(taken) for way, taken in times.items()}
+    ratios = {f"{way} / decode": rates[way] / rates["decode"] for way in ("dataset", "loader")}
+    return {f"{way}, clips/s": rate for way, rate in rates.items()} | ratios
+
+
+def _decode_alone(path: Path, start: float) -> list[np.ndarray]:
+    """The plainest way to a clip's frames: seek, decode in order up to the last, convert those wanted."""
+    moments, frames, converter = [start + i / 8 for i in range(16)], [], VideoReformatter()
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        stream.thread_count = 1
+        container.seek(int(start / stream.time_base), stream=stream)
+        for frame in container.decode(stream):
+            if moments and frame.time >= moments[0] - 0.5 / stream.average_rate:
+                frames.append(converter.reformat(frame, format="rgb24", threads=1).to_ndarray())
+                moments.pop(0)
+            if not moments:
+                break
+    return frames
+
+
+def _data_wait(clips: ClipDataset) -> Row:
+    """The share of a tiny VAE's training that waits for the next batch, one worker, batch 4."""
+    model = AutoencoderKLVidTwin.from_preset("tiny", sample_size=64, num_frames=16).to(device()).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    loader = DataLoader(
+        clips, batch_size=4, num_workers=1, persistent_workers=True, prefetch_factor=4, collate_fn=collate_clips
+    )
+    waited = worked = 0.0
+    for _epoch in range(2):
+        mark = time.perf_counter()
+        for number, batch in enumerate(loader):
+            arrived = time.perf_counter()
+            video = batch["video"].to(device())
+            loss = F.l1_loss(model(video, sample_posterior=True).sample, video)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            _synchronize()
+            if number:  # before the first batch nothing can overlap
+                waited, worked = waited + arrived - mark, worked + time.perf_counter() - arrived
+            mark = time.perf_counter()
+    return {"tiny step, s": worked / (2 * len(loader) - 2), "data wait": waited / (waited + worked)}
+
+
 PARTS: dict[str, Callable[[], list[Row]]] = {
     "round_trip": round_trip,
     "train_step": train_step,
     "attention": attention,
     "qformer": qformer,
     "streaming": streaming,
+    "data": data,
 }
 
 

@@ -307,7 +307,7 @@ class ClipDataset(Dataset):
         if self.train and self.flip and rng.random() < 0.5:
             pixels = pixels.flip(-1)
         return {
-            "video": frames_to_clip(rearrange(pixels, "c t h w -> t h w c")).contiguous(),
+            "video": frames_to_clip(rearrange(pixels.contiguous(), "c t h w -> t h w c")),
             "label": -1 if label is None else label,
             "index": index,
             "path": str(path),

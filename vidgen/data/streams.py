@@ -133,7 +133,7 @@ class FrameReader:
 
     def _picture(self, frame: av.VideoFrame, repeats: int, converter: VideoReformatter) -> Iterator[np.ndarray]:
         info = self._index.info
-        picture = to_rgb(frame, info.width, info.height, converter)
+        picture = to_rgb(frame, info.width, info.height, converter, threads=0)
         if (self.width, self.height) != (info.width, info.height):
             # swscale would be quicker, but costs up to 30 grey levels along coloured edges.
             resized = Image.fromarray(picture).resize((self.width, self.height), Image.Resampling.BILINEAR)

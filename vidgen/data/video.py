@@ -430,26 +430,29 @@ def decode_frames(
         if seek_to is not None:
             container.seek(seek_to, stream=stream)
         count = 0
+        shown = None if only is None else {None, *index.ticks[list(only)].tolist()}
         for packet in container.demux(stream):
-            if only is not None:
-                shown = packet.pts is None or index.number_of(packet.pts) in only
-                decoder.skip_frame = "DEFAULT" if shown else "NONREF"
+            if shown is not None:
+                decoder.skip_frame = "DEFAULT" if packet.pts in shown else "NONREF"
             for frame in decoder.decode(packet):
                 yield count if index.ticks is None else index.number_of(frame.pts), frame
                 count += 1
 
 
-def to_rgb(frame: av.VideoFrame, width: int, height: int, converter: VideoReformatter) -> np.ndarray:
+def to_rgb(
+    frame: av.VideoFrame, width: int, height: int, converter: VideoReformatter, *, threads: int = 1
+) -> np.ndarray:
     """A decoded frame as contiguous uint8 (height, width, 3), upright, over black where it is transparent.
 
-    The size is named for the rare stream that changes it midway; `converter` keeps its tables from frame to frame.
+    The size is named for the rare stream that changes it midway; `converter` keeps its tables from frame to frame;
+    `threads` as in `decode_frames`, of which a small frame wants one.
     """
     turns = _quarter_turns(frame)
     if turns % 2:
         width, height = height, width
     if _is_transparent(frame):
-        pixels = converter.reformat(frame, width, height, "rgba").to_ndarray().astype(np.uint16)
+        pixels = converter.reformat(frame, width, height, "rgba", threads=threads).to_ndarray().astype(np.uint16)
         pixels = ((pixels[..., :3] * pixels[..., 3:] + 127) // 255).astype(np.uint8)
     else:
-        pixels = converter.reformat(frame, width, height, "rgb24").to_ndarray()
-    return np.ascontiguousarray(np.rot90(pixels, turns))
+        pixels = converter.reformat(frame, width, height, "rgb24", threads=threads).to_ndarray()
+    return np.ascontiguousarray(np.rot90(pixels, turns) if turns else pixels)
