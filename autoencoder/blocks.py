@@ -6,6 +6,7 @@ Hidden states are (B, T, S, D): T frames of S = h * w patches.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from diffusers.models.attention import AttentionModuleMixin, FeedForward
 from torch import nn
 
@@ -27,6 +28,11 @@ def sincos_2d(height: int, width: int, dim: int) -> torch.Tensor:
     column = sincos_1d(width, dim // 2).repeat(height, 1)
     row = sincos_1d(height, dim // 2).repeat_interleave(width, dim=0)
     return torch.cat([column, row], dim=1)
+
+
+def modulated_norm(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    """LN(x) * (1 + scale) + shift over the last axis, in one pass: (..., D) and (D,) twice -> (..., D)."""
+    return F.layer_norm(x, x.shape[-1:], (1 + scale).to(x.dtype), shift.to(x.dtype), eps=1e-6)
 
 
 class SelfAttnProcessor:
@@ -66,7 +72,6 @@ class VidTwinBlock(nn.Module):
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float, temporal_causal: bool) -> None:
         super().__init__()
         self.scale_shift_table = nn.Parameter(torch.randn(6, dim) / dim**0.5)
-        self.norm = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
         self.spatial_attn = SelfAttention(dim, num_heads)
         self.temporal_attn = SelfAttention(dim, num_heads, is_causal=temporal_causal)
         self.mlp = FeedForward(dim, mult=mlp_ratio, activation_fn="gelu-approximate")
@@ -75,11 +80,11 @@ class VidTwinBlock(nn.Module):
         """(B, T, S, D) -> (B, T, S, D); `temporal_position` (T, 1, D) is added on the temporal branch only."""
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.scale_shift_table
         x = hidden_states
-        x = x + gate_a * self.spatial_attn(self.norm(x) * (1 + scale_a) + shift_a)
+        x = x + gate_a * self.spatial_attn(modulated_norm(x, scale_a, shift_a))
         # The temporal branch reads the residual stream un-normalised and shares the spatial branch's gate.
         over_time = x if temporal_position is None else x + temporal_position
         x = x + gate_a * self.temporal_attn(over_time.transpose(1, 2)).transpose(1, 2)
-        return x + gate_m * self.mlp(self.norm(x) * (1 + scale_m) + shift_m)
+        return x + gate_m * self.mlp(modulated_norm(x, scale_m, shift_m))
 
 
 class VidTwinFirstBlock(VidTwinBlock):

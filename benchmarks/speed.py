@@ -4,10 +4,11 @@
     python benchmarks/speed.py round_trip qformer   some parts
 
 Parts: `round_trip` (encode + decode, released size), `train_step` (time and peak memory of a training step),
-`attention` (fused against plain matmuls), `qformer` (ours against transformers' Blip2QFormerModel), `streaming`
-(`vidgen reconstruct` against reading, model and writing alone, and its memory for a video ten times as long), `data`
-(clips against decoding alone, and how long a tiny training step waits for them). Figures go to OUTPUT/speed.json
-(`--output`, default runs/benchmarks) and are printed as tables.
+`dit_forward` (the DiT of the paper's size), `attention` (fused against plain matmuls), `qformer` (ours against
+transformers' Blip2QFormerModel), `streaming` (`vidgen reconstruct` against reading, model and writing alone, and its
+memory for a video ten times as long), `data` (clips against decoding alone, and how long a tiny training step waits for
+them). Figures go to OUTPUT/speed.json (`--output`, default runs/benchmarks) and are printed as tables. With
+OMP_NUM_THREADS=1 times are the thread's own: use it where the machine has other work.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from torch.utils.data import DataLoader
 from autoencoder import AutoencoderKLVidTwin
 from autoencoder.attention import _matmul_attention
 from autoencoder.qformer import QFormer
+from pipelines import VidTwinTransformer3DModel
 from vidgen import commands
 from vidgen import streaming as streams
 from vidgen.data.dataset import ClipDataset, collate_clips
@@ -43,7 +45,7 @@ from vidgen.data.sprites import write_sprites
 from vidgen.data.streams import FrameReader, open_writer
 from vidgen.environment import environment
 from vidgen.files import written_aside
-from vidgen.metrics.flops import decode_flops, encode_flops
+from vidgen.metrics.flops import clock, decode_flops, encode_flops, matmul_rate, transformer_flops
 
 CLIP = (1, 3, 16, 224, 224)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -55,30 +57,14 @@ def device() -> torch.device:
 
 
 def seconds(run: Callable[[], Any], repeats: int = 5) -> float:
-    """Median wall time after one warm-up."""
+    """Median time after one warm-up."""
     run()
     taken = []
     for _ in range(repeats):
-        _synchronize()
-        start = time.perf_counter()
+        start = clock(device())
         run()
-        _synchronize()
-        taken.append(time.perf_counter() - start)
+        taken.append(clock(device()) - start)
     return statistics.median(taken)
-
-
-def _synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def matmul_rate(dtype: torch.dtype) -> float:
-    """The machine's measured matmul rate in FLOP/s: the best of a few large products."""
-    rates = []
-    for m, k, n in ((2048, 2048, 2048), (3136, 768, 3072), (4096, 4096, 4096)):
-        a, b = torch.randn(m, k, device=device(), dtype=dtype), torch.randn(n, k, device=device(), dtype=dtype)
-        rates.append(2 * m * k * n / seconds(lambda a=a, b=b: F.linear(a, b)))
-    return max(rates)
 
 
 def round_trip() -> list[Row]:
@@ -92,7 +78,7 @@ def round_trip() -> list[Row]:
             z = model.encode(clip).latent_dist.mode()
             encode = seconds(lambda m=model, x=clip: m.encode(x), repeats=2)
             decode = seconds(lambda m=model, z=z: m.decode(z), repeats=2)
-        rate = matmul_rate(dtype)
+        rate = matmul_rate(device(), dtype)
         rows.append(
             {
                 "dtype": name,
@@ -109,15 +95,16 @@ def round_trip() -> list[Row]:
 
 
 def train_step() -> list[Row]:
-    """Forward, backward and AdamW step at batch 1, each in a process of its own for its peak memory."""
-    cases = [("tiny", "bf16", False), ("tiny", "fp32", False)]
-    cases += [("base", "bf16", False), ("base", "bf16", True), ("base", "fp32", False)]
+    """Forward and backward at batch 1, and AdamW, each case in a process of its own for its peak memory."""
+    cases = [("tiny", "fp32", False), ("tiny", "bf16", False)]
+    cases += [("base", "fp32", False), ("base", "bf16", False), ("base", "bf16", True)]
     rows = []
     for case in cases:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             rows.append(pool.apply(_train_step, case))
-        first_of_size = next(row for row in rows if row["size"] == case[0])
-        rows[-1]["of_bf16_time"] = rows[-1]["step_s"] / first_of_size["step_s"]
+        fp32 = next(row for row in rows if row["size"] == case[0])
+        rows[-1]["of_fp32_time"] = rows[-1]["forward_backward_s"] / fp32["forward_backward_s"]
+        rows[-1]["of_fp32_peak"] = rows[-1]["forward_backward_gib"] / fp32["forward_backward_gib"]
         print(rows[-1], flush=True)  # the last ones take minutes
     return rows
 
@@ -129,29 +116,67 @@ def _train_step(size: str, dtype: str, checkpointing: bool) -> Row:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     clip = torch.rand(1, *model.clip_shape, device=device()) * 2 - 1
 
-    def step() -> None:
+    def forward_backward() -> None:
+        optimizer.zero_grad()
         with torch.autocast(device().type, DTYPES[dtype], enabled=dtype != "fp32"):
             posterior = model.encode(clip).latent_dist
             out = model.decode(posterior.sample()).sample
         loss = F.l1_loss(out.float(), clip) + 1e-3 * posterior.kl().float().mean() / clip.numel()
         loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
 
-    taken = seconds(step, repeats=5 if size == "tiny" else 1)
-    if torch.cuda.is_available():
-        peak = torch.cuda.max_memory_allocated()
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    taken = seconds(forward_backward, repeats=5 if size == "tiny" else 2)
+    peak = _peak_memory()  # before the optimizer has any state
+    rate = matmul_rate(device(), DTYPES[dtype])
+    update = seconds(optimizer.step, repeats=3)
+    forward_backward()  # beside the optimizer's state
     return {
         "size": size,
         "parameters": model.num_parameters(),
         "dtype": dtype,
         "checkpointing": checkpointing,
-        "step_s": taken,
-        "peak_gib": peak / 2**30,
-        "of_forward_flops_rate": 3 * (encode_flops(model) + decode_flops(model)) / taken / matmul_rate(DTYPES[dtype]),
+        "forward_backward_s": taken,
+        "step_s": taken + update,
+        "forward_backward_gib": peak / 2**30,
+        "step_gib": _peak_memory() / 2**30,
+        "matmul_gflops": rate / 1e9,
+        "share_of_matmul_rate": 3 * (encode_flops(model) + decode_flops(model)) / taken / rate,
     }
+
+
+def _peak_memory() -> int:
+    """Bytes: of the accelerator, or all that this process has."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def dit_forward() -> list[Row]:
+    """The DiT of the paper's size, 18 x 1152 and 1008 tokens, batch 4, no_grad, against the measured matmul rate."""
+    rows: list[Row] = []
+    batch, classes = 4, 101
+    model = VidTwinTransformer3DModel.from_preset("paper", num_classes=classes).to(device()).eval()
+    flops = batch * transformer_flops(model)
+    for name, dtype in DTYPES.items():
+        model.to(dtype)
+        latents = torch.randn(batch, model.latent_size, device=device(), dtype=dtype)
+        timestep = torch.full((batch,), 500.0, device=device())
+        labels = torch.arange(batch, device=device())
+        with torch.no_grad():
+            taken = seconds(lambda x=latents, t=timestep, y=labels: model(x, t, y), repeats=3)
+        rate = matmul_rate(device(), dtype)
+        rows.append(
+            {
+                "dtype": name,
+                "tokens": sum(model.num_tokens),
+                "batch": batch,
+                "forward_s": taken,
+                "tflop": flops / 1e12,
+                "matmul_gflops": rate / 1e9,
+                "share_of_matmul_rate": flops / taken / rate,
+                "of_fp32_time": taken / rows[0]["forward_s"] if rows else 1.0,
+            }
+        )
+    return rows
 
 
 def attention() -> list[Row]:
@@ -374,6 +399,7 @@ def _data_wait(clips: ClipDataset) -> Row:
 PARTS: dict[str, Callable[[], list[Row]]] = {
     "round_trip": round_trip,
     "train_step": train_step,
+    "dit_forward": dit_forward,
     "attention": attention,
     "qformer": qformer,
     "streaming": streaming,

@@ -7,7 +7,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from autoencoder import AutoencoderKLVidTwin
-from vidgen.metrics.flops import decode_flops, encode_flops
+from pipelines import VidTwinTransformer3DModel
+from vidgen.metrics.flops import clock, decode_flops, encode_flops, matmul_rate, transformer_flops
 
 
 @pytest.mark.parametrize("options", [{}, {"heads": "residual"}, {"single_latent": True}])
@@ -26,3 +27,48 @@ def test_the_released_size_takes_two_teraflops_a_round_trip():
     with torch.device("meta"):
         vae = AutoencoderKLVidTwin.from_preset("released")
     assert encode_flops(vae) + decode_flops(vae) == pytest.approx(1.98e12, rel=0.01)
+
+
+@pytest.mark.parametrize("self_conditioning", [False, True])
+@pytest.mark.parametrize("num_classes, class_conditioning", [(None, "adaln"), (5, "adaln"), (5, "cross_attention")])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {},
+        # Few tokens, wide patches: what all tokens share and the layers at both ends count for most.
+        {"structure_patch_size": (4, 2, 2), "dynamics_patch_size": (4, 4)},
+        {"num_layers": 1, "mlp_ratio": 2.0, "class_embed_dim": 96},
+    ],
+)
+@torch.no_grad()
+def test_the_dits_count_is_that_of_plain_matmuls(sizes, num_classes, class_conditioning, self_conditioning):
+    options = {"num_layers": 2, "num_attention_heads": 4, "attention_head_dim": 16, **sizes}
+    dit = VidTwinTransformer3DModel(
+        structure_shape=(3, 4, 2, 2),
+        dynamics_shape=(6, 4, 4),
+        num_classes=num_classes,
+        class_conditioning=class_conditioning,
+        self_conditioning=self_conditioning,
+        **options,
+    )
+    dit = dit.eval().bfloat16()  # bf16 on a CPU: plain matmuls
+    latents = torch.zeros(1, dit.latent_size, dtype=torch.bfloat16)
+    labels = None if num_classes is None else torch.zeros(1, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter:
+        dit(latents, torch.zeros(1), labels)
+    assert transformer_flops(dit) == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+def test_the_matmul_rate_is_of_two_operations_a_multiply_add(monkeypatch):
+    ticks = iter(range(100))
+    monkeypatch.setattr("vidgen.metrics.flops.clock", lambda device: next(ticks))  # every product takes a second
+    assert matmul_rate("cpu", torch.float32, size=8) == 2 * 8**3
+
+
+def test_one_thread_is_timed_by_the_time_it_was_given(monkeypatch):
+    monkeypatch.setattr("time.process_time", lambda: 1.0)
+    monkeypatch.setattr("time.perf_counter", lambda: 2.0)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 1)
+    assert clock("cpu") == 1.0
+    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
+    assert clock("cpu") == 2.0
