@@ -6,8 +6,8 @@
 Parts: `round_trip` (encode + decode, released size), `train_step` (time and peak memory of a training step),
 `dit_forward` (the DiT of the paper's size), `attention` (fused against plain matmuls), `qformer` (ours against
 transformers' Blip2QFormerModel), `streaming` (`vidgen reconstruct` against reading, model and writing alone, and its
-memory for a video ten times as long), `data` (clips against decoding alone, and how long a tiny training step waits for
-them). Figures go to OUTPUT/speed.json (`--output`, default runs/benchmarks) and are printed as tables. With
+memory for a video ten times as long), `data` (clips against decoding alone, and how long a tiny training step waits
+for them). Figures go to OUTPUT/speed.json (`--output`, default runs/benchmarks) and are printed as tables. With
 OMP_NUM_THREADS=1 times are the thread's own: use it where the machine has other work.
 """
 
@@ -389,7 +389,7 @@ def _data_wait(clips: ClipDataset) -> Row:
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-            _synchronize()
+            clock(device())
             if number:  # before the first batch nothing can overlap
                 waited, worked = waited + arrived - mark, worked + time.perf_counter() - arrived
             mark = time.perf_counter()

@@ -27,7 +27,9 @@ def encode(
     base = Fraction(1, 25) if milliseconds is None else Fraction(1, 1000)
     times = np.arange(len(frames)) if milliseconds is None else milliseconds
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=25, options=options or {})
+        steady = {"x264-params": "mbtree=0"} if codec == "libx264" else {}  # else bytes differ from run to run
+        stream = container.add_stream(codec, rate=25, options=steady | (options or {}))
+        stream.codec_context.thread_count = 1  # likewise
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], pix_fmt
         stream.codec_context.time_base = base
         if rotation:
