@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from autoencoder.attention import _matmul_attention, attention
-from autoencoder.blocks import VidTwinTransformer, sincos_1d, sincos_2d
+from autoencoder.blocks import VidTwinTransformer, modulated_norm, sincos_1d, sincos_2d
 from autoencoder.qformer import QFormer
 
 
@@ -65,6 +65,24 @@ def test_bf16_attention_on_a_cpu_is_close_to_float32():
     half = attention(query.bfloat16(), key.bfloat16(), value.bfloat16(), is_causal=True)
     assert half.dtype == torch.bfloat16
     assert (half.float() - exact).square().mean() < 1e-4 * exact.square().mean()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("table_dtype", [torch.float32, torch.bfloat16])
+def test_modulated_norm_by_its_formula_in_its_inputs_dtype(dtype, table_dtype):
+    """Autocast and layerwise casting give the features and the table different dtypes."""
+    torch.manual_seed(0)
+    x = (2e-3 * torch.randn(3, 5, 32)).to(dtype)  # of a variance beside which epsilon counts
+    scale, shift = torch.randn(2, 32).to(table_dtype)
+    wide = x.double()
+    variance, mean = torch.var_mean(wide, dim=-1, correction=0, keepdim=True)
+    expected = (wide - mean) / (variance + 1e-6).sqrt() * (1 + scale.double()) + shift.double()
+    out = modulated_norm(x, scale, shift)
+    assert out.dtype == dtype
+    exact = dtype == table_dtype == torch.float32
+    torch.testing.assert_close(
+        out.double(), expected, **(dict(rtol=1e-5, atol=1e-5) if exact else dict(rtol=0.03, atol=0.05))
+    )
 
 
 def test_temporal_attention_is_causal():
