@@ -12,11 +12,12 @@ from safetensors.torch import load_file
 
 from autoencoder import AutoencoderKLVidTwin
 from pipelines import VidTwinPipeline
-from runs import WEIGHTS, logged, losses
+from runs import FULL, WEIGHTS, assert_same_tensors, logged, losses, numbers
 from vidgen.errors import UserError
+from vidgen.objectives.diffusion import DiffusionObjective
 from vidgen.training.checkpoints import list_checkpoints
 from vidgen.training.train_dit import train_dit
-from vidgen.training.train_vae import train_vae
+from vidgen.training.train_vae import VAETrainer, train_vae
 from vidgen.training.trainer import TrainingDiverged
 
 
@@ -57,6 +58,57 @@ def test_the_vae_learns(vae_config, tmp_path):
     assert sum(values[s] for s in range(36, 41)) < 0.75 * sum(values[s] for s in range(1, 6))
 
 
+def test_watching_a_run_changes_nothing(vae_config, tmp_path):
+    """Logging, validating and saving, whenever; and what is left is the average, with both players trained."""
+    settings = ["train.max_train_steps=6", "train.ema_decay=0.9", *FULL]
+    watched = ["train.validation_steps=2", "train.checkpointing_steps=3"]
+    train_vae(vae_config(tmp_path / "seldom", "train.logging_steps=3", *settings))
+    train_vae(vae_config(tmp_path / "often", "train.logging_steps=1", *watched, *settings))
+    assert_same_tensors(tmp_path / "seldom" / "checkpoint-6", tmp_path / "often" / "checkpoint-6")
+    often, seldom = losses(tmp_path / "often"), losses(tmp_path / "seldom")
+    assert seldom == pytest.approx({last: sum(often[last - i] for i in range(3)) / 3 for last in (3, 6)})
+    assert numbers(tmp_path / "often")[6]["lecam"] > 0
+
+    final, checkpoint = load_file(tmp_path / "often" / "final" / WEIGHTS), tmp_path / "often" / "checkpoint-6"
+    average, last = load_file(checkpoint / "averaged.safetensors"), load_file(checkpoint / "model.safetensors")
+    assert all(torch.equal(final[name], tensor) for name, tensor in average.items())
+    assert any(not torch.equal(last[f"vae.{name}"], tensor) for name, tensor in average.items())
+    optimizer = torch.load(checkpoint / "optimizer.bin", weights_only=True)
+    steps = [{optimizer["state"][i]["step"].item() for i in group["params"]} for group in optimizer["param_groups"]]
+    assert steps == [{6}, {4}], "the discriminator starts after two steps"
+
+
+def test_gradients_are_brought_under_the_norm_allowed(vae_config, tmp_path):
+    """So far under Adam's epsilon that nothing moves."""
+    settings = ["train.max_train_steps=3", "optim.adam_weight_decay=0", "train.ema_decay=0", *FULL]
+    train_vae(vae_config(tmp_path, "train.checkpointing_steps=1", "train.max_grad_norm=1e-14", *settings))
+    first, last = (load_file(tmp_path / f"checkpoint-{step}" / "model.safetensors") for step in (1, 3))
+    assert all((last[name] - first[name]).abs().max() < 1e-7 for name in first if "lecam" not in name)
+    assert all(numbers(tmp_path)[3][name] > 1e-3 for name in ("grad_norm", "grad_norm/discriminator"))
+
+
+def test_dropout_is_another_for_every_part_of_every_step(vae_config, tmp_path, monkeypatch):
+    seeds = []
+    compute = VAETrainer.compute_losses
+    monkeypatch.setattr(
+        VAETrainer, "compute_losses", lambda *args: (seeds.append(torch.initial_seed()), compute(*args))[1]
+    )
+    train_vae(vae_config(tmp_path, "train.max_train_steps=2", "train.gradient_accumulation_steps=2"))
+    assert len(set(seeds)) == 4
+
+
+def test_gradient_checkpointing_trains_the_same(vae_config, tmp_path, monkeypatch):
+    asked = []
+    enable = AutoencoderKLVidTwin.enable_gradient_checkpointing
+    monkeypatch.setattr(
+        AutoencoderKLVidTwin, "enable_gradient_checkpointing", lambda self: (asked.append(0), enable(self))[1]
+    )
+    for name in ("false", "true"):
+        train_vae(vae_config(tmp_path / name, "train.max_train_steps=2", f"train.gradient_checkpointing={name}"))
+    assert asked == [0]
+    assert losses(tmp_path / "true") == pytest.approx(losses(tmp_path / "false"), rel=1e-5)
+
+
 def test_checkpoints_are_kept_to_their_limit(vae_config, tmp_path):
     train_vae(
         vae_config(
@@ -71,12 +123,15 @@ def test_broken_videos_are_skipped_counted_and_listed(vae_config, sprites, tmp_p
     shutil.copytree(sprites, data)
     (data / "orbit" / "broken.mp4").write_text("not a video")
     (data / "slide" / "empty.mp4").write_bytes(b"")
-    settings = ["train.max_train_steps=6", "data.num_validation_videos=0"]
+    (tmp_path / "held-out").mkdir()
+    shutil.copy(next((sprites / "orbit").glob("*.mp4")), tmp_path / "held-out")
+    (tmp_path / "held-out" / "cut.mp4").write_bytes(b"0")
+    settings = ["train.max_train_steps=6", f"data.validation_root={tmp_path / 'held-out'}"]
     train_vae(vae_config(tmp_path / "run", f"data.root={data}", *settings))
     listed = [json.loads(line) for line in (tmp_path / "run" / "bad_videos.jsonl").read_text().splitlines()]
-    assert {Path(entry["path"]).name for entry in listed} == {"broken.mp4", "empty.mp4"}
+    assert {Path(entry["path"]).name for entry in listed} == {"broken.mp4", "empty.mp4", "cut.mp4"}
     assert all(entry["reason"] for entry in listed)
-    assert "2 videos skipped" in capsys.readouterr().out
+    assert "3 videos skipped" in capsys.readouterr().out
 
 
 def test_a_dit_run_leaves_a_pipeline_and_resumes(dit_config, trained_vae, tmp_path):
@@ -141,6 +196,25 @@ def test_every_target_trains_and_its_pipeline_samples(dit_config, tmp_path, pred
     assert stated == prediction_type
     frames = pipeline(class_labels="orbit", num_inference_steps=2, output_type="pt").frames
     assert frames.isfinite().all() and frames.shape == (1, 4, 3, 32, 32)
+
+
+def test_latents_are_their_mean_or_drawn_around_it(dit_config, tmp_path, monkeypatch):
+    seen = []
+
+    def spy(self, latents, labels, noise, uniform):
+        seen.append((latents, noise))
+        return forward(self, latents, labels, noise, uniform)
+
+    forward = DiffusionObjective.forward
+    monkeypatch.setattr(DiffusionObjective, "forward", spy)
+    shared = ["train.max_train_steps=1", f"latent_cache={tmp_path / 'cache'}", "train.train_batch_size=16"]
+    for sample in ("false", "true"):
+        train_dit(dit_config(tmp_path / sample, f"latents.sample={sample}", *shared))
+    (means, _), (drawn, noise) = seen
+    assert noise.shape == means.shape == drawn.shape
+    around = drawn - means
+    assert around.std() > 0.01
+    assert torch.corrcoef(torch.stack([around.flatten(), noise.flatten()]))[0, 1].abs() < 0.1
 
 
 def test_a_run_that_finds_its_latents_equals_one_that_makes_them(dit_config, tmp_path):
