@@ -15,7 +15,7 @@ import pytest
 
 from runs import FULL, assert_same_run, assert_same_tensors, logged, losses
 from vidgen.errors import Stopped, UserError
-from vidgen.training.checkpoints import list_checkpoints
+from vidgen.training.checkpoints import checkpoint_step, list_checkpoints
 from vidgen.training.train_dit import train_dit
 from vidgen.training.train_vae import VAETrainer, train_vae
 from vidgen.training.trainer import TrainingDiverged
@@ -203,22 +203,28 @@ def test_a_learning_rate_beyond_reason_is_told_so(vae_config, tmp_path):
 # --- kills -----------------------------------------------------------------------------------------------------------
 
 
-def run_and_kill(train, config, kills: int) -> int:
-    """Start a run again and again, killing it at random moments, then let it end; the kills that hit it at work."""
-    moments, hits = random.Random(0), 0
+def run_and_kill(train, config, kills: int) -> None:
+    """Start a run again and again, killing it at random moments of its start or of its work, then let it end."""
+    moments, run = random.Random(0), Path(config.output_dir)
     context = multiprocessing.get_context("fork")  # a new interpreter would spend its life importing
     config.resume = "latest"
-    while True:
+    for kill in range(kills):
         process = context.Process(target=train, args=(config,))
         process.start()
-        if hits < kills:
-            time.sleep(moments.uniform(0.05, 2.5))
-            process.kill()
+        if kill % 2:
+            time.sleep(moments.uniform(0, 0.5))
+        else:  # somewhere in the steps, or the checkpoints, that follow
+            due = kill * config.train.max_train_steps // kills
+            while process.is_alive() and max(map(checkpoint_step, list_checkpoints(run)), default=0) <= due:
+                time.sleep(0.005)
+            time.sleep(moments.uniform(0, 0.1))
+        process.kill()
         process.join()
-        if process.exitcode != -signal.SIGKILL:
-            assert process.exitcode == 0
-            return hits
-        hits += 1
+        assert process.exitcode == -signal.SIGKILL, "the run ended before it could be killed"
+    process = context.Process(target=train, args=(config,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -226,11 +232,10 @@ def run_and_kill(train, config, kills: int) -> int:
 def test_a_run_killed_at_random_moments_ends_as_one_never_stopped(request, tmp_path, program, workers):
     make, train = request.getfixturevalue(f"{program}_config"), {"vae": train_vae, "dit": train_dit}[program]
     # Half of the time goes into writing checkpoints, so half of the kills fall into one.
-    settings = [f"train.max_train_steps={10 + 3 * KILLS}", "train.checkpointing_steps=1", "train.logging_steps=3"]
+    settings = [f"train.max_train_steps={20 + 6 * KILLS}", "train.checkpointing_steps=1", "train.logging_steps=3"]
     settings += [f"train.dataloader_num_workers={workers}", "train.ema_decay=0.9", *(FULL if program == "vae" else [])]
     train(make(tmp_path / "whole", *settings))
-    hits = run_and_kill(train, make(tmp_path / "cut", *settings), KILLS)
-    assert hits >= min(KILLS, 3), "the run ended before it could be killed"
+    run_and_kill(train, make(tmp_path / "cut", *settings), KILLS)
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
     assert not list((tmp_path / "cut").glob(".*checkpoint*"))
 
