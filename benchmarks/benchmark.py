@@ -1,0 +1,134 @@
+"""What every program here shares: its options, its record, and how a record becomes a table and a picture.
+
+A program makes one table or figure of the paper at a `--scale`: `smoke` (seconds, for CI), `cpu` (what two cores can
+train) or `paper`. It leaves `NAME.json` (the figures, and everything needed to get them again), `NAME.md` and
+`NAME.png`: those of `cpu` and `paper` in docs/results/SCALE, where `make results` finds them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markdown import Markdown
+
+from vidgen.environment import environment
+from vidgen.errors import run_program
+from vidgen.files import written_aside
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+RESULTS = REPOSITORY / "docs" / "results"
+SCALES = ("smoke", "cpu", "paper")
+Results = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A table or figure of the paper.
+
+    Args:
+        name: of the program and of its files.
+        title: a heading.
+        needs: what its paper scale takes, where that was not run: "UCF-101 and 8 GPUs".
+        run: from the options to the figures, as JSON holds them. Work goes to `options.work_dir`; where a program is
+            started on several processes it is called on all of them, and the main one's figures count.
+        tables: from figures, or from None where there are none, to Markdown: ours beside the paper's.
+        plot: from figures to a PNG.
+        add_options: adds its own to the common ones.
+    """
+
+    name: str
+    title: str
+    needs: str
+    run: Callable[[argparse.Namespace], Results]
+    tables: Callable[[Results | None], str]
+    plot: Callable[[Results, Path], None] | None = None
+    add_options: Callable[[argparse.ArgumentParser], None] | None = None
+
+    def main(self, arguments: Sequence[str] | None = None) -> None:
+        """Run the program on command-line arguments; a user's mistake is one sentence and exit code 2."""
+        run_program(lambda: self._main(arguments))
+
+    def _main(self, arguments: Sequence[str] | None) -> None:
+        parser = argparse.ArgumentParser(prog=f"python benchmarks/{self.name}.py", description=self.title)
+        parser.add_argument("--scale", choices=SCALES, default="smoke", help="how much of it (default: smoke)")
+        parser.add_argument("--work-dir", type=Path, help="trained models and caches (default: runs/benchmarks/SCALE)")
+        parser.add_argument("--results", type=Path, help="JSON, table and picture (default: docs/results/SCALE)")
+        if self.add_options:
+            self.add_options(parser)
+        options = parser.parse_args(arguments)
+        options.work_dir = options.work_dir or Path("runs/benchmarks") / options.scale
+        started = time.monotonic()
+        results = self.run(options)
+        if not is_main_process():
+            return
+        seconds = round(time.monotonic() - started, 1)
+        folder = options.results or (options.work_dir if options.scale == "smoke" else RESULTS / options.scale)
+        record = {
+            "benchmark": self.name,
+            "scale": options.scale,
+            "date": date.today().isoformat(),
+            "seconds": seconds,
+            "environment": environment(),
+            "results": results,
+        }
+        with written_aside(folder / f"{self.name}.json") as path:
+            path.write_text(json.dumps(record, indent=1) + "\n")
+        text = self.render(record, folder)
+        Console().print(Markdown(text))
+        print(f"{folder / self.name}.json", file=sys.stderr)
+
+    def render(self, record: dict[str, Any], folder: Path) -> str:
+        """NAME.md and NAME.png in `folder` from a record; returns the Markdown."""
+        results = record["results"]
+        text = f"{self.tables(results)}\n\n{_provenance(record)}\n"
+        with written_aside(folder / f"{self.name}.md") as path:
+            path.write_text(text)
+        if self.plot:
+            with written_aside(folder / f"{self.name}.png") as path:
+                self.plot(results, path)
+        return text
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table in Markdown; floats with four significant digits, None as an empty cell."""
+    lines = [header, ["---"] * len(header), *([_cell(value) for value in row] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """Mean and half the range of a few runs' values: "24.31 ± 0.12"; of one run the value alone."""
+    mean = sum(values) / len(values)
+    if len(values) == 1:
+        return f"{mean:.{digits}f}"
+    return f"{mean:.{digits}f} ± {(max(values) - min(values)) / 2:.{digits}f}"
+
+
+def is_main_process() -> bool:
+    """Whether this is the process of a launch that writes and speaks."""
+    from accelerate import PartialState
+
+    return PartialState().is_main_process
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _provenance(record: dict[str, Any]) -> str:
+    e = record["environment"]
+    versions = ", ".join(f"{name} {e[name]}" for name in ("torch", "diffusers", "accelerate") if name in e)
+    return (
+        f"`python benchmarks/{e['command']}`, {record['date']}, {record['seconds'] / 60:.1f} minutes on {e['device']}; "
+        f"commit {e['git commit']}, {versions}."
+    )

@@ -1,0 +1,153 @@
+"""VAEs trained by a recipe and scored on held-out clips, each once: what ablations, sizes and rates are compared by.
+
+A run lies in WORK_DIR/vae_runs/NAME. It is finished once it has its `score.json`; an interrupted one goes on from its
+checkpoint. So programs share runs, a program that was cut off goes on, and several may work beside each other at
+different runs (`--only`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import fnmatch
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from autoencoder import AutoencoderKLVidTwin
+from vidgen.config import VAETrainingConfig, load_config
+from vidgen.data.dataset import ClipDataset, collate_clips, find_videos
+from vidgen.data.sprites import write_sprites
+from vidgen.errors import UserError
+from vidgen.files import written_aside
+from vidgen.metrics.reconstruction import ReconstructionMetrics, mean_colour, shrunk
+from vidgen.objectives.perceptual import LPIPS
+from vidgen.training.train_vae import train_vae
+
+from benchmark import REPOSITORY
+
+# What a scale trains with: a recipe, and settings on top of it.
+RECIPES = {
+    "smoke": ("sprites", ["model.preset=tiny-test", "data.resolution=32", "data.num_frames=4", "data.fps=4"]),
+    "cpu": ("sprites", []),
+    "paper": ("base", []),
+}
+STEPS = {"smoke": 4, "cpu": 600, "paper": None}
+SEEDS = {"smoke": 1, "cpu": 2, "paper": 2}
+SPRITES_PER_CLASS = {"smoke": (2, 1), "cpu": (80, 8)}  # to train on, to score on
+CLIPS_PER_VIDEO = 8  # of the real videos, which are few
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What every program that trains VAEs takes."""
+    parser.add_argument("--clips", type=Path, metavar="FOLDER", help="real videos; every third is scored on (scale cpu)")
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="UCF-101, its split files beside it (scale paper)")
+    parser.add_argument("--lpips-weights", metavar="FILE", help="SqueezeNet 1.1; torch hub's cache where not given")
+    parser.add_argument("--only", metavar="PATTERN", help="train the runs whose names match, and make no table")
+
+
+def data_sets(options: argparse.Namespace) -> dict[str, list[str]]:
+    """The data that a scale trains and scores on, by name, as settings of a recipe; sprites are written where missing.
+
+    Raises:
+        UserError: if the scale needs a folder that is not given.
+    """
+    if options.scale == "paper":
+        if options.data is None:
+            raise UserError("--scale paper trains on UCF-101: give its folder as --data FOLDER.")
+        return {"ucf101": [f"data.root={options.data}", "data.ucf101_split=1", "data.num_validation_videos=500"]}
+    folder = options.work_dir / "data"
+    with PartialState().main_process_first():
+        small = dict(resolution=32) if options.scale == "smoke" else {}
+        for part, count, seed in zip(("train", "test"), SPRITES_PER_CLASS[options.scale], (0, 1), strict=True):
+            if not (folder / "sprites" / part).exists():
+                write_sprites(folder / "sprites" / part, count, seed=seed, **small)
+        sets = {"sprites": _train_and_test(folder / "sprites" / "train", folder / "sprites" / "test")}
+        if options.clips is not None:
+            videos = find_videos(options.clips)
+            held_out = videos[1::3]
+            parts = {"train": [v for v in videos if v not in held_out], "test": held_out}
+            tables = {part: folder / f"clips-{part}.csv" for part in parts}
+            for part, table in tables.items():
+                with written_aside(table) as path, path.open("w", newline="") as file:
+                    csv.writer(file).writerows([["path"], *([video.resolve()] for video in parts[part])])
+            more = [f"data.clips_per_video={CLIPS_PER_VIDEO}", "data.flip=true"]
+            sets["clips"] = _train_and_test(tables["train"], tables["test"]) + more
+    return sets
+
+
+def _train_and_test(train: Path, test: Path) -> list[str]:
+    return [f"data.root={train}", f"data.validation_root={test}"]
+
+
+def train_and_score(name: str, settings: Sequence[str], options: argparse.Namespace) -> dict[str, Any] | None:
+    """The scores of the VAE that a scale's recipe with these settings gives, trained unless it has been.
+
+    Args:
+        name: of the run; the same name must mean the same settings.
+
+    Returns:
+        Means over the held-out clips of `psnr` (dB, one MSE a clip), `ssim` and `lpips_squeeze` as files would hold
+        the pixels, `psnr_mean_colour` and `psnr_shrunk` for comparison, `num_clips`, `parameters`, `latent_size`,
+        `compression_rate`, and the `seconds` that the training took, interruptions not counted. None for a run that
+        `--only` leaves out.
+
+    Raises:
+        UserError: if an earlier run of this name had other settings, and whatever the training raises.
+    """
+    if options.only and not fnmatch.fnmatch(name, options.only):
+        return None
+    folder = options.work_dir / "vae_runs" / name
+    recipe, more = RECIPES[options.scale]
+    if STEPS[options.scale]:
+        more = [*more, f"train.max_train_steps={STEPS[options.scale]}"]
+    every = ["train.checkpointing_steps=100", "train.validation_steps=100000", "train.report_to=none"]
+    arguments = ["--config", str(REPOSITORY / "configs" / "vae" / f"{recipe}.yaml"), *more, *every, *settings]
+    config = load_config(VAETrainingConfig, [*arguments, f"output_dir={folder}", "resume=latest"])
+    finished = folder / "score.json"
+    if finished.exists():
+        record = json.loads(finished.read_text())
+        if record["settings"] != [*more, *settings]:
+            raise UserError(f"{folder} was made with other settings ({' '.join(record['settings'])}); delete it first.")
+        return record["score"]
+    started = time.monotonic()
+    final = train_vae(config)
+    seconds = time.monotonic() - started
+    score = {}
+    if PartialState().is_main_process:
+        score = score_vae(final, config, options.lpips_weights) | {"seconds": round(seconds, 1)}
+        with written_aside(finished) as path:
+            path.write_text(json.dumps({"settings": [*more, *settings], "score": score}, indent=1))
+    PartialState().wait_for_everyone()
+    return score
+
+
+@torch.no_grad()
+def score_vae(folder: Path, config: VAETrainingConfig, lpips_weights: str | None) -> dict[str, Any]:
+    """The scores of `train_and_score` of a trained VAE on the validation clips of its config."""
+    vae = AutoencoderKLVidTwin.from_pretrained(folder).to(PartialState().device).eval()
+    lpips = LPIPS.from_pretrained("squeeze", lpips_weights).to(vae.device)
+    clips = ClipDataset(
+        config.data.validation_root,
+        vae.config.num_frames,
+        config.data.fps,
+        vae.config.sample_size,
+        train=False,
+        clips_per_video=config.data.clips_per_video,
+    )
+    metrics = {"": ReconstructionMetrics(lpips), "_mean_colour": ReconstructionMetrics(), "_shrunk": ReconstructionMetrics()}
+    for start in range(0, len(clips), 8):
+        batch = collate_clips([clips[i] for i in range(start, min(start + 8, len(clips)))])
+        video = batch["video"].to(vae.device)
+        metrics[""].update(vae(video).sample.float(), video)
+        metrics["_mean_colour"].update(mean_colour(video), video)
+        metrics["_shrunk"].update(shrunk(video, vae.latent_size), video)
+    score = metrics[""].compute()
+    score |= {f"psnr{name}": metrics[name].compute()["psnr"] for name in ("_mean_colour", "_shrunk")}
+    sizes = {"parameters": vae.num_parameters(), "latent_size": vae.latent_size}
+    return score | sizes | {"compression_rate": vae.compression_rate}
