@@ -17,6 +17,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from rich.console import Console
 from rich.markdown import Markdown
 
@@ -38,8 +39,9 @@ class Benchmark:
         name: of the program and of its files.
         title: a heading.
         needs: what its paper scale takes, where that was not run: "UCF-101 and 8 GPUs".
-        run: from the options to the figures, as JSON holds them. Work goes to `options.work_dir`; where a program is
-            started on several processes it is called on all of them, and the main one's figures count.
+        run: from the options to the figures, as JSON holds them, or None if it left some out. Work goes to
+            `options.work_dir`. Their `seconds` say what they took where earlier starts did part of it. On several
+            processes it is called on all of them, and the main one's figures count.
         tables: from figures, or from None where there are none, to Markdown: ours beside the paper's.
         plot: from figures to a PNG.
         add_options: adds its own to the common ones.
@@ -48,7 +50,7 @@ class Benchmark:
     name: str
     title: str
     needs: str
-    run: Callable[[argparse.Namespace], Results]
+    run: Callable[[argparse.Namespace], Results | None]
     tables: Callable[[Results | None], str]
     plot: Callable[[Results, Path], None] | None = None
     add_options: Callable[[argparse.ArgumentParser], None] | None = None
@@ -68,15 +70,15 @@ class Benchmark:
         options.work_dir = options.work_dir or Path("runs/benchmarks") / options.scale
         started = time.monotonic()
         results = self.run(options)
-        if not is_main_process():
+        if results is None or not PartialState().is_main_process:
             return
-        seconds = round(time.monotonic() - started, 1)
+        seconds = results.pop("seconds", time.monotonic() - started)
         folder = options.results or (options.work_dir if options.scale == "smoke" else RESULTS / options.scale)
         record = {
             "benchmark": self.name,
             "scale": options.scale,
             "date": date.today().isoformat(),
-            "seconds": seconds,
+            "seconds": round(seconds, 1),
             "environment": environment(),
             "results": results,
         }
@@ -112,11 +114,27 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
     return f"{mean:.{digits}f} ± {(max(values) - min(values)) / 2:.{digits}f}"
 
 
-def is_main_process() -> bool:
-    """Whether this is the process of a launch that writes and speaks."""
-    from accelerate import PartialState
+def bar_chart(path: Path, groups: dict[str, dict[str, Sequence[float]]]) -> None:
+    """PNG with a panel per group: a horizontal bar per name at its mean, and a dot for each of its values."""
+    from matplotlib.figure import Figure
 
-    return PartialState().is_main_process
+    height = 0.9 + 0.38 * max(map(len, groups.values()))
+    figure = Figure(figsize=(3.4 * len(groups) + 2.2, height), dpi=110, layout="constrained")
+    panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
+    for axes, (title, bars) in zip(panels, groups.items(), strict=True):
+        for place, values in enumerate(bars.values()):
+            axes.barh(place, sum(values) / len(values), color="#93b4f5", height=0.65)
+            if len(values) > 1:
+                axes.plot(values, [place] * len(values), "o", color="#1e3a8a", ms=4)
+        axes.set_yticks(range(len(bars)), list(bars))
+        everything = [value for values in bars.values() for value in values]
+        room = (max(everything) - min(everything)) or 1.0
+        axes.set_xlim(max(0.0, min(everything) - room), max(everything) + 0.2 * room)
+        axes.set_title(title, fontsize=10)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=8)
+    panels[0].invert_yaxis()
+    figure.savefig(path)
 
 
 def _cell(value: Any) -> str:
@@ -129,6 +147,6 @@ def _provenance(record: dict[str, Any]) -> str:
     e = record["environment"]
     versions = ", ".join(f"{name} {e[name]}" for name in ("torch", "diffusers", "accelerate") if name in e)
     return (
-        f"`python benchmarks/{e['command']}`, {record['date']}, {record['seconds'] / 60:.1f} minutes on {e['device']}; "
-        f"commit {e['git commit']}, {versions}."
+        f"`python benchmarks/{e['command']}`, {record['date']}, {record['seconds'] / 60:.1f} minutes on "
+        f"{e['device']}; commit {e['git commit']}, {versions}."
     )

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from benchmark import REPOSITORY
 
 from autoencoder import AutoencoderKLVidTwin
 from vidgen.config import VAETrainingConfig, load_config
@@ -28,8 +29,6 @@ from vidgen.files import written_aside
 from vidgen.metrics.reconstruction import ReconstructionMetrics, mean_colour, shrunk
 from vidgen.objectives.perceptual import LPIPS
 from vidgen.training.train_vae import train_vae
-
-from benchmark import REPOSITORY
 
 # What a scale trains with: a recipe, and settings on top of it.
 RECIPES = {
@@ -45,7 +44,9 @@ CLIPS_PER_VIDEO = 8  # of the real videos, which are few
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """What every program that trains VAEs takes."""
-    parser.add_argument("--clips", type=Path, metavar="FOLDER", help="real videos; every third is scored on (scale cpu)")
+    parser.add_argument(
+        "--clips", type=Path, metavar="FOLDER", help="real videos; every third is scored on (scale cpu)"
+    )
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="UCF-101, its split files beside it (scale paper)")
     parser.add_argument("--lpips-weights", metavar="FILE", help="SqueezeNet 1.1; torch hub's cache where not given")
     parser.add_argument("--only", metavar="PATTERN", help="train the runs whose names match, and make no table")
@@ -113,7 +114,9 @@ def train_and_score(name: str, settings: Sequence[str], options: argparse.Namesp
     if finished.exists():
         record = json.loads(finished.read_text())
         if record["settings"] != [*more, *settings]:
-            raise UserError(f"{folder} was made with other settings ({' '.join(record['settings'])}); delete it first.")
+            raise UserError(
+                f"{folder} was made with other settings ({' '.join(record['settings'])}); delete it first."
+            )
         return record["score"]
     started = time.monotonic()
     final = train_vae(config)
@@ -140,7 +143,11 @@ def score_vae(folder: Path, config: VAETrainingConfig, lpips_weights: str | None
         train=False,
         clips_per_video=config.data.clips_per_video,
     )
-    metrics = {"": ReconstructionMetrics(lpips), "_mean_colour": ReconstructionMetrics(), "_shrunk": ReconstructionMetrics()}
+    metrics = {
+        "": ReconstructionMetrics(lpips),
+        "_mean_colour": ReconstructionMetrics(),
+        "_shrunk": ReconstructionMetrics(),
+    }
     for start in range(0, len(clips), 8):
         batch = collate_clips([clips[i] for i in range(start, min(start + 8, len(clips)))])
         video = batch["video"].to(vae.device)
@@ -151,3 +158,9 @@ def score_vae(folder: Path, config: VAETrainingConfig, lpips_weights: str | None
     score |= {f"psnr{name}": metrics[name].compute()["psnr"] for name in ("_mean_colour", "_shrunk")}
     sizes = {"parameters": vae.num_parameters(), "latent_size": vae.latent_size}
     return score | sizes | {"compression_rate": vae.compression_rate}
+
+
+def with_seconds(results: dict[str, Any]) -> dict[str, Any]:
+    """Figures `{"data": {DATA: {RUN: [score of each seed]}}}` with the seconds their trainings took together."""
+    scores = [score for runs in results["data"].values() for seeds in runs.values() for score in seeds]
+    return results | {"seconds": sum(score["seconds"] for score in scores)}
