@@ -45,7 +45,7 @@ class TrainConfig:
     gradient_accumulation_steps: int = 1  # batches to an optimizer step
     gradient_checkpointing: bool = False  # compute activations twice, keep a fraction of them
     mixed_precision: str = "bf16"  # no, fp16, bf16
-    max_grad_norm: float = 1.0  # gradients of each player are scaled down to it
+    max_grad_norm: float = 1.0  # gradients of each player are scaled down to it; 0 leaves them
     ema_decay: float = 0.999  # 0 trains without an average
     logging_steps: int = 10  # a line of metrics every so many steps, the mean over them
     validation_steps: int = 1000  # numbers and pictures every so many steps, and at the end
@@ -197,6 +197,7 @@ LEAST = {
     "train.train_batch_size": 1,
     "train.max_train_steps": 0,
     "train.gradient_accumulation_steps": 1,
+    "train.max_grad_norm": 0,
     "train.ema_decay": 0,
     "train.logging_steps": 1,
     "train.validation_steps": 1,

@@ -57,9 +57,7 @@ def prepare_cache(config: DiTTrainingConfig, vae: AutoencoderKLVidTwin, accelera
     missing = None
     if accelerator.is_main_process and LatentCache.load(folder, source) is None:
         missing = missing_shards(folder, source, config, len(files))
-    [missing] = broadcast_object_list(
-        [missing]
-    )  # the main process alone looks: others may be at work when one is late
+    [missing] = broadcast_object_list([missing])  # one alone looks: others may be at work by the time a late one does
     if missing is not None:
         random = config.latents.crops > 1
         clips = ClipDataset(
@@ -254,18 +252,15 @@ def encode_shards(
     for posterior, batch in encoded if mine else ():
         copies = 2 if config.flips else 1
         numbers = batch["index"] % len(clips.files)
-        own = torch.tensor(
-            [str(clips.files[n].path) == path for n, path in zip(numbers.tolist(), batch["path"], strict=True)]
-        )
         fields = {
             "mean": posterior.mean.unflatten(0, (copies, -1)).transpose(0, 1),
             "logvar": posterior.logvar.unflatten(0, (copies, -1)).transpose(0, 1),
             "video": numbers[:, None].expand(-1, copies),
             "start": batch["start"][:, None].expand(-1, copies),
-            "mirrored": torch.arange(copies).bool().expand(len(own), -1),
+            "mirrored": torch.arange(copies).bool().expand(len(numbers), -1),
         }
         for name, values in fields.items():
-            rows.setdefault(name, []).append(values[own].flatten(0, 1))
+            rows.setdefault(name, []).append(values[batch["own"]].flatten(0, 1))
         skipped += batch["skipped"]
         if batch["index"][-1] == ranges[shard][-1]:
             tensors = {name: torch.cat(values).contiguous() for name, values in rows.items()}

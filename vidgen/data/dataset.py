@@ -318,6 +318,7 @@ class ClipDataset(Dataset):
 def collate_clips(samples: Sequence[dict]) -> dict:
     """Stack samples of `ClipDataset`: `video` (B, 3, T, H, W), `label`, `index` and `start` (B,), `path` a list.
 
+    `own` (B,) is false for a clip that stands in for an unreadable one, and will come again in its own place;
     `skipped` lists each (path, reason) once, in the order met.
     """
     return {
@@ -326,6 +327,7 @@ def collate_clips(samples: Sequence[dict]) -> dict:
         "index": torch.tensor([sample["index"] for sample in samples]),
         "start": torch.tensor([sample["start"] for sample in samples]),
         "path": [sample["path"] for sample in samples],
+        "own": torch.tensor([not sample["skipped"] for sample in samples]),
         "skipped": list(dict.fromkeys(entry for sample in samples for entry in sample["skipped"])),
     }
 

@@ -37,7 +37,7 @@ def ucf101_split(
     """
     root = Path(root)
     if split not in SPLITS:
-        raise UserError(f"UCF-101 has the splits 1, 2 and 3, not {split}")
+        raise UserError(f"data.ucf101_split: UCF-101 has the splits 1, 2 and 3, not {split}")
     if not root.is_dir():
         raise UserError(f"{root}: an official split of UCF-101 needs the folder that its videos unpack into")
     lists = _split_folder(root, split_files)

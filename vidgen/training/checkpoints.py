@@ -74,7 +74,8 @@ def save_checkpoint(
         raise UserError(
             f"The checkpoint of step {step} cannot be written in {output_dir} "
             f"({next(iter(str(error).splitlines()), type(error).__name__)}); "
-            + (f"{kept[-1]} is whole: make room and go on with resume=latest." if kept else "make room and try again.")
+            + (f"{kept[-1]} is whole" if kept else "there is none before it")
+            + ". Make room if the disk is full, and go on with resume=latest."
         ) from error
     accelerator.wait_for_everyone()
     return final

@@ -167,7 +167,8 @@ class VAETrainer(Trainer):
         )
         for batch in loader:
             self.note_skipped(batch)
-            yield batch["video"].to(accelerator.device)
+            if batch["own"].any():
+                yield batch["video"][batch["own"]].to(accelerator.device)
 
     def _draw(self, model: AutoencoderKLVidTwin) -> None:
         count = len(self.validation_set)

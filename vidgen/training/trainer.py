@@ -36,6 +36,7 @@ from ..config import DiTTrainingConfig, VAETrainingConfig, save_config
 from ..data.dataset import BadVideos
 from ..environment import environment
 from ..errors import Stopped, UserError
+from ..files import written_aside
 from ..progress import progress
 from .checkpoints import checkpoint_step, clear_remains, find_checkpoint, save_checkpoint
 from .optimizers import build_lr_scheduler, build_optimizer, start_state
@@ -75,10 +76,8 @@ def build_accelerator(config: TrainingConfig) -> Accelerator:
         )
     except ValueError as error:
         raise UserError(f"train.mixed_precision or train.report_to does not fit: {error}") from error
-    for name in set(trackers) - {
-        "all",
-        *map(str, get_available_trackers()),
-    }:  # which Accelerate passes over in silence
+    known = {"all", *map(str, get_available_trackers())}
+    for name in set(trackers) - known:  # which Accelerate passes over in silence
         raise UserError(f"train.report_to: {name} is not installed; pip install {name}, or train.report_to=none.")
     if accelerator.distributed_type == DistributedType.FSDP:
         if not accelerator.is_fsdp2:
@@ -322,13 +321,14 @@ class Trainer(ABC):
             norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.train.max_grad_norm)
             return {"grad_norm": torch.as_tensor(norm or 0.0, device=self.accelerator.device)}
         self.accelerator.unscale_gradients()
+        limit = self.config.train.max_grad_norm or math.inf
         norms, idle = {}, self.idle_groups()
         for group in self.optimizer.param_groups:
             if group["name"] in idle:
                 for parameter in group["params"]:
                     parameter.grad = None  # zero would count as a step for the optimizer
                 continue
-            norm = nn.utils.clip_grad_norm_(group["params"], self.config.train.max_grad_norm)
+            norm = nn.utils.clip_grad_norm_(group["params"], limit)
             norms[_of_group("grad_norm", group)] = _whole(norm)
         return norms
 
@@ -504,9 +504,7 @@ class Trainer(ABC):
         self.accelerator.load_state(str(checkpoint))
         for group, own in zip(self.optimizer.param_groups, ours, strict=True):
             group.update(own)  # rates, decays: this run's config says, not the checkpoint
-        self.accelerator.step = (
-            0  # of accumulation: a checkpoint stands between two steps, however many parts they have
-        )
+        self.accelerator.step = 0  # of accumulation: a checkpoint stands between two optimizer steps
         self.position = Position(state["step"], state["samples"])
         optim, last = self.config.optim, self.config.train.max_train_steps
         self.lr_scheduler = build_lr_scheduler(self.optimizer, optim, last, after=state["step"])
@@ -537,8 +535,10 @@ class Trainer(ABC):
     def _start_run_folder(self) -> None:
         self.accelerator.init_trackers("logs")
         if self.accelerator.is_main_process:
-            save_config(self.config, self.output_dir / "config.yaml")
-            OmegaConf.save(environment(), self.output_dir / "environment.yaml")
+            with written_aside(self.output_dir / "config.yaml") as path:
+                save_config(self.config, path)
+            with written_aside(self.output_dir / "environment.yaml") as path:
+                OmegaConf.save(environment(), path)
 
     def over_processes(self, value: torch.Tensor) -> torch.Tensor:
         """The mean over the processes."""

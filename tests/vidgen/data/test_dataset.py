@@ -279,6 +279,7 @@ def test_bad_videos_are_stood_in_for_and_named(broken):
         )
     batch = collate_clips([*samples, *samples])
     reasons = {Path(path).stem: reason for path, reason in batch["skipped"]}
+    assert batch["own"].tolist() == [False, True] * 10
     assert len(batch["skipped"]) == 5 and list(reasons) == list("acegi")
     assert "not a readable video" in reasons["a"] and reasons["c"] == "the file is empty"
     assert reasons["e"].startswith("cut off: ") and "decoded" in reasons["g"]

@@ -35,7 +35,7 @@ def start(config, *arguments: str, recipe: str = "ddp") -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-m", "accelerate.commands.accelerate_cli", *command, *arguments],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONFAULTHANDLER": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -43,7 +43,13 @@ def start(config, *arguments: str, recipe: str = "ddp") -> subprocess.Popen:
 
 
 def finish(process: subprocess.Popen) -> str:
-    said, _ = process.communicate(timeout=300)
+    try:
+        said, _ = process.communicate(timeout=300)
+    except subprocess.TimeoutExpired:
+        for hanging in reversed(psutil.Process(process.pid).children(recursive=True)):
+            hanging.send_signal(signal.SIGABRT)  # faulthandler then says where it is
+        said, _ = process.communicate(timeout=60)
+        pytest.fail(f"still running after 300 s:\n{said[-6000:]}")
     assert process.returncode == 0, said[:6000]
     return said
 

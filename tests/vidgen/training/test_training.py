@@ -87,6 +87,13 @@ def test_gradients_are_brought_under_the_norm_allowed(vae_config, tmp_path):
     assert all(numbers(tmp_path)[3][name] > 1e-3 for name in ("grad_norm", "grad_norm/discriminator"))
 
 
+def test_no_norm_asked_for_leaves_gradients_as_they_are(vae_config, tmp_path):
+    for norm in (0, 1e9):
+        train_vae(vae_config(tmp_path / str(norm), "train.max_train_steps=3", f"train.max_grad_norm={norm}"))
+    assert losses(tmp_path / "0") == losses(tmp_path / "1000000000.0")
+    assert losses(tmp_path / "0")[3] < losses(tmp_path / "0")[1]
+
+
 def test_dropout_is_another_for_every_part_of_every_step(vae_config, tmp_path, monkeypatch):
     seeds = []
     compute = VAETrainer.compute_losses
@@ -124,7 +131,8 @@ def test_broken_videos_are_skipped_counted_and_listed(vae_config, sprites, tmp_p
     (data / "orbit" / "broken.mp4").write_text("not a video")
     (data / "slide" / "empty.mp4").write_bytes(b"")
     (tmp_path / "held-out").mkdir()
-    shutil.copy(next((sprites / "orbit").glob("*.mp4")), tmp_path / "held-out")
+    for motion in ("orbit", "slide"):
+        shutil.copy(next((sprites / motion).glob("*.mp4")), tmp_path / "held-out" / f"{motion}.mp4")
     (tmp_path / "held-out" / "cut.mp4").write_bytes(b"0")
     settings = ["train.max_train_steps=6", f"data.validation_root={tmp_path / 'held-out'}"]
     train_vae(vae_config(tmp_path / "run", f"data.root={data}", *settings))
@@ -132,6 +140,10 @@ def test_broken_videos_are_skipped_counted_and_listed(vae_config, sprites, tmp_p
     assert {Path(entry["path"]).name for entry in listed} == {"broken.mp4", "empty.mp4", "cut.mp4"}
     assert all(entry["reason"] for entry in listed)
     assert "3 videos skipped" in capsys.readouterr().out
+
+    (tmp_path / "held-out" / "cut.mp4").unlink()  # the clip that stood in for it was not counted twice
+    train_vae(vae_config(tmp_path / "sound", f"data.root={data}", *settings))
+    assert numbers(tmp_path / "sound")[6] == numbers(tmp_path / "run")[6]
 
 
 def test_a_dit_run_leaves_a_pipeline_and_resumes(dit_config, trained_vae, tmp_path):
