@@ -32,7 +32,6 @@ def main() -> None:
         f"{len(cache)} clips in {len(cache.classes)} classes; {len(cache.bad_videos)} videos skipped; the latents lie "
         f"in {Path(cache.folder)}."
     )
-    accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -266,8 +266,8 @@ class Trainer(ABC):
         final = self.output_dir / "final"
         with self.averaged() as model:
             self.save_final(model, final)
+        self._finish_trackers()
         self.accelerator.wait_for_everyone()
-        self.accelerator.end_training()
         return final
 
     def _train(self) -> None:
@@ -395,7 +395,7 @@ class Trainer(ABC):
 
     def _stop(self) -> None:
         number = max(gather_object([self.stop_request.signal or 0]))
-        self.accelerator.end_training()
+        self._finish_trackers()
         step = self.position.step
         raise Stopped(
             f"stopped by {signal.Signals(number).name} after step {step}; "
@@ -418,7 +418,7 @@ class Trainer(ABC):
             clips = list(dict.fromkeys(gather_object(everything)))
         worst = next((terms for terms, _ in found if not all(map(math.isfinite, terms.values()))), terms)
         path = self._save_checkpoint()
-        self.accelerator.end_training()
+        self._finish_trackers()
         raise TrainingDiverged(
             f"Training diverged at step {self.position.step + 1} "
             f"({', '.join(f'{name} {value:.4g}' for name, value in worst.items())}) on {', '.join(clips)}. "
@@ -539,6 +539,11 @@ class Trainer(ABC):
                 save_config(self.config, path)
             with written_aside(self.output_dir / "environment.yaml") as path:
                 OmegaConf.save(environment(), path)
+
+    def _finish_trackers(self) -> None:
+        """What `end_training` does but for the process group, which `vidgen.errors.run_program` leaves."""
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
 
     def over_processes(self, value: torch.Tensor) -> torch.Tensor:
         """The mean over the processes."""

@@ -63,7 +63,7 @@ def test_a_full_disk_loses_nothing_earlier(tmp_path):
         (folder / "state").write_text("ha")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(UserError, match=r"step 1 cannot be written .*No space left on device.*Make room if the disk is full"):
+    with pytest.raises(UserError, match=r"step 1 cannot be written .*No space left.*Make room if the disk is full"):
         save(tmp_path, 1, how=fill)
     save(tmp_path, 1, limit=1)
     with pytest.raises(UserError, match=r"step 2 cannot be written .*checkpoint-1 is whole"):
