@@ -109,7 +109,7 @@ LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 @contextmanager
 def _without_tf32() -> Iterator[None]:
-    """cuDNN's convolutions keep all digits of float32 inside; on Ampere and later they drop half of them by default."""
+    """Inside, cuDNN's convolutions keep all digits of float32; by default they drop some on GPUs since Ampere."""
     conv = getattr(torch.backends.cudnn, "conv", None)  # since PyTorch 2.9
     owner, flag, value = (
         (torch.backends.cudnn, "allow_tf32", False) if conv is None else (conv, "fp32_precision", "ieee")

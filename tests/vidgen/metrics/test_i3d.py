@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from vidgen.errors import UserError
 from vidgen.metrics import get_detector
-from vidgen.metrics.i3d import I3D, MIN_FRAMES, MIXED, load_i3d
+from vidgen.metrics.i3d import I3D, MIXED, load_i3d
 from vidgen.weights import file_sha256
 
 State = dict[str, torch.Tensor]
@@ -37,7 +37,8 @@ def state() -> State:
 
 @pytest.fixture(scope="module")
 def clips() -> torch.Tensor:
-    return torch.rand(1, 3, MIN_FRAMES + 1, 224, 224, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    """Long enough for two steps at the end, which are averaged; 17 and 9 leave odd rests to pad."""
+    return torch.rand(1, 3, 17, 224, 224, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
 @pytest.fixture(scope="module")
@@ -101,11 +102,6 @@ def reference(state: State, x: torch.Tensor, eps: float = 1e-3) -> torch.Tensor:
 def test_agrees_with_a_second_writing(state, features, clips):
     assert features.std() > 0.1
     torch.testing.assert_close(features, reference(state, clips), rtol=1e-4, atol=1e-4)
-
-
-def test_two_steps_of_time_are_averaged(file, state):
-    clips = torch.rand(1, 3, 17, 224, 224, generator=torch.Generator().manual_seed(2)) * 2 - 1
-    torch.testing.assert_close(load_i3d(file)(clips), reference(state, clips), rtol=1e-4, atol=1e-4)
 
 
 def test_the_size_of_the_published_network():
@@ -226,14 +222,13 @@ def test_wrong_files_are_named_and_never_half_loaded(state, tmp_path):
         load_i3d(path)
 
 
-def test_detectors_load_it_with_the_epsilon_of_their_projects(state, file, features, clips):
+def test_detectors_load_it_with_the_epsilon_of_their_projects(file):
     with pytest.raises(UserError, match="--detector-sha256"):
         get_detector("i3d_imagenet", file)  # not the published file
-    detector = get_detector("i3d_imagenet", file, file_sha256(file))
-    assert detector.network.Mixed_5c.b3b.bn.eps == detector.network.Conv3d_1a_7x7.bn.eps == 1e-3
+    imagenet = get_detector("i3d_imagenet", file, file_sha256(file))
     videogpt = get_detector("i3d", file)  # nobody published its hash
-    assert videogpt.sha256 == detector.sha256 == file_sha256(file)
-    values = videogpt(clips)
-    assert (values - features).abs().max() > 2e-3
-    torch.testing.assert_close(values, reference(state, clips, eps=1e-5), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(videogpt.probabilities(values).sum(dim=1), torch.ones(1))
+    assert videogpt.sha256 == imagenet.sha256 == file_sha256(file)
+    for detector, eps in ((imagenet, 1e-3), (videogpt, 1e-5)):
+        norms = [layer for layer in detector.modules() if isinstance(layer, torch.nn.BatchNorm3d)]
+        assert len(norms) == 57 and {norm.eps for norm in norms} == {eps}
+        assert not detector.train().network.training
