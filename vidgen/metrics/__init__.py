@@ -6,19 +6,26 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .detectors import PooledPixels, get_detector
+    from .detectors import Detector, PooledPixels, get_detector
     from .frechet import FeatureStatistics, RankDeficientWarning, frechet_distance, real_vs_real
+    from .protocols import PROTOCOLS, Protocol, detector_input, get_protocol, protocol_clips
     from .reconstruction import ReconstructionMetrics, lpips, mean_colour, psnr, shrunk, ssim
 
 _HOMES = {
+    "PROTOCOLS": "protocols",
+    "Detector": "detectors",
     "FeatureStatistics": "frechet",
     "PooledPixels": "detectors",
+    "Protocol": "protocols",
     "RankDeficientWarning": "frechet",
     "ReconstructionMetrics": "reconstruction",
+    "detector_input": "protocols",
     "frechet_distance": "frechet",
     "get_detector": "detectors",
+    "get_protocol": "protocols",
     "lpips": "reconstruction",
     "mean_colour": "reconstruction",
+    "protocol_clips": "protocols",
     "psnr": "reconstruction",
     "real_vs_real": "frechet",
     "shrunk": "reconstruction",
@@ -26,14 +33,20 @@ _HOMES = {
 }
 
 __all__ = [
+    "PROTOCOLS",
+    "Detector",
     "FeatureStatistics",
     "PooledPixels",
+    "Protocol",
     "RankDeficientWarning",
     "ReconstructionMetrics",
+    "detector_input",
     "frechet_distance",
     "get_detector",
+    "get_protocol",
     "lpips",
     "mean_colour",
+    "protocol_clips",
     "psnr",
     "real_vs_real",
     "shrunk",
