@@ -1,6 +1,7 @@
 """The Fréchet video distance of a pipeline: generated clips against real ones, with all that the number depends on.
 
-    results = evaluate_pipeline(pipeline, files, classes, protocol, detectors, accelerator, folder=..., samples=2048)
+    results = evaluate_pipeline(pipeline, "UCF-101", get_protocol("tats"), [get_detector("i3d")], accelerator,
+                                folder="runs/fvd")
 
 Every clip has a number, and is what it is by its number alone: which video, which class, which noise. Processes take
 clips by number in shards, keep the features of each shard in a file (a killed run goes on), fold them into
@@ -15,10 +16,10 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,19 +27,18 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
-from torch.utils.data import DataLoader
 
 from autoencoder import AutoencoderKLVidTwin
 from pipelines import VidTwinPipeline
 
-from ..data.dataset import ClipDataset, VideoFile, collate_clips
+from ..data.dataset import VideoFile
 from ..environment import environment
 from ..errors import UserError
 from ..files import written_aside
 from ..latent_cache import data_hash, split_evenly
 from ..models import weights_hash
 from ..progress import progress
+from .detectors import Detector
 from .frechet import (
     ClassScore,
     GroupedStatistics,
@@ -47,17 +47,16 @@ from .frechet import (
     frechet_infinity,
     quiet_about_rank,
 )
+from .protocols import Protocol, detector_input, protocol_clips
+from .real_clips import RealClips, RealSet, Window, draw_windows, protocol_videos
 from .reconstruction import mean_colour
-
-if TYPE_CHECKING:
-    from .protocols import Protocol
 
 CLASS_SAMPLING = ("balanced", "prior")
 SHARD_SIZE = 64  # clips whose features are kept together: what an interruption costs a process
-REAL_SEED = 0  # of the order in which real videos are taken: one real set for all pipelines
 
 Source = dict[str, Any]
-# From batches of numbers to (numbers, clips (B, 3, T, H, W) in [-1, 1]); numbers that have no clip are left out.
+# From batches of numbers to (keys, clips (B, 3, T, H, W) as a protocol has them), without clips that cannot be had. A
+# key says which clips belong together when samples are drawn anew: a real one's video, a generated one's own number.
 Clips = Callable[[Sequence[Sequence[int]]], Iterator[tuple[list[int], torch.Tensor]]]
 
 
@@ -79,33 +78,30 @@ class FVDResult:
     """A Fréchet video distance by one detector, with all that is needed to get it again; `asdict` is for JSON.
 
     Attributes:
-        detector, detector_sha256, dim: what the features are.
+        detector, protocol: all that they say of themselves.
         generated: the number.
         reconstructed: rFVD: the autoencoder's reconstructions of the real set against it. No DiT does better.
-        real_vs_real: two disjoint sets of real clips: what sampling alone costs. Of fewer clips than `generated`, and
-            so larger, where the data has not twice as many; its counts say.
+        real_vs_real: real clips against real ones of other videos: what sampling alone costs. Of fewer clips than
+            `generated`, and so larger, where the data has not twice as many; its counts say.
         mean_colour: clips of one colour each, the real clips' own: what no content at all scores.
         infinity: `frechet_infinity` of `generated`; None where there are too few samples.
         class_score: mean and deviation of `ClassScore` on the generated clips; None for detectors without classes.
-        protocol: its fields by name.
         notes: why the number may not be compared with others under this protocol; empty where it may.
-        settings: pipeline, data and sampling by name; with hashes of the weights and of the list of videos.
+        settings: data and sampling by name; with hashes of the weights and of the list of videos.
         versions: `vidgen.environment.environment`.
     """
 
-    detector: str
-    detector_sha256: str | None
-    dim: int
+    detector: dict[str, Any]
+    protocol: dict[str, Any]
     generated: Distance
     reconstructed: Distance
     real_vs_real: Distance
     mean_colour: Distance
     infinity: float | None
     class_score: tuple[float, float] | None
-    protocol: dict[str, Any]
     notes: list[str]
     settings: dict[str, Any]
-    versions: dict[str, str] = field(default_factory=environment)
+    versions: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -131,16 +127,15 @@ class Sampling:
 @torch.no_grad()
 def evaluate_pipeline(
     pipeline: VidTwinPipeline,
-    files: Sequence[VideoFile],
-    classes: Sequence[str],
+    root: str | os.PathLike,
     protocol: Protocol,
-    detectors: Sequence[nn.Module],
+    detectors: Sequence[Detector],
     accelerator: Accelerator,
     *,
     folder: str | os.PathLike,
-    root: str | os.PathLike = ".",
     samples: int | None = None,
     sampling: Sampling | None = None,
+    split_files: str | os.PathLike | None = None,
     batch_size: int = 16,
     num_workers: int = 0,
     shard_size: int = SHARD_SIZE,
@@ -148,13 +143,12 @@ def evaluate_pipeline(
     """The distances of a pipeline's clips to real ones under a protocol, by each detector; called on all processes.
 
     Args:
-        pipeline: on the process's device.
-        files, classes: the real videos, as `list_videos` gives them: a clip from each, in a fixed random order, up to
-            as many as `samples`.
+        pipeline: on the process's device. Its rate must be the protocol's: nothing says at which it was trained.
+        root: of the real videos, as `protocol_videos` takes it.
         detectors: at least one, on the process's device; all see the same clips.
         folder: keeps features and statistics, shared by all processes and evaluations.
-        root: of `files`: where it lies does not matter to what is kept.
-        samples: generated clips; the protocol's number by default.
+        samples: generated clips; the protocol's number by default. With another the real set has as many.
+        split_files: folder of UCF-101's lists, where it is not beside the videos.
         batch_size: clips generated or read at a time; changes results by rounding.
         num_workers: reading processes of each process.
         shard_size: clips whose features are kept together.
@@ -163,107 +157,141 @@ def evaluate_pipeline(
         A result for each detector on the main process, None on the others.
 
     Raises:
-        UserError: if the pipeline's clips are too short for the protocol, there are fewer than 4 real videos, or the
-            pipeline's classes do not fit the data's.
+        UserError: if the data cannot be had or has fewer than 4 clips, the pipeline's clips are too short for the
+            protocol, or its classes do not fit the data's.
     """
     sampling = sampling or Sampling()
-    samples = samples or protocol.clips
-    if samples < 4 or len(files) < 4:
-        raise UserError(f"a Fréchet distance needs 4 clips or more: {samples} samples, {len(files)} real videos.")
+    folder = Path(folder)
     if pipeline.vae.config.num_frames < protocol.frames:
         raise UserError(
-            f"protocol {protocol.name} compares clips of {protocol.frames} frames, but the pipeline's have "
+            f"the protocol {protocol.name} compares clips of {protocol.frames} frames, but the pipeline's have "
             f"{pipeline.vae.config.num_frames}."
         )
-    order = np.random.default_rng(REAL_SEED).permutation(len(files))
-    videos = [files[number] for number in order]
-    real_count = min(samples, len(videos))
-    fresh = len(videos) >= 2 * real_count  # as many again, for real against real
+    files, classes = protocol_videos(root, protocol, split_files)
+    [real] = broadcast_object_list([_real_set(files, protocol, samples) if accelerator.is_main_process else None])
+    samples = samples or protocol.generated or len(real.windows)
+    if min(samples, len(real.windows)) < 4:
+        raise UserError(f"a Fréchet distance needs 4 clips or more: {samples} samples, {len(real.windows)} real ones.")
 
-    folder = Path(folder)
-    eyes = {"detectors": {d.name: d.sha256 for d in detectors}, "protocol": _plain(protocol)}
-    data = {"data": data_hash(root, videos, classes)}
-    models = {"vae": weights_hash(pipeline.vae)}
-    drawn = {"transformer": weights_hash(pipeline.transformer), "scheduler": _plain(dict(pipeline.scheduler.config))}
+    eyes = {"protocol": protocol.describe(), "detectors": {d.name: d.sha256 for d in detectors}}
+    data = {"data": data_hash(root, files, classes)}
+    vae = {"vae": weights_hash(pipeline.vae)}
+    drawn = {"transformer": weights_hash(pipeline.transformer), "scheduler": dict(pipeline.scheduler.config)}
     drawn |= asdict(sampling)
     if sampling.class_sampling == "prior":
         drawn["frequencies"] = class_frequencies(pipeline, files, classes)
 
-    def collect(name: str, clips: Clips, numbers: range, source: Source, keep: bool = False) -> Collected | None:
+    def collect(name: str, clips: Clips, count: int, source: Source, keep: bool = False) -> Collected | None:
         return collect_features(
-            name, clips, numbers, {**eyes, **source}, detectors, protocol, accelerator, folder,
-            batch_size=batch_size, shard_size=shard_size, keep_statistics=keep,
-        )  # fmt: skip
+            name,
+            clips,
+            count,
+            {**eyes, **source},
+            detectors,
+            protocol,
+            accelerator,
+            folder,
+            batch_size=batch_size,
+            shard_size=shard_size,
+            keep_statistics=keep,
+        )
 
-    real = real_clips(videos, classes, protocol, num_workers)
-    own = real_clips(videos, classes, protocol, num_workers, pipeline.vae)
-    first, second = range(real_count), range(real_count, 2 * real_count)
+    def read(windows: Sequence[Window], size: int = protocol.size) -> Clips:
+        clips = RealClips(files, windows, replace(protocol, size=size))
+        return lambda batches: clips.batches(batches, num_workers)
+
+    count = len(real.windows)
+    one_colour = changed(read(real.windows), mean_colour, protocol)
+    rebuilt = changed(read(real.windows, pipeline.vae.config.sample_size), reconstruction(pipeline.vae), protocol)
+    generated = generated_clips(pipeline, sampling, protocol, drawn.get("frequencies"))
     sets = {
-        "real": collect("real", real, first, data, keep=True),
-        "mean_colour": collect("mean_colour", mapped(real, mean_colour), first, data, keep=True),
-        "reconstructed": collect(
-            "reconstructed", mapped(own, reconstruction(pipeline.vae)), first, {**data, **models}
-        ),
+        "real": collect("real", read(real.windows), count, data, keep=True),
+        "mean_colour": collect("mean_colour", one_colour, count, data, keep=True),
+        "reconstructed": collect("reconstructed", rebuilt, count, {**data, **vae}),
+        "generated": collect("generated", generated, samples, {**vae, **drawn}),
     }
-    if fresh:
-        sets["real_vs_real"] = collect("real", real, second, data, keep=True)
-    generate = generated_clips(pipeline, sampling, drawn.get("frequencies"))
-    sets["generated"] = collect("generated", generate, range(samples), {**models, **drawn})
+    if len(real.others) == count:
+        sets["real_vs_real"] = collect("real_others", read(real.others), count, data, keep=True)
     if not accelerator.is_main_process:
         return None
 
-    settings = {"root": str(root), **data, **models, **drawn, "real_clips": real_count, "samples": samples}
-    settings |= {"videos": len(files), "videos_unreadable": real_count - sets["real"].samples}
+    settings = {"root": str(root), "videos": len(files), "videos_unusable": len(real.unusable), **data, **vae, **drawn}
     settings |= {"dtype": str(pipeline.transformer.dtype).removeprefix("torch."), "batch_size": batch_size}
-    results = []
-    for place, detector in enumerate(detectors):
-        reference = sets["real"].statistics[place]
-
-        def distance(name: str, place: int = place, reference: GroupedStatistics = reference) -> Distance:
-            if name in sets:
-                pair = sets[name].statistics[place], reference
-            else:
-                pair = reference.halves()
-            return measured(*pair, paired=name in ("reconstructed", "mean_colour"))
-
-        generated = sets["generated"].statistics[place]
-        count = min(generated.merged().count, reference.merged().count)
-        results.append(
-            FVDResult(
-                detector=detector.name,
-                detector_sha256=detector.sha256,
-                dim=detector.dim,
-                **{name: distance(name) for name in ("generated", "reconstructed", "real_vs_real", "mean_colour")},
-                infinity=frechet_infinity(generated, reference) if count >= 4 * detector.dim else None,
-                class_score=sets["generated"].class_scores[place],
-                protocol=_plain(protocol),
-                notes=guards(protocol, detector, samples, real_count, count),
-                settings=settings,
-            )
-        )
-    return results
+    settings |= {"processes": accelerator.num_processes}
+    return [
+        _result({name: collected.of(place) for name, collected in sets.items()}, detector, protocol, settings)
+        for place, detector in enumerate(detectors)
+    ]
 
 
-def measured(a: GroupedStatistics, b: GroupedStatistics, paired: bool = False) -> Distance:
+def _real_set(files: Sequence[VideoFile], protocol: Protocol, samples: int | None) -> RealSet:
+    asked = protocol.real if samples in (None, protocol.generated) or protocol.real is None else samples
+    return draw_windows(files, protocol, asked)
+
+
+def _result(
+    sets: dict[str, tuple[GroupedStatistics, int, tuple[float, float] | None]],
+    detector: Detector,
+    protocol: Protocol,
+    settings: dict[str, Any],
+) -> FVDResult:
+    reference, real_count, _ = sets["real"]
+    generated, samples, class_score = sets["generated"]
+    distances = {}
+    for name in ("generated", "reconstructed", "mean_colour", "real_vs_real"):
+        if name in sets:
+            statistics, count, _ = sets[name]
+            paired = name in ("reconstructed", "mean_colour")
+            distances[name] = measured(statistics, reference, count, real_count, paired)
+        else:
+            even, odd = reference.halves()
+            share = even.merged().count / reference.merged().count
+            distances[name] = measured(even, odd, round(real_count * share), round(real_count * (1 - share)))
+    rows = min(generated.merged().count, reference.merged().count)
+    return FVDResult(
+        detector=detector.describe(),
+        protocol=protocol.describe(),
+        **distances,
+        infinity=frechet_infinity(generated, reference) if rows >= 4 * detector.dim else None,
+        class_score=class_score,
+        notes=guards(protocol, detector, samples, real_count, rows),
+        settings=settings,
+        versions=environment(),
+    )
+
+
+def measured(
+    a: GroupedStatistics, b: GroupedStatistics, samples: int, real_samples: int, paired: bool = False
+) -> Distance:
     """Their distance with its interval; without warnings, which `guards` gives in words."""
     with quiet_about_rank():
         value = frechet_distance(a.merged(), b.merged())
-    return Distance(value, bootstrap_interval(a, b, paired=paired), a.merged().count, b.merged().count)
+    return Distance(value, bootstrap_interval(a, b, paired=paired), samples, real_samples)
 
 
-def guards(protocol: Protocol, detector: nn.Module, samples: int, real_count: int, vectors: int) -> list[str]:
-    """Why a number may not be compared with others under the protocol; each a sentence."""
+def guards(protocol: Protocol, detector: Detector, samples: int, real_samples: int, rows: int) -> list[str]:
+    """Why a number may not be compared with others under the protocol; each a sentence.
+
+    Args:
+        rows: feature vectors of the smaller side.
+    """
     notes = []
-    if samples != protocol.clips:
-        notes.append(f"{samples} samples where the protocol takes {protocol.clips}: the bias of the count differs.")
-    if real_count < samples:
-        notes.append(f"The real set has {real_count} clips, fewer than the samples.")
+    for name, count, theirs in (
+        ("generated", samples, protocol.generated),
+        ("real", real_samples, protocol.real),
+    ):
+        if theirs is not None and count != theirs:
+            notes.append(f"{count} {name} clips, not the protocol's {theirs}: with fewer, distances are larger.")
     if detector.name != protocol.detector:
-        notes.append(f"By the detector {detector.name} where the protocol takes {protocol.detector}.")
-    if vectors <= detector.dim:
+        notes.append(f"The detector is {detector.name}, not the protocol's {protocol.detector}.")
+    if protocol.trials > 1:
+        notes.append(f"One trial; the protocol averages {protocol.trials}: give other seeds.")
+    if protocol.not_stated:
+        notes.append(f"{protocol.source} does not state {', '.join(protocol.not_stated)}: the choice is ours.")
+    if rows <= detector.dim:
         notes.append(
-            f"{vectors} feature vectors in {detector.dim} dimensions leave covariances of less than full rank, and "
-            "the distance far too large."
+            f"{rows} feature vectors in {detector.dim} dimensions: no covariance of full rank, and a distance far too "
+            "large."
         )
     return notes
 
@@ -271,42 +299,12 @@ def guards(protocol: Protocol, detector: nn.Module, samples: int, real_count: in
 # --- clips by their numbers ------------------------------------------------------------------------------------------
 
 
-def real_clips(
-    videos: Sequence[VideoFile],
-    classes: Sequence[str],
-    protocol: Protocol,
-    num_workers: int = 0,
-    vae: AutoencoderKLVidTwin | None = None,
-) -> Clips:
-    """The clip from the middle of the video of each number; none where it is unreadable or too short.
-
-    Of the protocol's size and length, or of an autoencoder's.
-    """
-    frames, size = (vae.config.num_frames, vae.config.sample_size) if vae else (protocol.frames, protocol.size)
-    dataset = ClipDataset(videos, frames, protocol.fps, size, train=False, classes=classes)
+def changed(clips: Clips, change: Callable[[torch.Tensor], torch.Tensor], protocol: Protocol) -> Clips:
+    """The same clips, changed, and as the protocol has them."""
 
     def read(batches: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], torch.Tensor]]:
-        loader = DataLoader(
-            dataset,
-            batch_sampler=batches,
-            num_workers=num_workers,
-            collate_fn=collate_clips,
-            generator=torch.Generator(),
-        )
-        for batch in loader:
-            numbers = batch["index"].tolist()
-            own = [str(videos[n].path) == path for n, path in zip(numbers, batch["path"], strict=True)]
-            yield [n for n, mine in zip(numbers, own, strict=True) if mine], batch["video"][torch.tensor(own)]
-
-    return read
-
-
-def mapped(clips: Clips, change: Callable[[torch.Tensor], torch.Tensor]) -> Clips:
-    """The same clips, changed."""
-
-    def read(batches: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], torch.Tensor]]:
-        for numbers, batch in clips(batches):
-            yield numbers, change(batch) if numbers else batch
+        for keys, batch in clips(batches):
+            yield keys, protocol_clips(change(batch), protocol) if keys else batch
 
     return read
 
@@ -317,9 +315,9 @@ def reconstruction(vae: AutoencoderKLVidTwin) -> Callable[[torch.Tensor], torch.
 
 
 def generated_clips(
-    pipeline: VidTwinPipeline, sampling: Sampling, frequencies: Sequence[float] | None = None
+    pipeline: VidTwinPipeline, sampling: Sampling, protocol: Protocol, frequencies: Sequence[float] | None = None
 ) -> Clips:
-    """A pipeline's clips (B, 3, T, H, W): the noise and the class of each by its number."""
+    """A pipeline's clips, as the protocol has them: the noise and the class of each by its number."""
 
     def generate(batches: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], torch.Tensor]]:
         for batch in batches:
@@ -333,7 +331,8 @@ def generated_clips(
                 generator=[torch.Generator().manual_seed(_seed(sampling.seed, n, "noise")) for n in numbers],
                 output_type="pt",
             ).frames
-            yield numbers, 2 * frames.float().transpose(1, 2) - 1
+            clips = 2 * frames[:, : protocol.frames].float().transpose(1, 2) - 1
+            yield numbers, protocol_clips(clips, protocol)
 
     return generate
 
@@ -395,13 +394,17 @@ class Collected:
     statistics: list[GroupedStatistics]
     class_scores: list[tuple[float, float] | None]
 
+    def of(self, detector: int) -> tuple[GroupedStatistics, int, tuple[float, float] | None]:
+        """Statistics, number of clips and score by one of the detectors."""
+        return self.statistics[detector], self.samples, self.class_scores[detector]
+
 
 def collect_features(
     name: str,
     clips: Clips,
-    numbers: range,
+    count: int,
     source: Source,
-    detectors: Sequence[nn.Module],
+    detectors: Sequence[Detector],
     protocol: Protocol,
     accelerator: Accelerator,
     folder: Path,
@@ -422,9 +425,9 @@ def collect_features(
     Returns:
         The statistics on the main process, None on the others.
     """
-    source = json.loads(json.dumps({"clips": name, **source}))
+    source = json.loads(json.dumps({"clips": name, **source}, default=str))
     shards = folder / f"{name}-{_digest(source)}"
-    whole = {**source, "first": numbers.start, "count": len(numbers)}
+    whole = {**source, "count": count}
     kept = folder / f"{name}-{_digest(whole)}.safetensors"
     found = None
     if keep_statistics and accelerator.is_main_process:
@@ -435,7 +438,7 @@ def collect_features(
 
     # The main process alone looks what is there, and what is missing is dealt out evenly.
     missing = None
-    ranges = split_evenly(numbers, shard_size)
+    ranges = split_evenly(range(count), shard_size)
     if accelerator.is_main_process:
         missing = [shard for shard in ranges if not _is_there(_shard_path(shards, shard), source, shard)]
     [missing] = broadcast_object_list([missing])
@@ -446,14 +449,14 @@ def collect_features(
     )
     read = (_read_shard(_shard_path(shards, shard), len(detectors)) for shard in present[rank::processes])
     statistics = [GroupedStatistics(detector.dim) for detector in detectors]
-    scores = [ClassScore(detector.dim) if getattr(detector, "logits", False) else None for detector in detectors]
+    scores = [ClassScore(detector.dim) if hasattr(detector, "probabilities") else None for detector in detectors]
     samples = 0
     for own, rows in chain(read, make):
         samples += len(own)
-        for features, statistic, score in zip(rows, statistics, scores, strict=True):
+        for detector, features, statistic, score in zip(detectors, rows, statistics, scores, strict=True):
             statistic.update(features, own)
             if score is not None:
-                score.update(features.double().softmax(dim=1), own)
+                score.update(detector.probabilities(features.double()), own)
 
     statistics = [added_up(statistic, accelerator) for statistic in statistics]
     for score in filter(None, scores):
@@ -462,7 +465,7 @@ def collect_features(
     if not accelerator.is_main_process:
         return None
     if samples < 4:
-        raise UserError(f"only {samples} of {len(numbers)} {name} clips could be had; a distance needs 4 or more.")
+        raise UserError(f"only {samples} of {count} {name} clips could be had; a distance needs 4 or more.")
     collected = Collected(samples, statistics, [score and score.compute() for score in scores])
     if keep_statistics:
         _write_statistics(kept, whole, collected)
@@ -499,14 +502,12 @@ def _made_shards(
     missing: Sequence[range],
     folder: Path,
     source: Source,
-    detectors: Sequence[nn.Module],
+    detectors: Sequence[Detector],
     protocol: Protocol,
     device: torch.device,
     batch_size: int,
 ) -> Iterator[tuple[list[int], list[torch.Tensor]]]:
-    """(numbers, features by detector) of shards, each written before it is given."""
-    from .protocols import detector_input
-
+    """(keys, features by detector) of shards, each written before it is given."""
     batches = {shard: split_evenly(shard, batch_size) for shard in missing}
     made = clips([batch for shard in missing for batch in batches[shard]]) if missing else iter(())
     with progress(total=sum(map(len, missing)), description=f"{name} clips") as bar:
@@ -514,15 +515,15 @@ def _made_shards(
             own: list[int] = []
             parts: list[list[torch.Tensor]] = [[torch.zeros(0, detector.dim)] for detector in detectors]
             for batch in batches[shard]:
-                numbers, clip = next(made)
-                own += numbers
-                if numbers:
-                    seen = detector_input(clip[:, :, : protocol.frames].to(device), protocol)
+                keys, clip = next(made)
+                own += keys
+                if keys:
+                    seen = detector_input(clip.to(device), protocol)
                     for detector, part in zip(detectors, parts, strict=True):
                         part.append(detector(seen).float().cpu())
                 bar.update(len(batch))
             rows = [torch.cat(part) for part in parts]
-            tensors = {"numbers": torch.tensor(own, dtype=torch.int64)}
+            tensors = {"keys": torch.tensor(own, dtype=torch.int64)}
             tensors |= {f"features.{place}": row for place, row in enumerate(rows)}
             with written_aside(_shard_path(folder, shard)) as path:
                 save_file(tensors, path, {"vidgen": json.dumps({"source": source, "asked": _ends(shard)})})
@@ -544,9 +545,9 @@ def _is_there(path: Path, source: Source, shard: range) -> bool:
 
 
 def _read_shard(path: Path, detectors: int) -> tuple[list[int], list[torch.Tensor]]:
-    """A shard's numbers and its features by each detector."""
+    """A shard's keys and its features by each detector."""
     _, tensors = _read(path)
-    return tensors["numbers"].tolist(), [tensors[f"features.{place}"] for place in range(detectors)]
+    return tensors["keys"].tolist(), [tensors[f"features.{place}"] for place in range(detectors)]
 
 
 def _read_statistics(path: Path, source: Source, detectors: int) -> Collected | None:
@@ -585,9 +586,3 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
 
 def _digest(source: Source) -> str:
     return hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _plain(settings: Any) -> dict[str, Any]:
-    """A dataclass's fields, or a dict, as JSON holds them."""
-    fields = settings if isinstance(settings, dict) else asdict(settings)
-    return json.loads(json.dumps(fields, default=str))

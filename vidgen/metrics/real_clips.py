@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -64,47 +64,66 @@ def draw_windows(files: Sequence[VideoFile], protocol: Protocol, count: int | No
     Raises:
         UserError: if no video has a clip.
     """
-    places: list[list[Window]] = []
-    unusable = []
+    videos, unusable = [], []
     for number, file in enumerate(progress(files, "looking for real clips")):
         try:
-            windows = list(_windows(number, file, protocol))
+            videos.append(_Video.of(number, file, protocol))
         except VideoError as error:
             unusable.append((str(file.path), error.reason))
-            continue
-        if not windows:
-            unusable.append((str(file.path), f"too short for {protocol.frames} frames"))
-        elif protocol.windows == "one":
-            windows = [windows[np.random.default_rng([seed, number]).integers(len(windows))]]
-        places.append(windows)
-    everything = [window for windows in places for window in windows]
-    if not everything:
+    if not videos:
         reason = ": ".join(unusable[0]) if unusable else "there are no videos"
         raise UserError(f"no video has a clip for the protocol {protocol.name}: {reason}")
-    order = np.random.default_rng(seed).permutation(len(everything))
-    chosen = [everything[place] for place in order[:count]]
-    taken = {window.video for window in chosen}
-    others = (everything[place] for place in order[len(chosen) :])
-    others = [window for window in others if window.video not in taken][: len(chosen)]
-    return RealSet(chosen, others, unusable)
+    if protocol.windows == "one":
+        drawn = [np.random.default_rng([seed, video.number]).integers(len(video.starts)) for video in videos]
+        videos = [replace(video, starts=video.starts[i : i + 1]) for video, i in zip(videos, drawn, strict=True)]
+
+    # All windows of all videos in a row, of which only the chosen ones are ever written down: UCF-101 has 2 million.
+    ends = np.cumsum([len(video.starts) for video in videos])
+    order = np.random.default_rng(seed).permutation(ends[-1])
+    owner = np.searchsorted(ends, order, side="right")
+    chosen = slice(0, len(order) if count is None else count)
+    others = np.flatnonzero(~np.isin(owner, owner[chosen]))[: len(order[chosen])]
+
+    def windows(places: slice | np.ndarray) -> list[Window]:
+        pairs = zip(owner[places].tolist(), order[places].tolist(), strict=True)
+        return [videos[i].window(place - int(ends[i])) for i, place in pairs]
+
+    return RealSet(windows(chosen), windows(others), unusable)
 
 
-def _windows(number: int, file: VideoFile, protocol: Protocol) -> Iterator[Window]:
-    info = probe(file.path)
-    if protocol.fps is None:
-        rate, frames, step = info.fps, info.num_frames, protocol.stride
-    else:
-        rate, frames, step = protocol.fps, int(info.duration * protocol.fps + 1e-6), 1
-    for first in protocol.starts(frames):
-        there = 1 + (frames - 1 - first) // step  # fewer than the protocol's where it repeats the last
-        yield Window(number, first / rate, rate / step, min(there, protocol.frames))
+@dataclass(frozen=True)
+class _Video:
+    """The windows of one video: frames `step` apart from any of `starts`, of `frames` at `rate` a second."""
+
+    number: int
+    rate: float
+    frames: int
+    step: int
+    length: int
+    starts: range
+
+    @classmethod
+    def of(cls, number: int, file: VideoFile, protocol: Protocol) -> _Video:
+        info = probe(file.path)
+        if protocol.fps is None:
+            rate, frames, step = info.fps, info.num_frames, protocol.stride
+        else:
+            rate, frames, step = protocol.fps, int(info.duration * protocol.fps + 1e-6), 1
+        starts = protocol.starts(frames)
+        if not len(starts):
+            raise VideoError(f"too short: {protocol.frames} frames are wanted, {step} apart of {frames}", file.path)
+        return cls(number, rate, frames, step, protocol.frames, starts)
+
+    def window(self, place: int) -> Window:
+        first = self.starts[place]
+        there = 1 + (self.frames - 1 - first) // self.step  # too few where the protocol repeats the last
+        return Window(self.number, first / self.rate, self.rate / self.step, min(there, self.length))
 
 
 class RealClips(Dataset):
     """Windows of videos as clips (3, frames, size, size) in [-1, 1], the way a protocol cuts them.
 
-    An item is a dict: `video`, or None where it cannot be read; `key`, the number of its video; `skipped`, a list of
-    (path, reason).
+    An item is the number of its video and the clip, None if it cannot be read.
     """
 
     def __init__(self, files: Sequence[VideoFile], windows: Sequence[Window], protocol: Protocol) -> None:
@@ -113,32 +132,31 @@ class RealClips(Dataset):
     def __len__(self) -> int:
         return len(self.windows)
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: int) -> tuple[int, torch.Tensor | None]:
         window = self.windows[index]
-        path = self.files[window.video].path
         try:
-            frames = read_clip(path, start=window.start, fps=window.fps, num_frames=window.num_frames)
-        except VideoError as error:
-            return {"video": None, "key": window.video, "skipped": [(str(path), error.reason)]}
-        clip = protocol_clips(frames_to_clip(frames)[None], self.protocol)[0]
-        return {"video": clip, "key": window.video, "skipped": []}
+            frames = read_clip(
+                self.files[window.video].path, start=window.start, fps=window.fps, num_frames=window.num_frames
+            )
+        except VideoError:
+            return window.video, None
+        return window.video, protocol_clips(frames_to_clip(frames)[None], self.protocol)[0]
 
     def batches(
         self, indices: Sequence[Sequence[int]], num_workers: int = 0
     ) -> Iterator[tuple[list[int], torch.Tensor]]:
-        """(keys, clips (B, 3, T, H, W)) of batches of indices; clips that cannot be read are left out."""
-        return iter(
-            DataLoader(
-                self,
-                batch_sampler=indices,
-                num_workers=num_workers,
-                collate_fn=_collate,
-                generator=torch.Generator(),  # its own: reading draws nothing from the global one
-            )
+        """(numbers of videos, clips (B, 3, T, H, W)) of batches of indices, without those that cannot be read."""
+        loader = DataLoader(
+            self,
+            batch_sampler=indices,
+            num_workers=num_workers,
+            collate_fn=_collate,
+            generator=torch.Generator(),  # its own: reading draws nothing from the global one
         )
+        return iter(loader)
 
 
-def _collate(items: Sequence[dict]) -> tuple[list[int], torch.Tensor]:
-    there = [item for item in items if item["video"] is not None]
-    clips = torch.stack([item["video"] for item in there]) if there else torch.zeros(0, 3, 1, 1, 1)
-    return [item["key"] for item in there], clips
+def _collate(items: Sequence[tuple[int, torch.Tensor | None]]) -> tuple[list[int], torch.Tensor]:
+    there = [(number, clip) for number, clip in items if clip is not None]
+    clips = torch.stack([clip for _, clip in there]) if there else torch.zeros(0, 3, 1, 1, 1)
+    return [number for number, _ in there], clips
