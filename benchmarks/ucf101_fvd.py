@@ -68,6 +68,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> Results | None:
     scale = options.scale
+    accelerator = (
+        Accelerator()
+    )  # first: what asks for the process's state before it takes every process for the only one
     protocol = protocol_of(options)
     detectors = list(detectors_of(options, protocol))
     folder = options.work_dir / "ucf101_fvd"
@@ -79,7 +82,6 @@ def run(options: argparse.Namespace) -> Results | None:
         raise UserError("--scale paper compares with UCF-101: give its folder as --data FOLDER.")
     data = options.data or held_back_sprites(options.work_dir, scale)
 
-    accelerator = Accelerator()
     pipeline = load_pipeline(str(options.pipeline)).to(accelerator.device)
     pipeline.set_progress_bar_config(disable=True)
     sampling = Sampling(

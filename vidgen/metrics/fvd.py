@@ -173,7 +173,7 @@ def evaluate_pipeline(
     if min(samples, len(real.windows)) < 4:
         raise UserError(f"a Fréchet distance needs 4 clips or more: {samples} samples, {len(real.windows)} real ones.")
 
-    eyes = {"protocol": protocol.describe(), "detectors": {d.name: d.sha256 for d in detectors}}
+    eyes = {"protocol": protocol.describe(), "detectors": [[d.name, d.sha256] for d in detectors]}
     data = {"data": data_hash(root, files, classes)}
     vae = {"vae": weights_hash(pipeline.vae)}
     drawn = {"transformer": weights_hash(pipeline.transformer), "scheduler": dict(pipeline.scheduler.config)}
@@ -555,12 +555,11 @@ def _read_statistics(path: Path, source: Source, detectors: int) -> Collected | 
     said, tensors = _read(path)
     if said.get("source") != source:
         return None
-    states: list[dict[str, torch.Tensor]] = [{} for _ in range(detectors)]
-    for key, tensor in tensors.items():
-        place, name = key.split(".")
-        states[int(place)][name] = tensor
-    scores = [tuple(score) if score else None for score in said["class_scores"]]
-    return Collected(said["samples"], [GroupedStatistics.from_state_dict(state) for state in states], scores)
+    statistics = []
+    for place in range(detectors):
+        names = (name for name in tensors if name.startswith(f"{place}."))
+        statistics.append(GroupedStatistics.from_state_dict({name.split(".")[1]: tensors[name] for name in names}))
+    return Collected(said["samples"], statistics, [score and tuple(score) for score in said["class_scores"]])
 
 
 def _write_statistics(path: Path, source: Source, collected: Collected) -> None:
