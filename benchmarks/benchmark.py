@@ -68,12 +68,14 @@ class Benchmark:
             self.add_options(parser)
         options = parser.parse_args(arguments)
         options.work_dir = options.work_dir or Path("runs/benchmarks") / options.scale
+        smoke = options.scale == "smoke"
+        options.results = options.results or (options.work_dir if smoke else RESULTS / options.scale)
         started = time.monotonic()
         results = self.run(options)
         if results is None or not PartialState().is_main_process:
             return
         seconds = results.pop("seconds", time.monotonic() - started)
-        folder = options.results or (options.work_dir if options.scale == "smoke" else RESULTS / options.scale)
+        folder = options.results
         record = {
             "benchmark": self.name,
             "scale": options.scale,

@@ -1,0 +1,113 @@
+"""Table 2's program at its smoke scale, on one process and on two."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+import ucf101_fvd
+from PIL import Image
+
+from vidgen.errors import UserError
+from vidgen.metrics.protocols import get_protocol
+
+ROOT = Path(__file__).parents[2]
+DISTANCES = ("generated", "reconstructed", "real_vs_real", "mean_colour")
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory) -> Path:
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("smoke")
+    ucf101_fvd.BENCHMARK.main(["--scale", "smoke", "--work-dir", str(folder)])
+    return folder
+
+
+def results(folder: Path) -> dict:
+    return json.loads((folder / "ucf101_fvd.json").read_text())["results"]
+
+
+def test_figures_table_and_pictures(smoke):
+    [evaluation] = results(smoke)["evaluations"]
+    for name in DISTANCES:
+        distance = evaluation[name]
+        assert 0 < distance["interval"][0] <= distance["value"] <= distance["interval"][1]
+        assert (distance["samples"], distance["real_samples"]) == (24, 24)
+    assert evaluation["real_vs_real"]["value"] < evaluation["mean_colour"]["value"]
+    assert evaluation["settings"]["guidance_scale"] == 2.0 and evaluation["detector"]["name"] == "pooled_pixels"
+    text = (smoke / "ucf101_fvd.md").read_text()
+    for said in (
+        f"| generated | {evaluation['generated']['value']:.4g} |",
+        "| VidTwin | 193 | not stated | the paper, Table 2 |",
+        "| LARP | 57 | larp |",
+        "24 feature vectors in 128 dimensions",
+        "protocol `sprites`: 4 frames of 32 px, 4 fps, split all",
+    ):
+        assert said in text
+    assert Image.open(smoke / "ucf101_fvd.png").size[0] > 300
+    assert Image.open(smoke / "ucf101_fvd_samples.png").size[1] > 300
+
+
+def test_two_processes_find_what_one_finds(smoke, tmp_path):
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "2"]
+    command += ["--config_file", "configs/accelerate/ddp.yaml", "--dynamo_backend", "no", "--main_process_port", "0"]
+    command += ["benchmarks/ucf101_fvd.py", "--scale", "smoke", "--work-dir", str(tmp_path)]
+    said = subprocess.run(
+        [*command, "--pipeline", results(smoke)["pipeline"]],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert said.returncode == 0, said.stdout[-3000:] + said.stderr[-3000:]
+    assert said.stdout.count("UCF-101, published") == 1
+    [one], [two] = results(smoke)["evaluations"], results(tmp_path)["evaluations"]
+    assert two["settings"].pop("processes") == 2 and one["settings"].pop("processes") == 1
+    for evaluation in (one, two):
+        del evaluation["settings"]["root"], evaluation["settings"]["data"]  # times of the files
+    assert two["settings"] == one["settings"]
+    for name in DISTANCES:
+        for key in ("value", "interval"):
+            assert two[name][key] == pytest.approx(one[name][key], rel=1e-7), name
+        assert two[name]["samples"] == 24
+    made = {path.name for path in next((tmp_path / "ucf101_fvd" / "features").glob("generated-*")).iterdir()}
+    assert made == {"features-000000.safetensors", "features-000008.safetensors", "features-000016.safetensors"}
+
+
+def test_what_is_missing_is_said(capsys, tmp_path):
+    work = ["--work-dir", str(tmp_path), "--detector", "pooled_pixels"]
+    for arguments, said in (
+        (["--scale", "cpu"], "name a pipeline, as train_dit.py leaves it"),
+        (["--scale", "paper", "--pipeline", "x"], "compares with UCF-101: give its folder as --data FOLDER"),
+        (["--scale", "paper", "--protocol", "larp", "--detector", "i3d=nothing.pt"], "nothing.pt"),
+    ):
+        with pytest.raises(SystemExit) as exit_code:
+            ucf101_fvd.BENCHMARK.main([*arguments, *work])
+        assert exit_code.value.code == 2
+        assert said in capsys.readouterr().err
+
+
+def test_detectors_are_named_or_files(tmp_path):
+    def asked(*detectors):
+        options = Namespace(scale="paper", detector=list(detectors), detector_sha256=None)
+        return list(ucf101_fvd.detectors_of(options, get_protocol("tats")))
+
+    assert [d.name for d in asked("pooled_pixels", "pooled_pixels")] == ["pooled_pixels"] * 2
+    for given in (str(tmp_path / "i3d_of_mine.pt"), f"i3d={tmp_path / 'i3d_of_mine.pt'}"):
+        with pytest.raises(UserError, match=r"detector i3d.*i3d_of_mine\.pt"):
+            asked(given)
+    with pytest.raises(UserError, match="the detector i3d needs its weights"):  # the protocol's own
+        asked()
+
+
+def test_the_papers_numbers_stand_without_ours():
+    text = ucf101_fvd.tables(None)
+    assert "| TATS | 332 | not stated |" in text and "| Latte | 478 | latte |" in text

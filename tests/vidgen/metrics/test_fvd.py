@@ -1,0 +1,493 @@
+"""FVD of a pipeline: every clip by its number, features kept and resumed, statistics cached, all of it stated."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, replace
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from autoencoder import AutoencoderKLVidTwin
+from pipelines import VidTwinPipeline, VidTwinTransformer3DModel, default_scheduler
+from vidgen.data.dataset import frames_to_clip, list_videos
+from vidgen.data.sprites import write_sprites
+from vidgen.data.video import read_clip, write_video
+from vidgen.errors import UserError
+from vidgen.metrics import FeatureStatistics, frechet_distance, fvd, get_detector, mean_colour
+from vidgen.metrics.detectors import Detector
+from vidgen.metrics.frechet import ClassScore, bootstrap_interval
+from vidgen.metrics.fvd import Sampling, class_frequencies, class_labels, evaluate_pipeline, generated_clips, guards
+from vidgen.metrics.protocols import get_protocol, protocol_clips
+from vidgen.metrics.real_clips import RealClips, draw_windows, protocol_videos
+
+PROTOCOL = replace(get_protocol("sprites"), frames=4, size=32, fps=4, generated=8, real=8)
+SAMPLING = Sampling(num_inference_steps=2)
+
+
+class FewNumbers(Detector):
+    """A few numbers of a clip, so that a few clips suffice; with classes, as I3D has them."""
+
+    name, dim, per_frame, sha256 = "few_numbers", 3, False, "0" * 64
+
+    def __init__(self, places: tuple[int, ...] = (0, 20, 40)) -> None:
+        super().__init__()
+        self.places = places
+
+    def features(self, clips):
+        return get_detector("pooled_pixels")(clips)[:, list(self.places)]
+
+    def probabilities(self, features):
+        return features.softmax(dim=1)
+
+
+class FewPerFrame(Detector):
+    name, dim, per_frame = "few_per_frame", 3, True
+
+    def features(self, clips):
+        return clips.mean(dim=(3, 4)).transpose(1, 2).flatten(0, 1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _few_resamples(monkeypatch):
+    monkeypatch.setattr(fvd, "bootstrap_interval", partial(bootstrap_interval, resamples=4))
+
+
+@pytest.fixture(scope="module")
+def sprites(tmp_path_factory):
+    root = tmp_path_factory.mktemp("sprites")
+    write_sprites(root, 4, seed=0, resolution=32, num_frames=8)
+    return root
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    torch.manual_seed(0)
+    vae = AutoencoderKLVidTwin.from_preset("tiny-test", heads="residual").eval()
+    transformer = VidTwinTransformer3DModel.from_preset("tiny-test", vae=vae, num_classes=8).eval()
+    for parameter in transformer.parameters():
+        torch.nn.init.normal_(parameter, std=0.15)
+    names = ["bounce", "orbit", "shake", "slide", "spin", "still", "swap", "zoom"]
+    pipeline = VidTwinPipeline(vae, transformer, default_scheduler(), id2label=dict(enumerate(names)))
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture
+def evaluate(pipeline, sprites, tmp_path):
+    def run(**changes):
+        options = {"folder": tmp_path / "kept", "samples": 8, "sampling": SAMPLING, "batch_size": 2, "shard_size": 2}
+        options |= {"root": sprites, "protocol": PROTOCOL, "detectors": [FewNumbers()], **changes}
+        return evaluate_pipeline(
+            pipeline, options.pop("root"), options.pop("protocol"), options.pop("detectors"), Accelerator(), **options
+        )
+
+    return run
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """The numbers of the samples that are generated."""
+    numbers = []
+    original = fvd.generated_clips
+
+    def watched(*arguments):
+        clips = original(*arguments)
+
+        def generate(batches):
+            for batch, result in zip(batches, clips(batches), strict=True):
+                numbers.extend(batch)
+                yield result
+
+        return generate
+
+    monkeypatch.setattr(fvd, "generated_clips", watched)
+    return numbers
+
+
+def numbers_of(result):
+    """Everything that was measured."""
+    return {name: value for name, value in asdict(result).items() if name not in ("settings", "versions")}
+
+
+# --- the numbers ---------------------------------------------------------------------------------------------------
+
+
+def test_every_distance_is_that_of_its_clips(evaluate, pipeline, sprites):
+    [result] = evaluate(samples=16)
+    files, _ = list_videos(sprites)
+    real = draw_windows(files, PROTOCOL, 16)
+    detector = FewNumbers()
+
+    def read(windows):
+        return torch.stack([RealClips(files, windows, PROTOCOL)[i][1] for i in range(16)])
+
+    [(_, generated)] = generated_clips(pipeline, SAMPLING, PROTOCOL)([range(16)])
+    clips = read(real.windows)
+    with torch.no_grad():
+        rebuilt = protocol_clips(pipeline.vae(clips).sample.clamp(-1, 1), PROTOCOL)
+    sets = {"generated": generated, "reconstructed": rebuilt, "real_vs_real": read(real.others)}
+    sets["mean_colour"] = protocol_clips(mean_colour(clips), PROTOCOL)
+    reference = FeatureStatistics.of(detector(clips))
+    for name, others in sets.items():
+        distance = getattr(result, name)
+        expected = frechet_distance(FeatureStatistics.of(detector(others)), reference)
+        assert distance.value == pytest.approx(expected, rel=1e-4), name
+        assert distance.interval[0] <= distance.value <= distance.interval[1]
+        assert (distance.samples, distance.real_samples) == (16, 16)
+    score = ClassScore(3)
+    score.update(detector.probabilities(detector(generated).double()), range(16))
+    assert result.class_score == pytest.approx(score.compute(), rel=1e-6)
+    assert result.infinity is not None
+    json.dumps(asdict(result))
+
+
+def test_several_detectors_see_the_same_clips(evaluate):
+    both = evaluate(detectors=[FewNumbers(), FewPerFrame()])
+    [alone] = evaluate(detectors=[FewPerFrame()])
+    assert [result.detector["name"] for result in both] == ["few_numbers", "few_per_frame"]
+    assert numbers_of(both[1]) == numbers_of(alone)
+    assert alone.generated.samples == 8  # clips, not frames
+    assert numbers_of(evaluate(detectors=[FewPerFrame(), FewNumbers()])[0]) == numbers_of(alone)
+
+
+def test_batches_change_nothing_but_rounding(evaluate, tmp_path):
+    [result] = evaluate()
+    [other] = evaluate(folder=tmp_path / "other", batch_size=3, shard_size=5)
+    for name in ("generated", "reconstructed", "real_vs_real", "mean_colour"):
+        ours, theirs = getattr(result, name), getattr(other, name)
+        assert (ours.value, *ours.interval) == pytest.approx((theirs.value, *theirs.interval), rel=1e-3)
+
+
+def test_reconstructions_are_made_at_the_autoencoders_size(evaluate, pipeline, sprites):
+    small = replace(PROTOCOL, size=16)
+    [result] = evaluate(protocol=small)
+    files, _ = list_videos(sprites)
+    windows = draw_windows(files, small, 8).windows
+    full, seen = (torch.stack([RealClips(files, windows, p)[i][1] for i in range(8)]) for p in (PROTOCOL, small))
+    with torch.no_grad():
+        rebuilt = protocol_clips(pipeline.vae(full).sample.clamp(-1, 1), small)
+    expected = frechet_distance(*(FeatureStatistics.of(FewNumbers()(clips)) for clips in (rebuilt, seen)))
+    assert result.reconstructed.value == pytest.approx(expected, rel=1e-4)
+
+
+def test_without_enough_videos_real_against_real_is_of_halves(evaluate):
+    [result] = evaluate(samples=24)
+    counts = result.real_vs_real.samples, result.real_vs_real.real_samples
+    assert sum(counts) == 24 and min(counts) >= 6
+    assert result.generated.samples == 24
+    assert result.real_vs_real.value > 0
+
+
+# --- kept, and resumed ---------------------------------------------------------------------------------------------
+
+
+def test_an_interrupted_evaluation_goes_on(evaluate, made, monkeypatch, tmp_path):
+    [whole] = evaluate(folder=tmp_path / "whole")
+    assert sorted(made) == list(range(8))
+    made.clear()
+
+    class Killed(Exception):
+        pass
+
+    original = fvd.detector_input
+
+    def dies(clips, protocol):
+        if len(made) == 6:
+            raise Killed
+        return original(clips, protocol)
+
+    monkeypatch.setattr(fvd, "detector_input", dies)
+    with pytest.raises(Killed):
+        evaluate()
+    assert sorted(made) == list(range(6))  # two shards were written, the third was lost
+    made.clear()
+    monkeypatch.setattr(fvd, "detector_input", original)
+    [resumed] = evaluate()
+    assert sorted(made) == list(range(4, 8))
+    assert numbers_of(resumed) == numbers_of(whole)
+
+
+def test_what_is_there_is_not_made_again_and_what_is_damaged_is(evaluate, made, tmp_path):
+    [first] = evaluate()
+    made.clear()
+    assert numbers_of(evaluate()[0]) == numbers_of(first) and not made
+    [shards] = (tmp_path / "kept").glob("generated-*")
+    (shards / "features-000002.safetensors").write_bytes(b"cut off")
+    (shards / "features-000006.safetensors").unlink()
+    assert numbers_of(evaluate()[0]) == numbers_of(first)
+    assert sorted(made) == [2, 3, 6, 7]
+
+
+def test_more_samples_go_on_from_fewer(evaluate, made):
+    evaluate(samples=5)
+    made.clear()
+    evaluate(samples=8)
+    assert sorted(made) == [4, 5, 6, 7]
+
+
+def test_samples_drawn_otherwise_are_other_samples(evaluate, made):
+    [first] = evaluate()
+    for change in ({"seed": 1}, {"guidance_scale": 2.0}, {"num_inference_steps": 3}, {"class_sampling": "prior"}):
+        made.clear()
+        [second] = evaluate(sampling=replace(SAMPLING, **change))
+        assert sorted(made) == list(range(8))
+        assert second.generated.value != first.generated.value
+        assert second.real_vs_real == first.real_vs_real
+        assert second.settings.items() >= change.items()
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """How many real clips are read."""
+    count = []
+    original = RealClips.__getitem__
+    monkeypatch.setattr(RealClips, "__getitem__", lambda self, i: count.append(i) or original(self, i))
+    return count
+
+
+def test_statistics_of_real_clips_are_kept_until_anything_differs(evaluate, reads, sprites, tmp_path):
+    [first] = evaluate()
+    assert len(reads) == 4 * 8  # the set, its mean colours, its reconstructions, the others
+    kept = sorted(path.name.split("-")[0] for path in (tmp_path / "kept").glob("*.safetensors"))
+    assert kept == ["mean_colour", "real", "real_others"]
+    reads.clear()
+    assert numbers_of(evaluate(sampling=replace(SAMPLING, seed=5))[0])["real_vs_real"] == asdict(first.real_vs_real)
+    assert not reads
+    for changes in (
+        {"protocol": replace(PROTOCOL, pixels="truncate")},
+        {"samples": 6},
+        {"detectors": [type("Other", (FewNumbers,), {"sha256": "1" * 64})()]},
+    ):
+        evaluate(**changes)
+        assert reads, changes
+        reads.clear()
+    video = next(sprites.rglob("*.mp4"))
+    os.utime(video, (1, 1))
+    evaluate()
+    assert len(reads) == 4 * 8
+    reads.clear()
+    for path in (tmp_path / "kept").glob("real-*.safetensors"):
+        path.write_bytes(path.read_bytes()[:-100])
+    evaluate()
+    assert len(reads) == 8
+
+
+def test_a_kept_file_that_says_another_source_is_not_believed(evaluate, reads, tmp_path, monkeypatch):
+    """As if two sources had one hash."""
+    monkeypatch.setattr(fvd, "_digest", lambda source: "same")
+    [first] = evaluate(protocol=replace(PROTOCOL, size=16))
+    reads.clear()
+    [second] = evaluate()
+    assert len(reads) == 4 * 8
+    assert second.generated.value != first.generated.value
+
+
+# --- samples by number ---------------------------------------------------------------------------------------------
+
+
+def test_a_sample_is_the_same_in_any_batch(pipeline):
+    clips = generated_clips(pipeline, SAMPLING, PROTOCOL)
+    [(numbers, together)] = clips([[0, 1, 2, 9]])
+    assert numbers == [0, 1, 2, 9] and together.shape == (4, 3, 4, 32, 32)
+    apart = [clip for _, clip in clips([[9, 2], [1], [0]])]
+    torch.testing.assert_close(torch.cat(apart).flip(0), together, rtol=0, atol=1 / 127)  # a pixel may round over
+    assert not torch.equal(together[1], together[3])  # of one class, with noise of their own
+
+
+def test_classes_take_turns_or_come_as_often_as_in_the_data(pipeline, sprites):
+    assert class_labels(pipeline, range(10), SAMPLING) == [0, 1, 2, 3, 4, 5, 6, 7, 0, 1]
+    files, classes = list_videos(sprites)
+    some = [file for file in files if classes[file.label] in ("spin", "zoom")][:6]  # 4 of spin, 2 of zoom
+    frequencies = class_frequencies(pipeline, some, classes)
+    assert frequencies == pytest.approx([0, 0, 0, 0, 2 / 3, 0, 0, 1 / 3])
+    prior = replace(SAMPLING, class_sampling="prior")
+    drawn = class_labels(pipeline, range(600), prior, frequencies)
+    assert set(drawn) == {4, 7} and np.mean(np.array(drawn) == 4) == pytest.approx(2 / 3, abs=0.06)
+    assert class_labels(pipeline, [37, 5], prior, frequencies) == [drawn[37], drawn[5]]
+    assert class_labels(pipeline, range(600), replace(prior, seed=1), frequencies) != drawn
+    with pytest.raises(UserError, match=r"is of 'walk', which the pipeline does not know; choose balanced"):
+        class_frequencies(pipeline, [file._replace(label=0) for file in some], ["walk"])
+    with pytest.raises(UserError, match="balanced, prior, not 'equal'"):
+        Sampling(class_sampling="equal")
+
+
+def test_a_pipeline_without_classes_is_evaluated_too(pipeline, sprites, tmp_path):
+    vae = pipeline.vae
+    plain = VidTwinPipeline(vae, VidTwinTransformer3DModel.from_preset("tiny-test", vae=vae), default_scheduler())
+    plain.set_progress_bar_config(disable=True)
+    [result] = evaluate_pipeline(
+        plain, sprites, PROTOCOL, [FewNumbers()], Accelerator(), folder=tmp_path, samples=8, sampling=SAMPLING
+    )
+    assert result.generated.samples == 8
+
+
+# --- what is said --------------------------------------------------------------------------------------------------
+
+
+def test_a_result_says_all_it_depends_on(evaluate, sprites):
+    [result] = evaluate()
+    said = asdict(result)
+    assert said["detector"]["name"] == "few_numbers" and said["detector"]["sha256"] == "0" * 64
+    assert said["protocol"]["frames"] == 4 and said["protocol"]["fps"] == 4 and said["protocol"]["split"] == "all"
+    wanted = {"root", "data", "vae", "transformer", "scheduler", "seed", "guidance_scale", "num_inference_steps"}
+    assert wanted | {"class_sampling", "dtype", "batch_size", "processes", "videos"} <= said["settings"].keys()
+    assert {"torch", "diffusers", "git commit", "command", "device"} <= said["versions"].keys()
+    assert result.notes == ["The detector is few_numbers, not the protocol's pooled_pixels."]
+
+
+def test_guards_say_why_a_number_cannot_be_compared():
+    tats, videogpt, vidtwin = map(get_protocol, ("tats", "videogpt", "vidtwin"))
+    detector = FewNumbers()
+    detector.name = "i3d"
+    assert guards(tats, detector, 2048, 2048, 2048) == []
+    assert "512 generated clips, not the protocol's 2048" in guards(tats, detector, 512, 2048, 512)[0]
+    assert "500 real clips, not the protocol's 2048" in guards(tats, detector, 2048, 500, 500)[0]
+    assert "averages 4" in guards(videogpt, detector, 256, 256, 256)[0]
+    assert "does not state generated, real, split" in guards(vidtwin, detector, 2048, 2048, 2048)[1]
+    assert "3 feature vectors in 3 dimensions" in guards(tats, detector, 2048, 2048, 3)[0]
+    assert guards(tats, detector, 2048, 2048, 4) == []
+
+
+def test_what_cannot_be_evaluated_is_said(evaluate, tmp_path):
+    with pytest.raises(UserError, match="compares clips of 8 frames, but the pipeline's have 4"):
+        evaluate(protocol=replace(PROTOCOL, frames=8))
+    with pytest.raises(UserError, match="4 clips or more: 3 samples"):
+        evaluate(samples=3)
+    with pytest.raises(UserError, match="no dataset at"):
+        evaluate(root=tmp_path / "nothing")
+    with pytest.raises(UserError, match="no split files"):
+        evaluate(protocol=replace(PROTOCOL, split="train"))
+
+
+# --- which real clips ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def counting(tmp_path_factory):
+    """Videos of 30, 9, 16 and 4 frames at 10 fps, whose frame t is of one grey of 8 t, and one of no frame."""
+    root = tmp_path_factory.mktemp("counting")
+    for number, length in enumerate((30, 9, 16, 4)):
+        frames = np.broadcast_to((8 * np.arange(length, dtype=np.uint8))[:, None, None, None], (length, 32, 48, 3))
+        write_video(root / f"{number}.mp4", frames, 10, crf=1)
+    (root / "broken.mp4").write_bytes(b"nothing")
+    return list_videos(root)[0]
+
+
+def clip_of(windows, frames=8, **changes):
+    return replace(get_protocol("sprites"), frames=frames, size=32, windows=windows, **{"fps": None, **changes})
+
+
+def first_frames(files, protocol, windows):
+    """(video, frames shown) of windows, told from the greys."""
+    shown = []
+    for number, clip in (RealClips(files, windows, protocol)[i] for i in range(len(windows))):
+        assert clip.shape == (3, protocol.frames, 32, 32)
+        shown.append((number, (((clip.mean(dim=(0, 2, 3)) + 1) * 127.5) / 8).round().int().tolist()))
+    return shown
+
+
+def test_one_clip_of_each_video_at_a_random_place(counting):
+    protocol = clip_of("one")
+    real = draw_windows(counting, protocol, None)
+    shown = first_frames(counting, protocol, real.windows)
+    assert sorted(number for number, _ in shown) == [0, 1, 2]  # the fourth is too short
+    assert all(frames == list(range(frames[0], frames[0] + 8)) for _, frames in shown)
+    places = {window.start for seed in range(8) for window in draw_windows(counting, protocol, None, seed).windows}
+    assert len(places) > 8
+    assert [reason.split(":")[0].split(" (")[0] for _, reason in real.unusable] == [
+        "too short",
+        "not a readable video",
+    ]
+
+
+def test_clips_any_start_and_tiles(counting):
+    for windows, expected in (("any", [23, 2, 9]), ("tiles", [3, 1, 2])):
+        real = draw_windows(counting, clip_of(windows), None)
+        counts = np.bincount([window.video for window in real.windows], minlength=3)
+        assert counts.tolist() == expected
+        assert len(set(real.windows)) == sum(expected)
+    tiles = first_frames(counting, clip_of("tiles"), draw_windows(counting, clip_of("tiles"), None).windows)
+    assert sorted(frames[0] for number, frames in tiles if number == 0) == [0, 8, 16]
+
+
+def test_strides_and_rates_choose_frames(counting):
+    strided = clip_of("one", frames=4, stride=5)
+    shown = first_frames(counting, strided, draw_windows(counting, strided, None).windows)
+    assert [number for number, _ in shown] == [0]
+    first = shown[0][1][0]
+    assert shown[0][1] == [first, first + 5, first + 10, first + 15]
+    timed = clip_of("tiles", frames=4, fps=5)
+    shown = first_frames(counting, timed, draw_windows(counting, timed, None).windows)
+    assert sorted(frames for number, frames in shown if number == 2) == [[0, 2, 4, 6], [8, 10, 12, 14]]
+
+
+def test_short_videos_repeat_their_last_frame_where_the_protocol_says(counting):
+    protocol = clip_of("one", short="repeat")
+    shown = dict(first_frames(counting, protocol, draw_windows(counting, protocol, None).windows))
+    assert shown[3] == [0, 1, 2, 3, 3, 3, 3, 3]
+
+
+def test_a_smaller_set_begins_the_larger_and_the_others_are_of_other_videos(sprites):
+    files, _ = list_videos(sprites)
+    protocol = replace(PROTOCOL, windows="any", fps=None)
+    few, many = (draw_windows(files, protocol, count) for count in (6, 12))
+    assert many.windows[:6] == few.windows
+    assert len(many.others) == 12
+    assert not {w.video for w in many.windows} & {w.video for w in many.others}
+    assert draw_windows(files, protocol, None).others == []
+    assert draw_windows(files, protocol, 12, seed=1).windows != many.windows
+
+
+def test_clips_that_cannot_be_read_are_left_out_and_counted(evaluate, tmp_path):
+    root = tmp_path / "data"
+    write_sprites(root, 2, seed=0, resolution=32, num_frames=8)
+    unread = {4, 7}
+    original = RealClips.__getitem__
+
+    def get(self, index):
+        number, clip = original(self, index)
+        return number, None if number in unread else clip
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RealClips, "__getitem__", get)
+        [result] = evaluate(root=root, batch_size=1, samples=16)
+        assert result.generated.real_samples == result.reconstructed.samples == 14
+        assert any("14 real clips" in note for note in result.notes)
+        with pytest.raises(UserError, match=r"only 0 of 8 real clips could be had"):
+            unread |= set(range(16))
+            evaluate(root=root, samples=8)
+
+
+def test_a_protocols_videos_are_those_of_its_split(tmp_path):
+    write_sprites(tmp_path / "videos", 2, seed=0, resolution=32, num_frames=8)
+    lists = tmp_path / "ucfTrainTestlist"
+    lists.mkdir()
+    names = [path.relative_to(tmp_path / "videos").as_posix() for path in sorted((tmp_path / "videos").rglob("*.mp4"))]
+    classes = sorted({name.split("/")[0] for name in names})
+    (lists / "classInd.txt").write_text("".join(f"{i} {name}\n" for i, name in enumerate(classes, start=1)))
+    (lists / "trainlist01.txt").write_text("".join(f"{name} 1\n" for name in names[::2]))
+    (lists / "testlist01.txt").write_text("".join(f"{name}\n" for name in names[1::2]))
+    for split, expected in (("train", names[::2]), ("test", names[1::2]), ("train+test", names), ("all", names)):
+        files, found = protocol_videos(tmp_path / "videos", replace(PROTOCOL, split=split))
+        assert sorted(file.path.relative_to(tmp_path / "videos").as_posix() for file in files) == sorted(expected)
+        assert found == classes
+
+
+def test_real_clips_become_pixels_once(sprites):
+    """Truncating twice would darken what had rounded down in float."""
+    files, _ = list_videos(sprites)
+    protocol = replace(PROTOCOL, pixels="truncate", fps=None)
+    [window] = draw_windows(files, protocol, 1).windows
+    _, clip = RealClips(files, [window], protocol)[0]
+    frames = read_clip(files[window.video].path, start=window.start, fps=window.fps, num_frames=4)
+    assert torch.equal(clip, protocol_clips(frames_to_clip(frames)[None], protocol)[0])
