@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test lint docs clean
+.PHONY: setup demo test lint docs results clean
 
 setup: $(READY)
 
@@ -31,6 +31,10 @@ lint: setup
 # The table of all keys, from the code.
 docs: setup
 	@$(BIN)/python -m vidgen.config_table > docs/config.md
+
+# docs/results.md and its pictures, from the JSON files in docs/results.
+results: setup
+	@$(BIN)/python benchmarks/results.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

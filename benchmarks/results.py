@@ -1,0 +1,62 @@
+"""docs/results.md and its pictures, from the JSON files in docs/results: what `make results` runs.
+
+    python benchmarks/results.py
+
+Every benchmark has a section: at the scale of the paper, or what it would take, and at the scale of this machine.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+
+from benchmark import RESULTS, Benchmark
+
+from vidgen.files import written_aside
+
+PROGRAMS = (
+    "reconstruction",
+    "ucf101_fvd",
+    "ablations",
+    "model_scaling",
+    "rate_curve",
+    "resources",
+    "latent_roles",
+)
+HEAD = """# Results
+
+The paper's tables and figures, ours beside them. Made by `make results` from the files in `docs/results/`: each holds
+its figures, the command, the time it took and all versions. What the numbers mean and can't mean: [evaluation](evaluation.md).
+
+`--scale paper` is the paper's setting. `--scale cpu` is what two CPU cores can do: tiny models of 64 x 64 pixels on
+[sprites](data.md) and on thirteen real clips. Its numbers show which of the paper's orderings come out; their height
+can't be compared with the paper's.
+"""
+SCALES = {"cpu": "On two CPU cores", "paper": "At the paper's scale"}
+
+
+def main() -> None:
+    sections = [HEAD]
+    for program in PROGRAMS:
+        benchmark: Benchmark = importlib.import_module(program).BENCHMARK
+        sections.append(f"## {benchmark.title}")
+        sections += [section(benchmark, scale, title) for scale, title in SCALES.items()]
+    with written_aside(RESULTS.parent / "results.md") as path:
+        path.write_text("\n\n".join(sections) + "\n")
+
+
+def section(benchmark: Benchmark, scale: str, title: str, results: Path = RESULTS) -> str:
+    """A benchmark at a scale, as Markdown for the folder above `results`; its table and picture are made again."""
+    record = results / scale / f"{benchmark.name}.json"
+    if not record.exists():
+        why = f"not run: needs {benchmark.needs}" if scale == "paper" else "not run yet"
+        return f"### {title}\n\n{why}.\n\n{benchmark.tables(None) if scale == 'paper' else ''}".rstrip()
+    text = benchmark.render(json.loads(record.read_text()), record.parent)
+    pictures = sorted(record.parent.glob(f"{benchmark.name}*.png"))
+    shown = "\n\n".join(f"![{path.stem}]({results.name}/{scale}/{path.name})" for path in pictures)
+    return f"### {title}\n\n{text}\n{shown}".rstrip()
+
+
+if __name__ == "__main__":
+    main()
