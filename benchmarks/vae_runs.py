@@ -189,15 +189,7 @@ def score_vae(folder: Path, config: VAETrainingConfig, lpips_weights: str | None
     """The scores of `train_and_score` of a trained VAE on the validation clips of its config."""
     vae = AutoencoderKLVidTwin.from_pretrained(folder).to(PartialState().device).eval()
     lpips = LPIPS.from_pretrained("squeeze", lpips_weights).to(vae.device)
-    _, held_out, _ = list_train_and_validation(config.data, config.seed)  # as the training itself does
-    clips = ClipDataset(
-        held_out,
-        vae.config.num_frames,
-        config.data.fps,
-        vae.config.sample_size,
-        train=False,
-        clips_per_video=config.data.clips_per_video,
-    )
+    clips = held_out_clips(vae, config)
     metrics = {
         "": ReconstructionMetrics(lpips),
         "_mean_colour": ReconstructionMetrics(),
@@ -213,3 +205,22 @@ def score_vae(folder: Path, config: VAETrainingConfig, lpips_weights: str | None
     score |= {f"psnr{name}": metrics[name].compute()["psnr"] for name in ("_mean_colour", "_shrunk")}
     sizes = {"parameters": vae.num_parameters(), "latent_size": vae.latent_size}
     return score | sizes | {"compression_rate": vae.compression_rate}
+
+
+def held_out_clips(vae: AutoencoderKLVidTwin, config: VAETrainingConfig) -> ClipDataset:
+    """The clips that a run is scored on: of the videos its training validates on, as many of each as it trains on."""
+    _, files, classes = list_train_and_validation(config.data, config.seed)
+    return ClipDataset(
+        files,
+        vae.config.num_frames,
+        config.data.fps,
+        vae.config.sample_size,
+        train=False,
+        clips_per_video=config.data.clips_per_video,
+        classes=classes,
+    )
+
+
+def config_of(run: Path) -> VAETrainingConfig:
+    """The config that a run was trained with."""
+    return load_config(VAETrainingConfig, ["--config", str(run / "config.yaml")])

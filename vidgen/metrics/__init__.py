@@ -7,14 +7,19 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .detectors import PooledPixels, get_detector
+    from .evaluation import bootstrap_interval, evaluate_pairs, evaluate_reconstruction
     from .frechet import FeatureStatistics, RankDeficientWarning, frechet_distance, real_vs_real
-    from .reconstruction import ReconstructionMetrics, lpips, mean_colour, psnr, shrunk, ssim
+    from .reconstruction import ReconstructionMetrics, clip_metrics, lpips, mean_colour, psnr, shrunk, ssim
 
 _HOMES = {
     "FeatureStatistics": "frechet",
     "PooledPixels": "detectors",
     "RankDeficientWarning": "frechet",
     "ReconstructionMetrics": "reconstruction",
+    "bootstrap_interval": "evaluation",
+    "clip_metrics": "reconstruction",
+    "evaluate_pairs": "evaluation",
+    "evaluate_reconstruction": "evaluation",
     "frechet_distance": "frechet",
     "get_detector": "detectors",
     "lpips": "reconstruction",
@@ -30,6 +35,10 @@ __all__ = [
     "PooledPixels",
     "RankDeficientWarning",
     "ReconstructionMetrics",
+    "bootstrap_interval",
+    "clip_metrics",
+    "evaluate_pairs",
+    "evaluate_reconstruction",
     "frechet_distance",
     "get_detector",
     "lpips",
