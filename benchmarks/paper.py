@@ -13,6 +13,12 @@ RECONSTRUCTION = {
 }
 # Table 2: UCF-101, FVD.
 UCF101_FVD = {"TATS": 332, "MAGVIT-v2": 58, "Video-LaViT": 275, "VidTwin": 193}
+# UCF-101, FVD as other papers give it of their own models: name, FVD, protocol (`vidgen.metrics.protocols`), source.
+UCF101_FVD_ELSEWHERE = [
+    ("TATS", 332, "tats", "TATS, arXiv 2204.03638: by class"),
+    ("LARP", 57, "larp", "LARP, arXiv 2410.21264: by class"),
+    ("Latte", 478, "latte", "Latte, arXiv 2401.03048: without a class"),
+]
 # Table 3: PSNR, SSIM; names as in `autoencoder.presets.ABLATIONS`.
 ABLATIONS = {
     "full": (26.116, 0.731),

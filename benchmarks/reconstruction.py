@@ -11,7 +11,7 @@ another method reconstructed, matched by name. Without either, the `full` run of
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,23 +24,33 @@ from benchmark import Benchmark, Results, bar_chart, markdown_table
 from autoencoder import AutoencoderKLVidTwin
 from vidgen.data.dataset import ClipDataset
 from vidgen.errors import UserError
-from vidgen.metrics.evaluation import RECONSTRUCTION_PROTOCOLS, evaluate_pairs, evaluate_reconstruction
+from vidgen.metrics.detectors import Detector, get_detector
+from vidgen.metrics.evaluation import ProtocolClips, evaluate_pairs, evaluate_reconstruction
+from vidgen.metrics.protocols import get_protocol
 from vidgen.metrics.reconstruction import shrunk
 from vidgen.models import load_vae
 from vidgen.objectives.perceptual import BACKBONES, LPIPS
 from vidgen.plots import comparison_grid
 
 GRID_CLIPS = 4
+PAPERS = "mcl-jcv"  # the protocol of the paper's table; other data sets' are of generated clips
+MCL_JCV_VIDEOS = 30
+CHOSEN = (
+    "here clips follow each other from a video's first frame, their frames those shown at each moment of the stated "
+    "rate (at 25 a second every sixth of a 30-fps original is left out), short side resized with antialiasing, the "
+    "centre cut out"
+)
+DETECTOR = "pooled_pixels"  # takes no file and clips of any size
 OWN_FPS = 8.0  # of the recipes
 ROWS = {"reconstruction": "reconstruction", "mean_colour": "the clip's mean colour", "shrunk": "the clip shrunk"}
+
+Clips = ClipDataset | ProtocolClips
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vae", nargs="+", default=[], metavar="FOLDER", help="trained VAEs, measured on --data")
     parser.add_argument("--data", type=Path, metavar="FOLDER|CSV", help="videos to reconstruct, or the originals")
-    parser.add_argument(
-        "--protocol", choices=RECONSTRUCTION_PROTOCOLS, help="how clips are cut (scale paper: mcl-jcv)"
-    )
+    parser.add_argument("--protocol", choices=[PAPERS], help=f"how clips are cut (scale paper: {PAPERS})")
     parser.add_argument("--fps", type=float, help=f"without a protocol: frames per second (default: {OWN_FPS:g})")
     parser.add_argument("--clips-per-video", type=int, help="without a protocol (default: 1)")
     parser.add_argument("--batch-size", type=int, default=8, help="on each process (default: 8)")
@@ -48,46 +58,61 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rate", type=float, metavar="PERCENT", help="of the other method's latent")
     parser.add_argument("--lpips", choices=BACKBONES, default="squeeze", help="its backbone (default: squeeze)")
     parser.add_argument("--lpips-weights", metavar="FILE", help="of the backbone; torch hub's cache where not given")
+    parser.add_argument(
+        "--detector",
+        action="append",
+        metavar="NAME[=FILE]",
+        help=f"of the Fréchet distance (default: {DETECTOR}, with a protocol none); may be given several times",
+    )
+    parser.add_argument("--detector-sha256", metavar="HASH", help="of a detector's file that is not the published one")
     parser.add_argument("--clips", type=Path, metavar="FOLDER", help="real videos for scale cpu, as in ablations.py")
     parser.set_defaults(only=None)  # of vae_runs: all are needed
 
 
 def run(options: argparse.Namespace) -> Results:
-    check(options)
-    protocol = options.protocol or ("mcl-jcv" if options.scale == "paper" and options.vae else None)
-    lpips = LPIPS.from_pretrained(options.lpips, options.lpips_weights).to(PartialState().device)
+    protocol = options.protocol or (PAPERS if options.scale == "paper" and options.vae else None)
+    check(options, protocol)
+    device = PartialState().device
+    lpips = LPIPS.from_pretrained(options.lpips, options.lpips_weights).to(device)
+    detectors = [detector.to(device) for detector in detectors_of(options, protocol)]
+    eyes = {"networks": [lpips], "detectors": detectors}
     methods: dict[str, Any] = {}
     if options.reconstructed:
         rate = options.rate / 100 if options.rate else None
-        figures = evaluate_pairs(
-            options.data, options.reconstructed, networks=[lpips], compression_rate=rate, device=PartialState().device
-        )
+        figures = evaluate_pairs(options.data, options.reconstructed, compression_rate=rate, device=device, **eyes)
         methods[options.reconstructed.stem] = {"data": str(options.data), **figures, "compression_rate": rate}
     for folder in options.vae:
-        vae = load_vae(folder).to(PartialState().device)
+        vae = load_vae(folder).to(device)
         name = named(folder, methods)
-        methods[name] = measured(name, vae, clips_of(options, protocol, vae), str(options.data), lpips, options)
+        methods[name] = measured(name, vae, clips_of(options, protocol, vae), str(options.data), eyes, options)
     if not methods:
         for data, settings in vae_runs.data_sets(options).items():
             name = f"{data}-full-seed0"
             vae_runs.train_and_score(name, [*settings, "seed=0", *vae_runs.overridden()], options)
             folder = options.work_dir / "vae_runs" / name
-            vae = load_vae(str(folder / "final")).to(PartialState().device)
+            vae = load_vae(str(folder / "final")).to(device)
             clips = vae_runs.held_out_clips(vae, vae_runs.config_of(folder))
-            methods[name] = measured(name, vae, clips, data, lpips, options)
+            methods[name] = measured(name, vae, clips, data, eyes, options)
     return {"protocol": protocol, "lpips": options.lpips, "methods": methods}
 
 
-def check(options: argparse.Namespace) -> None:
+def check(options: argparse.Namespace, protocol: str | None) -> None:
     """Raises `UserError` for options that do not go together."""
-    if options.protocol and (options.fps or options.clips_per_video or options.reconstructed):
+    if protocol and (options.fps or options.clips_per_video or options.reconstructed):
         raise UserError(
-            "--protocol says how clips are cut: leave --fps and --clips-per-video, or --reconstructed, out."
+            f"The protocol {protocol} says how clips are cut: it goes without --fps, --clips-per-video, --reconstructed."
         )
     if options.data is None and (options.vae or options.reconstructed or options.scale == "paper"):
         raise UserError("give the videos to measure on as --data FOLDER (MCL-JCV for the paper's table).")
     if options.data and not (options.vae or options.reconstructed):
         raise UserError("say what is measured on --data: trained VAEs as --vae FOLDER, or --reconstructed FOLDER.")
+
+
+def detectors_of(options: argparse.Namespace, protocol: str | None) -> Iterator[Detector]:
+    """Those asked for; else the one that needs no file, which the paper's table does not ask for."""
+    for asked in options.detector or ([] if protocol else [DETECTOR]):
+        name, _, path = asked.partition("=")
+        yield get_detector(name, path or None, options.detector_sha256)
 
 
 def named(folder: str, taken: Collection[str]) -> str:
@@ -97,13 +122,10 @@ def named(folder: str, taken: Collection[str]) -> str:
     return folder if name in taken else name
 
 
-def clips_of(options: argparse.Namespace, protocol: str | None, vae: AutoencoderKLVidTwin) -> ClipDataset:
+def clips_of(options: argparse.Namespace, protocol: str | None, vae: AutoencoderKLVidTwin) -> Clips:
     """The clips of --data by the protocol, or of the VAE's own size."""
     if protocol:
-        p = RECONSTRUCTION_PROTOCOLS[protocol]
-        return ClipDataset(
-            options.data, p.num_frames, p.fps, p.resolution, train=False, clips_per_video=p.clips_per_video
-        )
+        return ProtocolClips(options.data, get_protocol(protocol))
     return ClipDataset(
         options.data,
         vae.config.num_frames,
@@ -115,10 +137,10 @@ def clips_of(options: argparse.Namespace, protocol: str | None, vae: Autoencoder
 
 
 def measured(
-    name: str, vae: AutoencoderKLVidTwin, clips: ClipDataset, data: str, lpips: LPIPS, options: argparse.Namespace
+    name: str, vae: AutoencoderKLVidTwin, clips: Clips, data: str, eyes: dict[str, Any], options: argparse.Namespace
 ) -> dict[str, Any]:
     """The figures of a VAE on clips; a few of them, with their reconstructions, go to a PNG."""
-    figures = evaluate_reconstruction(vae, clips, networks=[lpips], batch_size=options.batch_size)
+    figures = evaluate_reconstruction(vae, clips, batch_size=options.batch_size, **eyes)
     if PartialState().is_main_process:
         spread = torch.linspace(0, len(clips) - 1, min(GRID_CLIPS, len(clips))).round().long().tolist()
         video = torch.stack([clips[i]["video"] for i in spread]).to(vae.device)
@@ -126,7 +148,11 @@ def measured(
             image = vae(video).sample.float()
         columns = {"original": video, "reconstruction": image, "shrunk": shrunk(video, figures["num_values"])}
         comparison_grid(options.results / f"reconstruction_{name.replace('/', '-')}.png", columns)
-    return {"data": data, "fps": clips.fps, "parameters": vae.num_parameters(), **figures}
+    return {"data": data, "fps": fps_of(clips), "parameters": vae.num_parameters(), **figures}
+
+
+def fps_of(clips: Clips) -> float | None:
+    return clips.protocol.fps if isinstance(clips, ProtocolClips) else clips.fps
 
 
 def tables(results: Results | None) -> str:
@@ -140,25 +166,34 @@ def tables(results: Results | None) -> str:
         rate = method["compression_rate"]
         rate = "" if rate is None else f"{100 * rate:.3f}"
         means = [f"{of[key]['mean']:.{digits}f}" for key, digits in (("psnr", 3), (lpips, 4), ("ssim", 4))]
-        rows.append([f"{name} (ours)", where(method), rate, *means, ""])
+        rows.append([f"{name} (ours)", where(method), rate, *means, rfvd(method)])
     said = (
         f"Ours: PSNR of one mean squared error a clip, LPIPS of the {results['lpips']} backbone, both of pixels as "
         "files hold them; the paper states neither kind, so compare rows of one kind only."
     )
     text = f"{markdown_table(header, rows)}\n\n{said}"
     if results["protocol"]:
-        protocol = RECONSTRUCTION_PROTOCOLS[results["protocol"]]
-        text += f"\n\nProtocol {results['protocol']}: {protocol.not_stated}"
+        protocol = get_protocol(results["protocol"])
+        text += f" {protocol.source} does not state {', '.join(protocol.not_stated)} of {protocol.name}; {CHOSEN}."
         for name, method in results["methods"].items():
-            if method["num_videos"] != protocol.videos:
-                text += f" It has {protocol.videos} videos; {name} was measured on {method['num_videos']}."
+            if method["num_videos"] != MCL_JCV_VIDEOS:
+                text += f" It has {MCL_JCV_VIDEOS} videos; {name} was measured on {method['num_videos']}."
     return f"{text}\n\n{details(results)}"
+
+
+def rfvd(method: dict[str, Any]) -> str:
+    said = []
+    for name, distance in method["rfvd"].items():
+        if distance["value"] is not None:
+            few = f", of only {distance['vectors']}" if distance["vectors"] <= distance["detector"]["dim"] else ""
+            said.append(f"{distance['value']:.4g} ({name}{few})")
+    return "; ".join(said)
 
 
 def where(method: dict[str, Any]) -> str:
     shape = method["clip_shape"]
     shape = f" of {shape[1]} x {shape[2]} x {shape[3]}" if shape else ""
-    fps = f", {method['fps']:g} fps" if "fps" in method else ""
+    fps = f", {method['fps']:g} fps" if method.get("fps") else ""
     return f"{method['data']}: {method['num_clips']} clips of {method['num_videos']} videos{shape}{fps}"
 
 

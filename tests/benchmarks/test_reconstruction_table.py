@@ -28,6 +28,8 @@ def test_smoke_then_its_vae_and_copies_on_a_folder(work_dir, tmp_path, shared_da
     of = method["figures"]["reconstruction"]["uint8"]
     for name in ("psnr", "ssim", "lpips_squeeze"):  # the same figures on both ways
         assert of[name]["mean"] == pytest.approx(score[name], rel=1e-5)
+    distance = method["rfvd"]["pooled_pixels"]
+    assert 0 < distance["low"] < distance["value"] < distance["high"] and distance["vectors"] == 8
     page = (tmp_path / "reconstruction.md").read_text()
     assert "| VidTwin | MCL-JCV, as the paper gives it | 0.2 | 28.137 | 0.2414 | 0.8044 | 388.86 |" in page
     assert f"8 clips of 8 videos of 4 x 32 x 32, 4 fps | 1.432 | {of['psnr']['mean']:.3f} |" in page
@@ -45,6 +47,7 @@ def test_smoke_then_its_vae_and_copies_on_a_folder(work_dir, tmp_path, shared_da
     assert methods["videos"]["figures"]["reconstruction"]["uint8"]["psnr"]["mean"] == MAX_PSNR
     assert methods["videos"]["compression_rate"] == 0.05
     assert methods["sprites-full-seed0"]["num_videos"] == 1
+    assert methods["videos"]["rfvd"]["pooled_pixels"]["value"] is None  # of a single clip
 
 
 @pytest.mark.parametrize(
@@ -52,8 +55,15 @@ def test_smoke_then_its_vae_and_copies_on_a_folder(work_dir, tmp_path, shared_da
     [
         (["--vae", "x"], "give the videos to measure on as --data"),
         (["--scale", "paper"], "give the videos to measure on as --data"),
+        (
+            ["--scale", "paper", "--vae", "x", "--data", "x", "--fps", "8"],
+            "mcl-jcv says how clips are cut",
+        ),
         (["--data", "x"], "say what is measured on --data"),
-        (["--vae", "x", "--data", "x", "--protocol", "mcl-jcv", "--fps", "8"], "--protocol says how clips are cut"),
+        (
+            ["--vae", "x", "--data", "x", "--protocol", "mcl-jcv", "--fps", "8"],
+            "mcl-jcv says how clips are cut",
+        ),
     ],
 )
 def test_options_that_do_not_go_together_are_one_sentence(arguments, said, capsys):
@@ -79,11 +89,15 @@ def test_the_protocols_own_words_and_what_is_missing_stand_in_the_table():
         "clip_shape": [3, 16, 224, 224],
         "compression_rate": 0.002046,
         "figures": {"reconstruction": {"uint8": figures, "float": figures}},
+        "rfvd": {
+            "i3d": {"value": 321.25, "low": 300.0, "high": 350.0, "vectors": 12, "detector": {"dim": 400}},
+            "pooled_pixels": {"value": 0.5, "low": 0.4, "high": 0.6, "vectors": 200, "detector": {"dim": 128}},
+        },
     }
     text = reconstruction.tables({"protocol": "mcl-jcv", "lpips": "alex", "methods": {"ours": method}})
     assert "LPIPS of the alex backbone" in text and "LPIPS (alex)" in text
-    assert "states neither which frames" in text and "It has 30 videos; ours was measured on 2." in text
-    assert "| 0.205 | 1.000 | 1.0000 | 1.0000 |" in text
+    assert "does not state real, windows, crop" in text and "It has 30 videos; ours was measured on 2." in text
+    assert "| 0.205 | 1.000 | 1.0000 | 1.0000 | 321.2 (i3d, of only 12); 0.5 (pooled_pixels) |" in text
     assert "| ours | reconstruction | float | 1.00 | 1.00 | 1.0000 | 1.0000 |" in text
     whole = reconstruction.tables(
         {"protocol": "mcl-jcv", "lpips": "alex", "methods": {"ours": {**method, "num_videos": 30}}}

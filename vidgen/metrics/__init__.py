@@ -6,24 +6,30 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .detectors import PooledPixels, get_detector
-    from .evaluation import bootstrap_interval, evaluate_pairs, evaluate_reconstruction
+    from .detectors import Detector, PooledPixels, get_detector
+    from .evaluation import evaluate_pairs, evaluate_reconstruction
     from .frechet import FeatureStatistics, RankDeficientWarning, frechet_distance, real_vs_real
+    from .protocols import PROTOCOLS, Protocol, detector_input, get_protocol, protocol_clips
     from .reconstruction import ReconstructionMetrics, clip_metrics, lpips, mean_colour, psnr, shrunk, ssim
 
 _HOMES = {
+    "PROTOCOLS": "protocols",
+    "Detector": "detectors",
     "FeatureStatistics": "frechet",
     "PooledPixels": "detectors",
+    "Protocol": "protocols",
     "RankDeficientWarning": "frechet",
     "ReconstructionMetrics": "reconstruction",
-    "bootstrap_interval": "evaluation",
     "clip_metrics": "reconstruction",
+    "detector_input": "protocols",
     "evaluate_pairs": "evaluation",
     "evaluate_reconstruction": "evaluation",
     "frechet_distance": "frechet",
     "get_detector": "detectors",
+    "get_protocol": "protocols",
     "lpips": "reconstruction",
     "mean_colour": "reconstruction",
+    "protocol_clips": "protocols",
     "psnr": "reconstruction",
     "real_vs_real": "frechet",
     "shrunk": "reconstruction",
@@ -31,18 +37,23 @@ _HOMES = {
 }
 
 __all__ = [
+    "PROTOCOLS",
+    "Detector",
     "FeatureStatistics",
     "PooledPixels",
+    "Protocol",
     "RankDeficientWarning",
     "ReconstructionMetrics",
-    "bootstrap_interval",
     "clip_metrics",
+    "detector_input",
     "evaluate_pairs",
     "evaluate_reconstruction",
     "frechet_distance",
     "get_detector",
+    "get_protocol",
     "lpips",
     "mean_colour",
+    "protocol_clips",
     "psnr",
     "real_vs_real",
     "shrunk",

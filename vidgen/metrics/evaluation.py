@@ -2,7 +2,8 @@
 
 Each figure is a mean over clips with a bootstrap interval, both of the pixels a file would hold (`uint8`) and of the
 decoder's own values (`float`), beside the same figures of two plain reconstructions: the clip's mean colour, and the
-clip shrunk to as many values as the latent. Every process calls these functions and gets the same result.
+clip shrunk to as many values as the latent; and, with a detector, the Fréchet distance of the reconstructions to the
+originals (rFVD). Every process calls these functions and gets the same result.
 """
 
 from __future__ import annotations
@@ -19,14 +20,19 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from autoencoder import AutoencoderKLVidTwin, TwinLatents
 
 from ..data.dataset import ClipDataset, VideoFile, collate_clips, frames_to_clip, list_videos
 from ..data.streams import FrameReader
+from ..data.video import VideoError, read_clip
 from ..errors import UserError
 from ..progress import progress
+from .detectors import Detector
+from .frechet import GroupedStatistics, bootstrap_interval, frechet_distance, quiet_about_rank
+from .protocols import Protocol, detector_input, protocol_clips
+from .real_clips import draw_windows, protocol_videos
 from .reconstruction import clip_metrics, mean_colour, shrunk
 
 if TYPE_CHECKING:
@@ -36,46 +42,41 @@ PRECISIONS = {"uint8": True, "float": False}  # by name: whether values are roun
 RESAMPLES = 2000
 
 
-@dataclass(frozen=True)
-class ReconstructionProtocol:
-    """How clips are cut from the videos of a benchmark.
+class ProtocolClips(Dataset):
+    """Every clip that a protocol cuts from the videos of a data set, as samples of `ClipDataset`.
 
-    Attributes:
-        fps, num_frames, resolution: of a clip; frames are chosen by their timestamps, the short side is resized to the
-            resolution with antialiasing, and the middle is cut out.
-        clips_per_video: at evenly spaced starts.
-        videos: how many the data set has.
-        not_stated: what its users leave open, and what is done here.
+    A sample whose frames cannot be decoded has only `skipped`; `unusable` lists the videos that give no clip at all.
+
+    Raises:
+        UserError: if there is no such data set, or no video has a clip.
     """
 
-    fps: float
-    num_frames: int
-    resolution: int
-    clips_per_video: int
-    videos: int
-    not_stated: str
+    def __init__(self, root: str | os.PathLike, protocol: Protocol) -> None:
+        self.protocol = protocol
+        self.files, _ = protocol_videos(root, protocol)
+        drawn = draw_windows(self.files, protocol, None)
+        self.windows, self.unusable = sorted(drawn.windows), drawn.unusable
 
+    def __len__(self) -> int:
+        return len(self.windows)
 
-RECONSTRUCTION_PROTOCOLS = {
-    # 30 videos of 5 s in 1080p (Wang et al. 2016). VidTwin, Table 1, states 25 fps and 16 x 224 x 224.
-    "mcl-jcv": ReconstructionProtocol(
-        fps=25,
-        num_frames=16,
-        resolution=224,
-        clips_per_video=6,
-        videos=30,
-        not_stated="The paper states neither which frames of a video it takes nor how many clips, nor how it crops. "
-        "Here: six clips a video, evenly spaced, which do not overlap; the frame shown at each twenty-fifth of a "
-        "second, so that of a 30-fps original every sixth is left out; short side to 224 pixels, centre crop.",
-    )
-}
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        window = self.windows[index]
+        path = self.files[window.video].path
+        try:
+            frames = read_clip(path, start=window.start, fps=window.fps, num_frames=window.num_frames)
+        except VideoError as error:
+            return {"skipped": [(str(path), error.reason)]}
+        video = protocol_clips(frames_to_clip(frames)[None], self.protocol)[0]
+        return {"video": video, "label": -1, "index": index, "path": str(path), "start": window.start, "skipped": []}
 
 
 def evaluate_reconstruction(
     vae: AutoencoderKLVidTwin,
-    clips: ClipDataset,
+    clips: ClipDataset | ProtocolClips,
     *,
     networks: Sequence[LPIPS] = (),
+    detectors: Sequence[Detector] = (),
     batch_size: int = 8,
     num_workers: int = 0,
 ) -> dict[str, Any]:
@@ -87,6 +88,7 @@ def evaluate_reconstruction(
         vae: in evaluation mode, on the device to work on.
         clips: of any size that the VAE takes; not of random crops.
         networks: of LPIPS, on the same device.
+        detectors: of Fréchet distances, on the same device; see `rfvd` below.
         batch_size, num_workers: on each process.
 
     Returns:
@@ -101,31 +103,29 @@ def evaluate_reconstruction(
         Subset(clips, own),
         batch_size=batch_size,
         num_workers=num_workers,
-        collate_fn=collate_clips,
+        collate_fn=_collate,
         generator=torch.Generator(),  # its own: reading would else draw from the global one
     )
-    num_values, skipped = None, []
+    num_values, skipped = None, list(getattr(clips, "unusable", ()))
 
     def reconstructions() -> Iterator[_Batch]:
         nonlocal num_values
-        for batch in progress(loader, "reconstructing"):
-            skipped.extend(batch["skipped"])
-            numbers = (batch["index"] % len(clips.files)).tolist()
-            kept = [i for i, n in enumerate(numbers) if str(clips.files[n].path) == batch["path"][i]]
-            if not kept:
+        for batch, unread in progress(loader, "reconstructing"):
+            skipped.extend(unread)
+            if batch is None:
                 continue
-            video = batch["video"][kept].to(vae.device)
+            video = batch["video"].to(vae.device)
             if num_values is None:
                 num_values = latent_values(vae, video[:1])
             columns = (batch["index"].tolist(), batch["path"], batch["start"].tolist())
             about = [
                 {"index": index, "path": path, "start": round(start, 4)}
-                for i, (index, path, start) in enumerate(zip(*columns, strict=True))
-                if i in kept
+                for index, path, start in zip(*columns, strict=True)
             ]
             yield _Batch(vae(video.to(vae.dtype)).sample.float(), video, num_values, about)
 
-    return _measured(reconstructions(), networks, skipped)
+    eyes = _Eyes(networks, detectors, getattr(clips, "protocol", None))
+    return _measured(reconstructions(), eyes, skipped)
 
 
 def evaluate_pairs(
@@ -133,6 +133,7 @@ def evaluate_pairs(
     reconstructions: str | os.PathLike,
     *,
     networks: Sequence[LPIPS] = (),
+    detectors: Sequence[Detector] = (),
     num_frames: int = 16,
     compression_rate: float | None = None,
     device: torch.device | str = "cpu",
@@ -147,14 +148,16 @@ def evaluate_pairs(
         originals, reconstructions: what `list_videos` takes. Pairs have the same name: the path below the folder (of
             a list: the file's name), whatever its ending.
         networks: of LPIPS, on `device`.
+        detectors: of Fréchet distances, on `device`; see `rfvd` below.
         compression_rate: the share of a clip's values in the other method's latent, for the shrunk reference.
 
     Returns:
         `figures`: {"reconstruction", "mean_colour" and "shrunk": {"uint8" and "float": {name of `clip_metrics`:
-        {"mean", "low", "high"}}}}, the last two of `bootstrap_interval`; `num_clips` and `num_videos`; `num_values`
-        of the latent, `clip_shape` and `compression_rate`, None where they are not known or one; `clips`, the
-        reconstruction's values of each with its `path` and `start` in seconds; `skipped`, (path, reason) of videos
-        left out.
+        {"mean", "low", "high"}}}}, the last two of `mean_interval`; `num_clips` and `num_videos`; `num_values`
+        of the latent, `clip_shape` and `compression_rate`, None where they are not known or one; `rfvd`, for each
+        detector the Fréchet distance of the reconstructions to the originals, clips of full length alone, as {"value",
+        "low", "high", "vectors" of each side, "detector": what it says of itself}; `clips`, the reconstruction's
+        values of each with its `path` and `start` in seconds; `skipped`, (path, reason) of videos left out.
 
     Raises:
         UserError: if a video has no partner, a pair differs in size or length, a file cannot be read, or frames are
@@ -171,9 +174,10 @@ def evaluate_pairs(
                 if compression_rate is not None:
                     num_values = max(1, round(compression_rate * target.numel()))
                 about = {"index": (number, start), "path": str(original), "start": round(start, 4)}
-                yield _Batch(image.to(device), target.to(device), num_values, [about])
+                whole = target.shape[2] == num_frames
+                yield _Batch(image.to(device), target.to(device), num_values, [about], whole)
 
-    return _measured(clips(), networks, [])
+    return _measured(clips(), _Eyes(networks, detectors), [])
 
 
 @torch.no_grad()
@@ -201,7 +205,7 @@ def match_pairs(originals: str | os.PathLike, reconstructions: str | os.PathLike
     return [(path, theirs[name]) for name, path in ours.items()]
 
 
-def bootstrap_interval(
+def mean_interval(
     values: Sequence[float], groups: Sequence[Any] | None = None, confidence: float = 0.95
 ) -> tuple[float, float] | tuple[None, None]:
     """The percentile interval of a mean, by drawing as many again with replacement, `RESAMPLES` times.
@@ -238,15 +242,33 @@ class _Batch:
     target: torch.Tensor
     num_values: int | None
     about: list[dict[str, Any]]
+    whole: bool = True  # of full length, so that detectors see them
+
+
+@dataclass(frozen=True)
+class _Eyes:
+    """What looks at clips: LPIPS networks, and detectors under a protocol."""
+
+    networks: Sequence[LPIPS]
+    detectors: Sequence[Detector]
+    protocol: Protocol | None = None
+
+    def features(self, detector: Detector, clips: torch.Tensor) -> list[torch.Tensor]:
+        """What a detector sees in each clip (B, 3, T, H, W): B of (R, D), on the CPU."""
+        if self.protocol is None:
+            clips = clips.clamp(-1, 1)
+        else:
+            clips = detector_input(protocol_clips(clips, self.protocol), self.protocol)
+        return list(detector(clips).float().cpu().chunk(len(clips)))
 
 
 @torch.no_grad()
-def _measured(batches: Iterable[_Batch], networks: Sequence[LPIPS], skipped: list) -> dict[str, Any]:
+def _measured(batches: Iterable[_Batch], eyes: _Eyes, skipped: list) -> dict[str, Any]:
     """The result of `evaluate_pairs` from this process's batches and the others'."""
     own, failure = [], None
     try:
         for batch in batches:
-            own += _measure(batch, networks)
+            own += _measure(batch, eyes)
     except UserError as error:  # said on all processes, none of which may wait for another
         failure = error
     for other in gather_object([failure and str(failure)]):
@@ -272,6 +294,7 @@ def _measured(batches: Iterable[_Batch], networks: Sequence[LPIPS], skipped: lis
         "num_videos": len(set(videos)),
         **about,
         "compression_rate": about["num_values"] / math.prod(about["clip_shape"]) if known else None,
+        "rfvd": {detector.name: _rfvd(entries, detector) for detector in eyes.detectors},
         "clips": [
             {key: value for key, value in entry["about"].items() if key != "index"} | entry["rows"]["reconstruction"]
             for entry in entries
@@ -280,9 +303,9 @@ def _measured(batches: Iterable[_Batch], networks: Sequence[LPIPS], skipped: lis
     }
 
 
-def _measure(batch: _Batch, networks: Sequence[LPIPS]) -> list[dict[str, Any]]:
+def _measure(batch: _Batch, eyes: _Eyes) -> list[dict[str, Any]]:
     """The figures of each clip of a batch, of its reconstruction and of the references."""
-    for network in networks:
+    for network in eyes.networks:
         network.check_size(*batch.target.shape[-2:])
     rows: dict[str, Callable[[], torch.Tensor]] = {
         "reconstruction": lambda: batch.reconstruction,
@@ -298,7 +321,7 @@ def _measure(batch: _Batch, networks: Sequence[LPIPS]) -> list[dict[str, Any]]:
         image = make()
         for precision, quantize in PRECISIONS.items():
             try:
-                values = clip_metrics(image, batch.target, networks, quantize=quantize)
+                values = clip_metrics(image, batch.target, eyes.networks, quantize=quantize)
             except ValueError as error:
                 paths = ", ".join(dict.fromkeys(about["path"] for about in batch.about))
                 raise UserError(f"{paths}: {error}") from error
@@ -306,11 +329,42 @@ def _measure(batch: _Batch, networks: Sequence[LPIPS]) -> list[dict[str, Any]]:
             for i, entry in enumerate(entries):
                 own = {name: column[i] for name, column in columns.items()}
                 entry["rows"].setdefault(row, {})[precision] = own
+    for entry in entries:
+        entry["features"] = {}
+    for detector in eyes.detectors if batch.whole else ():
+        both = (eyes.features(detector, clips) for clips in (batch.target, batch.reconstruction))
+        for entry, pair in zip(entries, zip(*both, strict=True), strict=True):
+            entry["features"][detector.name] = pair
     return entries
 
 
+def _rfvd(entries: Sequence[dict[str, Any]], detector: Detector) -> dict[str, Any]:
+    """The distance of one detector's features of reconstructions to those of originals; whole videos are drawn."""
+    names = dict.fromkeys(entry["about"]["path"] for entry in entries)
+    numbers = {name: number for number, name in enumerate(names)}
+    original, reconstructed = GroupedStatistics(detector.dim), GroupedStatistics(detector.dim)
+    for entry in entries:
+        if detector.name in entry["features"]:
+            for statistics, features in zip((original, reconstructed), entry["features"][detector.name], strict=True):
+                statistics.update(features, [numbers[entry["about"]["path"]]])
+    vectors = original.merged().count
+    value = low = high = None
+    if vectors > 1:
+        with quiet_about_rank():
+            value = frechet_distance(reconstructed.merged(), original.merged())
+        if (original.counts > 0).sum() > 1:
+            low, high = bootstrap_interval(reconstructed, original, paired=True)
+    return {"value": value, "low": low, "high": high, "vectors": vectors, "detector": detector.describe()}
+
+
+def _collate(samples: Sequence[dict[str, Any]]) -> tuple[dict[str, Any] | None, list[tuple[str, str]]]:
+    """A batch of the clips that are their own and no others' stand-ins, None without any; and the videos skipped."""
+    own = [sample for sample in samples if not sample["skipped"]]
+    return (collate_clips(own) if own else None), [entry for sample in samples for entry in sample["skipped"]]
+
+
 def _figure(values: Sequence[float], videos: Sequence[str]) -> dict[str, float | None]:
-    low, high = bootstrap_interval(values, videos)
+    low, high = mean_interval(values, videos)
     return {"mean": math.fsum(values) / len(values), "low": low, "high": high}
 
 

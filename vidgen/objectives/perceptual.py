@@ -7,17 +7,16 @@ torchmetrics carries.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from ..errors import UserError
+from ..weights import WeightsFile, check_weights, read_tensors
 
 DOWNLOADS = "https://download.pytorch.org/models"
 # What maps [-1, 1] to the ImageNet-normalised values that backbones were trained on.
@@ -99,6 +98,11 @@ class Backbone:
     file: str
     sha256: tuple[str, ...]
 
+    @property
+    def weights(self) -> WeightsFile:
+        """Where they are published."""
+        return WeightsFile(self.file, "torchvision", f"{DOWNLOADS}/{self.file}", None, self.sha256)
+
 
 BACKBONES = {
     "vgg": Backbone(
@@ -167,11 +171,19 @@ class LPIPS(nn.Module):
             UserError: if there is no such backbone or file, or the file is not what its hash says or does not fit.
         """
         known = _known(backbone)
-        path = Path(weights) if weights is not None else Path(torch.hub.get_dir()) / "checkpoints" / known.file
-        _check_file(path, backbone, known, sha256)
+        path = Path(weights) if weights is not None else known.weights.cached
+        check_weights(
+            path,
+            known.weights,
+            sha256,
+            needed=f"LPIPS needs the ImageNet weights of its {backbone} backbone",
+            path_option="perceptual.weights=",
+            sha256_option="perceptual.weights_sha256=",
+            otherwise=", or train without LPIPS: perceptual.weight=0",
+        )
         with torch.random.fork_rng(devices=[]):  # weights that are replaced at once must not move the run's noise
             lpips = cls(backbone)
-        lpips._load_features(path)
+        load_features(lpips.features, path, backbone)
         return lpips
 
     @property
@@ -216,29 +228,19 @@ class LPIPS(nn.Module):
                 tapped.append(x)
         return tapped
 
-    def _load_features(self, path: Path) -> None:
-        state = {key.removeprefix("features."): tensor for key, tensor in _read_tensors(path).items()}
-        wanted = self.features.state_dict()
-        for key, tensor in wanted.items():
-            found = tuple(state[key].shape) if key in state else "missing"
-            if found != tuple(tensor.shape):
-                raise UserError(
-                    f"{path} is not of the {self.backbone} backbone: {key} is {found}, not {tuple(tensor.shape)}."
-                )
-        self.features.load_state_dict({key: state[key] for key in wanted})
 
+def load_features(features: nn.Sequential, path: Path, backbone: str) -> None:
+    """Load a backbone's layers from a file with torchvision's keys (`features.0.weight` or `0.weight`).
 
-def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Raises `UserError` if the file holds anything else."""
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        if all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
-            return state
-    except Exception as error:  # a broken file raises nearly anything
-        raise UserError(f"{path} cannot be read as tensors by their names ({type(error).__name__}).") from error
-    raise UserError(f"{path} holds other things than tensors by their names.")
+    Raises `UserError`, and loads nothing, if the file does not fit.
+    """
+    state = {key.removeprefix("features."): tensor for key, tensor in read_tensors(path).items()}
+    wanted = features.state_dict()
+    for key, tensor in wanted.items():
+        found = tuple(state[key].shape) if key in state else "missing"
+        if found != tuple(tensor.shape):
+            raise UserError(f"{path} is not of the {backbone} backbone: {key} is {found}, not {tuple(tensor.shape)}.")
+    features.load_state_dict({key: state[key] for key in wanted})
 
 
 def _unit_length(features: torch.Tensor) -> torch.Tensor:
@@ -257,31 +259,3 @@ def _heads_file(backbone: str) -> Path:
     """torchmetrics' file of the heads; found without importing it, which needs torchvision for them."""
     package = Path(importlib.util.find_spec("torchmetrics").origin).parent
     return package / "functional" / "image" / "lpips_models" / f"{backbone}.pth"
-
-
-def _check_file(path: Path, backbone: str, known: Backbone, sha256: str | None) -> None:
-    """Raises `UserError` unless the file is there and has the hash given, or else one that is known."""
-    url, expected = f"{DOWNLOADS}/{known.file}", (sha256.lower(),) if sha256 else known.sha256
-    fetch = f"{url} (sha256 {known.sha256[0]})"
-    if not path.is_file():
-        raise UserError(
-            f"LPIPS needs the ImageNet weights of its {backbone} backbone, and {path} is no file: save {fetch} there, "
-            "or name your copy with perceptual.weights=FILE, or train without LPIPS: perceptual.weight=0."
-        )
-    found = _sha256(path)
-    if found in expected:
-        return
-    if sha256:
-        raise UserError(f"{path} has the sha256 {found}, not {sha256}, which perceptual.weights_sha256 asks for.")
-    raise UserError(
-        f"{path} has the sha256 {found}, so it is not torchvision's file: save {fetch} instead, or, if these weights "
-        f"are meant all the same, say so with perceptual.weights_sha256={found}."
-    )
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -113,5 +113,5 @@ def test_names():
     assert isinstance(get_detector("pooled_pixels"), PooledPixels)
     with pytest.raises(ValueError, match="did you mean 'pooled_pixels'"):
         get_detector("pooled_pixel")
-    with pytest.raises(ValueError, match="known are pooled_pixels"):
+    with pytest.raises(ValueError, match="known are i3d, .*pooled_pixels"):
         get_detector("xyz")

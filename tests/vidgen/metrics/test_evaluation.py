@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,20 @@ from autoencoder import AutoencoderKLVidTwin
 from vidgen.data.dataset import ClipDataset
 from vidgen.data.sprites import write_sprites
 from vidgen.data.streams import open_writer
-from vidgen.data.video import index_video, read_clip, write_video
+from vidgen.data.video import read_clip, write_video
 from vidgen.errors import UserError
-from vidgen.metrics import bootstrap_interval, evaluate_pairs, evaluate_reconstruction, mean_colour, shrunk
-from vidgen.metrics.evaluation import RECONSTRUCTION_PROTOCOLS
+from vidgen.metrics import (
+    FeatureStatistics,
+    RankDeficientWarning,
+    evaluate_pairs,
+    evaluate_reconstruction,
+    frechet_distance,
+    get_detector,
+    get_protocol,
+    mean_colour,
+    shrunk,
+)
+from vidgen.metrics.evaluation import ProtocolClips, mean_interval
 from vidgen.metrics.reconstruction import MAX_PSNR, clip_metrics
 from vidgen.objectives.perceptual import LPIPS
 
@@ -76,7 +87,7 @@ def test_figures_are_the_means_of_every_clips_own(sprites):
             assert means == pytest.approx({n: v.double().mean().item() for n, v in expected.items()}, rel=1e-5), row
             for name, figure in figures.items():
                 assert (figure["low"], figure["high"]) == pytest.approx(
-                    bootstrap_interval(expected[name].tolist(), list(range(8)) * 2), rel=1e-4
+                    mean_interval(expected[name].tolist(), list(range(8)) * 2), rel=1e-4
                 )
     assert result["figures"]["reconstruction"]["uint8"] != result["figures"]["reconstruction"]["float"]
     for entry, index in zip(result["clips"], range(len(clips)), strict=True):
@@ -141,7 +152,12 @@ def work(folder: str) -> None:
 
 def evaluate_both(folder: Path) -> list[dict]:
     return [
-        evaluate_reconstruction(tiny_vae(), clips_in(folder / "sprites", clips_per_video=2), batch_size=3),
+        evaluate_reconstruction(
+            tiny_vae(),
+            clips_in(folder / "sprites", clips_per_video=2),
+            batch_size=3,
+            detectors=[get_detector("pooled_pixels")],
+        ),
         evaluate_pairs(folder / "original", folder / "original"),
     ]
 
@@ -178,22 +194,22 @@ def assert_near(a, b) -> None:
 
 def test_an_interval_is_that_of_the_means_spread():
     values = np.random.default_rng(1).normal(20, 3, size=200)
-    low, high = bootstrap_interval(values)
+    low, high = mean_interval(values)
     half = 1.96 * values.std() / np.sqrt(len(values))
     assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.15 * half)
-    assert bootstrap_interval(values) == (low, high)
-    narrow = bootstrap_interval(values, confidence=0.5)
+    assert mean_interval(values) == (low, high)
+    narrow = mean_interval(values, confidence=0.5)
     assert low < narrow[0] < narrow[1] < high
 
 
 def test_clips_of_one_video_are_drawn_together():
     values = np.repeat(np.random.default_rng(1).normal(20, 3, size=50), 8)  # eight clips that say the same
     videos = np.repeat(np.arange(50), 8).tolist()
-    assert bootstrap_interval(values, videos) == pytest.approx(bootstrap_interval(values[::8]), abs=1e-9)
+    assert mean_interval(values, videos) == pytest.approx(mean_interval(values[::8]), abs=1e-9)
 
 
 def test_one_video_has_no_interval():
-    assert bootstrap_interval([1.0, 2.0, 3.0], ["a"] * 3) == (None, None)
+    assert mean_interval([1.0, 2.0, 3.0], ["a"] * 3) == (None, None)
 
 
 # --- pairs of folders ----------------------------------------------------------------------------------------------
@@ -279,12 +295,57 @@ def test_frames_too_small_for_ssim_name_the_video(tmp_path):
 # --- the protocol --------------------------------------------------------------------------------------------------
 
 
-def test_mcl_jcv_takes_six_clips_that_do_not_overlap_and_leaves_out_every_sixth_frame(tmp_path):
-    path = write_video(tmp_path / "x.mp4", np.zeros((150, 32, 48, 3), np.uint8), 30)  # as its originals last
-    p = RECONSTRUCTION_PROTOCOLS["mcl-jcv"]
-    assert (p.fps, p.num_frames, p.resolution) == (25, 16, 224)  # as the paper states
-    clips = ClipDataset(tmp_path, p.num_frames, p.fps, 32, train=False, clips_per_video=p.clips_per_video)
-    starts = [clips[i]["start"] for i in range(len(clips))]
-    assert len(starts) == 6 and min(np.diff(starts)) > 16 / 25
-    numbers = index_video(path).numbers_at(starts[0] + np.arange(16) / 25)
-    assert sorted(np.diff(numbers).tolist()) == [1] * 12 + [2] * 3
+def test_mcl_jcv_takes_clip_after_clip_and_leaves_out_every_sixth_frame(tmp_path):
+    write_video(tmp_path / "a.mp4", np.zeros((150, 32, 48, 3), np.uint8), 30)  # as its originals last
+    shades = np.arange(20, dtype=np.uint8)[:, None, None, None] * 10 + np.zeros((32, 32, 3), np.uint8)
+    write_video(tmp_path / "b.mp4", shades, 30, crf=0)
+    write_video(tmp_path / "c.mp4", shades[:5], 30)
+    protocol = get_protocol("mcl-jcv")
+    assert (protocol.fps, protocol.frames, protocol.size) == (25, 16, 224)  # as the paper states
+    clips = ProtocolClips(tmp_path, replace(protocol, size=32))
+    assert len(clips) == 8 and [Path(path).name for path, _ in clips.unusable] == ["c.mp4"]
+    assert [clips[i]["start"] for i in range(7)] == pytest.approx([0.64 * i for i in range(7)])
+    last = clips[7]
+    assert (Path(last["path"]).name, last["start"], last["video"].shape) == ("b.mp4", 0, (3, 16, 32, 32))
+    frames = ((last["video"].mean(dim=(0, 2, 3)) + 1) * 127.5 / 10).round().tolist()
+    assert frames == [i * 30 // 25 for i in range(16)]  # the one shown at i / 25
+    (tmp_path / "a.mp4").unlink()
+    result = evaluate_reconstruction(tiny_vae(), clips=ProtocolClips(tmp_path, replace(protocol, size=32)))
+    assert result["num_clips"] == 1 and [Path(path).name for path, _ in result["skipped"]] == ["c.mp4"]
+
+
+# --- rFVD ----------------------------------------------------------------------------------------------------------
+
+
+def test_rfvd_is_the_distance_of_reconstructions_to_originals(sprites):
+    vae, clips, detector = tiny_vae(), clips_in(sprites, clips_per_video=2), get_detector("pooled_pixels")
+    distance = evaluate_reconstruction(vae, clips, detectors=[detector], batch_size=3)["rfvd"]["pooled_pixels"]
+    video = torch.stack([clips[i]["video"] for i in range(len(clips))])
+    with torch.no_grad():
+        image = vae(video).sample.clamp(-1, 1)
+    with pytest.warns(RankDeficientWarning):
+        expected = frechet_distance(*(FeatureStatistics.of(detector(x)) for x in (image, video)))
+    assert distance["value"] == pytest.approx(expected, rel=1e-4) and distance["vectors"] == 16
+    assert distance["low"] < distance["value"] < distance["high"]
+    assert distance["detector"] == detector.describe()
+
+
+def test_rfvd_under_a_protocol_is_what_its_detector_is_given(tmp_path, monkeypatch):
+    frames = noise(36, 32, 32)
+    write_video(tmp_path / "x.mp4", frames, 25)
+    detector, seen = get_detector("pooled_pixels"), []
+    monkeypatch.setattr(detector, "features", lambda clips: seen.append(clips) or torch.randn(len(clips), 128))
+    protocol = replace(get_protocol("mcl-jcv"), size=32, detector_range=0.5, detector_resize="squash")
+    result = evaluate_reconstruction(tiny_vae(), ProtocolClips(tmp_path, protocol), detectors=[detector])
+    assert {clips.shape for clips in seen} == {(2, 3, 16, 224, 224)} and len(seen) == 2
+    assert max(clips.abs().max() for clips in seen) <= 0.5
+    assert result["rfvd"]["pooled_pixels"]["vectors"] == 2
+    assert result["rfvd"]["pooled_pixels"]["low"] is None  # of one video
+
+
+def test_rfvd_of_pairs_is_of_whole_clips_alone(tmp_path):
+    for name in "xy":
+        write(tmp_path / f"{name}.mp4", noise(10, 32, 32))
+    distance = evaluate_pairs(tmp_path, tmp_path, num_frames=4, detectors=[get_detector("pooled_pixels")])["rfvd"]
+    assert distance["pooled_pixels"]["vectors"] == 4
+    assert distance["pooled_pixels"]["value"] == pytest.approx(0, abs=1e-9)

@@ -2,14 +2,17 @@
 
 import warnings
 
+import mpmath
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.stats
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vidgen.metrics import FeatureStatistics, RankDeficientWarning, frechet_distance, real_vs_real
+from vidgen.metrics.frechet import ClassScore, GroupedStatistics, bootstrap_interval, frechet_infinity, group_of
 
 
 def features(n, d, seed=0, mix=True):
@@ -42,6 +45,23 @@ def reference_from_sqrtm(x, y):
     root = scipy.linalg.sqrtm(s1).real
     cross = np.trace(scipy.linalg.sqrtm(root @ s2 @ root).real)
     return ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(s1) + np.trace(s2) - 2 * cross
+
+
+def reference_in_fifty_digits(x, y):
+    """d^2 by its textbook formula: the square roots of the eigenvalues of S1 S2, a matrix of no symmetry."""
+    with mpmath.workdps(50):
+
+        def moments(z):
+            z = mpmath.matrix(z.tolist())
+            mean = [mpmath.fsum(z[:, j]) / z.rows for j in range(z.cols)]
+            centred = mpmath.matrix([[z[i, j] - mean[j] for j in range(z.cols)] for i in range(z.rows)])
+            return mean, centred.T * centred / (z.rows - 1)
+
+        (m1, s1), (m2, s2) = moments(x), moments(y)
+        roots = mpmath.eig(s1 * s2, left=False, right=False)
+        cross = mpmath.fsum(mpmath.sqrt(root).real for root in roots)
+        trace = mpmath.fsum(s1[i, i] + s2[i, i] for i in range(s1.rows))
+        return float(mpmath.fsum((a - b) ** 2 for a, b in zip(m1, m2, strict=True)) + trace - 2 * cross)
 
 
 # --- statistics ----------------------------------------------------------------------------------------------------
@@ -170,6 +190,21 @@ def test_random_sets_match_both_references(n, m, d):
         assert distance(x, y) == pytest.approx(reference_from_sqrtm(x, y), rel=1e-6)
 
 
+@pytest.mark.parametrize(("n", "m", "d"), [(30, 20, 6), (4, 20, 7), (4, 3, 7), (30, 20, 2)])
+def test_random_and_rank_deficient_sets_match_fifty_digits(n, m, d):
+    x, y = features(n, d), 0.8 * features(m, d, 1)
+    assert distance(x, y) == pytest.approx(reference_in_fifty_digits(x, y), rel=1e-9)
+
+
+@pytest.mark.parametrize("change", [1e-2, 1e-4, 1e-6])
+@pytest.mark.parametrize("n", [30, 4])
+def test_sets_nearly_the_same_match_fifty_digits(change, n):
+    """Noise, which moves every direction by itself: what traces in float64 would drown is told to six digits."""
+    x = features(n, 6)
+    y = x + change * features(n, 6, 1, mix=False)
+    assert distance(x, y) == pytest.approx(reference_in_fifty_digits(x, y), rel=1e-6)
+
+
 @pytest.mark.parametrize(("n", "m"), [(6, 9), (6, 100), (100, 6), (2, 2)])
 def test_sets_smaller_than_their_dimension_match_the_reference(n, m):
     x, y = features(n, 30), features(m, 30, 1)
@@ -247,3 +282,212 @@ def test_real_vs_real_uses_disjoint_halves():
     """Sorted data in a fixed split would differ wildly; copies in both halves would not differ at all."""
     x = torch.linspace(-1, 1, 1000, dtype=torch.float64)[:, None]
     assert 0 < real_vs_real(x) < 0.02
+
+
+# --- groups --------------------------------------------------------------------------------------------------------
+
+
+def grouped(n, d, seed=0, shift=0.0, num_groups=64):
+    return GroupedStatistics.of(features(n, d, seed, mix=False) + shift, num_groups=num_groups)
+
+
+def assert_same_groups(a, b, rtol=1e-10):
+    assert torch.equal(a.counts, b.counts)
+    torch.testing.assert_close(a.means, b.means, rtol=rtol, atol=1e-12)
+    torch.testing.assert_close(a.scatters, b.scatters, rtol=rtol, atol=1e-9)
+
+
+def test_a_samples_group_is_fixed_and_tells_nothing_of_its_place():
+
+    assert [group_of(n, 64) for n in range(6)] == [4, 54, 27, 30, 49, 11]
+    counts = np.bincount([group_of(n, 64) for n in range(6400)], minlength=64)
+    assert counts.min() > 50 and counts.max() < 150
+    eighth = {group_of(n, 64) for n in range(0, 8000, 8)}  # the samples of one class of eight, taken in turn
+    assert len(eighth) == 64
+
+
+@given(
+    n=st.integers(1, 60),
+    rows=st.integers(1, 3),
+    seed=st.integers(0, 1000),
+    cuts=st.lists(st.integers(0, 60), max_size=4),
+    pending=st.integers(1, 20),
+)
+@settings(max_examples=40, deadline=None)
+def test_groups_are_the_same_in_any_batching_and_order(n, rows, seed, cuts, pending):
+    x = features(n * rows, 3, seed) + 100
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    whole = GroupedStatistics.of(x, range(n), num_groups=8)
+    parts = GroupedStatistics(3, 8)
+    parts.PENDING = pending
+    edges = [0, *sorted(min(c, n) for c in cuts), n]
+    for first, last in zip(edges, edges[1:], strict=False):
+        numbers = order[first:last]
+        parts.update(x.reshape(n, rows, 3)[numbers].flatten(0, 1), numbers.tolist())
+        assert sum(len(waiting) for waiting, _ in parts._pending) < pending
+    assert_same_groups(parts, whole)
+    for group in range(8):
+        own = [i for i in range(n) if group_of(i, 8) == group]
+        rows_of_group = x.reshape(n, rows, 3)[own].flatten(0, 1)
+        assert whole.group(group).count == len(rows_of_group)
+        if len(rows_of_group) > 1:
+            assert_statistics(whole.group(group), rows_of_group)
+    if n * rows > 1:
+        assert_statistics(parts.merged(), x)
+
+
+def test_groups_taken_many_times_are_the_set_with_repetitions():
+    x = features(50, 4) + 10
+    statistics = GroupedStatistics.of(x, num_groups=5)
+    times = torch.tensor([2, 0, 1, 3, 0])
+    repeated = torch.cat(
+        [x[[group_of(n, 5) == group for n in range(50)]].repeat(t, 1) for group, t in enumerate(times)]
+    )
+    assert_statistics(statistics.merged(times), repeated)
+
+
+def test_halves_have_no_sample_in_common_and_all_together():
+    statistics = grouped(200, 3)
+    even, odd = statistics.halves()
+    assert even.merged().count + odd.merged().count == 200
+    assert not (even.counts * odd.counts).any()
+    both = even.merged()
+    both.merge(odd.merged())
+    torch.testing.assert_close(both.covariance, statistics.merged().covariance)
+    before = statistics.means.clone()
+    even.update(features(50, 3, 5), range(50))
+    assert torch.equal(statistics.means, before)
+
+
+def test_groups_take_no_more_memory_than_stated():
+    for dim in (128, 400, 512, 1024):
+        groups = len(GroupedStatistics(dim).counts)
+        assert groups == 64 if dim <= 512 else 16 <= groups < 64
+        assert 8 * groups * dim**2 <= 2**28
+
+
+def test_grouped_statistics_come_back_bit_equal_and_others_are_refused():
+    statistics = grouped(40, 3)
+    again = GroupedStatistics.from_state_dict(statistics.state_dict())
+    assert all(
+        torch.equal(a, b) for a, b in zip(statistics.state_dict().values(), again.state_dict().values(), strict=True)
+    )
+    state = statistics.state_dict()
+    for broken, said in (
+        ({"counts": state["counts"]}, "'means', 'scatters'"),
+        ({**state, "means": torch.zeros(64, 4)}, r"\(64, 4\)"),
+        ({**state, "means": state["means"] * float("nan")}, "NaN"),
+        ({**state, "counts": state["counts"] - 9}, "negative"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            GroupedStatistics.from_state_dict(broken)
+
+
+def test_grouped_features_are_checked():
+    statistics = GroupedStatistics(3, 4)
+    for bad, numbers, said in (
+        (torch.zeros(2, 4), [0, 1], r"\(N, 3\)"),
+        (torch.zeros(3, 3), [0, 1], "3 feature vectors cannot be those of 2 samples"),
+        (torch.zeros(3, 3), [], "of 0 samples"),
+        (torch.tensor([[0, 0, 0], [0, float("inf"), 0]]), [0, 1], "row 1"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            statistics.update(bad, numbers)
+    statistics.update(torch.zeros(0, 3), [])
+    assert statistics.merged().count == 0
+
+
+# --- how far to trust a distance -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("dim", "shift"), [(3, 0.3), (10, 0.0)])
+def test_the_interval_holds_the_mean_over_samples_about_as_often_as_it_says(dim, shift):
+    """Of one kind of sample the plain quantiles of resampled distances, all bias, would hold it in no case."""
+    pairs = [(standard(200, 2 * i, d=dim), standard(200, 2 * i + 1, shift, dim)) for i in range(40)]
+    mean = np.mean([frechet_distance(a.merged(), b.merged()) for a, b in pairs])
+    held = [low <= mean <= high for low, high in (bootstrap_interval(*p, resamples=30, level=0.9) for p in pairs)]
+    assert np.mean(held) >= 0.75
+    assert np.mean(held) < 1 or not shift
+
+
+def standard(n, seed, shift=0.0, d=3):
+    x = torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return GroupedStatistics.of(x + shift)
+
+
+def test_an_interval_is_seeded_holds_the_number_and_narrows_with_samples():
+    few, many = [(standard(n, 1), standard(n, 2, 0.5)) for n in (200, 5000)]
+    low, high = bootstrap_interval(*few)
+    assert bootstrap_interval(*few) == (low, high) != bootstrap_interval(*few, seed=1)
+    value = frechet_distance(*(side.merged() for side in few))
+    assert 0 <= low < value < high
+    assert np.ptp(bootstrap_interval(*many)) < 0.5 * (high - low)
+    assert np.ptp(bootstrap_interval(*few, level=0.5)) < 0.7 * (high - low)
+
+
+def test_an_interval_of_pairs_draws_the_same_on_both_sides():
+    x = features(300, 4)
+    clips, rebuilt = GroupedStatistics.of(x), GroupedStatistics.of(0.9 * x)
+    paired, apart = (np.ptp(bootstrap_interval(clips, rebuilt, paired=p)) for p in (True, False))
+    assert paired < 0.5 * apart
+
+
+def test_an_interval_needs_two_groups():
+    with pytest.raises(ValueError, match="2 groups of samples or more, but there are 1"):
+        bootstrap_interval(grouped(20, 2, num_groups=1), grouped(20, 2, num_groups=1))
+
+
+def test_the_bias_of_the_sample_count_is_extrapolated_away():
+    same = [frechet_infinity(standard(500, 2 * i, d=10), standard(500, 2 * i + 1, d=10)) for i in range(5)]
+    plain = [
+        frechet_distance(standard(500, 2 * i, d=10).merged(), standard(500, 2 * i + 1, d=10).merged())
+        for i in range(5)
+    ]
+    assert np.mean(plain) > 0.05 and abs(np.mean(same)) < 0.15 * np.mean(plain)
+    shifted = [frechet_infinity(standard(2000, 2 * i, d=10), standard(2000, 2 * i + 1, 0.2, 10)) for i in range(9)]
+    assert np.mean(shifted) == pytest.approx(10 * 0.2**2, rel=0.15)
+    assert frechet_infinity(standard(500, 0), standard(500, 1)) == frechet_infinity(standard(500, 0), standard(500, 1))
+    with pytest.raises(ValueError, match="from 39 samples in 10 dimensions means nothing: use 40"):
+        frechet_infinity(standard(39, 0, d=10), standard(500, 1, d=10))
+
+
+# --- class score ---------------------------------------------------------------------------------------------------
+
+
+def test_the_class_score_is_the_inception_scores_formula():
+    p = torch.rand(90, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64).pow(4)
+    p[0, 0] = 0
+    p /= p.sum(dim=1, keepdim=True)
+    numbers = list(range(90))
+    score = ClassScore(7, splits=3)
+    for first in range(0, 90, 20):
+        score.update(p[first : first + 20], numbers[first : first + 20])
+    expected = []
+    for split in range(3):
+        own = p[[group_of(n, 3) == split for n in numbers]].numpy()
+        expected.append(np.exp(np.mean([scipy.stats.entropy(row, own.mean(0)) for row in own])))
+    assert score.compute() == pytest.approx((np.mean(expected), np.std(expected)), rel=1e-9)
+
+    halves = [ClassScore(7, splits=3), ClassScore(7, splits=3)]
+    for part, half in enumerate(halves):
+        half.update(p[part::2].flip(0), numbers[part::2][::-1])
+    halves[0].totals += halves[1].totals
+    assert halves[0].compute() == pytest.approx(score.compute(), rel=1e-9)
+
+
+def test_the_class_score_runs_from_one_to_the_number_of_classes():
+    certain, unsure = ClassScore(5, splits=1), ClassScore(5, splits=1)
+    certain.update(torch.eye(5).repeat(4, 1), range(20))
+    unsure.update(torch.full((20, 5), 0.2), range(20))
+    assert certain.compute() == pytest.approx((5, 0)) and unsure.compute() == pytest.approx((1, 0), abs=1e-6)
+
+
+def test_only_probabilities_are_scored():
+    score = ClassScore(3)
+    for bad in (torch.zeros(2, 3), torch.tensor([[1.5, -0.5, 0.0]] * 2), torch.full((2, 3), float("nan"))):
+        with pytest.raises(ValueError, match="must sum to 1"):
+            score.update(bad, [0, 1])
+    with pytest.raises(ValueError, match=r"\(2, 3\), not \(3, 3\)"):
+        score.update(torch.eye(3), [0, 1])
+    with pytest.raises(ValueError, match="no probabilities"):
+        score.compute()

@@ -12,6 +12,7 @@ from torch import nn
 from vidgen.errors import UserError
 from vidgen.objectives import perceptual
 from vidgen.objectives.perceptual import BACKBONES, LPIPS
+from vidgen.weights import file_sha256
 
 BACKBONE_NAMES = list(BACKBONES)
 
@@ -164,7 +165,7 @@ def hub(tmp_path, monkeypatch) -> Path:
 
 def known_as(monkeypatch, backbone: str, file: Path) -> None:
     """Take this file for torchvision's."""
-    fields = {**vars(BACKBONES[backbone]), "sha256": (perceptual._sha256(file),)}
+    fields = {**vars(BACKBONES[backbone]), "sha256": (file_sha256(file),)}
     monkeypatch.setitem(BACKBONES, backbone, perceptual.Backbone(**fields))
 
 
@@ -207,7 +208,7 @@ def test_weights_saved_again_need_their_hash(suffix, tmp_path):
     source, file = LPIPS("squeeze"), tmp_path / f"mine{suffix}"
     state = source.features.state_dict()
     save_file(state, file) if suffix == ".safetensors" else torch.save(state, file)
-    found = perceptual._sha256(file)
+    found = file_sha256(file)
     with pytest.raises(UserError) as error:
         LPIPS.from_pretrained("squeeze", str(file))
     assert f"weights_sha256={found}" in str(error.value)
@@ -231,7 +232,7 @@ def test_files_that_do_not_fit_are_named(tmp_path):
     file = tmp_path / "file.pth"
 
     def load() -> None:
-        LPIPS.from_pretrained("squeeze", str(file), perceptual._sha256(file))
+        LPIPS.from_pretrained("squeeze", str(file), file_sha256(file))
 
     state = LPIPS("squeeze").features.state_dict()
     torch.save({key: value for key, value in state.items() if key != "12.squeeze.bias"}, file)
@@ -258,7 +259,7 @@ def test_nothing_is_unpickled(tmp_path):
     file = tmp_path / "evil.pth"
     torch.save({"0.weight": Path("anything")}, file)
     with pytest.raises(UserError, match="cannot be read"):
-        LPIPS.from_pretrained("squeeze", str(file), perceptual._sha256(file))
+        LPIPS.from_pretrained("squeeze", str(file), file_sha256(file))
 
 
 def test_unknown_backbones_are_named():
