@@ -100,7 +100,7 @@ def check(options: argparse.Namespace, protocol: str | None) -> None:
     """Raises `UserError` for options that do not go together."""
     if protocol and (options.fps or options.clips_per_video or options.reconstructed):
         raise UserError(
-            f"The protocol {protocol} says how clips are cut: it goes without --fps, --clips-per-video, --reconstructed."
+            f"{protocol} says how clips are cut, so --fps, --clips-per-video and --reconstructed do not go with it."
         )
     if options.data is None and (options.vae or options.reconstructed or options.scale == "paper"):
         raise UserError("give the videos to measure on as --data FOLDER (MCL-JCV for the paper's table).")

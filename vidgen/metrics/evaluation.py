@@ -225,8 +225,9 @@ def mean_interval(
     sums, counts = np.bincount(numbers, weights=values), np.bincount(numbers)
     if len(sums) == 1:
         return None, None
-    draws = np.random.default_rng(0).integers(len(sums), size=(RESAMPLES, len(sums)))
-    means = sums[draws].sum(axis=1) / counts[draws].sum(axis=1)
+    rng = np.random.default_rng(0)
+    draws = (rng.integers(len(sums), size=len(sums)) for _ in range(RESAMPLES))
+    means = [sums[drawn].sum() / counts[drawn].sum() for drawn in draws]
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
 
@@ -259,7 +260,8 @@ class _Eyes:
             clips = clips.clamp(-1, 1)
         else:
             clips = detector_input(protocol_clips(clips, self.protocol), self.protocol)
-        return list(detector(clips).float().cpu().chunk(len(clips)))
+        rows = detector(clips).float().cpu().chunk(len(clips))
+        return [row.clone() for row in rows]  # views would be sent to other processes with all they are views of
 
 
 @torch.no_grad()
@@ -269,11 +271,11 @@ def _measured(batches: Iterable[_Batch], eyes: _Eyes, skipped: list) -> dict[str
     try:
         for batch in batches:
             own += _measure(batch, eyes)
-    except UserError as error:  # said on all processes, none of which may wait for another
+    except ValueError as error:  # a user's mistake, said on all processes: none may wait for another
         failure = error
-    for other in gather_object([failure and str(failure)]):
-        if other:
-            raise failure or UserError(other)
+    for said in gather_object([failure and str(failure)]):
+        if said:
+            raise UserError(said) from failure
     entries = sorted(gather_object(own), key=lambda entry: entry["about"]["index"])
     skipped = list(dict.fromkeys(map(tuple, gather_object(skipped))))
     if not entries:
