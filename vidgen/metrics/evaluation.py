@@ -307,8 +307,6 @@ def _measured(batches: Iterable[_Batch], eyes: _Eyes, skipped: list) -> dict[str
 
 def _measure(batch: _Batch, eyes: _Eyes) -> list[dict[str, Any]]:
     """The figures of each clip of a batch, of its reconstruction and of the references."""
-    for network in eyes.networks:
-        network.check_size(*batch.target.shape[-2:])
     rows: dict[str, Callable[[], torch.Tensor]] = {
         "reconstruction": lambda: batch.reconstruction,
         "mean_colour": lambda: mean_colour(batch.target),
