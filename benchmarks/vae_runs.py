@@ -11,6 +11,7 @@ import argparse
 import csv
 import fnmatch
 import json
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from benchmark import REPOSITORY
 
 from autoencoder import AutoencoderKLVidTwin
 from vidgen.config import VAETrainingConfig, load_config
-from vidgen.data.dataset import ClipDataset, collate_clips, find_videos
+from vidgen.data.dataset import ClipDataset, collate_clips, find_videos, list_train_and_validation
 from vidgen.data.sprites import write_sprites
 from vidgen.errors import UserError
 from vidgen.files import written_aside
@@ -86,6 +87,59 @@ def _train_and_test(train: Path, test: Path) -> list[str]:
     return [f"data.root={train}", f"data.validation_root={test}"]
 
 
+def train_variants(variants: dict[str, Sequence[str]], options: argparse.Namespace) -> dict[str, Any] | None:
+    """Train and score every variant of a scale's recipe on each of its data sets, with each of its seeds.
+
+    All see the same clips in the same order for the same number of steps. A variant's run is DATA-VARIANT-seedN, so
+    programs share those that they name alike: `full`, the recipe itself, is everybody's.
+
+    Args:
+        variants: settings of the model by name.
+
+    Returns:
+        `{"data": {DATA: {VARIANT: [score of each seed]}}}` with the seconds that the trainings took together; None
+        if `--only` leaves any out.
+    """
+    data: dict[str, dict[str, list]] = {}
+    for seed in range(SEEDS[options.scale]):
+        for name, settings in data_sets(options).items():
+            for variant, own in variants.items():
+                score = train_and_score(f"{name}-{variant}-seed{seed}", [*settings, f"seed={seed}", *own], options)
+                data.setdefault(name, {}).setdefault(variant, []).append(score)
+    if options.only:
+        return None
+    scores = [score for runs in data.values() for seeds in runs.values() for score in seeds]
+    return {"data": data, "seconds": sum(score["seconds"] for score in scores if score)}
+
+
+def overridden(**overrides: Any) -> list[str]:
+    """The settings of a variant that gives the model other arguments."""
+    return [f"model.overrides={json.dumps(overrides)}"]
+
+
+def gain(better: Sequence[dict], worse: Sequence[dict], paper_gain: float, key: str = "psnr", digits: int = 2) -> str:
+    """Whether a difference of the paper's comes out, and whether it is larger than what a seed makes.
+
+    Args:
+        better, worse: scores of two variants, seed by seed, of which the paper finds the first better.
+        paper_gain: the paper's difference, first minus second.
+        key: of the figure.
+
+    Returns:
+        "the paper +1.30, ours +0.20, +0.40 by seed: holds".
+    """
+    ours = [b[key] - w[key] for b, w in zip(better, worse, strict=True)]
+    towards = [difference * math.copysign(1.0, paper_gain) for difference in ours]
+    if len(ours) == 1:
+        verdict = "one seed says nothing of its spread"
+    elif min(towards) > 0:
+        verdict = "holds"
+    else:
+        verdict = "is reversed" if max(towards) < 0 else "lies within the seeds' spread"
+    by_seed = ", ".join(f"{difference:+.{digits}f}" for difference in ours)
+    return f"the paper {paper_gain:+.{digits}f}, ours {by_seed} by seed: {verdict}"
+
+
 def train_and_score(name: str, settings: Sequence[str], options: argparse.Namespace) -> dict[str, Any] | None:
     """The scores of the VAE that a scale's recipe with these settings gives, trained unless it has been.
 
@@ -135,14 +189,7 @@ def score_vae(folder: Path, config: VAETrainingConfig, lpips_weights: str | None
     """The scores of `train_and_score` of a trained VAE on the validation clips of its config."""
     vae = AutoencoderKLVidTwin.from_pretrained(folder).to(PartialState().device).eval()
     lpips = LPIPS.from_pretrained("squeeze", lpips_weights).to(vae.device)
-    clips = ClipDataset(
-        config.data.validation_root,
-        vae.config.num_frames,
-        config.data.fps,
-        vae.config.sample_size,
-        train=False,
-        clips_per_video=config.data.clips_per_video,
-    )
+    clips = held_out_clips(vae, config)
     metrics = {
         "": ReconstructionMetrics(lpips),
         "_mean_colour": ReconstructionMetrics(),
@@ -160,7 +207,20 @@ def score_vae(folder: Path, config: VAETrainingConfig, lpips_weights: str | None
     return score | sizes | {"compression_rate": vae.compression_rate}
 
 
-def with_seconds(results: dict[str, Any]) -> dict[str, Any]:
-    """Figures `{"data": {DATA: {RUN: [score of each seed]}}}` with the seconds their trainings took together."""
-    scores = [score for runs in results["data"].values() for seeds in runs.values() for score in seeds]
-    return results | {"seconds": sum(score["seconds"] for score in scores)}
+def held_out_clips(vae: AutoencoderKLVidTwin, config: VAETrainingConfig) -> ClipDataset:
+    """The clips that a run is scored on: of the videos its training validates on, as many of each as it trains on."""
+    _, files, classes = list_train_and_validation(config.data, config.seed)
+    return ClipDataset(
+        files,
+        vae.config.num_frames,
+        config.data.fps,
+        vae.config.sample_size,
+        train=False,
+        clips_per_video=config.data.clips_per_video,
+        classes=classes,
+    )
+
+
+def config_of(run: Path) -> VAETrainingConfig:
+    """The config that a run was trained with."""
+    return load_config(VAETrainingConfig, ["--config", str(run / "config.yaml")])

@@ -64,9 +64,17 @@ def component_grid(
     All are (B, 3, T, H, W) in [-1, 1]; each cell shows `num_frames` frames. Raises `ValueError` if the shapes differ.
     """
     columns = {"original": originals, "both": both, "structure only": structure, "dynamics only": dynamics}
+    return comparison_grid(path, columns, num_frames)
+
+
+def comparison_grid(path: str | os.PathLike, columns: dict[str, torch.Tensor], num_frames: int = 4) -> Path:
+    """PNG of clips (rows) in several versions, one a column under its name.
+
+    All are (B, 3, T, H, W) in [-1, 1]; each cell shows `num_frames` frames. Raises `ValueError` if the shapes differ.
+    """
     if len({clips.shape for clips in columns.values()}) > 1:
         shapes = ", ".join(f"{name} {tuple(clips.shape)}" for name, clips in columns.items())
-        raise ValueError(f"a component grid needs clips of one shape (B, 3, T, H, W), not {shapes}.")
+        raise ValueError(f"a grid needs clips of one shape (B, 3, T, H, W), not {shapes}.")
     rows = [[clip_strip(clip, num_frames) for clip in row] for row in zip(*columns.values(), strict=True)]
     return _save_image(path, _sheet(rows, column_labels=list(columns)))
 

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .detectors import Detector, PooledPixels, get_detector
+    from .evaluation import evaluate_pairs, evaluate_reconstruction
     from .frechet import FeatureStatistics, RankDeficientWarning, frechet_distance, real_vs_real
     from .protocols import PROTOCOLS, Protocol, detector_input, get_protocol, protocol_clips
-    from .reconstruction import ReconstructionMetrics, lpips, mean_colour, psnr, shrunk, ssim
+    from .reconstruction import ReconstructionMetrics, clip_metrics, lpips, mean_colour, psnr, shrunk, ssim
 
 _HOMES = {
     "PROTOCOLS": "protocols",
@@ -19,7 +20,10 @@ _HOMES = {
     "Protocol": "protocols",
     "RankDeficientWarning": "frechet",
     "ReconstructionMetrics": "reconstruction",
+    "clip_metrics": "reconstruction",
     "detector_input": "protocols",
+    "evaluate_pairs": "evaluation",
+    "evaluate_reconstruction": "evaluation",
     "frechet_distance": "frechet",
     "get_detector": "detectors",
     "get_protocol": "protocols",
@@ -40,7 +44,10 @@ __all__ = [
     "Protocol",
     "RankDeficientWarning",
     "ReconstructionMetrics",
+    "clip_metrics",
     "detector_input",
+    "evaluate_pairs",
+    "evaluate_reconstruction",
     "frechet_distance",
     "get_detector",
     "get_protocol",

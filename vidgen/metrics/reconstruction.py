@@ -6,6 +6,7 @@ Values are compared as the pixels a file would hold (clamped, rounded to 0..255)
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -88,32 +89,50 @@ def lpips(
         return torch.stack([network(a, b).mean() for a, b in frames])
 
 
-class ReconstructionMetrics:
-    """Mean PSNR (one MSE per clip), SSIM and, given its network, LPIPS over many clips, however they are batched.
+def clip_metrics(
+    reconstruction: torch.Tensor, target: torch.Tensor, networks: Sequence[LPIPS] = (), *, quantize: bool = True
+) -> dict[str, torch.Tensor]:
+    """Every figure of each clip by its name, (B,) each: `psnr`, `psnr_frame`, `ssim` and `lpips_BACKBONE`.
 
-    `totals` holds the sums of these and the number of clips, (3,) or with LPIPS (4,) in float64: several processes add
-    theirs up, for instance `metrics.totals = accelerator.reduce(metrics.totals, "sum")`.
+    `psnr` takes one MSE a clip, `psnr_frame` the mean over frames of each frame's PSNR, both in dB. Arguments and what
+    is raised are those of `psnr`, `ssim` and `lpips`.
+    """
+    figures = {
+        "psnr": psnr(reconstruction, target, quantize=quantize),
+        "psnr_frame": psnr(reconstruction, target, per="frame", quantize=quantize),
+        "ssim": ssim(reconstruction, target, quantize=quantize),
+    }
+    for network in networks:
+        figures[f"lpips_{network.backbone}"] = lpips(reconstruction, target, network, quantize=quantize)
+    return figures
+
+
+class ReconstructionMetrics:
+    """Means of `clip_metrics` over many clips, however they are batched.
+
+    `totals` holds the sums of these and the number of clips in float64: several processes add theirs up, for instance
+    `metrics.totals = accelerator.reduce(metrics.totals, "sum")`.
 
     Args:
-        lpips: its network, on the clips' device.
+        lpips: its network, or several, on the clips' device.
+        quantize: round to uint8 first.
     """
 
-    def __init__(self, lpips: LPIPS | None = None) -> None:
-        self.network = lpips
-        self.names = ["psnr", "ssim", *([f"lpips_{lpips.backbone}"] if lpips else [])]
+    def __init__(self, lpips: LPIPS | Sequence[LPIPS] | None = None, *, quantize: bool = True) -> None:
+        self.networks = list(lpips) if isinstance(lpips, Sequence) else [lpips] if lpips else []
+        self.quantize = quantize
+        self.names = ["psnr", "psnr_frame", "ssim", *(f"lpips_{network.backbone}" for network in self.networks)]
         self.totals = torch.zeros(len(self.names) + 1, dtype=torch.float64)
 
     @torch.no_grad()
     def update(self, reconstruction: torch.Tensor, target: torch.Tensor) -> None:
-        """Add a batch of clips (B, C, T, H, W) in [-1, 1]; raises what `psnr`, `ssim` and `lpips` raise."""
-        values = [psnr(reconstruction, target), ssim(reconstruction, target)]
-        if self.network:
-            values.append(lpips(reconstruction, target, self.network))
-        sums = torch.stack([value.double().sum() for value in values]).cpu()
+        """Add a batch of clips (B, C, T, H, W) in [-1, 1]; raises what `clip_metrics` raises."""
+        values = clip_metrics(reconstruction, target, self.networks, quantize=self.quantize)
+        sums = torch.stack([values[name].double().sum() for name in self.names]).cpu()
         self.totals += torch.cat([sums, torch.tensor([float(len(target))], dtype=torch.float64)])
 
     def compute(self) -> dict[str, float | int]:
-        """`psnr` in dB, `ssim` and with LPIPS `lpips_BACKBONE`, means over clips, and `num_clips`.
+        """The names of `clip_metrics`, each the mean over clips, and `num_clips`.
 
         Raises:
             ValueError: before any clip.

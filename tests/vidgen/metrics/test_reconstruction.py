@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vidgen.metrics import ReconstructionMetrics, lpips, mean_colour, psnr, shrunk, ssim
+from vidgen.metrics import ReconstructionMetrics, clip_metrics, lpips, mean_colour, psnr, shrunk, ssim
 from vidgen.metrics.reconstruction import MAX_PSNR, _shrink, shrink_grids
 from vidgen.objectives.perceptual import LPIPS
 
@@ -197,10 +197,31 @@ def test_accumulated_metrics_with_lpips_merge_across_processes(network):
     other.update(a[1:], b[1:])
     metrics.totals += other.totals
     result = metrics.compute()
-    assert result.keys() == {"psnr", "ssim", "lpips_squeeze", "num_clips"} and result["num_clips"] == 3
+    assert result.keys() == {"psnr", "psnr_frame", "ssim", "lpips_squeeze", "num_clips"} and result["num_clips"] == 3
     assert result["lpips_squeeze"] == pytest.approx(lpips(a, b, network).mean().item())
     assert result["ssim"] == pytest.approx(ssim(a, b).mean().item())
     assert result["psnr"] == pytest.approx(psnr(a, b).mean().item())
+
+
+def test_every_figure_goes_by_its_name_and_is_of_pixels_or_of_floats(network):
+    torch.manual_seed(1)
+    other = LPIPS("alex")
+    a = random_clip(2, 3, 3, 64, 64)
+    b = a + random_clip(2, 3, 3, 64, 64, seed=1) * torch.tensor([0.01, 0.02, 0.1]).view(3, 1, 1)
+    for quantize in (True, False):
+        values = clip_metrics(a, b, [network, other], quantize=quantize)
+        assert values.keys() == {"psnr", "psnr_frame", "ssim", "lpips_squeeze", "lpips_alex"}
+        torch.testing.assert_close(values["psnr"], psnr(a, b, quantize=quantize))
+        torch.testing.assert_close(values["psnr_frame"], psnr(a, b, per="frame", quantize=quantize))
+        assert (values["psnr_frame"] > values["psnr"]).all()
+        torch.testing.assert_close(values["ssim"], ssim(a, b, quantize=quantize))
+        for name, net in (("lpips_squeeze", network), ("lpips_alex", other)):
+            torch.testing.assert_close(values[name], lpips(a, b, net, quantize=quantize), rtol=1e-6, atol=0)
+        metrics = ReconstructionMetrics([network, other], quantize=quantize)
+        metrics.update(a, b)
+        means = {name: value.double().mean().item() for name, value in values.items()}
+        assert metrics.compute() == pytest.approx({**means, "num_clips": 2})
+    assert clip_metrics(a, b)["psnr"].tolist() != clip_metrics(a, b, quantize=False)["psnr"].tolist()
 
 
 def test_metrics_are_the_same_under_autocast(network):

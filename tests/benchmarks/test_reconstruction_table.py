@@ -1,0 +1,106 @@
+"""Table 1 (benchmarks/reconstruction.py) at smoke scale, of a VAE on any folder, and of videos that others made."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import reconstruction
+
+from vidgen.metrics.reconstruction import MAX_PSNR
+
+
+@pytest.fixture
+def work_dir(tmp_path_factory):
+    """Shared by all programs' tests, as their runs are."""
+    return tmp_path_factory.getbasetemp() / "benchmarks"
+
+
+def test_smoke_then_its_vae_and_copies_on_a_folder(work_dir, tmp_path, shared_data):
+    weights = shared_data / "weights" / "squeezenet1_1_features.pth"
+    common = ["--work-dir", str(work_dir), "--lpips-weights", str(weights), "--results", str(tmp_path)]
+    reconstruction.BENCHMARK.main(common)
+    record = json.loads((tmp_path / "reconstruction.json").read_text())["results"]
+    [method] = record["methods"].values()
+    run = work_dir / "vae_runs" / "sprites-full-seed0"
+    score = json.loads((run / "score.json").read_text())["score"]
+    of = method["figures"]["reconstruction"]["uint8"]
+    for name in ("psnr", "ssim", "lpips_squeeze"):  # the same figures on both ways
+        assert of[name]["mean"] == pytest.approx(score[name], rel=1e-5)
+    distance = method["rfvd"]["pooled_pixels"]
+    assert 0 < distance["low"] < distance["value"] < distance["high"] and distance["vectors"] == 8
+    page = (tmp_path / "reconstruction.md").read_text()
+    assert "| VidTwin | MCL-JCV, as the paper gives it | 0.2 | 28.137 | 0.2414 | 0.8044 | 388.86 |" in page
+    assert f"8 clips of 8 videos of 4 x 32 x 32, 4 fps | 1.432 | {of['psnr']['mean']:.3f} |" in page
+    assert {p.name for p in tmp_path.glob("*.png")} == {
+        "reconstruction.png",
+        "reconstruction_sprites-full-seed0.png",
+    }
+
+    videos = tmp_path / "videos"
+    shutil.copytree(next((work_dir / "data" / "sprites" / "test").iterdir()), videos)
+    arguments = ["--vae", str(run / "final"), "--data", str(videos), "--fps", "4", "--reconstructed", str(videos)]
+    reconstruction.BENCHMARK.main([*common, *arguments, "--rate", "5"])
+    methods = json.loads((tmp_path / "reconstruction.json").read_text())["results"]["methods"]
+    assert list(methods) == ["videos", "sprites-full-seed0"]
+    assert methods["videos"]["figures"]["reconstruction"]["uint8"]["psnr"]["mean"] == MAX_PSNR
+    assert methods["videos"]["compression_rate"] == 0.05
+    assert methods["sprites-full-seed0"]["num_videos"] == 1
+    assert methods["videos"]["rfvd"]["pooled_pixels"]["value"] is None  # of a single clip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--vae", "x"], "give the videos to measure on as --data"),
+        (["--scale", "paper"], "give the videos to measure on as --data"),
+        (
+            ["--scale", "paper", "--vae", "x", "--data", "x", "--fps", "8"],
+            "mcl-jcv says how clips are cut",
+        ),
+        (["--data", "x"], "say what is measured on --data"),
+        (
+            ["--vae", "x", "--data", "x", "--protocol", "mcl-jcv", "--fps", "8"],
+            "mcl-jcv says how clips are cut",
+        ),
+    ],
+)
+def test_options_that_do_not_go_together_are_one_sentence(arguments, said, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        reconstruction.BENCHMARK.main(arguments)
+    assert stopped.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_names_are_those_of_runs():
+    assert reconstruction.named("runs/a/final", []) == "a"
+    assert reconstruction.named("somewhere/b", []) == "b"
+    assert reconstruction.named("other/a/final", ["a"]) == "other/a/final"
+
+
+def test_the_protocols_own_words_and_what_is_missing_stand_in_the_table():
+    figures = {k: {"mean": 1.0, "low": None, "high": None} for k in ("psnr", "psnr_frame", "ssim", "lpips_alex")}
+    method = {
+        "data": "x",
+        "fps": 25,
+        "num_clips": 12,
+        "num_videos": 2,
+        "clip_shape": [3, 16, 224, 224],
+        "compression_rate": 0.002046,
+        "figures": {"reconstruction": {"uint8": figures, "float": figures}},
+        "rfvd": {
+            "i3d": {"value": 321.25, "low": 300.0, "high": 350.0, "vectors": 12, "detector": {"dim": 400}},
+            "pooled_pixels": {"value": 0.5, "low": 0.4, "high": 0.6, "vectors": 200, "detector": {"dim": 128}},
+        },
+    }
+    text = reconstruction.tables({"protocol": "mcl-jcv", "lpips": "alex", "methods": {"ours": method}})
+    assert "LPIPS of the alex backbone" in text and "LPIPS (alex)" in text
+    assert "does not state real, windows, crop" in text and "It has 30 videos; ours was measured on 2." in text
+    assert "| 0.205 | 1.000 | 1.0000 | 1.0000 | 321.2 (i3d, of only 12); 0.5 (pooled_pixels) |" in text
+    assert "| ours | reconstruction | float | 1.00 | 1.00 | 1.0000 | 1.0000 |" in text
+    whole = reconstruction.tables(
+        {"protocol": "mcl-jcv", "lpips": "alex", "methods": {"ours": {**method, "num_videos": 30}}}
+    )
+    assert "was measured on" not in whole
+    assert "CV-VAE" in reconstruction.tables(None)
