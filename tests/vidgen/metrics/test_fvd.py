@@ -282,6 +282,23 @@ def test_statistics_of_real_clips_are_kept_until_anything_differs(evaluate, read
     assert len(reads) == 8
 
 
+def test_another_autoencoder_has_other_reconstructions_and_samples(evaluate, pipeline, made, reads):
+    [first] = evaluate()
+    made.clear()
+    reads.clear()
+    weight = next(pipeline.vae.decoder.parameters())
+    before = weight.detach().clone()
+    try:
+        weight.data.add_(0.5)
+        [second] = evaluate()
+    finally:
+        weight.data.copy_(before)
+    assert len(reads) == 8 and sorted(made) == list(range(8))
+    assert second.reconstructed.value != first.reconstructed.value
+    assert second.real_vs_real == first.real_vs_real
+    assert second.settings["vae"] != first.settings["vae"]
+
+
 def test_a_kept_file_that_says_another_source_is_not_believed(evaluate, reads, tmp_path, monkeypatch):
     """As if two sources had one hash."""
     monkeypatch.setattr(fvd, "_digest", lambda source: "same")
