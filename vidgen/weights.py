@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,7 +88,9 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it may be a program in TorchScript: then it is refused
+            state = torch.load(path, map_location="cpu", weights_only=True)
         if all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
             return state
     except Exception as error:  # a broken file raises nearly anything

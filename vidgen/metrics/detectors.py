@@ -21,6 +21,8 @@ from __future__ import annotations
 import difflib
 import os
 from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -34,7 +36,7 @@ from .i3d import I3D, MIN_FRAMES, NUM_CLASSES, SIZE, load_i3d
 
 
 class Detector(nn.Module):
-    """Clips to feature vectors, frozen, in evaluation mode, in float32 whatever autocast says.
+    """Clips to feature vectors, frozen, in evaluation mode, in true float32 whatever autocast and TF32 say.
 
     Attributes:
         name: as `get_detector` takes it.
@@ -65,7 +67,7 @@ class Detector(nn.Module):
             UserError: if the clips are too short or too small.
             ValueError: if they are of another shape.
         """
-        with torch.autocast(clips.device.type, enabled=False):
+        with torch.autocast(clips.device.type, enabled=False), _without_tf32():
             return self.features(self._checked(clips).float())
 
     @abstractmethod
@@ -103,6 +105,21 @@ class Detector(nn.Module):
 
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    """Inside, cuDNN's convolutions keep all digits of float32; by default they drop some on GPUs since Ampere."""
+    conv = getattr(torch.backends.cudnn, "conv", None)  # since PyTorch 2.9
+    owner, flag, value = (
+        (torch.backends.cudnn, "allow_tf32", False) if conv is None else (conv, "fp32_precision", "ieee")
+    )
+    before = getattr(owner, flag)
+    setattr(owner, flag, value)
+    try:
+        yield
+    finally:
+        setattr(owner, flag, before)
 
 
 class PooledPixels(Detector):

@@ -7,21 +7,22 @@ habit has a name here, and each choice its source (project: file), read in their
   runs of 16 frames, cut one after the other, of the videos in ucf101_train.csv), datasets/video_dataset.py (native
   rate, torchvision's `Resize(128, antialias=True)` and `CenterCrop`, short videos repeat their last frame),
   utils' FVDCalculator (StyleGAN-V's program on floats: `2 x - 1`, resized inside, never rounded to pixels).
-* `tats` - songweige/TATS: scripts/sample_vqgan_transformer_short_videos.py (2048 against 2048, train split, as many of
-  each class; `(x * 255).astype(uint8)`, which truncates, on both sides), tats/data.py (torchvision's VideoClips: any 16
-  neighbouring frames, so a long video counts more; bilinear without antialiasing, short side 128, centre crop),
+* `tats` - songweige/TATS: scripts/sample_vqgan_transformer_short_videos.py (2048 against 2048, train split, as many
+  of each class; `(x * 255).astype(uint8)`, which truncates, on both sides), tats/data.py (torchvision's VideoClips:
+  any 16 neighbouring frames, so a long video counts more; bilinear without antialiasing, short side 128, centre crop),
   tats/fvd/fvd.py (squashed to 224 without antialiasing, [-1, 1], VideoGPT's I3D).
-* `videogpt` - wilson1yan/VideoGPT: scripts/compute_fvd.py (256 against 256, test split, mean of 4 trials),
-  videogpt/data.py (as TATS), videogpt/fvd/fvd.py (short side to 224, and the range is [-0.5, 0.5]: a slip, but it is
-  what published numbers used).
+* `videogpt` - wilson1yan/VideoGPT: scripts/compute_fvd.py (256 against 256, of the same classes, test split, mean of
+  4 trials), videogpt/data.py (as TATS), videogpt/fvd/fvd.py (short side to 224, and the range is [-0.5, 0.5], where
+  I3D was trained on [-1, 1]).
 * `stylegan-v` - universome/stylegan-v: src/metrics/metric_main.py (fvd2048_16f), src/metrics/metric_utils.py (uint8,
-  rounded), src/training/dataset.py (one clip of each video, at a random place; videos with fewer than frames * stride
-  frames are left out), src/scripts/convert_videos_to_frames.py (Lanczos, short side 256, centre crop). Stride 3 on real
-  videos is of Vchitect/Latte: tools/metrics/frechet_video_distance.py; StyleGAN-V's own is 1. StyleGAN-V takes the first
-  2048 videos in the order of their names, on UCF-101 some 15 classes; Latte raised 2048 to 20480
-  (tools/metrics/metric_main.py), so all videos count: `latte`. Here 2048 are drawn at random. Both projects keep frames
-  as JPEG files, which is not done here.
-* `stylegan-v-128f` - the same file's fvd2048_128f: 128 frames, stride 1.
+  rounded; labels drawn from the real ones), src/training/dataset.py (one clip of each video, at a random place; videos
+  with fewer than frames * stride frames are left out), src/scripts/convert_videos_to_frames.py (Lanczos, short side
+  256, centre crop). Stride 3 on real videos is Vchitect/Latte's (tools/metrics/frechet_video_distance.py), and 1 is
+  StyleGAN-V's own. StyleGAN-V takes the first 2048 videos in the order of their names, which on UCF-101 are some 15
+  classes; here 2048 are drawn at random. Both projects keep frames as JPEG files, which is not done here.
+* `latte` - Vchitect/Latte: as `stylegan-v`, but tools/metrics/metric_main.py has 20480 in the place of 2048 under the
+  same name, so that all real videos count; labels are uniform over the classes (sample/sample_ddp.py).
+* `stylegan-v-128f` - StyleGAN-V's fvd2048_128f (src/metrics/metric_main.py): 128 frames, stride 1.
 * `vidtwin`, `vidtwin-10k` - VidTwin's paper (arXiv 2412.17726) states 224 pixels, 16 frames, 8 fps, and no more.
 * `mcl-jcv` - the same paper, Table 1: 25 fps, 16 frames, 224 pixels; reconstruction, so each real clip has its own
   counterpart. How clips are cut, and the detector, are not stated.
@@ -56,6 +57,8 @@ class Protocol:
         source: the project or paper whose habit it is.
         generated: how many clips are generated; None: one for each real clip (reconstruction).
         real: how many real clips they are compared with; None: all.
+        labels: the classes of the generated clips: "balanced" (as many of each), "uniform" (each drawn at random), or
+            "real" (those of the real clips, or drawn from them).
         split: of the dataset the real clips come from: "train", "test", "train+test", or "all" where it has no split.
         windows: which clips of a video count as real clips: "any" start, "tiles" one after the other, or "one" at a
             random place of each video.
@@ -87,6 +90,7 @@ class Protocol:
     frames: int
     size: int
     detector: str
+    labels: Literal["balanced", "uniform", "real"] = "real"
     fps: float | None = None
     stride: int = 1
     crop: Literal["centre", "squash"] = "centre"
@@ -143,7 +147,8 @@ _VIDTWIN = Protocol(
     size=224,
     detector="i3d_torchscript",
     fps=8,
-    not_stated=("generated", "real", "split", "windows", "detector", "crop", "filter", "pixels", "short"),
+    labels="balanced",
+    not_stated=("generated", "real", "labels", "split", "windows", "detector", "crop", "filter", "pixels", "short"),
 )
 
 PROTOCOLS: dict[str, Protocol] = {
@@ -166,6 +171,7 @@ PROTOCOLS: dict[str, Protocol] = {
         Protocol(
             name="tats",
             source="songweige/TATS",
+            labels="balanced",
             generated=2048,
             real=2048,
             split="train",
@@ -196,7 +202,7 @@ PROTOCOLS: dict[str, Protocol] = {
             trials=4,
         ),
         _STYLEGAN_V,
-        dataclasses.replace(_STYLEGAN_V, name="latte", source="Vchitect/Latte", real=None),
+        dataclasses.replace(_STYLEGAN_V, name="latte", source="Vchitect/Latte", real=None, labels="uniform"),
         dataclasses.replace(_STYLEGAN_V, name="stylegan-v-128f", source="universome/stylegan-v", frames=128, stride=1),
         _VIDTWIN,
         dataclasses.replace(_VIDTWIN, name="vidtwin-10k", generated=10_000, real=None),
@@ -223,6 +229,7 @@ PROTOCOLS: dict[str, Protocol] = {
             frames=16,
             size=64,
             detector="pooled_pixels",
+            labels="balanced",
             fps=8,
         ),
     )
@@ -322,5 +329,6 @@ def _resize(clips: torch.Tensor, size: tuple[int, int], filter: str) -> torch.Te
 def _pixels(clips: torch.Tensor, pixels: str) -> torch.Tensor:
     if pixels == "float":
         return clips.clamp(-1, 1)
-    values = to_uint8(clips) if pixels == "round" else ((clips + 1) * 127.5).clamp(0, 255).floor()
+    # What is a whole number but for float32's rounding must stay one when truncated: 1e-3 is more than that rounding.
+    values = to_uint8(clips) if pixels == "round" else ((clips + 1) * 127.5 + 1e-3).clamp(0, 255).floor()
     return values.float().div(127.5).sub(1)

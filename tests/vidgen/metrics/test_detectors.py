@@ -1,9 +1,19 @@
-"""The pooled-pixels detector: what its features say, and what they cannot see."""
+"""Detectors: what pooled pixels say and cannot see, how the others take clips and files of weights."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
 
 import pytest
 import torch
 
-from vidgen.metrics import FeatureStatistics, PooledPixels, frechet_distance, get_detector
+from vidgen.errors import UserError
+from vidgen.metrics import Detector, FeatureStatistics, PooledPixels, detectors, frechet_distance, get_detector
+from vidgen.metrics.detectors import DETECTORS, squash
+from vidgen.objectives.perceptual import BACKBONES, LPIPS
+from vidgen.weights import file_sha256
 
 COLOUR, FIRST, LAST, DETAIL = slice(0, 48), slice(48, 64), slice(64, 80), slice(80, 96)
 MOTION_1, MOTION_4 = slice(96, 112), slice(112, 128)
@@ -113,5 +123,223 @@ def test_names():
     assert isinstance(get_detector("pooled_pixels"), PooledPixels)
     with pytest.raises(ValueError, match="did you mean 'pooled_pixels'"):
         get_detector("pooled_pixel")
-    with pytest.raises(ValueError, match="known are i3d, .*pooled_pixels"):
+    with pytest.raises(ValueError, match=r"known are i3d, .*pooled_pixels"):
         get_detector("xyz")
+
+
+# --- what all detectors share ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch) -> Path:
+    """An empty torch hub cache."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    return tmp_path / "hub" / "checkpoints"
+
+
+class Doubling(Detector):
+    """Says what it was given."""
+
+    name, dim, min_frames, min_size = "doubling", 2, 3, 4
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.full((5, 5), 2.0))
+
+    def features(self, clips):
+        conv = getattr(torch.backends.cudnn, "conv", None)
+        self.given, self.full = clips, not torch.backends.cudnn.allow_tf32 if conv is None else conv.fp32_precision
+        return (torch.ones(len(clips), 5) @ self.weight)[:, :2]
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_features_are_float32_whatever_autocast_and_tf32_say(allowed, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+    detector = Doubling()
+    with torch.autocast("cpu", torch.bfloat16):
+        features = detector(torch.zeros(1, 3, 3, 4, 4, dtype=torch.float16))
+    assert features.dtype == detector.given.dtype == torch.float32
+    assert not features.requires_grad
+    assert detector.full in (True, "ieee")
+    assert torch.backends.cudnn.allow_tf32 is allowed  # afterwards
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 2, 4, 4), (1, 3, 3, 4, 3)])
+def test_short_and_small_clips_are_a_users_mistake(shape):
+    with pytest.raises(UserError, match="doubling needs clips of 3 frames and 4 x 4 pixels or more"):
+        Doubling()(torch.zeros(shape))
+    with pytest.raises(ValueError, match=r"\(B, 3, T, H, W\)"):
+        Doubling()(torch.zeros(1, 1, 3, 4, 4))
+
+
+def test_the_table():
+    assert set(DETECTORS) == {"i3d", "i3d_imagenet", "i3d_torchscript", "squeezenet", "pooled_pixels"}
+    for name, detector in DETECTORS.items():
+        assert detector.name == name and f"| `{name}` |" in detectors.__doc__
+        assert detector.per_frame == (name == "squeezenet")
+        if detector.weights:
+            assert detector.weights.url.startswith("https://") and detector.weights.name in detector.weights.url
+            assert all(len(sha256) == 64 and int(sha256, 16) for sha256 in detector.weights.sha256)
+    assert DETECTORS["i3d_torchscript"].weights.size == 51_235_320  # as several projects print it
+    assert DETECTORS["i3d_torchscript"].weights.sha256[0].startswith("bec6519f")
+    assert DETECTORS["i3d_imagenet"].weights.sha256[0].startswith("2609088c")
+    assert DETECTORS["i3d"].weights.sha256 == ()  # found nowhere; none is made up
+
+
+def test_a_detector_describes_itself_for_json():
+    assert json.loads(json.dumps(get_detector("pooled_pixels").describe())) == {
+        "name": "pooled_pixels",
+        "dim": 128,
+        "row": "clip",
+        "sha256": None,
+        "published": None,
+    }
+
+
+@pytest.mark.parametrize("name", ["i3d", "i3d_imagenet", "i3d_torchscript", "squeezenet"])
+def test_missing_weights_are_explained(name, hub):
+    known = DETECTORS[name].weights
+    with pytest.raises(UserError) as error:
+        get_detector(name)
+    stated = known.sha256[0] if known.sha256 else "not published"
+    for said in (f"the detector {name} needs", str(hub / known.name), known.url, stated, "--detector FILE"):
+        assert said in str(error.value)
+    with pytest.raises(UserError, match=r"elsewhere\.pt is no file"):
+        get_detector(name, hub / "elsewhere.pt")
+
+
+@pytest.mark.parametrize("name", ["i3d_imagenet", "i3d_torchscript", "squeezenet"])
+def test_another_file_needs_its_hash_and_is_not_opened_before(name, tmp_path, monkeypatch):
+    def opened(*_):
+        raise AssertionError("opened before its hash was known")
+
+    monkeypatch.setattr(DETECTORS[name], "load", opened)
+    file = tmp_path / "file.pt"
+    file.write_bytes(b"something else")
+    found = file_sha256(file)
+    with pytest.raises(UserError, match=rf"{found}, so it is not .*'s file.*--detector-sha256 {found}"):
+        get_detector(name, file)
+    with pytest.raises(UserError, match=rf"{found}, not {'0' * 64}, which --detector-sha256 asks for"):
+        get_detector(name, file, "0" * 64)
+
+
+def test_pooled_pixels_take_no_file(tmp_path):
+    with pytest.raises(UserError, match="has no weights"):
+        get_detector("pooled_pixels", tmp_path)
+
+
+# --- I3D ------------------------------------------------------------------------------------------------------------
+
+
+def test_squash_is_bilinear_without_antialiasing_and_keeps_frames_in_order():
+    clips = torch.rand(2, 3, 5, 6, 8)
+    squashed = squash(clips, 4)
+    assert squashed.shape == (2, 3, 5, 4, 4)
+    expected = torch.nn.functional.interpolate(clips[1, :, 3:4], size=(4, 4), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(squashed[1, :, 3:4], expected)
+    assert squash(clips[..., :6], 6).data_ptr() == clips.data_ptr()  # nothing to do
+
+
+def test_i3d_squashes_frames_to_224_and_gives_probabilities():
+    detector = DETECTORS["i3d"]()
+    detector.network = lambda clips: clips.mean(dim=(2, 3, 4)).repeat(1, 134)[:, :400]
+    clips = torch.rand(2, 3, 9, 20, 30)
+    torch.testing.assert_close(detector(clips), detector.network(squash(clips, 224)))
+    assert detector.network(squash(clips, 224)).shape == (2, 400)
+    probabilities = detector.probabilities(torch.tensor([[0.0, 0.0, math.log(2)]]))
+    torch.testing.assert_close(probabilities, torch.tensor([[0.25, 0.25, 0.5]]))
+    with pytest.raises(UserError, match="i3d needs clips of 9 frames"):
+        detector(clips[:, :, :8])
+
+
+class Program(torch.nn.Module):
+    """Called as StyleGAN-V's file is, and as simple as can be."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(3, dim)
+
+    def forward(self, x: torch.Tensor, rescale: bool = False, resize: bool = False, return_features: bool = False):
+        x = x.to(torch.float32)
+        if resize:
+            n, c, t, h, w = x.shape
+            x = x.transpose(1, 2).reshape(n * t, c, h, w)
+            x = torch.nn.functional.interpolate(x, size=[224, 224], mode="bilinear", align_corners=False)
+            x = x.reshape(n, t, c, 224, 224).transpose(1, 2)
+        if rescale:
+            x = 2 * x / 255 - 1
+        x = self.linear(x.square().mean(dim=[2, 3, 4]))
+        if not return_features:
+            x = x.softmax(1)
+        return x
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_torchscript_is_called_as_stylegan_v_does(tmp_path):
+    torch.manual_seed(0)
+    program, file = Program(400), tmp_path / "program.pt"
+    torch.jit.save(torch.jit.script(program), file)
+    detector = get_detector("i3d_torchscript", file, file_sha256(file))
+    assert detector.sha256 == file_sha256(file)
+    pixels = torch.randint(0, 256, (2, 3, 10, 12, 16), dtype=torch.uint8)
+    clips = pixels.float() / 127.5 - 1
+    with torch.no_grad():
+        expected = program(pixels, rescale=True, resize=True, return_features=True)  # as in frechet_video_distance.py
+    with torch.autocast("cpu", torch.bfloat16):
+        features = detector(clips)
+    torch.testing.assert_close(features, expected)
+    assert features.dtype == torch.float32
+    with pytest.raises(UserError, match="needs clips of 10 frames"):
+        detector(torch.zeros(1, 3, 9, 12, 16))
+
+    torch.jit.save(torch.jit.script(Program(7)), file)
+    with pytest.raises(UserError, match=r"returned \(2, 7\) and not features \(2, 400\)"):
+        get_detector("i3d_torchscript", file, file_sha256(file))(clips)
+    with pytest.raises(UserError, match="cannot be read as tensors"):
+        get_detector("i3d", file)  # a program where a state dict is wanted
+    torch.save({"a": torch.zeros(1)}, file)
+    with pytest.raises(UserError, match="is not a program in TorchScript"):
+        get_detector("i3d_torchscript", file, file_sha256(file))
+
+
+# --- SqueezeNet -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def squeezenet(tmp_path_factory) -> Detector:
+    """With random weights, large enough that each frame has features of its own."""
+    torch.manual_seed(0)
+    network, file = BACKBONES["squeeze"].build(), tmp_path_factory.mktemp("weights") / "squeezenet.pth"
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    torch.save(network.state_dict(), file)
+    return get_detector("squeezenet", file, file_sha256(file))
+
+
+def test_squeezenet_gives_a_row_for_each_frame_in_order(squeezenet):
+    clips = torch.rand(2, 3, 3, 24, 32) * 2 - 1
+    rows = squeezenet(clips)
+    assert rows.shape == (6, 512) and torch.pdist(rows).min() > 0.1
+    for number, (clip, frame) in enumerate((clip, frame) for clip in range(2) for frame in range(3)):
+        torch.testing.assert_close(squeezenet(clips[clip : clip + 1, :, frame : frame + 1])[0], rows[number])
+    assert not any(parameter.requires_grad for parameter in squeezenet.parameters())
+    with pytest.raises(UserError, match="17 x 17 pixels or more"):
+        squeezenet(clips[..., :16])
+
+
+def test_squeezenet_is_lpips_backbone(squeezenet):
+    lpips = LPIPS("squeeze")
+    lpips.features.load_state_dict(squeezenet.network.state_dict())
+    frames = torch.rand(2, 3, 40, 40) * 2 - 1
+    with torch.no_grad():
+        expected = lpips._tapped(frames)[-1].mean(dim=(2, 3))  # after the last layer
+    torch.testing.assert_close(squeezenet(frames[:, :, None]), expected)
+
+
+def test_squeezenet_finds_torchvisions_file(shared_data):
+    detector = get_detector("squeezenet", shared_data / "weights" / "squeezenet1_1_features.pth")
+    assert detector.sha256 in DETECTORS["squeezenet"].weights.sha256
+    rows = detector(torch.rand(1, 3, 2, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1)
+    assert rows.shape == (2, 512) and rows.min() >= 0 and 0.1 < rows.mean() < 10
