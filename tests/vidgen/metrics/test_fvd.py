@@ -375,6 +375,13 @@ def test_guards_say_why_a_number_cannot_be_compared():
     assert guards(tats, detector, 2048, 2048, 4) == []
 
 
+def test_the_protocol_says_how_many_clips(evaluate):
+    [result] = evaluate(samples=None, protocol=replace(PROTOCOL, generated=6, real=9))
+    assert (result.generated.samples, result.generated.real_samples) == (6, 9)
+    [result] = evaluate(protocol=replace(PROTOCOL, generated=6, real=None))
+    assert (result.generated.samples, result.generated.real_samples) == (8, 32)
+
+
 def test_what_cannot_be_evaluated_is_said(evaluate, tmp_path):
     with pytest.raises(UserError, match="compares clips of 8 frames, but the pipeline's have 4"):
         evaluate(protocol=replace(PROTOCOL, frames=8))
