@@ -183,9 +183,9 @@ def table_of(result: dict[str, Any]) -> str:
         distance = result[name]
         low, high = distance["interval"]
         counts = f"{distance['samples']} / {distance['real_samples']}"
-        rows.append([label, distance["value"], f"{low:.4g} to {high:.4g}", counts])
+        rows.append([label, number(distance["value"]), f"{number(low)} to {number(high)}", counts])
         if name == "generated" and result["infinity"] is not None:
-            rows.append(["generated, extrapolated to infinitely many", result["infinity"], None, None])
+            rows.append(["generated, extrapolated to infinitely many", number(result["infinity"]), None, None])
     if result["class_score"] is not None:
         mean, deviation = result["class_score"]
         rows.append(
@@ -203,6 +203,11 @@ def table_of(result: dict[str, Any]) -> str:
     return said + "\n\n" + markdown_table(header, rows) + (f"\n\nNot comparable where:\n{notes}" if notes else "")
 
 
+def number(value: float) -> str:
+    """Four digits, or all before the point."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
 def published(ours: list[dict[str, Any]]) -> str:
     """The paper's table and what others publish with a protocol, ours beside where it is of one."""
     rows = [[name, value, "not stated", "the paper, Table 2"] for name, value in paper.UCF101_FVD.items()]
@@ -210,7 +215,7 @@ def published(ours: list[dict[str, Any]]) -> str:
     for result in ours:
         if result["protocol"]["name"] != "sprites":
             name = f"**ours**, by {result['detector']['name']}"
-            rows.append([name, result["generated"]["value"], result["protocol"]["name"], "this page"])
+            rows.append([name, number(result["generated"]["value"]), result["protocol"]["name"], "this page"])
     return "UCF-101, published:\n\n" + markdown_table(["method", "FVD", "protocol", "source"], rows)
 
 

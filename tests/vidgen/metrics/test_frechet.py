@@ -202,7 +202,7 @@ def test_sets_nearly_the_same_match_fifty_digits(change, n):
     """Noise, which moves every direction by itself: what traces in float64 would drown is told to six digits."""
     x = features(n, 6)
     y = x + change * features(n, 6, 1, mix=False)
-    assert distance(x, y) == pytest.approx(reference_in_fifty_digits(x, y), rel=1e-6)
+    assert distance(x, y) == pytest.approx(reference_in_fifty_digits(x, y), rel=1e-6, abs=0)
 
 
 @pytest.mark.parametrize(("n", "m"), [(6, 9), (6, 100), (100, 6), (2, 2)])
@@ -224,7 +224,7 @@ def test_nearly_identical_sets_keep_their_digits(change, n, d, rank):
     """x scaled by 1 + c and moved by c: c^2 (tr S + |mean + 1|^2) exactly, far below the rounding of the traces."""
     x = features(n, rank) @ features(d, d, 5)[:rank] if rank < d and rank < n - 1 else features(n, d)
     exact = change**2 * (torch.cov(x.T).trace() + (x.mean(0) + 1).square().sum()).item()
-    assert distance(x, x * (1 + change) + change) == pytest.approx(exact, rel=1e-6)
+    assert distance(x, x * (1 + change) + change) == pytest.approx(exact, rel=1e-6, abs=0)
 
 
 @pytest.mark.parametrize(("n", "d"), [(100, 10), (8, 30)])

@@ -282,6 +282,23 @@ def test_statistics_of_real_clips_are_kept_until_anything_differs(evaluate, read
     assert len(reads) == 8
 
 
+def test_another_autoencoder_has_other_reconstructions_and_samples(evaluate, pipeline, made, reads):
+    [first] = evaluate()
+    made.clear()
+    reads.clear()
+    weight = next(pipeline.vae.decoder.parameters())
+    before = weight.detach().clone()
+    try:
+        weight.data.add_(0.5)
+        [second] = evaluate()
+    finally:
+        weight.data.copy_(before)
+    assert len(reads) == 8 and sorted(made) == list(range(8))
+    assert second.reconstructed.value != first.reconstructed.value
+    assert second.real_vs_real == first.real_vs_real
+    assert second.settings["vae"] != first.settings["vae"]
+
+
 def test_a_kept_file_that_says_another_source_is_not_believed(evaluate, reads, tmp_path, monkeypatch):
     """As if two sources had one hash."""
     monkeypatch.setattr(fvd, "_digest", lambda source: "same")
@@ -356,6 +373,13 @@ def test_guards_say_why_a_number_cannot_be_compared():
     assert "does not state generated, real, split" in guards(vidtwin, detector, 2048, 2048, 2048)[1]
     assert "3 feature vectors in 3 dimensions" in guards(tats, detector, 2048, 2048, 3)[0]
     assert guards(tats, detector, 2048, 2048, 4) == []
+
+
+def test_the_protocol_says_how_many_clips(evaluate):
+    [result] = evaluate(samples=None, protocol=replace(PROTOCOL, generated=6, real=9))
+    assert (result.generated.samples, result.generated.real_samples) == (6, 9)
+    [result] = evaluate(protocol=replace(PROTOCOL, generated=6, real=None))
+    assert (result.generated.samples, result.generated.real_samples) == (8, 32)
 
 
 def test_what_cannot_be_evaluated_is_said(evaluate, tmp_path):
