@@ -80,6 +80,7 @@ class Ridge:
         self.unit = gram.diagonal().mean()
         eigenvalues, self.vectors = torch.linalg.eigh(gram)
         self.eigenvalues = eigenvalues.clamp(min=0)
+        self.squares = self.vectors.square()
 
     def fit(self, targets: torch.Tensor) -> LinearMap:
         """The map to targets (N, K), one shrinkage for all K: the one whose leave-one-out squared error is least.
@@ -103,7 +104,7 @@ class Ridge:
         """The mean squared error of each clip's targets as predicted from all the others; targets V^T (Y - mean)."""
         left = penalty / (self.eigenvalues + penalty)  # the share of each direction that is not fitted
         residuals = self.vectors @ (left[:, None] * rotated)
-        unfitted = self.vectors.square() @ left - 1 / len(self.vectors)  # 1 - leverage; the mean costs 1 / N
+        unfitted = self.squares @ left - 1 / len(self.vectors)  # 1 - leverage; the mean costs 1 / N
         return (residuals / unfitted[:, None]).square().mean()
 
 
