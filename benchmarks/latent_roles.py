@@ -19,11 +19,13 @@ import torch
 import vae_runs
 from accelerate import PartialState
 from benchmark import Benchmark, Results, markdown_table
+from PIL import Image
 
 from autoencoder import AutoencoderKLVidTwin, TwinLatents
 from vidgen.data.dataset import ClipDataset, VideoFile, collate_clips
 from vidgen.data.sprites import MOTIONS
 from vidgen.errors import UserError
+from vidgen.files import written_aside
 from vidgen.metrics.probes import Score
 from vidgen.metrics.roles import (
     COMPONENTS,
@@ -158,10 +160,17 @@ def draw(vae: AutoencoderKLVidTwin, clips: torch.Tensor, pictures: Path) -> None
     """PICTURES-components.png, and PICTURES-reenactment.png of every structure with every dynamics."""
     latents = vae.unpack(vae.encode(clips.to(vae.device)).latent_dist.mode())
     decoded = [vae.decode(latents, name).sample.float().cpu() for name in COMPONENTS]
-    component_grid(pictures.with_name(f"{pictures.name}-components.png"), clips, *decoded)
+    components = component_grid(pictures.with_name(f"{pictures.name}-components.png"), clips, *decoded)
     rows = [TwinLatents(one[None].expand_as(latents.structure), latents.dynamics) for one in latents.structure]
     crossed = torch.stack([vae.decode(row).sample.float().cpu() for row in rows])
-    reenactment_grid(pictures.with_name(f"{pictures.name}-reenactment.png"), clips, clips, crossed)
+    reenactment = reenactment_grid(pictures.with_name(f"{pictures.name}-reenactment.png"), clips, clips, crossed)
+    for path in (components, reenactment):
+        with Image.open(path) as picture:
+            small = picture.quantize(
+                256, dither=Image.Dither.NONE
+            )  # a third of the bytes; they go into the repository
+        with written_aside(path) as unfinished:
+            small.save(unfinished, format="png", optimize=True)
 
 
 # --- what the figures claim, and what the numbers say ----------------------------------------------------------------
