@@ -340,7 +340,7 @@ def _likeness_table(likeness: dict[str, dict]) -> str:
 
 
 def plot(results: Results, path: Path) -> None:
-    """A row for each VAE: probes by latent, with intervals and chance, and whose factors reenactments show."""
+    """A row for each VAE: probes by latent, with intervals and chance, and whose factors reenactments show, likewise."""
     from matplotlib.figure import Figure
 
     colours = dict(zip(FEATURES, ("#1d4ed8", "#ea580c", "#6b7280", "#d1d5db"), strict=True))
@@ -377,6 +377,10 @@ def _plot_whose(axes: Any, whose: dict[str, dict]) -> None:
         shares = [whose[target][key]["value"] for target in targets]
         axes.barh(range(len(targets)), shares, left=left, color=colour, label=label, height=0.7)
         left = [start + width for start, width in zip(left, shares, strict=True)]
+    for i, target in enumerate(targets):
+        ours, theirs = whose[target]["a"], whose[target]["b"]
+        axes.hlines([i, i], [ours["low"], 1 - theirs["high"]], [ours["high"], 1 - theirs["low"]], "black", lw=1)
+        axes.vlines([ours["chance"], 1 - theirs["chance"]], i - 0.42, i + 0.42, "#dc2626", ls="--", lw=1.3)
     axes.set_yticks(range(len(targets)), [TARGETS[target] for target in targets])
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
