@@ -340,7 +340,7 @@ def _likeness_table(likeness: dict[str, dict]) -> str:
 
 
 def plot(results: Results, path: Path) -> None:
-    """A row for each VAE: probes by latent, with intervals and chance, and whose factors reenactments show, likewise."""
+    """A row for each VAE: probes by latent, and whose factors reenactments show, with intervals and chance."""
     from matplotlib.figure import Figure
 
     colours = dict(zip(FEATURES, ("#1d4ed8", "#ea580c", "#6b7280", "#d1d5db"), strict=True))

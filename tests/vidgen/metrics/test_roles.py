@@ -83,6 +83,7 @@ def test_roles_are_those_of_the_latents_not_of_their_names(roles):
     straight, back = (found["reenactment"]["likeness"] for found in (roles, swapped))
     # The backgrounds are in the mean pictures, and they decide which clip is nearest.
     assert straight["a"]["psnr"].low > straight["b"]["psnr"].high
+    assert straight["a_as_b"]["psnr"].low > straight["b_as_a"]["psnr"].high
     assert back["b"]["psnr"].low > back["a"]["psnr"].high
     assert sum(straight[end]["nearest"].value for end in ENDS) == pytest.approx(1)
 
