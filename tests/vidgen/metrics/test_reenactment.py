@@ -133,6 +133,8 @@ def test_readers_are_right_about_clips_as_drawn(readers, tested):
     mean_colours = sprite_targets(draw(30, seed=0))["colours"].mean(dim=0)
     chance = (mean_colours - targets["colours"]).norm(dim=2).mean().item()
     assert scores["colours"].chance == pytest.approx(chance)
+    wrong = {"motion": torch.full_like(targets["motion"], MOTIONS.index("swap"))}
+    assert readers.scores(wrong, targets)["motion"].chance == pytest.approx(1 / 7)  # of the clips, not of what is said
 
 
 # --- whose factors -------------------------------------------------------------------------------------------------
