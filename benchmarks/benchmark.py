@@ -40,8 +40,9 @@ class Benchmark:
         title: a heading.
         needs: what its paper scale takes, where that was not run: "UCF-101 and 8 GPUs".
         run: from the options to the figures, as JSON holds them, or None if it left some out. Work goes to
-            `options.work_dir`. Their `seconds` say what they took where earlier starts did part of it. On several
-            processes it is called on all of them, and the main one's figures count.
+            `options.work_dir`, and pictures beside its own to `options.results` as NAME-*.png. Their `seconds` say
+            what they took where earlier starts did part of it. On several processes it is called on all of them, and
+            the main one's figures count.
         tables: from figures, or from None where there are none, to Markdown: ours beside the paper's.
         plot: from figures to a PNG.
         add_options: adds its own to the common ones.
@@ -68,14 +69,13 @@ class Benchmark:
             self.add_options(parser)
         options = parser.parse_args(arguments)
         options.work_dir = options.work_dir or Path("runs/benchmarks") / options.scale
-        smoke = options.scale == "smoke"
-        options.results = options.results or (options.work_dir if smoke else RESULTS / options.scale)
+        default = options.work_dir if options.scale == "smoke" else RESULTS / options.scale
+        options.results = options.results or default
         started = time.monotonic()
         results = self.run(options)
         if results is None or not PartialState().is_main_process:
             return
         seconds = results.pop("seconds", time.monotonic() - started)
-        folder = options.results
         record = {
             "benchmark": self.name,
             "scale": options.scale,
@@ -84,11 +84,11 @@ class Benchmark:
             "environment": environment(),
             "results": results,
         }
-        with written_aside(folder / f"{self.name}.json") as path:
+        with written_aside(options.results / f"{self.name}.json") as path:
             path.write_text(json.dumps(record, indent=1) + "\n")
-        text = self.render(record, folder)
+        text = self.render(record, options.results)
         Console().print(Markdown(text))
-        print(f"{folder / self.name}.json", file=sys.stderr)
+        print(f"{options.results / self.name}.json", file=sys.stderr)
 
     def render(self, record: dict[str, Any], folder: Path) -> str:
         """NAME.md and NAME.png in `folder` from a record; returns the Markdown."""

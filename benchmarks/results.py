@@ -27,7 +27,7 @@ PROGRAMS = (
 HEAD = """# Results
 
 The paper's tables and figures, ours beside them. Made by `make results` from the files in `docs/results/`: each holds
-its figures, the command, the time it took and all versions. What the numbers mean and can't mean: [evaluation](evaluation.md).
+its figures, the command, the time it took and all versions. What numbers mean and can't: [evaluation](evaluation.md).
 
 `--scale paper` is the paper's setting. `--scale cpu` is what two CPU cores can do: tiny models of 64 x 64 pixels on
 [sprites](data.md) and on thirteen real clips. Its numbers show which of the paper's orderings come out; their height

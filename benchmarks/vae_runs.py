@@ -72,7 +72,7 @@ def data_sets(options: argparse.Namespace) -> dict[str, list[str]]:
         sets = {"sprites": _train_and_test(folder / "sprites" / "train", folder / "sprites" / "test")}
         if options.clips is not None:
             videos = find_videos(options.clips)
-            held_out = videos[1::3]
+            held_out = held_out_videos(options.clips)
             parts = {"train": [v for v in videos if v not in held_out], "test": held_out}
             tables = {part: folder / f"clips-{part}.csv" for part in parts}
             for part, table in tables.items():
@@ -81,6 +81,11 @@ def data_sets(options: argparse.Namespace) -> dict[str, list[str]]:
             more = [f"data.clips_per_video={CLIPS_PER_VIDEO}", "data.flip=true"]
             sets["clips"] = _train_and_test(tables["train"], tables["test"]) + more
     return sets
+
+
+def held_out_videos(clips: Path) -> list[Path]:
+    """Every third of the real videos in a folder, which are scored on and not trained on."""
+    return find_videos(clips)[1::3]
 
 
 def _train_and_test(train: Path, test: Path) -> list[str]:
