@@ -25,7 +25,14 @@ from vidgen.config import DiTTrainingConfig, VAETrainingConfig, load_config
 from vidgen.data.sprites import write_sprites
 from vidgen.errors import UserError
 from vidgen.metrics.detectors import Detector, get_detector
-from vidgen.metrics.fvd import CLASS_SAMPLING, CLASS_SAMPLING_OF, Sampling, class_labels, evaluate_pipeline, generated_clips
+from vidgen.metrics.fvd import (
+    CLASS_SAMPLING,
+    CLASS_SAMPLING_OF,
+    Sampling,
+    class_labels,
+    evaluate_pipeline,
+    generated_clips,
+)
 from vidgen.metrics.protocols import PROTOCOLS, Protocol, get_protocol
 from vidgen.models import load_pipeline
 from vidgen.plots import class_grid

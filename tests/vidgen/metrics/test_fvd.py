@@ -372,7 +372,9 @@ def test_guards_say_why_a_number_cannot_be_compared():
         return guards(get_protocol(name), detector, samples, real, rows, classes)
 
     assert notes() == notes(rows=4) == []
-    assert notes("latte", classes="uniform", real=13_320) == ["The detector is i3d, not the protocol's i3d_torchscript."]
+    assert notes("latte", classes="uniform", real=13_320) == [
+        "The detector is i3d, not the protocol's i3d_torchscript."
+    ]
     for changes, said in (
         ({"samples": 512}, "512 generated clips, not the protocol's 2048"),
         ({"real": 500}, "500 real clips, not the protocol's 2048"),
