@@ -25,7 +25,14 @@ from vidgen.config import DiTTrainingConfig, VAETrainingConfig, load_config
 from vidgen.data.sprites import write_sprites
 from vidgen.errors import UserError
 from vidgen.metrics.detectors import Detector, get_detector
-from vidgen.metrics.fvd import CLASS_SAMPLING, Sampling, class_labels, evaluate_pipeline, generated_clips
+from vidgen.metrics.fvd import (
+    CLASS_SAMPLING,
+    CLASS_SAMPLING_OF,
+    Sampling,
+    class_labels,
+    evaluate_pipeline,
+    generated_clips,
+)
 from vidgen.metrics.protocols import PROTOCOLS, Protocol, get_protocol
 from vidgen.models import load_pipeline
 from vidgen.plots import class_grid
@@ -62,7 +69,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--guidance-scale", type=float, help="default: 5, of sprites 2")
     parser.add_argument("--steps", type=int, help="denoising steps (default: 50)")
     parser.add_argument("--batch-size", type=int, default=16, help="clips generated at a time by each process")
-    parser.add_argument("--class-sampling", choices=CLASS_SAMPLING, default="balanced", help="classes of the samples")
+    parser.add_argument("--class-sampling", choices=CLASS_SAMPLING, help="of the samples (default: the protocol's)")
     parser.add_argument("--num-workers", type=int, default=0, help="processes reading real clips, of each process")
 
 
@@ -88,7 +95,7 @@ def run(options: argparse.Namespace) -> Results | None:
         seed=options.seed,
         guidance_scale=GUIDANCE[scale] if options.guidance_scale is None else options.guidance_scale,
         num_inference_steps=options.steps or STEPS[scale],
-        class_sampling=options.class_sampling,
+        class_sampling=options.class_sampling or CLASS_SAMPLING_OF[protocol.labels],
     )
     evaluated = evaluate_pipeline(
         pipeline,

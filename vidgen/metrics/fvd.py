@@ -51,7 +51,8 @@ from .protocols import Protocol, detector_input, protocol_clips
 from .real_clips import RealClips, RealSet, Window, draw_windows, protocol_videos
 from .reconstruction import mean_colour
 
-CLASS_SAMPLING = ("balanced", "prior")
+CLASS_SAMPLING = ("balanced", "uniform", "prior")
+CLASS_SAMPLING_OF = {"balanced": "balanced", "uniform": "uniform", "real": "prior"}  # of a protocol's labels
 SHARD_SIZE = 64  # clips whose features are kept together: what an interruption costs a process
 
 Source = dict[str, Any]
@@ -111,7 +112,8 @@ class Sampling:
     Args:
         seed: with a clip's number, of its noise and class.
         guidance_scale, num_inference_steps: as the pipeline takes them.
-        class_sampling: "balanced" gives the classes turns, "prior" draws them as often as the real videos have them.
+        class_sampling: "balanced" gives the classes turns, "uniform" draws them, "prior" draws them as often as the
+            real videos have them.
     """
 
     seed: int = 0
@@ -254,7 +256,7 @@ def _result(
         **distances,
         infinity=frechet_infinity(generated, reference) if rows >= 4 * detector.dim else None,
         class_score=class_score,
-        notes=guards(protocol, detector, samples, real_count, rows),
+        notes=guards(protocol, detector, samples, real_count, rows, settings["class_sampling"]),
         settings=settings,
         versions=environment(),
     )
@@ -269,7 +271,9 @@ def measured(
     return Distance(value, bootstrap_interval(a, b, paired=paired), samples, real_samples)
 
 
-def guards(protocol: Protocol, detector: Detector, samples: int, real_samples: int, rows: int) -> list[str]:
+def guards(
+    protocol: Protocol, detector: Detector, samples: int, real_samples: int, rows: int, class_sampling: str
+) -> list[str]:
     """Why a number may not be compared with others under the protocol; each a sentence.
 
     Args:
@@ -282,6 +286,8 @@ def guards(protocol: Protocol, detector: Detector, samples: int, real_samples: i
     ):
         if theirs is not None and count != theirs:
             notes.append(f"{count} {name} clips, not the protocol's {theirs}: with fewer, distances are larger.")
+    if class_sampling != CLASS_SAMPLING_OF[protocol.labels]:
+        notes.append(f"Classes are {class_sampling}, not the protocol's {CLASS_SAMPLING_OF[protocol.labels]}.")
     if detector.name != protocol.detector:
         notes.append(f"The detector is {detector.name}, not the protocol's {protocol.detector}.")
     if protocol.trials > 1:

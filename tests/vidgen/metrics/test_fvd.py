@@ -334,7 +334,9 @@ def test_classes_take_turns_or_come_as_often_as_in_the_data(pipeline, sprites):
     assert class_labels(pipeline, range(600), replace(prior, seed=1), frequencies) != drawn
     with pytest.raises(UserError, match=r"is of 'walk', which the pipeline does not know; choose balanced"):
         class_frequencies(pipeline, [file._replace(label=0) for file in some], ["walk"])
-    with pytest.raises(UserError, match="balanced, prior, not 'equal'"):
+    uniform = class_labels(pipeline, range(800), replace(SAMPLING, class_sampling="uniform"))
+    assert uniform != class_labels(pipeline, range(800), SAMPLING) and 60 < np.bincount(uniform).min() <= 100
+    with pytest.raises(UserError, match="balanced, uniform, prior, not 'equal'"):
         Sampling(class_sampling="equal")
 
 
@@ -363,16 +365,26 @@ def test_a_result_says_all_it_depends_on(evaluate, sprites):
 
 
 def test_guards_say_why_a_number_cannot_be_compared():
-    tats, videogpt, vidtwin = map(get_protocol, ("tats", "videogpt", "vidtwin"))
     detector = FewNumbers()
     detector.name = "i3d"
-    assert guards(tats, detector, 2048, 2048, 2048) == []
-    assert "512 generated clips, not the protocol's 2048" in guards(tats, detector, 512, 2048, 512)[0]
-    assert "500 real clips, not the protocol's 2048" in guards(tats, detector, 2048, 500, 500)[0]
-    assert "averages 4" in guards(videogpt, detector, 256, 256, 256)[0]
-    assert "does not state generated, real, split" in guards(vidtwin, detector, 2048, 2048, 2048)[1]
-    assert "3 feature vectors in 3 dimensions" in guards(tats, detector, 2048, 2048, 3)[0]
-    assert guards(tats, detector, 2048, 2048, 4) == []
+
+    def notes(name="tats", samples=2048, real=2048, rows=2048, classes="balanced"):
+        return guards(get_protocol(name), detector, samples, real, rows, classes)
+
+    assert notes() == notes(rows=4) == []
+    assert notes("latte", classes="uniform", real=13_320) == [
+        "The detector is i3d, not the protocol's i3d_torchscript."
+    ]
+    for changes, said in (
+        ({"samples": 512}, "512 generated clips, not the protocol's 2048"),
+        ({"real": 500}, "500 real clips, not the protocol's 2048"),
+        ({"classes": "prior"}, "Classes are prior, not the protocol's balanced"),
+        ({"name": "videogpt", "samples": 256, "real": 256, "classes": "prior"}, "averages 4"),
+        ({"rows": 3}, "3 feature vectors in 3 dimensions"),
+    ):
+        [note] = notes(**changes)
+        assert said in note
+    assert "does not state generated, real" in notes("vidtwin")[1]
 
 
 def test_the_protocol_says_how_many_clips(evaluate):
