@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from rich.console import Console
 from rich.markdown import Markdown
 
@@ -71,6 +72,8 @@ class Benchmark:
         options.work_dir = options.work_dir or Path("runs/benchmarks") / options.scale
         default = options.work_dir if options.scale == "smoke" else RESULTS / options.scale
         options.results = options.results or default
+        # First, and with all that a launcher says: without `cpu` every process would take itself for the only one.
+        PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
         started = time.monotonic()
         results = self.run(options)
         if results is None or not PartialState().is_main_process:

@@ -75,9 +75,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> Results | None:
     scale = options.scale
-    accelerator = (
-        Accelerator()
-    )  # first: what asks for the process's state before it takes every process for the only one
+    accelerator = Accelerator()
     protocol = protocol_of(options)
     detectors = list(detectors_of(options, protocol))
     folder = options.work_dir / "ucf101_fvd"
