@@ -69,7 +69,11 @@ def training_memory(build: Build, attention: str = "fused", device: torch.device
         optimizer = torch.optim.Adam(model.parameters(), fused=True)
         gauge = CountedMemory() if counted else AllocatedMemory(device)
 
-        loss_function(*inputs).backward()
+        if counted:  # the gradients of a first step, without its time
+            for parameter in model.parameters():
+                parameter.grad = torch.zeros_like(parameter)
+        else:  # which also makes cuBLAS's workspace: it stays, and is no part of a step
+            loss_function(*inputs).backward()
         optimizer.step()  # makes the moments
         optimizer.zero_grad()
         with gauge:
@@ -106,6 +110,8 @@ class CountedMemory(TorchDispatchMode):
         return self._peak
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.ops.prim.device.default:  # what fake tensors ask most often
+            return function(*args)
         for storage in _storages((args, kwargs)):
             self._seen.setdefault(storage, None)  # made before, or counted
         result = function(*args, **(kwargs or {}))
