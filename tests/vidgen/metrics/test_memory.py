@@ -109,6 +109,16 @@ def test_inputs_of_one_storage_count_once():
     assert training_memory(build) == training_memory(apart)
 
 
+def test_the_update_makes_no_copies():
+    def build():
+        model = nn.Linear(100, 100, bias=False)
+        return model, lambda x: model(x).mean(), (torch.randn(1, 100),)
+
+    memory = training_memory(build)
+    few = 10 * FLOAT * 100  # of one token
+    assert memory.peak < memory.parameters + memory.gradients + memory.optimizer + few
+
+
 def test_nothing_is_allocated():
     def build():
         model = nn.Linear(2**20, 2**20, bias=False)  # 4 TiB
