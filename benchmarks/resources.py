@@ -240,29 +240,39 @@ def claims(costs: list[dict]) -> str:
         found.setdefault(model, {})[PATCHINGS[patching]] = inside
         rows.append(row)
     said = []
-    for model, by_patch in found.items():
-        for figure, (title, claim) in FIGURES.items():
-            low, high = paper.RESOURCES_CLAIM[claim]
-            where = _where({patch: inside[figure] for patch, inside in by_patch.items()})
-            said.append(f"* The {model}: {title}, claimed {low}-{high} times VidTwin's: {where}.")
-        for attention in ATTENTION:
-            both = {
-                patch: [method for method in inside["step_flops"] if method in inside[attention]]
-                for patch, inside in by_patch.items()
-            }
-            said.append(f"* The {model}: both claims at once, with {attention} attention: {_where(both)}.")
+    for figure, (title, claim) in FIGURES.items():
+        low, high = paper.RESOURCES_CLAIM[claim]
+        where = {model: _where(by_patch, figure) for model, by_patch in found.items()}
+        said.append(f"* {title}, claimed {low}-{high} times VidTwin's: {_by_model(where)}.")
+    for attention in ATTENTION:
+        where = {model: _where(by_patch, "step_flops", attention) for model, by_patch in found.items()}
+        said.append(f"* FLOPs and memory together, with {attention} attention: {_by_model(where)}.")
+    ever = {m for by_patch in found.values() for inside in by_patch.values() for ms in inside.values() for m in ms}
+    never = [row["method"] for row in costs if row["method"] in BASELINES and row["method"] not in ever]
+    said.append(f"* In none of the ranges at any of these patch sizes: {', '.join(dict.fromkeys(never)) or 'none'}.")
     return (
         "Multiples of VidTwin's, to one decimal; in bold what lies in the paper's range.\n\n"
         + markdown_table(["DiT", "patch", *(title for title, _ in FIGURES.values())], rows)
-        + "\n\n"
+        + "\n\nIn the paper's range lie:\n\n"
         + "\n".join(said)
     )
 
 
-def _where(inside: dict[str, list[str]]) -> str:
-    """At which patch sizes a claim comes out, and for which baselines."""
-    said = [f"for {', '.join(methods)} at patch {patch}" for patch, methods in inside.items() if methods]
-    return "; ".join(said) if said else "nowhere"
+def _where(by_patch: dict[str, dict[str, list[str]]], figure: str, other: str | None = None) -> str:
+    """Baselines in the range of a figure, and of another one, at each patch size that has some."""
+    said = []
+    for patch, inside in by_patch.items():
+        methods = [method for method in inside[figure] if method in inside[other or figure]]
+        if methods:
+            said.append(f"{', '.join(methods)} (patch: {patch})")
+    return "; ".join(said) or "none"
+
+
+def _by_model(where: dict[str, str]) -> str:
+    """The same said once of all DiTs, or of each what is true of it."""
+    if len(set(where.values())) == 1:
+        return next(iter(where.values()))
+    return "; ".join(f"{model}: {text}" for model, text in where.items())
 
 
 def _pseudo_table(costs: list[dict], model: str) -> str:
@@ -357,7 +367,9 @@ def plot(results: Results, path: Path) -> None:
             colours = {REFERENCE: "#1e3a8a", FOLDED: "#0d9488"}
             axes.barh(range(len(methods)), values, color=[colours.get(m, "#93b4f5") for m in methods], height=0.65)
             for place, (method, value) in enumerate(zip(methods, values, strict=True)):
-                axes.text(1.12 * value, place, f"{multiples[method]:.2g}x", va="center", fontsize=8)
+                multiple = multiples[method]
+                text = f"{multiple:.2g}x" if multiple < 10 else f"{multiple:,.0f}x"
+                axes.text(1.12 * value, place, text, va="center", fontsize=8)
             largest, smallest = max([*values, largest or 0]), min([*values, smallest or math.inf])
             axes.set_yticks(range(len(methods)), methods)
             axes.set_xscale("log")
@@ -371,7 +383,7 @@ def plot(results: Results, path: Path) -> None:
     parameters = next(row["parameters"] for row in costs if row["model"] == STATED)
     figure.suptitle(
         f"The pseudo-DiT of Figure 5 as stated, {parameters:,} parameters, batch 1\n"
-        "multiples of VidTwin's; yellow: the paper's claim for the baselines",
+        "multiples of VidTwin's, logarithmic axes; yellow: the paper's claim for the baselines",
         fontsize=11,
     )
     figure.savefig(path, format="png")

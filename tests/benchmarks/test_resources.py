@@ -116,11 +116,11 @@ def test_partial_patches_are_filled_up_or_left_out():
     assert resources.cut("MAGVIT-v2", streams, "2, cropped")[0].shape == (4, 4, 28, 28)
 
 
-def costs_of(figures):
+def costs_of(figures, model=resources.STATED):
     """Rows of one DiT at patch 1 from (FLOPs, fused peak, math peak) by method."""
     return [
         {
-            "model": resources.STATED,
+            "model": model,
             "patching": "1",
             "method": method,
             "step_flops": flops,
@@ -132,17 +132,25 @@ def costs_of(figures):
 
 
 def test_claims_follow_the_figures():
-    vidtwin = {"VidTwin": (10, 100, 100)}
-    said = resources.claims(
-        costs_of({**vidtwin, "CMD": (40, 290, 90), "EMU-3": (81, 200, 310), "CV-VAE": (39, 190, 0)})
-    )
+    figures = {"VidTwin": (10, 100, 100), "CMD": (40, 290, 90), "EMU-3": (81, 200, 310), "CV-VAE": (39, 190, 0)}
+    said = resources.claims(costs_of(figures))
     assert "**CMD 4.0**, EMU-3 8.1, CV-VAE 3.9" in said
     assert "**CMD 2.9**, **EMU-3 2.0**, CV-VAE 1.9" in said
-    assert "FLOPs of a training step, claimed 4-8 times VidTwin's: for CMD at patch 1." in said
-    assert "fused attention, claimed 2-3 times VidTwin's: for CMD, EMU-3 at patch 1." in said
-    assert "math attention, claimed 2-3 times VidTwin's: nowhere." in said
-    assert "both claims at once, with fused attention: for CMD at patch 1." in said
-    assert "both claims at once, with math attention: nowhere." in said
+    assert "FLOPs of a training step, claimed 4-8 times VidTwin's: CMD (patch: 1)." in said
+    assert "fused attention, claimed 2-3 times VidTwin's: CMD, EMU-3 (patch: 1)." in said
+    assert "math attention, claimed 2-3 times VidTwin's: none." in said
+    assert "together, with fused attention: CMD (patch: 1)." in said
+    assert "together, with math attention: none." in said
+    assert "In none of the ranges at any of these patch sizes: CV-VAE." in said
+
+
+def test_what_differs_between_the_dits_is_said_of_each():
+    vidtwin, other = {"VidTwin": (10, 100, 100)}, resources.PROJECTED
+    same = costs_of({**vidtwin, "CMD": (40, 200, 0)}) + costs_of({**vidtwin, "CMD": (50, 250, 0)}, other)
+    assert "4-8 times VidTwin's: CMD (patch: 1)." in resources.claims(same)
+    apart = costs_of({**vidtwin, "CMD": (40, 200, 0)}) + costs_of({**vidtwin, "CMD": (30, 250, 0)}, other)
+    assert f"VidTwin's: {resources.STATED}: CMD (patch: 1); {other}: none." in resources.claims(apart)
+    assert "2-3 times VidTwin's: CMD (patch: 1)." in resources.claims(apart)
 
 
 def test_smoke(tmp_path, capsys):
