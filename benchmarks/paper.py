@@ -31,3 +31,15 @@ ABLATIONS = {
 MODEL_SCALING = {"small": (24.83, 0.683), "base": (26.13, 0.732), "large": (27.16, 0.751)}
 # Table 6: share of the clip's values in the latent (%), PSNR, LPIPS.
 RATE_CURVE = [(0.11, 24.41, 0.35), (0.16, 27.03, 0.28), (0.20, 28.14, 0.24), (0.48, 30.04, 0.15)]
+
+# Figure 5: what a baseline costs, as multiples of VidTwin: FLOPs and peak memory of a training step, both at batch 1.
+RESOURCES_CLAIM = {"flops": (4, 8), "memory": (2, 3)}
+# The latents it is about, of 16 frames: height and width of the clip, and streams of (channels, sizes), time first.
+# A content frame is an image: one frame.
+LATENTS = {
+    "iVideoGPT": (256, [(64, (2, 16, 16)), (64, (14, 4, 4))]),
+    "MAGVIT-v2": (224, [(4, (5, 28, 28))]),
+    "CMD": (224, [(3, (1, 224, 224)), (32, (16, 28))]),
+    "EMU-3": (224, [(4, (4, 28, 28))]),
+    "CV-VAE": (224, [(4, (4, 28, 28))]),
+}

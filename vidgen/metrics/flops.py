@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from autoencoder import AutoencoderKLVidTwin
 from pipelines import VidTwinTransformer3DModel
+
+if TYPE_CHECKING:
+    from .memory import Build
 
 
 def encode_flops(vae: AutoencoderKLVidTwin) -> float:
@@ -42,6 +46,24 @@ def transformer_flops(transformer: VidTwinTransformer3DModel) -> float:
     embedding = 2 * (2 + c.self_conditioning) * values * dim
     ends = 2 * 2 * (256 * dim + 2 * dim**2) + 2 * 2 * 2 * dim**2  # timesteps of both streams; last modulation
     return c.num_layers * (tokens * per_token + per_sample) + embedding + ends
+
+
+def training_flops(build: Build) -> tuple[int, int]:
+    """FLOPs of a forward pass, and of a training step: that and the backward pass, without the optimizer.
+
+    Counted by PyTorch on meta tensors: every matrix product and convolution, attention as plain products. Nothing is
+    computed. Fused attention, which makes the scores once more in the backward pass, counts the same here.
+
+    Args:
+        build: makes model, loss and inputs on the default device.
+    """
+    with torch.device("meta"):
+        _, loss_function, inputs = build()
+        with FlopCounterMode(display=False) as counter:
+            loss = loss_function(*inputs)
+            forward = counter.get_total_flops()
+            loss.backward()
+            return forward, counter.get_total_flops()
 
 
 def matmul_rate(device: torch.device | str, dtype: torch.dtype, size: int | None = None, repeats: int = 5) -> float:

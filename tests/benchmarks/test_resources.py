@@ -1,0 +1,193 @@
+"""Figure 5: tokens, parameters and FLOPs by hand, and the words that are made from the figures."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import paper
+import pytest
+import resources
+
+from pipelines import VidTwinTransformer3DModel
+from vidgen.metrics.flops import training_flops
+
+COMMITTED = resources.Path(resources.__file__).parents[1] / "docs" / "results" / "cpu" / "resources.json"
+STRUCTURE, DYNAMICS = 16 * 7 * 7, 16 * 14
+VIDTWIN = {
+    "2": [8 * 4 * 4, 8 * 7],
+    "2, cropped": [8 * 3 * 3, 8 * 7],
+    "(1, 2, 2)": [16 * 4 * 4, 16 * 7],
+    "1": [STRUCTURE, DYNAMICS],
+    "own": [STRUCTURE, DYNAMICS],
+}
+FOUR_FRAMES = {
+    "2": [2 * 14 * 14],
+    "2, cropped": [2 * 14 * 14],
+    "(1, 2, 2)": [4 * 14 * 14],
+    "1": [4 * 28 * 28],
+    "own": [4 * 28 * 28],
+}
+TOKENS = {
+    "iVideoGPT": {
+        "2": [8 * 8, 7 * 2 * 2],
+        "2, cropped": [8 * 8, 7 * 2 * 2],
+        "(1, 2, 2)": [2 * 8 * 8, 14 * 2 * 2],
+        "1": [2 * 16 * 16, 14 * 4 * 4],
+        "own": [2 * 16 * 16, 14 * 4 * 4],
+    },
+    "MAGVIT-v2": {
+        "2": [3 * 14 * 14],
+        "2, cropped": [2 * 14 * 14],
+        "(1, 2, 2)": [5 * 14 * 14],
+        "1": [5 * 28 * 28],
+        "own": [5 * 28 * 28],
+    },
+    "CMD": {
+        "2": [112 * 112, 8 * 14],
+        "2, cropped": [112 * 112, 8 * 14],
+        "(1, 2, 2)": [112 * 112, 16 * 14],
+        "1": [224 * 224, 16 * 28],
+        "own": [14 * 14, 16 * 28],
+    },
+    "EMU-3": FOUR_FRAMES,
+    "CV-VAE": {**FOUR_FRAMES, "own": [4 * 14 * 14]},
+    "MAGVIT-v2, 5 channels": FOUR_FRAMES,
+    "VidTwin": VIDTWIN,
+    "VidTwin, released": VIDTWIN,
+    "VidTwin, 65 tokens": {patching: [49, 16] for patching in VIDTWIN},
+}
+
+
+def tokens_of(method, patching):
+    return [math.prod(p.grid) for p in resources.cut(method, resources.latents()[method][1], patching)]
+
+
+def pseudo_dit_flops(tokens, projections=False):
+    """Of a forward pass at the paper's sizes."""
+    return 6 * 2 * (2 * tokens * 512 * 2048 + 2 * tokens**2 * 512 + projections * 4 * tokens * 512**2)
+
+
+@pytest.mark.parametrize("method", TOKENS)
+def test_tokens_by_hand(method):
+    assert {patching: tokens_of(method, patching) for patching in resources.PATCHINGS} == TOKENS[method]
+
+
+def test_all_methods_are_counted():
+    assert set(TOKENS) == set(resources.latents()) == set(resources.METHODS["cpu"])
+    assert sum(VIDTWIN["1"]) == 1008 and sum(TOKENS["VidTwin, 65 tokens"]["1"]) == 65
+    folded = resources.cut("VidTwin, 65 tokens", resources.latents()["VidTwin"][1], "2")
+    assert [p.channels * math.prod(p.patch_size) for p in folded] == [64, 112]
+
+
+def test_rates_are_the_papers():
+    rates = {method: 100 * resources.rate(*latent) for method, latent in resources.latents().items()}
+    for method in paper.LATENTS:
+        assert rates[method] == pytest.approx(paper.RECONSTRUCTION[method][0], abs=0.01)
+    assert rates["EMU-3"] == rates["CV-VAE"] == pytest.approx(0.52, abs=0.005)
+    assert rates["CMD"] == pytest.approx(6.85, abs=0.005)
+    assert rates["VidTwin"] == rates["VidTwin, 65 tokens"] == pytest.approx(0.2046, abs=5e-5)
+    assert rates["VidTwin, released"] == pytest.approx(0.335, abs=5e-4)
+    assert rates["MAGVIT-v2, 5 channels"] == rates["MAGVIT-v2"]
+
+
+@pytest.mark.parametrize("method, patching", [("EMU-3", "2"), ("MAGVIT-v2", "2"), ("CMD", "own"), ("iVideoGPT", "2")])
+def test_our_dit_reads_every_latent(method, patching):
+    """Streams of any shape, filled up; one stream stands alone: FLOPs are the blocks' plus the ends'."""
+    patches = resources.cut(method, resources.latents()[method][1], patching)
+    forward, _ = training_flops(lambda: resources._dit("tiny-test", patches))
+    tokens, dim, layers = sum(tokens_of(method, patching)), 48, 2
+    block = tokens * (2 * 12 * dim**2 + 4 * tokens * dim) + 2 * 2 * 6 * dim**2
+    values = sum(math.prod(p.grid) * p.channels * math.prod(p.patch_size) for p in patches)
+    conditions = 2 * 2 * (256 * dim + 2 * dim**2) + 2 * 2 * 2 * dim**2
+    assert forward == layers * block + 2 * 2 * values * dim + conditions
+
+
+def test_the_model_for_vidtwin_is_the_one_we_train():
+    patches = resources.cut("VidTwin", resources.latents()["VidTwin"][1], "1")
+    counted, _, _ = resources._dit("tiny-test", patches)
+    ours = VidTwinTransformer3DModel.from_preset("tiny-test", num_classes=101)
+    assert counted.num_tokens == ours.num_tokens and counted.num_parameters() == ours.num_parameters()
+
+
+def test_partial_patches_are_filled_up_or_left_out():
+    streams = resources.latents()["MAGVIT-v2"][1]
+    assert resources.cut("MAGVIT-v2", streams, "2")[0].shape == (4, 6, 28, 28)
+    assert resources.cut("MAGVIT-v2", streams, "2, cropped")[0].shape == (4, 4, 28, 28)
+
+
+def costs_of(figures, model=resources.STATED):
+    """Rows of one DiT at patch 1 from (FLOPs, fused peak, math peak) by method."""
+    return [
+        {
+            "model": model,
+            "patching": "1",
+            "method": method,
+            "step_flops": flops,
+            "fused": {"peak": fused},
+            "math": {"peak": math_peak},
+        }
+        for method, (flops, fused, math_peak) in figures.items()
+    ]
+
+
+def test_claims_follow_the_figures():
+    figures = {"VidTwin": (10, 100, 100), "CMD": (40, 290, 90), "EMU-3": (81, 200, 310), "CV-VAE": (39, 190, 0)}
+    said = resources.claims(costs_of(figures))
+    assert "**CMD 4.0**, EMU-3 8.1, CV-VAE 3.9" in said
+    assert "**CMD 2.9**, **EMU-3 2.0**, CV-VAE 1.9" in said
+    assert "FLOPs of a training step, claimed 4-8 times VidTwin's: CMD (patch: 1)." in said
+    assert "fused attention, claimed 2-3 times VidTwin's: CMD, EMU-3 (patch: 1)." in said
+    assert "math attention, claimed 2-3 times VidTwin's: none." in said
+    assert "together, with fused attention: CMD (patch: 1)." in said
+    assert "together, with math attention: none." in said
+    assert "In none of the ranges at any of these patch sizes: CV-VAE." in said
+
+
+def test_what_differs_between_the_dits_is_said_of_each():
+    vidtwin, other = {"VidTwin": (10, 100, 100)}, resources.PROJECTED
+    same = costs_of({**vidtwin, "CMD": (40, 200, 0)}) + costs_of({**vidtwin, "CMD": (50, 250, 0)}, other)
+    assert "4-8 times VidTwin's: CMD (patch: 1)." in resources.claims(same)
+    apart = costs_of({**vidtwin, "CMD": (40, 200, 0)}) + costs_of({**vidtwin, "CMD": (30, 250, 0)}, other)
+    assert f"VidTwin's: {resources.STATED}: CMD (patch: 1); {other}: none." in resources.claims(apart)
+    assert "2-3 times VidTwin's: CMD (patch: 1)." in resources.claims(apart)
+
+
+def test_smoke(tmp_path, capsys):
+    resources.BENCHMARK.main(["--scale", "smoke", "--work-dir", str(tmp_path)])
+    record = json.loads((tmp_path / "resources.json").read_text())
+    rows = {(row["model"], row["patching"], row["method"]): row for row in record["results"]["costs"]}
+    assert len(rows) == 2 * 2 * 2
+    emu = rows[resources.STATED, "2", "EMU-3"]
+    assert emu["parameters"] == 12_610_560 and emu["tokens"] == [392]
+    assert emu["forward_flops"] == pseudo_dit_flops(392) and emu["step_flops"] == 3 * pseudo_dit_flops(392)
+    assert emu["math"]["peak"] > emu["fused"]["peak"] > 16 * 12_610_560
+    text = (tmp_path / "resources.md").read_text()
+    assert f"({3 * pseudo_dit_flops(392) / (3 * pseudo_dit_flops(184)):.2f}x)" in text
+    assert "12,610,560 parameters" in text and "128 + 56 = 184" in text
+    assert (tmp_path / "resources.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_without_figures_there_are_the_latents():
+    text = resources.tables(None)
+    assert "64 of 2 x 16 x 16 + 64 of 14 x 4 x 4" in text and "claim comes out" not in text
+
+
+def test_the_allocator_needs_a_gpu(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(SystemExit) as stop:
+        resources.BENCHMARK.main(["--scale", "paper", "--work-dir", str(tmp_path)])
+    assert stop.value.code == 2 and "--scale cpu" in capsys.readouterr().err
+
+
+def test_the_committed_figures_are_those_of_hand_arithmetic():
+    rows = json.loads(COMMITTED.read_text())["results"]["costs"]
+    pseudo = [row for row in rows if row["model"] in resources.PSEUDO_DITS]
+    assert len(pseudo) == 2 * len(resources.PATCHINGS) * len(TOKENS)
+    for row in rows:
+        assert row["tokens"] == TOKENS[row["method"]][row["patching"]]
+    for row in pseudo:
+        projections = row["model"] == resources.PROJECTED
+        assert row["parameters"] == (18_914_304 if projections else 12_610_560)
+        assert row["forward_flops"] == pseudo_dit_flops(sum(row["tokens"]), projections)
+        assert row["step_flops"] == 3 * row["forward_flops"]

@@ -1,0 +1,152 @@
+"""Memory of a training step: counted without doing it, or read from a GPU's allocator."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
+
+# "math" keeps every attention weight for the backward pass, "fused" computes them again.
+ATTENTION = {
+    "math": [SDPBackend.MATH],
+    "fused": [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION],
+}
+
+# Makes a model, its loss as a function of some inputs, and those inputs: all that a training step needs.
+Build = Callable[[], tuple[nn.Module, Callable[..., torch.Tensor], tuple[torch.Tensor, ...]]]
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """Bytes of a training step with Adam, its states in place.
+
+    Attributes:
+        parameters: of the model.
+        gradients: of all parameters, as they stand before the update.
+        optimizer: Adam's two moments and step counts.
+        activations: what the forward pass leaves for the backward pass, the loss included.
+        peak: held at once at most, model, optimizer and inputs included. Not the sum of the others: the backward pass
+            frees activations while it makes gradients, and has temporary tensors of its own.
+    """
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    activations: int
+    peak: int
+
+
+def training_memory(build: Build, attention: str = "fused", device: torch.device | str = "cpu") -> TrainingMemory:
+    """Memory of one training step: forward, backward, and Adam's update (PyTorch's fused one, without copies).
+
+    On a CPU nothing is computed or allocated: fake tensors go through PyTorch's own dispatch, and the storages that
+    operators return are counted until they are freed. What an operator takes inside itself is not seen. On a GPU the
+    step is done, and the bytes are those of PyTorch's allocator, which rounds each tensor up.
+
+    Args:
+        build: makes model, loss and inputs on the default device.
+        attention: "math" or "fused", of all `scaled_dot_product_attention`.
+        device: where.
+
+    Raises:
+        torch.OutOfMemoryError: if a GPU has not as much.
+    """
+    device = torch.device(device)
+    counted = device.type != "cuda"
+    with FakeTensorMode() if counted else nullcontext(), sdpa_kernel(ATTENTION[attention]):
+        with device:
+            model, loss_function, inputs = build()
+        optimizer = torch.optim.Adam(model.parameters(), fused=True)
+        gauge = CountedMemory() if counted else AllocatedMemory(device)
+
+        if counted:  # the gradients of a first step, without its time
+            for parameter in model.parameters():
+                parameter.grad = torch.zeros_like(parameter)
+        else:  # which also makes cuBLAS's workspace: it stays, and is no part of a step
+            loss_function(*inputs).backward()
+        optimizer.step()  # makes the moments
+        optimizer.zero_grad()
+        with gauge:
+            loss = loss_function(*inputs)
+            activations = gauge.held()
+            loss.backward()
+            del loss
+            gradients = gauge.held()
+            optimizer.step()
+        parameters = nbytes(model.parameters())
+        states = nbytes(tree_leaves([list(state.values()) for state in optimizer.state.values()]))
+        fixed = parameters + states + nbytes(model.buffers()) + nbytes(inputs)
+        return TrainingMemory(parameters, gradients, states, activations, fixed + gauge.peak())
+
+
+def nbytes(tensors: Iterable[torch.Tensor]) -> int:
+    """Bytes of the storages behind some tensors, each counted once."""
+    storages = {id(storage): storage for storage in (tensor.untyped_storage() for tensor in tensors)}
+    return sum(storage.nbytes() for storage in storages.values())
+
+
+class CountedMemory(TorchDispatchMode):
+    """Bytes of the storages made since it was entered: held now, and at most. Fake tensors count like real ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen = WeakIdKeyDictionary()
+        self._held = self._peak = 0
+
+    def held(self) -> int:
+        return self._held
+
+    def peak(self) -> int:
+        return self._peak
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.ops.prim.device.default:  # what fake tensors ask most often
+            return function(*args)
+        for storage in _storages((args, kwargs)):
+            self._seen.setdefault(storage, None)  # made before, or counted
+        result = function(*args, **(kwargs or {}))
+        for storage in _storages(result):
+            if storage not in self._seen:
+                self._seen[storage] = None
+                self._held += storage.nbytes()
+                weakref.finalize(storage, self._free, storage.nbytes())
+        self._peak = max(self._peak, self._held)
+        return result
+
+    def _free(self, size: int) -> None:
+        self._held -= size
+
+
+class AllocatedMemory(AbstractContextManager):
+    """The same from the allocator of a CUDA device. What the process held before does not count."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def __enter__(self) -> AllocatedMemory:
+        torch.cuda.reset_peak_memory_stats(self.device)
+        self._before = torch.cuda.memory_allocated(self.device)
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        return None
+
+    def held(self) -> int:
+        return torch.cuda.memory_allocated(self.device) - self._before
+
+    def peak(self) -> int:
+        return torch.cuda.max_memory_allocated(self.device) - self._before
+
+
+def _storages(tree: Any) -> list[torch.UntypedStorage]:
+    return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]

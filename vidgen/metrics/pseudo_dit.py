@@ -1,0 +1,80 @@
+"""A plain transformer whose cost depends on the number of tokens alone: what a latent costs to generate."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class PseudoDiT(nn.Module):
+    """The transformer of the paper's Figure 5 (VidTwin, arXiv 2412.17726), on tokens of its own width.
+
+    The paper's 12 610 560 parameters are those of six feed-forward layers with biases and two LayerNorms each:
+    attention without projections, no embeddings, no conditions.
+
+    Args:
+        num_layers: blocks.
+        num_heads: of the attention.
+        dim: token width D, which the heads divide.
+        mlp_dim: width of the feed-forward layers.
+        projections: give each attention its four linear layers.
+    """
+
+    def __init__(
+        self,
+        num_layers: int = 6,
+        num_heads: int = 8,
+        dim: int = 512,
+        mlp_dim: int = 2048,
+        projections: bool = False,
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*(PseudoDiTBlock(num_heads, dim, mlp_dim, projections) for _ in range(num_layers)))
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(B, S, D) -> (B, S, D)."""
+        return self.blocks(tokens)
+
+
+class PseudoDiTBlock(nn.Module):
+    """Attention and a feed-forward layer, each after a LayerNorm and beside a shortcut."""
+
+    def __init__(self, num_heads: int, dim: int, mlp_dim: int, projections: bool) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm1 = nn.LayerNorm(dim)
+        self.to_qkv = nn.Linear(dim, 3 * dim) if projections else None
+        self.to_out = nn.Linear(dim, dim) if projections else nn.Identity()
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, mlp_dim), nn.GELU(), nn.Linear(mlp_dim, dim))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, S, D) -> (B, S, D)."""
+        normed = self.norm1(x)
+        qkv = (normed,) * 3 if self.to_qkv is None else self.to_qkv(normed).chunk(3, dim=-1)
+        query, key, value = (y.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for y in qkv)
+        attended = F.scaled_dot_product_attention(query, key, value)
+        x = x + self.to_out(attended.transpose(1, 2).flatten(2))
+        return x + self.mlp(self.norm2(x))
+
+
+def token_grid(sizes: tuple[int, ...], patch_size: tuple[int, ...], crop: bool = False) -> tuple[int, ...]:
+    """How many patches lie along each axis of a latent.
+
+    A patch longer than an axis covers it. Where it does not divide the axis, the last one is filled up with zeros.
+
+    Args:
+        sizes: of the latent, without its channels.
+        patch_size: one number per size.
+        crop: leave out what fills no whole patch instead.
+
+    Raises:
+        ValueError: if there are not as many patch sizes as sizes.
+    """
+    if len(sizes) != len(patch_size):
+        raise ValueError(f"a latent of sizes {tuple(sizes)} needs as many patch sizes, not {tuple(patch_size)}.")
+    pairs = [(size, min(size, patch)) for size, patch in zip(sizes, patch_size, strict=True)]
+    return tuple(size // patch if crop else math.ceil(size / patch) for size, patch in pairs)
