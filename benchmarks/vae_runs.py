@@ -17,17 +17,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from benchmark import REPOSITORY
 
 from autoencoder import AutoencoderKLVidTwin
 from vidgen.config import VAETrainingConfig, load_config
-from vidgen.data.dataset import ClipDataset, collate_clips, find_videos, list_train_and_validation
+from vidgen.data.dataset import ClipDataset, find_videos, list_train_and_validation
 from vidgen.data.sprites import write_sprites
 from vidgen.errors import UserError
 from vidgen.files import written_aside
-from vidgen.metrics.reconstruction import ReconstructionMetrics, mean_colour, shrunk
+from vidgen.metrics.evaluation import evaluate_reconstruction
 from vidgen.objectives.perceptual import LPIPS
 from vidgen.training.train_vae import train_vae
 
@@ -152,8 +151,8 @@ def train_and_score(name: str, settings: Sequence[str], options: argparse.Namesp
         name: of the run; the same name must mean the same settings.
 
     Returns:
-        Means over the held-out clips of `psnr` (dB, one MSE a clip), `ssim` and `lpips_squeeze` as files would hold
-        the pixels, `psnr_mean_colour` and `psnr_shrunk` for comparison, `num_clips`, `parameters`, `latent_size`,
+        Means over the held-out clips of `psnr` (dB, one MSE a clip), `psnr_frame`, `ssim` and `lpips_squeeze`, of pixels
+        as files hold them, `psnr_mean_colour` and `psnr_shrunk` for comparison, `num_clips`, `parameters`, `latent_size`,
         `compression_rate`, and the `seconds` that the training took, interruptions not counted. None for a run that
         `--only` leaves out.
 
@@ -179,37 +178,25 @@ def train_and_score(name: str, settings: Sequence[str], options: argparse.Namesp
         return record["score"]
     started = time.monotonic()
     final = train_vae(config)
-    seconds = time.monotonic() - started
-    score = {}
+    seconds = round(time.monotonic() - started, 1)
+    score = score_vae(final, config, options.lpips_weights) | {"seconds": seconds}
     if PartialState().is_main_process:
-        score = score_vae(final, config, options.lpips_weights) | {"seconds": round(seconds, 1)}
         with written_aside(finished) as path:
             path.write_text(json.dumps({"settings": [*more, *settings], "score": score}, indent=1))
     PartialState().wait_for_everyone()
     return score
 
 
-@torch.no_grad()
 def score_vae(folder: Path, config: VAETrainingConfig, lpips_weights: str | None) -> dict[str, Any]:
-    """The scores of `train_and_score` of a trained VAE on the validation clips of its config."""
+    """The scores of `train_and_score` of a trained VAE on the validation clips of its config, on all processes."""
     vae = AutoencoderKLVidTwin.from_pretrained(folder).to(PartialState().device).eval()
     lpips = LPIPS.from_pretrained("squeeze", lpips_weights).to(vae.device)
-    clips = held_out_clips(vae, config)
-    metrics = {
-        "": ReconstructionMetrics(lpips),
-        "_mean_colour": ReconstructionMetrics(),
-        "_shrunk": ReconstructionMetrics(),
-    }
-    for start in range(0, len(clips), 8):
-        batch = collate_clips([clips[i] for i in range(start, min(start + 8, len(clips)))])
-        video = batch["video"].to(vae.device)
-        metrics[""].update(vae(video).sample.float(), video)
-        metrics["_mean_colour"].update(mean_colour(video), video)
-        metrics["_shrunk"].update(shrunk(video, vae.latent_size), video)
-    score = metrics[""].compute()
-    score |= {f"psnr{name}": metrics[name].compute()["psnr"] for name in ("_mean_colour", "_shrunk")}
+    measured = evaluate_reconstruction(vae, held_out_clips(vae, config), networks=[lpips])
+    figures = {row: precisions["uint8"] for row, precisions in measured["figures"].items()}
+    score = {name: figure["mean"] for name, figure in figures["reconstruction"].items()}
+    score |= {f"psnr_{row}": figures[row]["psnr"]["mean"] for row in ("mean_colour", "shrunk")}
     sizes = {"parameters": vae.num_parameters(), "latent_size": vae.latent_size}
-    return score | sizes | {"compression_rate": vae.compression_rate}
+    return score | sizes | {"num_clips": measured["num_clips"], "compression_rate": vae.compression_rate}
 
 
 def held_out_clips(vae: AutoencoderKLVidTwin, config: VAETrainingConfig) -> ClipDataset:

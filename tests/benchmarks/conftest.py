@@ -1,4 +1,20 @@
+"""Programs are imported by their names, and each of their test files is a process of its own to Accelerate."""
+
+from __future__ import annotations
+
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+from accelerate.state import AcceleratorState
+
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _fresh_state() -> Iterator[None]:
+    """Its state holds one mixed precision for as long as a process lives."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)

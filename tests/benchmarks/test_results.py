@@ -1,0 +1,47 @@
+"""docs/results.md: made from records, and true about what there is."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+
+import ablations
+import results
+from benchmark import RESULTS
+
+
+def test_a_section_is_made_again_from_its_record(tmp_path):
+    score = {"psnr": 20.0, "ssim": 0.5, "parameters": 7}
+    made = {"data": {"sprites": {name: [score, score] for name in ablations.VARIANTS}}}
+    environment = {"command": "ablations.py --scale cpu", "device": "a CPU", "git commit": "abc"}
+    record = {
+        "benchmark": "ablations",
+        "date": "2026-11-23",
+        "seconds": 90,
+        "environment": environment,
+        "results": made,
+    }
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "ablations.json").write_text(json.dumps(record))
+    (tmp_path / "cpu" / "ablations_grid.png").write_bytes(b"")
+    text = results.section(ablations.BENCHMARK, "cpu", "Here", tmp_path)
+    assert "20.00 ± 0.00" in text and "1.5 minutes on a CPU" in text
+    assert f"![ablations]({tmp_path.name}/cpu/ablations.png)" in text and "ablations_grid.png" in text
+    assert (tmp_path / "cpu" / "ablations.png").stat().st_size > 1000
+
+
+def test_what_was_not_run_says_what_it_needs(tmp_path):
+    text = results.section(ablations.BENCHMARK, "paper", "There", tmp_path)
+    assert "not run: needs UCF-101 and a GPU." in text and "26.116" in text
+
+
+def test_the_page_holds_every_program_and_every_record():
+    page = (RESULTS.parent / "results.md").read_text()
+    for name in results.PROGRAMS:
+        assert f"## {importlib.import_module(name).BENCHMARK.title}" in page
+    for record in RESULTS.glob("*/*.json"):
+        assert f"{json.loads(record.read_text())['environment']['git commit']}" in page, record
+    for line in page.splitlines():
+        if line.startswith("!["):
+            assert Path(RESULTS.parent, line.split("(")[-1].rstrip(")")).is_file(), line
