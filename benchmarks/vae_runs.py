@@ -151,10 +151,10 @@ def train_and_score(name: str, settings: Sequence[str], options: argparse.Namesp
         name: of the run; the same name must mean the same settings.
 
     Returns:
-        Means over the held-out clips of `psnr` (dB, one MSE a clip), `psnr_frame`, `ssim` and `lpips_squeeze`, of pixels
-        as files hold them, `psnr_mean_colour` and `psnr_shrunk` for comparison, `num_clips`, `parameters`, `latent_size`,
-        `compression_rate`, and the `seconds` that the training took, interruptions not counted. None for a run that
-        `--only` leaves out.
+        Means over the held-out clips, of pixels as files hold them: `psnr` (dB, one MSE a clip), `psnr_frame`, `ssim`,
+        `lpips_squeeze`, and for comparison `psnr_mean_colour` and `psnr_shrunk`; `num_clips`, `parameters`,
+        `latent_size`, `compression_rate`, and the `seconds` that the training took, interruptions not counted. None
+        for a run that `--only` leaves out.
 
     Raises:
         UserError: if an earlier run of this name had other settings, and whatever the training raises.
