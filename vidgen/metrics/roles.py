@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
 from autoencoder import AutoencoderKLVidTwin, TwinLatents
 
 from ..data.dataset import frames_to_clip
 from ..data.sprites import MOTIONS, render_sprite, sample_factors
+from ..progress import progress
 from .probes import Ridge, Score, mean, probe_classes, probe_points, ratio, share
 from .reconstruction import psnr, shrink_grids
 from .reenactment import (
@@ -191,7 +191,7 @@ def component_scores(batches: Sequence[dict[str, torch.Tensor]]) -> dict[str, Sc
 
 
 def _batches(indices: torch.Tensor, label: str) -> Iterator[torch.Tensor]:
-    return iter(tqdm(indices.split(BATCH), desc=label))
+    return iter(progress(indices.split(BATCH), label))
 
 
 def _concatenated(parts: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
