@@ -24,7 +24,7 @@ from benchmark import Benchmark, Results, bar_chart, markdown_table
 from autoencoder import AutoencoderKLVidTwin
 from vidgen.data.dataset import ClipDataset
 from vidgen.errors import UserError
-from vidgen.metrics.detectors import Detector, get_detector
+from vidgen.metrics.detectors import Detector, named_detector
 from vidgen.metrics.evaluation import ProtocolClips, evaluate_pairs, evaluate_reconstruction
 from vidgen.metrics.protocols import get_protocol
 from vidgen.metrics.reconstruction import shrunk
@@ -61,8 +61,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--detector",
         action="append",
-        metavar="NAME[=FILE]",
-        help=f"of the Fréchet distance (default: {DETECTOR}, with a protocol none); may be given several times",
+        metavar="NAME_OR_PATH",
+        help="of the Fréchet distance: its name, the file of the protocol's detector, or NAME=FILE; may be given "
+        f"several times (default: {DETECTOR}, with a protocol none)",
     )
     parser.add_argument("--detector-sha256", metavar="HASH", help="of a detector's file that is not the published one")
     parser.add_argument("--clips", type=Path, metavar="FOLDER", help="real videos for scale cpu, as in ablations.py")
@@ -111,8 +112,7 @@ def check(options: argparse.Namespace, protocol: str | None) -> None:
 def detectors_of(options: argparse.Namespace, protocol: str | None) -> Iterator[Detector]:
     """Those asked for; else the one that needs no file, which the paper's table does not ask for."""
     for asked in options.detector or ([] if protocol else [DETECTOR]):
-        name, _, path = asked.partition("=")
-        yield get_detector(name, path or None, options.detector_sha256)
+        yield named_detector(asked, get_protocol(protocol or PAPERS).detector, options.detector_sha256)
 
 
 def named(folder: str, taken: Collection[str]) -> str:

@@ -24,7 +24,7 @@ from pipelines import VidTwinPipeline
 from vidgen.config import DiTTrainingConfig, VAETrainingConfig, load_config
 from vidgen.data.sprites import write_sprites
 from vidgen.errors import UserError
-from vidgen.metrics.detectors import Detector, get_detector
+from vidgen.metrics.detectors import Detector, named_detector
 from vidgen.metrics.fvd import (
     CLASS_SAMPLING,
     CLASS_SAMPLING_OF,
@@ -126,10 +126,7 @@ def protocol_of(options: argparse.Namespace) -> Protocol:
 def detectors_of(options: argparse.Namespace, protocol: Protocol) -> Iterable[Detector]:
     """The detectors asked for, or the scale's, or the protocol's own."""
     for asked in options.detector or DETECTORS[options.scale] or [protocol.detector]:
-        name, _, path = asked.partition("=")
-        if not path and Path(asked).suffix:
-            name, path = protocol.detector, asked
-        yield get_detector(name, path or None, options.detector_sha256)
+        yield named_detector(asked, protocol.detector, options.detector_sha256)
 
 
 def held_back_sprites(work_dir: Path, scale: str) -> Path:

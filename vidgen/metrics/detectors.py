@@ -325,3 +325,14 @@ def get_detector(name: str, path: str | os.PathLike | None = None, sha256: str |
     )
     detector.load(path)
     return detector
+
+
+def named_detector(asked: str, default: str, sha256: str | None = None) -> Detector:
+    """The detector that a command line asks for: NAME, NAME=FILE, or the FILE of the detector `default`.
+
+    Raises what `get_detector` raises.
+    """
+    name, _, path = asked.partition("=")
+    if not path and Path(asked).suffix:
+        name, path = default, asked
+    return get_detector(name, path or None, sha256)
