@@ -69,7 +69,7 @@ class Benchmark:
         if self.add_options:
             self.add_options(parser)
         options = parser.parse_args(arguments)
-        options.work_dir = options.work_dir or Path("runs/benchmarks") / options.scale
+        options.work_dir = (options.work_dir or Path("runs/benchmarks") / options.scale).resolve()
         default = options.work_dir if options.scale == "smoke" else RESULTS / options.scale
         options.results = options.results or default
         # First, and with all that a launcher says: without `cpu` every process would take itself for the only one.
