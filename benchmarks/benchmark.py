@@ -74,7 +74,7 @@ class Benchmark:
         options.results = options.results or default
         # First, and with all that a launcher says: without `cpu` every process would take itself for the only one.
         PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
-        started = time.monotonic()
+        made_with, started = environment(), time.monotonic()  # before it writes anything: the commit is told clean
         results = self.run(options)
         if results is None or not PartialState().is_main_process:
             return
@@ -84,7 +84,7 @@ class Benchmark:
             "scale": options.scale,
             "date": date.today().isoformat(),
             "seconds": round(seconds, 1),
-            "environment": environment(),
+            "environment": made_with,
             "results": results,
         }
         with written_aside(options.results / f"{self.name}.json") as path:
