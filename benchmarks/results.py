@@ -2,7 +2,8 @@
 
     python benchmarks/results.py
 
-Every benchmark has a section: at the scale of the paper, or what it would take, and at the scale of this machine.
+Every benchmark has a section: at the scale of the paper, or what it would take, and at the scale of this machine; with
+what was written about it by hand, if NAME-remarks.md lies beside its record.
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ def section(benchmark: Benchmark, scale: str, title: str, results: Path = RESULT
     text = benchmark.render(json.loads(record.read_text()), record.parent)
     pictures = sorted(record.parent.glob(f"{benchmark.name}*.png"))
     shown = "\n\n".join(f"![{path.stem}]({results.name}/{scale}/{path.name})" for path in pictures)
-    return f"### {title}\n\n{text}\n{shown}".rstrip()
+    remarks = record.with_name(f"{benchmark.name}-remarks.md")
+    said = remarks.read_text() if remarks.exists() else ""
+    return "\n\n".join(part.strip() for part in (f"### {title}", text, shown, said) if part)
 
 
 if __name__ == "__main__":

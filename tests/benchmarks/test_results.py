@@ -25,9 +25,11 @@ def test_a_section_is_made_again_from_its_record(tmp_path):
     (tmp_path / "cpu").mkdir()
     (tmp_path / "cpu" / "ablations.json").write_text(json.dumps(record))
     (tmp_path / "cpu" / "ablations_grid.png").write_bytes(b"")
+    (tmp_path / "cpu" / "ablations-remarks.md").write_text("What was tried.\n")
     text = results.section(ablations.BENCHMARK, "cpu", "Here", tmp_path)
     assert "20.00 ± 0.00" in text and "1.5 minutes on a CPU" in text
     assert f"![ablations]({tmp_path.name}/cpu/ablations.png)" in text and "ablations_grid.png" in text
+    assert text.endswith("ablations_grid.png)\n\nWhat was tried.")
     assert (tmp_path / "cpu" / "ablations.png").stat().st_size > 1000
 
 
