@@ -131,14 +131,11 @@ def _plain(value: Any) -> Any:
 def clip_roles(vae: AutoencoderKLVidTwin, folder: Path, pictures: Path) -> dict[str, Any]:
     """How much of real, held-out clips each latent shows alone; draws some."""
     _, num_frames, *size = vae.clip_shape
-    dataset = ClipDataset(
-        [VideoFile(video, None) for video in vae_runs.held_out_videos(folder)],
-        num_frames,
-        FPS,
-        tuple(size),
-        train=False,
-        clips_per_video=vae_runs.CLIPS_PER_VIDEO,
-    )
+    shape = dict(num_frames=num_frames, fps=FPS, resolution=tuple(size), train=False)
+    videos = [VideoFile(video, None) for video in vae_runs.held_out_videos(folder)]
+    unusable = {path for path, _ in ClipDataset(videos, **shape).check()}  # others would stand in for them
+    videos = [video for video in videos if str(video.path) not in unusable]
+    dataset = ClipDataset(videos, clips_per_video=vae_runs.CLIPS_PER_VIDEO, **shape)
     errors: dict[str, list] = {name: [] for name in COMPONENTS}
     for start in range(0, len(dataset), BATCH):
         clips = collate_clips([dataset[i] for i in range(start, min(start + BATCH, len(dataset)))])["video"]

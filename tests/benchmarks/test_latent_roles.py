@@ -31,6 +31,7 @@ def ran(tmp_path_factory) -> tuple[Path, Path]:
     root = tmp_path_factory.mktemp("roles")
     vaes = [str(save_vae(root / name / "final")) for name in ("one", "two")]
     write_sprites(root / "clips", 1, seed=0, resolution=32, num_frames=4)
+    vae_runs.held_out_videos(root / "clips")[1].write_text("not a video")
     arguments = ["--work-dir", str(root / "work"), "--results", str(root / "results"), "--vae", *vaes]
     latent_roles.BENCHMARK.main([*arguments, "--clips", str(root / "clips"), "--clips-vae", vaes[0]])
     return root / "results", root
@@ -54,7 +55,7 @@ def test_every_figure_has_its_interval(ran):
     scores += [s for end in roles["reenactment"]["likeness"].values() for s in end.values()]
     assert all(score["low"] <= score["value"] <= score["high"] for score in scores)
     assert roles["values"] == {"structure": 48, "dynamics": 128, "both": 176, "pixels": 180}
-    assert results["clips"]["num_clips"] == 3 * vae_runs.CLIPS_PER_VIDEO  # every third of eight videos
+    assert results["clips"]["num_clips"] == 2 * vae_runs.CLIPS_PER_VIDEO  # every third of eight, but one
 
 
 def test_tables_and_pictures(ran):
