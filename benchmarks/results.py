@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from pathlib import Path
 
 from benchmark import RESULTS, Benchmark
@@ -54,6 +55,7 @@ def section(benchmark: Benchmark, scale: str, title: str, results: Path = RESULT
         why = f"not run: needs {benchmark.needs}" if scale == "paper" else "not run yet"
         return f"### {title}\n\n{why}.\n\n{benchmark.tables(None) if scale == 'paper' else ''}".rstrip()
     text = benchmark.render(json.loads(record.read_text()), record.parent)
+    text = re.sub("^#", "##", text, flags=re.MULTILINE)  # its headings stand below this section's
     pictures = sorted(record.parent.glob(f"{benchmark.name}*.png"))
     shown = "\n\n".join(f"![{path.stem}]({results.name}/{scale}/{path.name})" for path in pictures)
     remarks = record.with_name(f"{benchmark.name}-remarks.md")
