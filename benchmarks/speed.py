@@ -2,6 +2,7 @@
 
     python benchmarks/speed.py                      every part
     python benchmarks/speed.py round_trip qformer   some parts
+    python benchmarks/speed.py --scale smoke        the quickest
 
 Parts: `round_trip` (encode + decode, released size), `train_step` (time and peak memory of a training step),
 `dit_forward` (the DiT of the paper's size), `attention` (fused against plain matmuls), `qformer` (ours against
@@ -20,7 +21,7 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -416,17 +417,21 @@ def show(name: str, rows: list[Row], console: Console) -> None:
     console.print(table)
 
 
-def main() -> None:
+SMOKE = ("attention",)
+
+
+def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all without any")
     parser.add_argument("--output", type=Path, default=Path("runs/benchmarks"))
-    arguments = parser.parse_args()
+    parser.add_argument("--scale", choices=("smoke", "cpu", "paper"), default="cpu", help="smoke: a few seconds")
+    arguments = parser.parse_args(given)
     if unknown := [part for part in arguments.parts if part not in PARTS]:
         parser.error(f"unknown part {unknown[0]!r}; known: {', '.join(PARTS)}")
     console = Console(width=None if Console().is_terminal else 160)
     results: dict[str, Any] = {"environment": environment()}
     console.print(f"{results['environment']['device']}, torch {torch.__version__}")
-    for part in arguments.parts or PARTS:
+    for part in arguments.parts or (SMOKE if arguments.scale == "smoke" else PARTS):
         results[part] = PARTS[part]()
         show(part, results[part], console)
         with written_aside(arguments.output / "speed.json") as path:
