@@ -88,7 +88,8 @@ class Benchmark:
             "results": results,
         }
         with written_aside(options.results / f"{self.name}.json") as path:
-            path.write_text(json.dumps(record, indent=1) + "\n")
+            path.write_text(from_repository(json.dumps(record, indent=1)) + "\n")
+        record = json.loads((options.results / f"{self.name}.json").read_text())
         text = self.render(record, options.results)
         Console().print(Markdown(text))
         print(f"{options.results / self.name}.json", file=sys.stderr)
@@ -103,6 +104,13 @@ class Benchmark:
             with written_aside(folder / f"{self.name}.png") as path:
                 self.plot(results, path)
         return text
+
+
+def from_repository(text: str) -> str:
+    """Paths below the repository, and beside it, as seen from it: a record is for other machines too."""
+    text = text.replace(f"{REPOSITORY}/", "")
+    beside = REPOSITORY.parent
+    return text.replace(f"{beside}/", "../") if beside.name else text
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import ablations
 import results
-from benchmark import RESULTS
+from benchmark import REPOSITORY, RESULTS, from_repository
 
 
 def test_a_section_is_made_again_from_its_record(tmp_path):
@@ -47,3 +47,10 @@ def test_the_page_holds_every_program_and_every_record():
     for line in page.splitlines():
         if line.startswith("!["):
             assert Path(RESULTS.parent, line.split("(")[-1].rstrip(")")).is_file(), line
+
+
+def test_a_record_names_no_place_of_this_machine():
+    beside = f"{REPOSITORY.parent}/shared/a.pth"
+    assert from_repository(f"--vae {REPOSITORY}/runs/x --file={beside} other/y") == (
+        "--vae runs/x --file=../shared/a.pth other/y"
+    )
