@@ -18,3 +18,9 @@ def _fresh_state() -> Iterator[None]:
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def work_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shared by all programs' tests, as their runs are."""
+    return tmp_path_factory.getbasetemp() / "benchmarks"

@@ -13,9 +13,7 @@ from vidgen.errors import UserError
 
 
 @pytest.fixture
-def arguments(tmp_path_factory, tmp_path, shared_data):
-    """The work folder is shared by all programs' tests, as their runs are."""
-    work_dir = tmp_path_factory.getbasetemp() / "benchmarks"
+def arguments(work_dir, tmp_path, shared_data):
     weights = shared_data / "weights" / "squeezenet1_1_features.pth"
     return [
         *("--scale", "smoke", "--work-dir", str(work_dir), "--results", str(tmp_path)),

@@ -5,13 +5,6 @@ from __future__ import annotations
 import json
 
 import model_scaling
-import pytest
-
-
-@pytest.fixture
-def work_dir(tmp_path_factory):
-    """Shared by all programs' tests, as their runs are."""
-    return tmp_path_factory.getbasetemp() / "benchmarks"
 
 
 def test_smoke_trains_three_sizes_and_shows_them_beside_the_papers(work_dir, tmp_path, shared_data):

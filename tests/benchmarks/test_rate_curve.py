@@ -5,16 +5,9 @@ from __future__ import annotations
 import json
 
 import paper
-import pytest
 import rate_curve
 
 from autoencoder.presets import preset_config
-
-
-@pytest.fixture
-def work_dir(tmp_path_factory):
-    """Shared by all programs' tests, as their runs are."""
-    return tmp_path_factory.getbasetemp() / "benchmarks"
 
 
 def test_smoke_trains_four_rates_and_shows_them_beside_the_papers(work_dir, tmp_path, shared_data):
