@@ -5,13 +5,12 @@
 
 All variants train on the same clips in the same order for the same number of steps, each with two seeds, whose spread
 says which differences mean something. Small models have far larger latents for their clips than the paper's (2.6 % to
-0.2 %), so the one ablation that is about how to spend few values, (a), is done again with a fifth of them.
+0.2 %), and how to spend values matters where they are few: all is done again with a fifth of them.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import paper
@@ -27,48 +26,50 @@ VARIANTS = {  # names as in `autoencoder.presets`, and what the paper calls them
     "structure_conv": "(c) structure read by convolutions",
     "structure_hidden": "(d) places in the hidden dimension",
 }
-# (a) at the smaller rate; both latents have as many values.
-FEW = {
+# The channels of latents with few values, for the variants again as FEW + name.
+FEW = "few-"
+FEW_CHANNELS = {
     "smoke": dict(structure_channels=2, dynamics_channels=2),
     "cpu": dict(structure_channels=3, dynamics_channels=1),
 }
-FEW_VARIANTS = {"few-full": "full", "few-single": VARIANTS["single"]}
 
 
 def run(options: argparse.Namespace) -> Results | None:
     variants = {variant: vae_runs.overridden(**ABLATIONS.get(variant, {})) for variant in VARIANTS}
-    if options.scale in FEW:
-        few = FEW[options.scale]
-        variants["few-full"] = vae_runs.overridden(**few)
-        variants["few-single"] = vae_runs.overridden(**few, **ABLATIONS["single"])
+    if few := FEW_CHANNELS.get(options.scale):
+        variants |= {FEW + name: vae_runs.overridden(**few, **ABLATIONS.get(name, {})) for name in VARIANTS}
     return vae_runs.train_variants(variants, options)
 
 
+def by_rate(results: Results) -> dict[str, dict[str, dict[str, list[dict]]]]:
+    """Data sets, each with its variants: {"latents of 2.60 % of a clip": {"sprites": {"full": scores}}}."""
+    rates: dict[str, dict[str, dict[str, list[dict]]]] = {}
+    for data, runs in results["data"].items():
+        for prefix in ("", FEW):
+            variants = {name: runs[prefix + name] for name in VARIANTS if prefix + name in runs}
+            if variants:
+                shares = sorted({f"{100 * scores[0]['compression_rate']:.2f}" for scores in variants.values()})
+                said = f"latents of {' to '.join(shares[:: max(len(shares) - 1, 1)])} % of a clip"
+                rates.setdefault(said, {})[data] = variants
+    return rates
+
+
 def tables(results: Results | None) -> str:
-    ours = results["data"] if results else {}
-    papers = ["{} / {}".format(*paper.ABLATIONS[name]) for name in VARIANTS]
-    text = table(["variant", "paper PSNR, SSIM"], zip(VARIANTS.values(), papers, strict=True), ours, VARIANTS)
-    text += "".join("\n\n" + ordering(*item) for item in ours.items())
-    with_few = {data: variants for data, variants in ours.items() if FEW_VARIANTS.keys() <= variants.keys()}
-    if with_few:
-        first = next(iter(with_few.values()))
-        full, single = (f"{100 * first[name][0]['compression_rate']:.2f} %" for name in FEW_VARIANTS)
-        text += f"\n\nWith latents of {full} of a clip ({single} without decoupling):\n\n"
-        text += table(["variant"], ([label] for label in FEW_VARIANTS.values()), with_few, FEW_VARIANTS) + "\n"
-        theirs = paper.ABLATIONS["full"][0] - paper.ABLATIONS["single"][0]
-        for data, variants in with_few.items():
-            verdict = vae_runs.gain(variants["few-full"], variants["few-single"], theirs)
-            text += f"\n* {data}, full over {VARIANTS['single']}: {verdict}."
-    return text
+    if results is None:
+        return table({})
+    return "\n\n".join(
+        f"With {rate}:\n\n{table(data)}" + "".join("\n\n" + ordering(*item) for item in data.items())
+        for rate, data in by_rate(results).items()
+    )
 
 
-def table(header: list[str], heads: Iterable[Sequence[str]], ours: dict[str, dict], names: Iterable[str]) -> str:
-    """A row per variant: what heads it, then its scores on each of our data sets."""
-    header, rows = [*header], [[*head] for head in heads]
+def table(ours: dict[str, dict[str, list[dict]]]) -> str:
+    """A row per variant: the paper's scores, and ours on each of our data sets."""
+    header = ["variant", "paper PSNR, SSIM"]
+    rows = [[label, "{} / {}".format(*paper.ABLATIONS[name])] for name, label in VARIANTS.items()]
     for data, variants in ours.items():
         header += [f"{data}: PSNR, dB", "SSIM", "parameters"]
-        for row, name in zip(rows, names, strict=True):
-            scores = variants[name]
+        for row, scores in zip(rows, variants.values(), strict=True):
             row += [spread([s["psnr"] for s in scores]), spread([s["ssim"] for s in scores], 3)]
             row.append(f"{scores[0]['parameters']:,}")
     return markdown_table(header, rows)
@@ -85,10 +86,13 @@ def ordering(data: str, variants: dict[str, list[dict]]) -> str:
 
 def plot(results: Results, path: Path) -> None:
     groups = {
-        f"{data}: PSNR, dB": {label: [s["psnr"] for s in variants[name]] for name, label in VARIANTS.items()}
-        for data, variants in results["data"].items()
+        f"{data}, {rate.split(' of ')[1]}: PSNR, dB": {
+            VARIANTS[name]: [s["psnr"] for s in scores] for name, scores in variants.items()
+        }
+        for rate, sets in by_rate(results).items()
+        for data, variants in sets.items()
     }
-    groups["paper: PSNR, dB"] = {VARIANTS[name]: [psnr] for name, (psnr, _) in paper.ABLATIONS.items()}
+    groups["paper, 0.2 %: PSNR, dB"] = {VARIANTS[name]: [psnr] for name, (psnr, _) in paper.ABLATIONS.items()}
     bar_chart(path, groups)
 
 

@@ -132,7 +132,7 @@ def bar_chart(path: Path, groups: dict[str, dict[str, Sequence[float]]]) -> None
     from matplotlib.figure import Figure
 
     height = 0.9 + 0.38 * max(map(len, groups.values()))
-    figure = Figure(figsize=(3.4 * len(groups) + 2.2, height), dpi=110, layout="constrained")
+    figure = Figure(figsize=(2.6 * len(groups) + 2.2, height), dpi=110, layout="constrained")
     panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
     for axes, (title, bars) in zip(panels, groups.items(), strict=True):
         for place, values in enumerate(bars.values()):
