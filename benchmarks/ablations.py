@@ -11,95 +11,117 @@ says which differences mean something. Small models have far larger latents for 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 
 import paper
 import vae_runs
-from benchmark import Benchmark, Results, bar_chart, markdown_table, spread
+from benchmark import Benchmark, Results, dot_chart, markdown_table, spread
 
 from autoencoder.presets import ABLATIONS
 
 VARIANTS = {  # names as in `autoencoder.presets`, and what the paper calls them
-    "full": "full",
+    vae_runs.FULL: "full",
     "single": "(a) one latent, no decoupling",
     "dynamics_qformer": "(b) dynamics read by a Q-Former",
     "structure_conv": "(c) structure read by convolutions",
     "structure_hidden": "(d) places in the hidden dimension",
 }
-# The channels of latents with few values, for the variants again as FEW + name.
+# Latents with few values, for the same variants again as FEW + name. One latent of so few has a single channel at
+# every place; half the grid gives it four.
 FEW = "few-"
 FEW_CHANNELS = {
     "smoke": dict(structure_channels=2, dynamics_channels=2),
     "cpu": dict(structure_channels=3, dynamics_channels=1),
 }
+HALF_GRID = "single_half_grid"
+HALF_GRID_CHANNELS = {
+    "smoke": dict(structure_channels=2, dynamics_channels=2, structure_downsamples=2),
+    "cpu": dict(structure_channels=12, dynamics_channels=1, structure_downsamples=1),
+}
+FEW_VARIANTS = VARIANTS | {HALF_GRID: "(a) one latent, half the grid"}
+PAPERS = paper.ABLATIONS | {HALF_GRID: paper.ABLATIONS["single"]}
+Variants = dict[str, list[dict]]  # scores by name, one a seed
 
 
 def run(options: argparse.Namespace) -> Results | None:
     variants = {variant: vae_runs.overridden(**ABLATIONS.get(variant, {})) for variant in VARIANTS}
     if few := FEW_CHANNELS.get(options.scale):
         variants |= {FEW + name: vae_runs.overridden(**few, **ABLATIONS.get(name, {})) for name in VARIANTS}
+        half = HALF_GRID_CHANNELS[options.scale]
+        variants[FEW + HALF_GRID] = vae_runs.overridden(**half, **ABLATIONS["single"])
     return vae_runs.train_variants(variants, options)
 
 
-def by_rate(results: Results) -> dict[str, dict[str, dict[str, list[dict]]]]:
-    """Data sets, each with its variants: {"latents of 2.60 % of a clip": {"sprites": {"full": scores}}}."""
-    rates: dict[str, dict[str, dict[str, list[dict]]]] = {}
-    for data, runs in results["data"].items():
-        for prefix in ("", FEW):
-            variants = {name: runs[prefix + name] for name in VARIANTS if prefix + name in runs}
-            if variants:
-                shares = sorted({f"{100 * scores[0]['compression_rate']:.2f}" for scores in variants.values()})
-                said = f"latents of {' to '.join(shares[:: max(len(shares) - 1, 1)])} % of a clip"
-                rates.setdefault(said, {})[data] = variants
-    return rates
+def chapters(results: Results) -> list[dict[str, Variants]]:
+    """Data sets with their variants of the recipe's own latent, and again with those of few values."""
+    found = []
+    for prefix, names in (("", VARIANTS), (FEW, FEW_VARIANTS)):
+        data = {
+            data: {name: runs[prefix + name] for name in names if prefix + name in runs}
+            for data, runs in results["data"].items()
+        }
+        if all(data.values()):
+            found.append(data)
+    return found
+
+
+def share(data: dict[str, Variants]) -> str:
+    """Of a clip's values in the full latent: "2.60 %"."""
+    return f"{100 * next(iter(data.values()))[vae_runs.FULL][0]['compression_rate']:.2f} %"
 
 
 def tables(results: Results | None) -> str:
     if results is None:
-        return table({})
-    return "\n\n".join(
-        f"With {rate}:\n\n{table(data)}" + "".join("\n\n" + ordering(*item) for item in data.items())
-        for rate, data in by_rate(results).items()
-    )
+        return table({}, VARIANTS)
+    said = []
+    for data in chapters(results):
+        said.append(f"With latents of {share(data)} of a clip:")
+        said.append(table(data, next(iter(data.values()))))
+        said += [ordering(*item) for item in data.items()]
+    return "\n\n".join(said)
 
 
-def table(ours: dict[str, dict[str, list[dict]]]) -> str:
+def table(ours: dict[str, Variants], names: Iterable[str]) -> str:
     """A row per variant: the paper's scores, and ours on each of our data sets."""
     header = ["variant", "paper PSNR, SSIM"]
-    rows = [[label, "{} / {}".format(*paper.ABLATIONS[name])] for name, label in VARIANTS.items()]
+    rows = {name: [FEW_VARIANTS[name], "{} / {}".format(*PAPERS[name])] for name in names}
     for data, variants in ours.items():
-        header += [f"{data}: PSNR, dB", "SSIM", "parameters"]
-        for row, scores in zip(rows, variants.values(), strict=True):
-            row += [spread([s["psnr"] for s in scores]), spread([s["ssim"] for s in scores], 3)]
-            row.append(f"{scores[0]['parameters']:,}")
-    return markdown_table(header, rows)
+        header += [f"{data}: PSNR, dB", "SSIM", "LPIPS (squeeze)", "values", "parameters"]
+        for name, scores in variants.items():
+            rows[name] += [spread([s["psnr"] for s in scores]), spread([s["ssim"] for s in scores], 3)]
+            rows[name] += [spread([s["lpips_squeeze"] for s in scores], 3), f"{scores[0]['latent_size']:,}"]
+            rows[name].append(f"{scores[0]['parameters']:,}")
+    return markdown_table(header, list(rows.values()))
 
 
-def ordering(data: str, variants: dict[str, list[dict]]) -> str:
+def ordering(data: str, variants: Variants) -> str:
     """Which of the paper's differences come out, and whether they are larger than what a seed makes."""
     said = []
-    for name, label in list(VARIANTS.items())[1:]:
-        theirs = paper.ABLATIONS["full"][0] - paper.ABLATIONS[name][0]
-        said.append(f"* full over {label}: {vae_runs.gain(variants['full'], variants[name], theirs)}.")
-    return f"On {data}, in dB of PSNR:\n\n" + "\n".join(said)
+    for name, scores in variants.items():
+        if name != vae_runs.FULL:
+            theirs = (a - b for a, b in zip(PAPERS[vae_runs.FULL], PAPERS[name], strict=True))
+            verdicts = vae_runs.gains(variants[vae_runs.FULL], scores, *theirs)
+            said.append(f"* full over {FEW_VARIANTS[name]}: {verdicts}.")
+    return f"On {data}:\n\n" + "\n".join(said)
 
 
 def plot(results: Results, path: Path) -> None:
     groups = {
-        f"{data}, {rate.split(' of ')[1]}: PSNR, dB": {
-            VARIANTS[name]: [s["psnr"] for s in scores] for name, scores in variants.items()
+        f"{data}, {share(sets)}: PSNR, dB": {
+            label: [s["psnr"] for s in variants[name]] for name, label in VARIANTS.items() if name in variants
         }
-        for rate, sets in by_rate(results).items()
+        for sets in chapters(results)
         for data, variants in sets.items()
     }
     groups["paper, 0.2 %: PSNR, dB"] = {VARIANTS[name]: [psnr] for name, (psnr, _) in paper.ABLATIONS.items()}
-    bar_chart(path, groups)
+    dot_chart(path, groups)
 
 
 BENCHMARK = Benchmark(
     name="ablations",
     title="Table 3: ablations",
-    needs="UCF-101 and a GPU",
+    needs=vae_runs.NEEDS,
     run=run,
     tables=tables,
     plot=plot,

@@ -42,8 +42,9 @@ class Benchmark:
         needs: what its paper scale takes, where that was not run: "UCF-101 and 8 GPUs".
         run: from the options to the figures, as JSON holds them, or None if it left some out. Work goes to
             `options.work_dir`, and pictures beside its own to `options.results` as NAME-*.png. Their `seconds` say
-            what they took where earlier starts did part of it. On several processes it is called on all of them, and
-            the main one's figures count.
+            what they took where earlier starts did part of it, their `training_seconds` what the models took that
+            another program may have trained. On several processes it is called on all of them, and the main one's
+            figures count.
         tables: from figures, or from None where there are none, to Markdown: ours beside the paper's.
         plot: from figures to a PNG.
         add_options: adds its own to the common ones.
@@ -78,12 +79,13 @@ class Benchmark:
         results = self.run(options)
         if results is None or not PartialState().is_main_process:
             return
-        seconds = results.pop("seconds", time.monotonic() - started)
+        seconds = {"seconds": time.monotonic() - started}
+        seconds |= {key: results.pop(key) for key in ("seconds", "training_seconds") if key in results}
         record = {
             "benchmark": self.name,
             "scale": options.scale,
             "date": date.today().isoformat(),
-            "seconds": round(seconds, 1),
+            **{key: round(value, 1) for key, value in seconds.items()},
             "environment": made_with,
             "results": results,
         }
@@ -127,26 +129,34 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
     return f"{mean:.{digits}f} ± {(max(values) - min(values)) / 2:.{digits}f}"
 
 
-def bar_chart(path: Path, groups: dict[str, dict[str, Sequence[float]]]) -> None:
-    """PNG with a panel per group: a horizontal bar per name at its mean, and a dot for each of its values."""
+def dot_chart(path: Path, groups: dict[str, dict[str, Sequence[float]]], one_unit: bool = True) -> None:
+    """PNG with a panel per group: a row per name, a dot for each of its values and a bar at their mean.
+
+    Args:
+        one_unit: all panels span as much, so that the same distance is the same difference in all of them.
+    """
     from matplotlib.figure import Figure
 
+    ranges = {title: [value for values in rows.values() for value in values] for title, rows in groups.items()}
+    spans = {title: 1.25 * (max(values) - min(values)) or 1.0 for title, values in ranges.items()}
     height = 0.9 + 0.38 * max(map(len, groups.values()))
     figure = Figure(figsize=(2.6 * len(groups) + 2.2, height), dpi=110, layout="constrained")
-    panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
-    for axes, (title, bars) in zip(panels, groups.items(), strict=True):
-        for place, values in enumerate(bars.values()):
-            axes.barh(place, sum(values) / len(values), color="#93b4f5", height=0.65)
-            if len(values) > 1:
-                axes.plot(values, [place] * len(values), "o", color="#1e3a8a", ms=4)
-        axes.set_yticks(range(len(bars)), list(bars))
-        everything = [value for values in bars.values() for value in values]
-        room = (max(everything) - min(everything)) or 1.0
-        axes.set_xlim(max(0.0, min(everything) - room), max(everything) + 0.2 * room)
+    panels = figure.subplots(1, len(groups), squeeze=False)[0]
+    for axes, (title, rows) in zip(panels, groups.items(), strict=True):
+        for place, values in enumerate(rows.values()):
+            axes.plot(sum(values) / len(values), place, "|", color="#1e3a8a", ms=15, mew=2)
+            axes.plot(values, [place] * len(values), "o", color="#2563eb", alpha=0.55, ms=6, mew=0)
+        axes.set_yticks(range(len(rows)), list(rows))
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        middle = (max(ranges[title]) + min(ranges[title])) / 2
+        span = max(spans.values()) if one_unit else spans[title]
+        axes.set_xlim(middle - span / 2, middle + span / 2)
         axes.set_title(title, fontsize=10)
+        axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8)
-    panels[0].invert_yaxis()
+        if axes is not panels[0] and list(rows) == list(next(iter(groups.values()))):
+            axes.set_yticklabels([])
     figure.savefig(path)
 
 
@@ -159,7 +169,8 @@ def _cell(value: Any) -> str:
 def _provenance(record: dict[str, Any]) -> str:
     e = record["environment"]
     versions = ", ".join(f"{name} {e[name]}" for name in ("torch", "diffusers", "accelerate") if name in e)
+    trained = f", after {record['training_seconds'] / 60:.1f} of training" if record.get("training_seconds") else ""
     return (
-        f"`python benchmarks/{e['command']}`, {record['date']}, {record['seconds'] / 60:.1f} minutes on "
+        f"`python benchmarks/{e['command']}`, {record['date']}, {record['seconds'] / 60:.1f} minutes{trained} on "
         f"{e['device']}; commit {e['git commit']}, {versions}."
     )

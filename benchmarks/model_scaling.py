@@ -15,18 +15,25 @@ from pathlib import Path
 
 import paper
 import vae_runs
-from benchmark import Benchmark, Results, bar_chart, markdown_table, spread
+from benchmark import Benchmark, Results, dot_chart, markdown_table, spread
 
-FULL = vae_runs.overridden()
-RUNS = {
+RUNS = {  # the paper's sizes, and what their runs are called
     "small": "size-small",
-    "base": "full",
+    "base": vae_runs.FULL,
     "large": "size-large",
-}  # the paper's sizes, and what their runs are called
+}
 SETTINGS = {
-    "smoke": [vae_runs.overridden(hidden_size=16), FULL, vae_runs.overridden(hidden_size=48, num_layers=3)],
-    "cpu": [vae_runs.overridden(hidden_size=64), FULL, vae_runs.overridden(hidden_size=192, num_layers=3)],
-    "paper": [["model.preset=small"], FULL, ["model.preset=large"]],
+    "smoke": [
+        vae_runs.overridden(hidden_size=16),
+        vae_runs.overridden(),
+        vae_runs.overridden(hidden_size=48, num_layers=3),
+    ],
+    "cpu": [
+        vae_runs.overridden(hidden_size=64),
+        vae_runs.overridden(),
+        vae_runs.overridden(hidden_size=192, num_layers=3),
+    ],
+    "paper": [["model.preset=small"], vae_runs.overridden(), ["model.preset=large"]],
 }
 
 
@@ -51,9 +58,10 @@ def ordering(data: str, runs: dict[str, list[dict]]) -> str:
     """Whether each size beats the one below it, by more than what a seed makes."""
     said = []
     for smaller, larger in pairwise(RUNS):
-        theirs = paper.MODEL_SCALING[larger][0] - paper.MODEL_SCALING[smaller][0]
-        said.append(f"* {larger} over {smaller}: {vae_runs.gain(runs[RUNS[larger]], runs[RUNS[smaller]], theirs)}.")
-    return f"On {data}, in dB of PSNR:\n\n" + "\n".join(said)
+        figures = zip(paper.MODEL_SCALING[larger], paper.MODEL_SCALING[smaller], strict=True)
+        verdicts = vae_runs.gains(runs[RUNS[larger]], runs[RUNS[smaller]], *(a - b for a, b in figures))
+        said.append(f"* {larger} over {smaller}: {verdicts}.")
+    return f"On {data}:\n\n" + "\n".join(said)
 
 
 def plot(results: Results, path: Path) -> None:
@@ -62,13 +70,13 @@ def plot(results: Results, path: Path) -> None:
         for data, runs in results["data"].items()
     }
     groups["paper: PSNR, dB"] = {size: [psnr] for size, (psnr, _) in paper.MODEL_SCALING.items()}
-    bar_chart(path, groups)
+    dot_chart(path, groups)
 
 
 BENCHMARK = Benchmark(
     name="model_scaling",
     title="Table 4: model sizes",
-    needs="UCF-101 and 4 GPUs of 80 GB",
+    needs=vae_runs.NEEDS,
     run=run,
     tables=tables,
     plot=plot,

@@ -21,8 +21,8 @@ from pathlib import Path
 import paper
 import vae_runs
 from benchmark import Benchmark, Results, markdown_table, spread
+from vae_runs import FULL
 
-FULL = "full"
 CHANNELS = {  # of structure and dynamics, from the lowest rate to the highest; FULL is the recipe's own
     "smoke": [(1, 2), (2, 4), FULL, (8, 16)],
     "cpu": [(3, 2), (6, 4), FULL, (24, 16)],
@@ -121,7 +121,7 @@ def _values(scores: list[dict], key: str) -> list[float]:
 BENCHMARK = Benchmark(
     name="rate_curve",
     title="Table 6: rate against quality",
-    needs="UCF-101 and 4 GPUs of 80 GB",
+    needs=vae_runs.NEEDS,
     run=run,
     tables=tables,
     plot=plot,

@@ -19,7 +19,7 @@ import paper
 import torch
 import vae_runs
 from accelerate import PartialState
-from benchmark import Benchmark, Results, bar_chart, markdown_table
+from benchmark import Benchmark, Results, dot_chart, markdown_table
 
 from autoencoder import AutoencoderKLVidTwin
 from vidgen.data.dataset import ClipDataset
@@ -29,7 +29,7 @@ from vidgen.metrics.evaluation import ProtocolClips, evaluate_pairs, evaluate_re
 from vidgen.metrics.protocols import get_protocol
 from vidgen.metrics.reconstruction import shrunk
 from vidgen.models import load_vae
-from vidgen.objectives.perceptual import BACKBONES, LPIPS
+from vidgen.objectives.perceptual import BACKBONES
 from vidgen.plots import comparison_grid
 
 GRID_CLIPS = 4
@@ -57,7 +57,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reconstructed", type=Path, metavar="FOLDER|CSV", help="another method's videos of --data")
     parser.add_argument("--rate", type=float, metavar="PERCENT", help="of the other method's latent")
     parser.add_argument("--lpips", choices=BACKBONES, default="squeeze", help="its backbone (default: squeeze)")
-    parser.add_argument("--lpips-weights", metavar="FILE", help="of the backbone; torch hub's cache where not given")
+    vae_runs.add_lpips_options(parser)
     parser.add_argument(
         "--detector",
         action="append",
@@ -74,10 +74,11 @@ def run(options: argparse.Namespace) -> Results:
     protocol = options.protocol or (PAPERS if options.scale == "paper" and options.vae else None)
     check(options, protocol)
     device = PartialState().device
-    lpips = LPIPS.from_pretrained(options.lpips, options.lpips_weights).to(device)
+    lpips = vae_runs.load_lpips(options, options.lpips)
     detectors = [detector.to(device) for detector in detectors_of(options, protocol)]
     eyes = {"networks": [lpips], "detectors": detectors}
     methods: dict[str, Any] = {}
+    trainings = 0.0
     if options.reconstructed:
         rate = options.rate / 100 if options.rate else None
         figures = evaluate_pairs(options.data, options.reconstructed, compression_rate=rate, device=device, **eyes)
@@ -87,14 +88,13 @@ def run(options: argparse.Namespace) -> Results:
         name = named(folder, methods)
         methods[name] = measured(name, vae, clips_of(options, protocol, vae), str(options.data), eyes, options)
     if not methods:
-        for data, settings in vae_runs.data_sets(options).items():
-            name = f"{data}-full-seed0"
-            vae_runs.train_and_score(name, [*settings, "seed=0", *vae_runs.overridden()], options)
-            folder = options.work_dir / "vae_runs" / name
+        for data in vae_runs.data_sets(options):
+            folder, seconds = vae_runs.full_run(data, 0, options)
             vae = load_vae(str(folder / "final")).to(device)
             clips = vae_runs.held_out_clips(vae, vae_runs.config_of(folder))
-            methods[name] = measured(name, vae, clips, data, eyes, options)
-    return {"protocol": protocol, "lpips": options.lpips, "methods": methods}
+            methods[folder.name] = measured(folder.name, vae, clips, data, eyes, options)
+            trainings += seconds
+    return {"protocol": protocol, "lpips": options.lpips, "methods": methods, "training_seconds": trainings}
 
 
 def check(options: argparse.Namespace, protocol: str | None) -> None:
@@ -224,7 +224,7 @@ def plot(results: Results, path: Path) -> None:
         for name, method in results["methods"].items():
             for row, precisions in method["figures"].items():
                 bars[f"{name}: {ROWS[row]}"] = [precisions["uint8"][key]["mean"]]
-    bar_chart(path, groups)
+    dot_chart(path, groups, one_unit=False)
 
 
 BENCHMARK = Benchmark(

@@ -31,11 +31,11 @@ HEAD = """# Results
 The paper's tables and figures, ours beside them. Made by `make results` from the files in `docs/results/`: each holds
 its figures, the command, the time it took and all versions. What numbers mean and can't: [evaluation](evaluation.md).
 
-`--scale paper` is the paper's setting. `--scale cpu` is what two CPU cores can do: tiny models of 64 x 64 pixels on
-[sprites](data.md) and on thirteen real clips. Its numbers show which of the paper's orderings come out; their height
-can't be compared with the paper's.
+`--scale paper` is the paper's setting. `--scale cpu` is what a CPU can do in minutes a model: tiny models of 64 x 64
+pixels on [sprites](data.md#sprites) and on eleven real videos, three of them scored on. Its numbers show which of the
+paper's orderings come out; their height can't be compared with the paper's.
 """
-SCALES = {"cpu": "On two CPU cores", "paper": "At the paper's scale"}
+SCALES = {"cpu": "On a CPU", "paper": "At the paper's scale"}
 
 
 def main() -> None:
@@ -53,14 +53,19 @@ def section(benchmark: Benchmark, scale: str, title: str, results: Path = RESULT
     record = results / scale / f"{benchmark.name}.json"
     if not record.exists():
         why = f"not run: needs {benchmark.needs}" if scale == "paper" else "not run yet"
-        return f"### {title}\n\n{why}.\n\n{benchmark.tables(None) if scale == 'paper' else ''}".rstrip()
-    text = benchmark.render(json.loads(record.read_text()), record.parent)
-    text = re.sub("^#", "##", text, flags=re.MULTILINE)  # its headings stand below this section's
+        text = below(benchmark.tables(None)) if scale == "paper" else ""
+        return f"### {title}\n\n{why}.\n\n{text}".rstrip()
+    text = below(benchmark.render(json.loads(record.read_text()), record.parent))
     pictures = sorted(record.parent.glob(f"{benchmark.name}*.png"))
     shown = "\n\n".join(f"![{path.stem}]({results.name}/{scale}/{path.name})" for path in pictures)
     remarks = record.with_name(f"{benchmark.name}-remarks.md")
     said = remarks.read_text() if remarks.exists() else ""
     return "\n\n".join(part.strip() for part in (f"### {title}", text, shown, said) if part)
+
+
+def below(text: str) -> str:
+    """Markdown whose headings stand below a section's."""
+    return re.sub("^#", "##", text, flags=re.MULTILINE)
 
 
 if __name__ == "__main__":

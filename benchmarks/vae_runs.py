@@ -30,6 +30,7 @@ from vidgen.metrics.evaluation import evaluate_reconstruction
 from vidgen.objectives.perceptual import LPIPS
 from vidgen.training.train_vae import train_vae
 
+NEEDS = "UCF-101, vgg16-397923af.pth for LPIPS and 4 GPUs of 80 GB"  # what the paper's recipe takes
 # What a scale trains with: a recipe, and settings on top of it.
 RECIPES = {
     "smoke": ("sprites", ["model.preset=tiny-test", "data.resolution=32", "data.num_frames=4", "data.fps=4"]),
@@ -40,6 +41,7 @@ STEPS = {"smoke": 4, "cpu": 600, "paper": None}
 SEEDS = {"smoke": 1, "cpu": 2, "paper": 2}
 SPRITES_PER_CLASS = {"smoke": (2, 1), "cpu": (80, 8)}  # to train on, to score on
 CLIPS_PER_VIDEO = 8  # of the real videos, which are few
+FULL = "full"  # the variant that is the recipe itself, which programs share
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -48,8 +50,24 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--clips", type=Path, metavar="FOLDER", help="real videos; every third is scored on (scale cpu)"
     )
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="UCF-101, its split files beside it (scale paper)")
-    parser.add_argument("--lpips-weights", metavar="FILE", help="SqueezeNet 1.1; torch hub's cache where not given")
+    add_lpips_options(parser)
     parser.add_argument("--only", metavar="PATTERN", help="train the runs whose names match, and make no table")
+
+
+def add_lpips_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--lpips-weights", metavar="FILE", help="of its backbone; torch hub's cache where not given")
+    parser.add_argument("--lpips-sha256", metavar="HASH", help="of that file, where it is not the published one")
+
+
+def load_lpips(options: argparse.Namespace, backbone: str = "squeeze") -> LPIPS:
+    """LPIPS by the options of `add_lpips_options`, on this process's device.
+
+    Raises:
+        UserError: if there is no such file.
+    """
+    names = ("--lpips-weights ", "--lpips-sha256 ")
+    lpips = LPIPS.from_pretrained(backbone, options.lpips_weights, options.lpips_sha256, names)
+    return lpips.to(PartialState().device)
 
 
 def data_sets(options: argparse.Namespace) -> dict[str, list[str]]:
@@ -95,7 +113,7 @@ def train_variants(variants: dict[str, Sequence[str]], options: argparse.Namespa
     """Train and score every variant of a scale's recipe on each of its data sets, with each of its seeds.
 
     All see the same clips in the same order for the same number of steps. A variant's run is DATA-VARIANT-seedN, so
-    programs share those that they name alike: `full`, the recipe itself, is everybody's.
+    programs share those that they name alike: `FULL`, the recipe itself, is everybody's.
 
     Args:
         variants: settings of the model by name.
@@ -116,13 +134,20 @@ def train_variants(variants: dict[str, Sequence[str]], options: argparse.Namespa
     return {"data": data, "seconds": sum(score["seconds"] for score in scores if score)}
 
 
+def full_run(data: str, seed: int, options: argparse.Namespace) -> tuple[Path, float]:
+    """Folder of the recipe's own VAE on a data set, trained unless it has been, and the seconds its training took."""
+    name = f"{data}-{FULL}-seed{seed}"
+    score = train_and_score(name, [*data_sets(options)[data], f"seed={seed}", *overridden()], options)
+    return options.work_dir / "vae_runs" / name, score["seconds"] if score else 0.0
+
+
 def overridden(**overrides: Any) -> list[str]:
     """The settings of a variant that gives the model other arguments."""
     return [f"model.overrides={json.dumps(overrides)}"]
 
 
 def gain(better: Sequence[dict], worse: Sequence[dict], paper_gain: float, key: str = "psnr", digits: int = 2) -> str:
-    """Whether a difference of the paper's comes out, and whether it is larger than what a seed makes.
+    """Whether a difference of the paper's comes out, and is larger than what a seed makes: all of one above the other.
 
     Args:
         better, worse: scores of two variants, seed by seed, of which the paper finds the first better.
@@ -133,15 +158,21 @@ def gain(better: Sequence[dict], worse: Sequence[dict], paper_gain: float, key: 
         "the paper +1.30, ours +0.20, +0.40 by seed: holds".
     """
     ours = [b[key] - w[key] for b, w in zip(better, worse, strict=True)]
-    towards = [difference * math.copysign(1.0, paper_gain) for difference in ours]
+    sign = math.copysign(1.0, paper_gain)
+    high, low = ([sign * score[key] for score in scores] for scores in (better, worse))
     if len(ours) == 1:
         verdict = "one seed says nothing of its spread"
-    elif min(towards) > 0:
+    elif min(high) > max(low):
         verdict = "holds"
     else:
-        verdict = "is reversed" if max(towards) < 0 else "lies within the seeds' spread"
+        verdict = "is reversed" if max(high) < min(low) else "lies within the seeds' spread"
     by_seed = ", ".join(f"{difference:+.{digits}f}" for difference in ours)
     return f"the paper {paper_gain:+.{digits}f}, ours {by_seed} by seed: {verdict}"
+
+
+def gains(better: Sequence[dict], worse: Sequence[dict], psnr: float, ssim: float) -> str:
+    """`gain` of both figures of the paper's Tables 3 and 4."""
+    return f"PSNR: {gain(better, worse, psnr)}; SSIM: {gain(better, worse, ssim, 'ssim', 3)}"
 
 
 def train_and_score(name: str, settings: Sequence[str], options: argparse.Namespace) -> dict[str, Any] | None:
@@ -153,7 +184,7 @@ def train_and_score(name: str, settings: Sequence[str], options: argparse.Namesp
     Returns:
         Means over the held-out clips, of pixels as files hold them: `psnr` (dB, one MSE a clip), `psnr_frame`, `ssim`,
         `lpips_squeeze`, and for comparison `psnr_mean_colour` and `psnr_shrunk`; `num_clips`, `parameters`,
-        `latent_size`, `compression_rate`, and the `seconds` that the training took, interruptions not counted. None
+        `latent_size`, `compression_rate`, and the `seconds` that the training took since it was last started. None
         for a run that `--only` leaves out.
 
     Raises:
@@ -176,10 +207,11 @@ def train_and_score(name: str, settings: Sequence[str], options: argparse.Namesp
                 f"{folder} was made with other settings ({' '.join(record['settings'])}); delete it first."
             )
         return record["score"]
+    lpips = load_lpips(options)  # before a training whose score it is needed for
     started = time.monotonic()
     final = train_vae(config)
     seconds = round(time.monotonic() - started, 1)
-    score = score_vae(final, config, options.lpips_weights) | {"seconds": seconds}
+    score = score_vae(final, config, lpips) | {"seconds": seconds}
     if PartialState().is_main_process:
         with written_aside(finished) as path:
             path.write_text(json.dumps({"settings": [*more, *settings], "score": score}, indent=1))
@@ -187,10 +219,9 @@ def train_and_score(name: str, settings: Sequence[str], options: argparse.Namesp
     return score
 
 
-def score_vae(folder: Path, config: VAETrainingConfig, lpips_weights: str | None) -> dict[str, Any]:
+def score_vae(folder: Path, config: VAETrainingConfig, lpips: LPIPS) -> dict[str, Any]:
     """The scores of `train_and_score` of a trained VAE on the validation clips of its config, on all processes."""
     vae = AutoencoderKLVidTwin.from_pretrained(folder).to(PartialState().device).eval()
-    lpips = LPIPS.from_pretrained("squeeze", lpips_weights).to(vae.device)
     measured = evaluate_reconstruction(vae, held_out_clips(vae, config), networks=[lpips])
     figures = {row: precisions["uint8"] for row, precisions in measured["figures"].items()}
     score = {name: figure["mean"] for name, figure in figures["reconstruction"].items()}
@@ -201,7 +232,7 @@ def score_vae(folder: Path, config: VAETrainingConfig, lpips_weights: str | None
 
 def held_out_clips(vae: AutoencoderKLVidTwin, config: VAETrainingConfig) -> ClipDataset:
     """The clips that a run is scored on: of the videos its training validates on, as many of each as it trains on."""
-    _, files, classes = list_train_and_validation(config.data, config.seed)
+    _, files, classes = list_train_and_validation(config.data, seed=0)  # the same videos for runs of all seeds
     return ClipDataset(
         files,
         vae.config.num_frames,

@@ -9,7 +9,11 @@ from pathlib import Path
 import pytest
 from accelerate.state import AcceleratorState
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from vidgen.objectives.perceptual import LPIPS
+
+REPOSITORY = Path(__file__).parents[2]
+SHARED_DATA = REPOSITORY.parent / "shared" / "data"
+sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -18,6 +22,15 @@ def _fresh_state() -> Iterator[None]:
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def lpips_weights(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The option that names them; where there are none LPIPS has random ones, for no test here asks for its values."""
+    weights = SHARED_DATA / "weights" / "squeezenet1_1_features.pth"
+    if not weights.exists():
+        monkeypatch.setattr(LPIPS, "from_pretrained", lambda backbone, *rest: LPIPS(backbone))
+    return f"--lpips-weights={weights}"
 
 
 @pytest.fixture

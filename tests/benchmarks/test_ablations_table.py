@@ -11,29 +11,33 @@ import vae_runs
 from autoencoder.presets import ABLATIONS
 from vidgen.errors import UserError
 
+SAME = {"lpips_squeeze": 0.2, "parameters": 1000, "latent_size": 100, "compression_rate": 0.01}
+
 
 @pytest.fixture
-def arguments(work_dir, tmp_path, shared_data):
-    weights = shared_data / "weights" / "squeezenet1_1_features.pth"
-    return [
-        *("--scale", "smoke", "--work-dir", str(work_dir), "--results", str(tmp_path)),
-        "--lpips-weights",
-        str(weights),
-    ]
+def arguments(work_dir, tmp_path, lpips_weights):
+    return ["--scale", "smoke", "--work-dir", str(work_dir), "--results", str(tmp_path), lpips_weights]
 
 
 def test_smoke_trains_every_variant_once(arguments, tmp_path, monkeypatch):
     ablations.BENCHMARK.main(arguments)
     results = json.loads((tmp_path / "ablations.json").read_text())["results"]
     runs = results["data"]["sprites"]
-    assert list(runs) == ["full", *ABLATIONS, "few-full", *(f"few-{name}" for name in ABLATIONS)]
+    assert list(runs) == [
+        "full",
+        *ABLATIONS,
+        "few-full",
+        *(f"few-{name}" for name in ABLATIONS),
+        "few-single_half_grid",
+    ]
     sizes = [scores[0]["parameters"] for scores in list(runs.values())[:5]]
     assert runs["few-full"][0]["latent_size"] < 0.4 * runs["full"][0]["latent_size"]
     assert len(set(sizes)) == 5 and max(sizes) < 1.1 * sizes[0]
     page = (tmp_path / "ablations.md").read_text()
     assert f"| full | 26.116 / 0.731 | {runs['full'][0]['psnr']:.2f} |" in page
     assert "one seed says nothing of its spread" in page
-    assert page.count("With latents of ") == 2 and "With latents of 0.46 to 0.52 % of a clip:" in page
+    assert page.count("With latents of ") == 2 and "With latents of 0.46 % of a clip:" in page
+    assert page.count("(a) one latent, half the grid | 23.512 / 0.654 |") == 1
     assert f"| full | 26.116 / 0.731 | {runs['few-full'][0]['psnr']:.2f} |" in page
     assert (tmp_path / "ablations.png").stat().st_size > 1000
 
@@ -55,7 +59,7 @@ def test_some_runs_alone_make_no_table(arguments, tmp_path):
 
 def test_orderings_are_computed():
     def seeds(*values):
-        return [{"psnr": value, "ssim": value / 30, "parameters": 1000, "compression_rate": 0.01} for value in values]
+        return [{"psnr": value, "ssim": value / 30} | SAME for value in values]
 
     runs = {
         "full": seeds(21, 21.4),
@@ -65,9 +69,12 @@ def test_orderings_are_computed():
         "structure_hidden": seeds(20, 20),
     }
     text = ablations.tables({"data": {"clips": runs}})
-    assert "full over (a) one latent, no decoupling: the paper +2.60, ours +1.00, -0.10 by seed: lies within" in text
-    assert "Q-Former: the paper +1.28, ours +0.50, +0.90 by seed: holds." in text
-    assert "convolutions: the paper +0.73, ours -1.00, -0.60 by seed: is reversed." in text
+    assert (
+        "full over (a) one latent, no decoupling: PSNR: the paper +2.60, ours +1.00, -0.10 by seed: lies within"
+        in text
+    )
+    assert "Q-Former: PSNR: the paper +1.28, ours +0.50, +0.90 by seed: holds; SSIM: the paper +0.038, ours" in text
+    assert "convolutions: PSNR: the paper +0.73, ours -1.00, -0.60 by seed: is reversed; SSIM" in text
     assert "26.116" in ablations.tables(None)
 
 

@@ -7,10 +7,9 @@ import json
 import model_scaling
 
 
-def test_smoke_trains_three_sizes_and_shows_them_beside_the_papers(work_dir, tmp_path, shared_data):
-    weights = shared_data / "weights" / "squeezenet1_1_features.pth"
+def test_smoke_trains_three_sizes_and_shows_them_beside_the_papers(work_dir, tmp_path, lpips_weights):
     arguments = ["--scale", "smoke", "--work-dir", str(work_dir), "--results", str(tmp_path)]
-    model_scaling.BENCHMARK.main([*arguments, "--lpips-weights", str(weights)])
+    model_scaling.BENCHMARK.main([*arguments, lpips_weights])
     runs = json.loads((tmp_path / "model_scaling.json").read_text())["results"]["data"]["sprites"]
     assert list(runs) == ["size-small", "full", "size-large"]
     sizes = [scores[0]["parameters"] for scores in runs.values()]
@@ -28,6 +27,12 @@ def test_orderings_are_computed():
     runs = {"size-small": seeds(20, 20.2), "full": seeds(21, 21.4), "size-large": seeds(20.9, 21.5)}
     text = model_scaling.tables({"data": {"clips": runs}})
     assert "| base | 26.13 / 0.732 | 1,000 | 21.20 ± 0.20 | 0.707 ± 0.007 |" in text
-    assert "base over small: the paper +1.30, ours +1.00, +1.20 by seed: holds." in text
-    assert "large over base: the paper +1.03, ours -0.10, +0.10 by seed: lies within the seeds' spread." in text
+    assert (
+        "base over small: PSNR: the paper +1.30, ours +1.00, +1.20 by seed: holds; SSIM: the paper +0.049, ours"
+        in text
+    )
+    assert (
+        "large over base: PSNR: the paper +1.03, ours -0.10, +0.10 by seed: lies within the seeds' spread; SSIM"
+        in text
+    )
     assert "26.13" in model_scaling.tables(None)

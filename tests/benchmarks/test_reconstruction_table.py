@@ -11,15 +11,8 @@ import reconstruction
 from vidgen.metrics.reconstruction import MAX_PSNR
 
 
-@pytest.fixture
-def work_dir(tmp_path_factory):
-    """Shared by all programs' tests, as their runs are."""
-    return tmp_path_factory.getbasetemp() / "benchmarks"
-
-
-def test_smoke_then_its_vae_and_copies_on_a_folder(work_dir, tmp_path, shared_data):
-    weights = shared_data / "weights" / "squeezenet1_1_features.pth"
-    common = ["--work-dir", str(work_dir), "--lpips-weights", str(weights), "--results", str(tmp_path)]
+def test_smoke_then_its_vae_and_copies_on_a_folder(work_dir, tmp_path, lpips_weights):
+    common = ["--work-dir", str(work_dir), lpips_weights, "--results", str(tmp_path)]
     reconstruction.BENCHMARK.main(common)
     record = json.loads((tmp_path / "reconstruction.json").read_text())["results"]
     [method] = record["methods"].values()

@@ -12,7 +12,8 @@ from benchmark import REPOSITORY, RESULTS, from_repository
 
 
 def test_a_section_is_made_again_from_its_record(tmp_path):
-    score = {"psnr": 20.0, "ssim": 0.5, "parameters": 7}
+    score = {"psnr": 20.0, "ssim": 0.5, "lpips_squeeze": 0.2}
+    score |= {"parameters": 7, "latent_size": 2, "compression_rate": 0.01}
     made = {"data": {"sprites": {name: [score, score] for name in ablations.VARIANTS}}}
     environment = {"command": "ablations.py --scale cpu", "device": "a CPU", "git commit": "abc"}
     record = {
@@ -35,15 +36,18 @@ def test_a_section_is_made_again_from_its_record(tmp_path):
 
 def test_what_was_not_run_says_what_it_needs(tmp_path):
     text = results.section(ablations.BENCHMARK, "paper", "There", tmp_path)
-    assert "not run: needs UCF-101 and a GPU." in text and "26.116" in text
+    assert "not run: needs UCF-101, vgg16-397923af.pth for LPIPS and 4 GPUs of 80 GB." in text and "26.116" in text
 
 
 def test_the_page_holds_every_program_and_every_record():
     page = (RESULTS.parent / "results.md").read_text()
     for name in results.PROGRAMS:
         assert f"## {importlib.import_module(name).BENCHMARK.title}" in page
-    for record in RESULTS.glob("*/*.json"):
-        assert f"{json.loads(record.read_text())['environment']['git commit']}" in page, record
+    for path in RESULTS.glob("*/*.json"):
+        record = json.loads(path.read_text())
+        assert f"{record['environment']['git commit']}" in page, path
+        made = results.below(importlib.import_module(path.stem).BENCHMARK.tables(record["results"]))
+        assert made in page, f"make results was not run after {path} or its program changed"
     for line in page.splitlines():
         if line.startswith("!["):
             assert Path(RESULTS.parent, line.split("(")[-1].rstrip(")")).is_file(), line

@@ -18,12 +18,13 @@ def scores(*values: float) -> list[dict]:
     [
         ((21.0, 22.0), (20.0, 20.5), "ours +1.00, +1.50 by seed: holds"),
         ((20.0, 20.5), (21.0, 22.0), "ours -1.00, -1.50 by seed: is reversed"),
+        ((21.0, 22.0), (20.0, 21.5), "ours +1.00, +0.50 by seed: lies within the seeds' spread"),
         ((21.0, 20.0), (20.0, 20.5), "ours +1.00, -0.50 by seed: lies within the seeds' spread"),
         ((21.0, 20.0), (20.0, 20.0), "ours +1.00, +0.00 by seed: lies within the seeds' spread"),
         ((21.0,), (20.0,), "ours +1.00 by seed: one seed says nothing of its spread"),
     ],
 )
-def test_a_difference_counts_where_all_seeds_agree(better, worse, verdict):
+def test_a_difference_counts_where_all_of_one_are_above_the_other(better, worse, verdict):
     better, worse = scores(*better), scores(*worse)
     assert vae_runs.gain(better, worse, 1.3) == f"the paper +1.30, {verdict}"
     lower_is_better = vae_runs.gain(better, worse, -0.07, "lpips", digits=2).split("ours")[1]

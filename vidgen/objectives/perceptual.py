@@ -158,7 +158,13 @@ class LPIPS(nn.Module):
         self.requires_grad_(False)
 
     @classmethod
-    def from_pretrained(cls, backbone: str = "vgg", weights: str | None = None, sha256: str | None = None) -> LPIPS:
+    def from_pretrained(
+        cls,
+        backbone: str = "vgg",
+        weights: str | None = None,
+        sha256: str | None = None,
+        options: tuple[str, str] = ("perceptual.weights=", "perceptual.weights_sha256="),
+    ) -> LPIPS:
         """LPIPS with ImageNet weights. Nothing is downloaded.
 
         Args:
@@ -166,6 +172,7 @@ class LPIPS(nn.Module):
             weights: file of the backbone's weights, .pth or .safetensors, with torchvision's keys (`features.0.weight`
                 or `0.weight`); without it torchvision's own file in torch hub's cache.
             sha256: of that file, where it is none of the files known here: weights that were saved again.
+            options: how the user names `weights` and `sha256`, for errors; a recipe's by default.
 
         Raises:
             UserError: if there is no such backbone or file, or the file is not what its hash says or does not fit.
@@ -177,9 +184,9 @@ class LPIPS(nn.Module):
             known.weights,
             sha256,
             needed=f"LPIPS needs the ImageNet weights of its {backbone} backbone",
-            path_option="perceptual.weights=",
-            sha256_option="perceptual.weights_sha256=",
-            otherwise=", or train without LPIPS: perceptual.weight=0",
+            path_option=options[0],
+            sha256_option=options[1],
+            otherwise=", or train without LPIPS: perceptual.weight=0" if options[0][0] != "-" else "",
         )
         with torch.random.fork_rng(devices=[]):  # weights that are replaced at once must not move the run's noise
             lpips = cls(backbone)
