@@ -25,6 +25,7 @@ PROGRAMS = (
     "rate_curve",
     "resources",
     "latent_roles",
+    "speed",
 )
 HEAD = """# Results
 
