@@ -26,6 +26,7 @@ PROGRAMS = (
     "resources",
     "latent_roles",
     "speed",
+    "training_cost",
 )
 HEAD = """# Results
 
