@@ -337,9 +337,9 @@ class VidTwinPipeline(ModelCardMixin, DiffusionPipeline):
             if self_condition is not None:
                 self_condition = self_condition.to(dtype)
             with self.transformer.cache_context("cond_uncond"):
-                return self.transformer(
-                    latents.to(dtype), timestep, class_labels, self_condition, return_dict=False
-                )[0]
+                return self.transformer(latents.to(dtype), timestep, class_labels, self_condition, return_dict=False)[
+                    0
+                ]
 
         remaining = iter(guides)
 

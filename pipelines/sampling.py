@@ -71,9 +71,7 @@ def _build_scheduler(scheduler_class: type[SchedulerMixin], config: dict[str, An
         raise ValueError(f"{scheduler_class.__name__} cannot be made so: {error}") from error
 
 
-def other_solver(
-    scheduler: SchedulerMixin, solver_class: type[SchedulerMixin], **overrides: Any
-) -> SchedulerMixin:
+def other_solver(scheduler: SchedulerMixin, solver_class: type[SchedulerMixin], **overrides: Any) -> SchedulerMixin:
     """Another of Diffusers' solvers for what a model was trained with: the same noise schedule and prediction type.
 
     `solver_class.from_config` alone leaves flow matching out, and the solvers' default is noise prediction.
@@ -209,7 +207,7 @@ def guidance_steps(scheduler: SchedulerMixin, timesteps: torch.Tensor, interval:
         return [True] * len(timesteps)
     flow = prediction_type_of(scheduler) == "flow_prediction"
     if not flow and not hasattr(scheduler, "alphas_cumprod"):
-        raise ValueError(f"{type(scheduler).__name__} has timesteps of its own: no guidance interval can be told there.")
+        raise ValueError(f"{type(scheduler).__name__} has timesteps of its own, which tell no guidance interval.")
     # Flow matching counts 1 to N, all else 0 to N - 1. Rounded, so that a bound on the grid of steps is on it.
     first = 0 if flow else 1
     levels = [round((t + first) / scheduler.config.num_train_timesteps, 6) for t in timesteps.tolist()]

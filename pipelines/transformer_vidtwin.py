@@ -324,7 +324,7 @@ class VidTwinTransformer3DModel(ModelCardMixin, ModelMixin, ConfigMixin, Process
         if numbered or name in ("MagCacheConfig", "FasterCacheConfig"):
             what = f"{name} with disable_cache_after_step" if numbered else name
             raise ValueError(
-                f"{what} cannot begin anew where guidance begins or ends: guide all steps or none, or use another cache."
+                f"{what} cannot begin anew where guidance begins or ends: guide all steps or none, or cache otherwise."
             )
 
     def forward(

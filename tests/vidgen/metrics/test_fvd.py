@@ -237,7 +237,13 @@ def test_more_samples_go_on_from_fewer(evaluate, made):
 
 def test_samples_drawn_otherwise_are_other_samples(evaluate, made):
     [first] = evaluate()
-    for change in ({"seed": 1}, {"guidance_scale": 2.0}, {"num_inference_steps": 3}, {"class_sampling": "prior"}, {"guidance_interval": (0.0, 0.6)}):
+    for change in (
+        {"seed": 1},
+        {"guidance_scale": 2.0},
+        {"num_inference_steps": 3},
+        {"class_sampling": "prior"},
+        {"guidance_interval": (0.0, 0.6)},
+    ):
         made.clear()
         [second] = evaluate(sampling=replace(SAMPLING, **change))
         assert sorted(made) == list(range(8))
