@@ -337,37 +337,50 @@ COLOURS = ("#1e3a8a", "#2563eb", "#0d9488", "#d97706", "#7c3aed", "#dc2626")
 
 
 def plot(results: Results, path: Path) -> None:
-    """Distance against time, both on log scales: the reference's interval as a band, each setting a numbered point."""
+    """Distance against time, on log scales: curves over steps beside all else, each setting a numbered point."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import NullFormatter, ScalarFormatter
+    from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, ScalarFormatter
 
-    figure = Figure(figsize=(10, 5.2), dpi=110, layout="constrained")
-    axes = figure.subplots()
-    reference, real = results["settings"][results["reference"]]["distance"], results["evaluation"]["real_vs_real"]
-    axes.axhspan(*reference["interval"], color="#e5e7eb", label="the reference's 95 % interval", zorder=0)
-    axes.axhline(real["value"], color="#6b7280", ls="--", lw=1, label="real against other real clips")
-    families: dict[str, list[tuple[int, str, dict]]] = {}
-    for number, (name, found) in enumerate(results["settings"].items(), 1):
-        families.setdefault(found["family"], []).append((number, name, found))
+    figure = Figure(figsize=(11, 4.8), dpi=110, layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    settings, real = results["settings"], results["evaluation"]["real_vs_real"]["value"]
+    for axes in panels:
+        axes.axhspan(*settings[results["reference"]]["distance"]["interval"], color="#e5e7eb", zorder=0)
+        axes.axhline(real, color="#6b7280", ls="--", lw=1)
+        axes.text(
+            0.02, real, "real against other real clips", transform=axes.get_yaxis_transform(), fontsize=7, va="bottom"
+        )
+    families: dict[str, list[str]] = {}
+    for name, found in settings.items():
+        families.setdefault(found["family"], []).append(name)
+    numbers = {name: number for number, name in enumerate(settings, 1)}
     for colour, members in zip(COLOURS, families.values(), strict=False):
-        for number, name, found in members:
-            x, y = found["time"], found["distance"]["value"]
-            axes.plot(x, y, "o", color=colour, ms=13, label=f"{number}  {name}")
-            axes.annotate(str(number), (x, y), ha="center", va="center", color="white", fontsize=7.5)
-        if len({found["steps"] for *_, found in members}) > 1:  # a curve over steps
-            points = sorted((found["time"], found["distance"]["value"]) for *_, found in members)
-            axes.plot(*zip(*points, strict=True), color=colour, lw=1, zorder=1)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(ScalarFormatter())
-        axis.set_minor_formatter(NullFormatter())
-    times = [found["time"] for found in results["settings"].values()]
-    axes.set_xticks([tick for tick in (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5) if min(times) < 1.3 * tick])
-    axes.set_xlabel(f"time of a clip against {results['reference']}")
-    axes.set_ylabel(f"Fréchet distance, {results['evaluation']['detector']['name']}")
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+        points = {name: (settings[name]["time"], settings[name]["distance"]["value"]) for name in members}
+        curve = len({settings[name]["steps"] for name in members}) > 1
+        axes = panels[0 if curve else 1]
+        if curve:
+            axes.plot(*zip(*sorted(points.values()), strict=True), color=colour, lw=1, zorder=1)
+        for name, (x, y) in points.items():
+            label = f"{numbers[name]}  {name}"
+            for shown in panels if name == results["reference"] else [axes]:
+                shown.plot(x, y, "o", color=colour, ms=11, mec="white", mew=0.7, label=label)
+                label = None  # once in the legend
+                shown.annotate(str(numbers[name]), (x, y), ha="center", va="center", color="white", fontsize=6.5)
+    for axes in panels:
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.xaxis.set_major_locator(FixedLocator([0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5]))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(ScalarFormatter())
+            axis.set_minor_formatter(NullFormatter())
+        axes.set_xlabel(f"time of a clip against {results['reference']}")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=8)
+    panels[0].set_ylabel(f"Fréchet distance, {results['evaluation']['detector']['name']}")
+    panels[0].set_title("solvers, by steps; grey: the reference's 95 % interval", fontsize=10)
+    panels[1].set_title(f"{results['reference']}, and what spares work in other ways", fontsize=10)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8, markerscale=0.7)
     figure.savefig(path)
 
 

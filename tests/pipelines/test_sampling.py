@@ -318,7 +318,7 @@ def test_bounds_on_the_grid_of_steps_are_exact():
     assert guidance_steps(scheduler, timesteps, (0.3, 0.7)) == [False] * 3 + [True] * 4 + [False] * 3
     assert guidance_steps(scheduler, timesteps, (0.9995, 1.0)) == [True] + [False] * 9, "pure noise is 1"
     flow = default_scheduler("flow_prediction")
-    timesteps = retrieve_timesteps(flow, 10, sigmas=[1.0, 0.7, 0.5, 0.3])  # of float32, which has no 0.7 and no 0.3
+    timesteps = torch.tensor([1.0, 0.7, 0.5, 0.3]).nextafter(torch.tensor(2.0)) * 1000  # a little off, as sigmas are
     assert guidance_steps(flow, timesteps, (0.3, 0.7)) == [False, True, True, False]
 
 
