@@ -89,6 +89,15 @@ def test_work_is_counted_and_differences_are_those_of_latents(pipeline):
     assert plain["time"] == 1 and set(costs["again"]) == {"seconds", "time", "time_range"}
 
 
+def test_times_are_against_the_references_of_the_same_round(pipeline, monkeypatch):
+    readings = iter([0, 2, 2, 3, 3, 6, 6, 10, 10, 11, 11, 15])  # reference, UniPC, the reference again; twice
+    monkeypatch.setattr(sampling, "clock", lambda _: next(readings))
+    settings = [Setting("fewer steps", steps=1), Setting("UniPC", "UniPC", 1)]
+    costs = sampling.measure_costs(pipeline, settings, TWICE, clips=1, rounds=2)
+    assert costs["UniPC 1"]["time"] == 0.375 and costs["UniPC 1"]["time_range"] == [0.25, 0.5]
+    assert costs["again"]["time_range"] == [1.0, 1.5] and costs["own 1"]["seconds"] == 3
+
+
 @pytest.mark.parametrize("cache", CACHES)
 def test_every_cache_serves_and_is_taken_away_again(pipeline, cache):
     settings = [Setting("fewer steps", steps=STEPS), Setting("caches", steps=STEPS, cache=cache)]

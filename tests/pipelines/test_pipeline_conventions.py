@@ -332,8 +332,12 @@ REFUSED = {name: CACHES[name][0] for name in CACHES if name not in RESTARTS} | {
 @pytest.mark.parametrize("name", REFUSED)
 def test_caches_that_cannot_begin_anew_refuse_an_interval(pipe, name):
     enable(pipe, REFUSED[name])
+    steps = []
+    hook = pipe.transformer.register_forward_pre_hook(lambda *_: steps.append(1))
     with pytest.raises(ValueError, match=f"{type(REFUSED[name]).__name__}.* cannot begin anew"):
         generate(pipe, guidance_interval=(0.2, 0.8))
+    hook.remove()
+    assert not steps, "it is said before anything is done"
     for interval in ((0.0, 1.0), (0.0, 0.0)):
         assert generate(pipe, guidance_interval=interval).isfinite().all()
     assert generate(pipe, guidance_interval=(0.2, 0.8), guidance_scale=1.0).isfinite().all()

@@ -259,8 +259,10 @@ def test_another_solver_and_a_cache_make_other_samples(evaluate, pipeline, made,
     made.clear()
     with monkeypatch.context() as patch:
         patch.setattr(pipeline, "scheduler", other_solver(pipeline.scheduler, diffusers.UniPCMultistepScheduler))
-        evaluate()
+        [second] = evaluate()
     assert sorted(made) == list(range(8))
+    names = [result.settings["scheduler"]["_class_name"] for result in (first, second)]
+    assert names == ["DDIMScheduler", "UniPCMultistepScheduler"]
     for threshold in (50.0, 100.0):
         made.clear()
         pipeline.transformer.enable_cache(diffusers.FirstBlockCacheConfig(threshold=threshold))
