@@ -289,6 +289,11 @@ def tables(results: Results | None) -> str:
     header.append("largest difference of latents")
     families = dict.fromkeys(found["family"] for found in results["settings"].values())
     verdicts = "\n".join(f"* {verdict(family, results)}" for family in families)
+    evaluation = results["evaluation"]
+    if evaluation["generated"]["value"] >= evaluation["mean_colour"]["value"]:
+        verdicts = (
+            "The reference is no nearer to real clips than clips of one colour are: nothing follows from distances."
+        )
     return "\n\n".join([_said(results), markdown_table(header, rows), verdicts])
 
 

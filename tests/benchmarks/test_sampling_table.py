@@ -156,6 +156,7 @@ def figures(**found: tuple[str, float, float]) -> dict:
     }
     one = {"value": 0.3, "interval": [0.2, 0.4], "samples": 9, "real_samples": 9}
     evaluation = {"generated": one, "real_vs_real": one, "reconstructed": one, "detector": {"name": "d"}}
+    evaluation["mean_colour"] = {**one, "value": 5.0}
     evaluation |= {"protocol": {"name": "p"}, "settings": {"guidance_scale": 2.0}}
     again = {"time_range": [0.98, 1.02]}
     common = {"solver": "DDIMScheduler", "reference": "own 50", "evaluation": evaluation, "again": again}
@@ -185,6 +186,14 @@ def test_the_table_sets_costs_against_the_references():
     assert "| b | 1.2 | 1.1 to 1.3 | 0.25 | 0.25 | 50 | 100 |  |" in text
     assert "the reference once more: 0.98 to 1.02" in text and text.count("\n* ") == 3
     assert sampling.tables(None) == ""
+
+
+def test_distances_of_an_untrained_model_are_not_judged():
+    found = figures(a=("UniPC", 1.0, 0.25))
+    assert "a is the cheapest" in sampling.tables(found)
+    found["evaluation"]["mean_colour"]["value"] = 0.2
+    text = sampling.tables(found)
+    assert "the cheapest" not in text and text.endswith("nothing follows from distances.")
 
 
 def test_what_is_missing_is_said(capsys, tmp_path):
