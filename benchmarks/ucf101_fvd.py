@@ -28,6 +28,7 @@ from vidgen.metrics.detectors import Detector, named_detector
 from vidgen.metrics.fvd import (
     CLASS_SAMPLING,
     CLASS_SAMPLING_OF,
+    FVDResult,
     Sampling,
     class_labels,
     evaluate_pipeline,
@@ -53,6 +54,20 @@ ROWS = {
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+    add_evaluation_options(parser)
+    parser.add_argument("--steps", type=int, help="denoising steps (default: 50)")
+    parser.add_argument(
+        "--guidance-interval",
+        type=float,
+        nargs=2,
+        default=(0.0, 1.0),
+        metavar=("LOW", "HIGH"),
+        help="noise levels at which guidance acts, of 0 (clean) to 1 (pure noise) (default: 0 1)",
+    )
+
+
+def add_evaluation_options(parser: argparse.ArgumentParser) -> None:
+    """What every program takes that measures the distance of a pipeline's clips."""
     parser.add_argument("--pipeline", metavar="FOLDER", help="as train_dit.py leaves it in OUTPUT_DIR/final")
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="UCF-101, its split files beside it (scale paper)")
     parser.add_argument("--split-files", type=Path, metavar="FOLDER", help="those, where they lie elsewhere")
@@ -67,52 +82,72 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--detector-sha256", metavar="HASH", help="of a detector's file that is not the published one")
     parser.add_argument("--seed", type=int, default=0, help="of the generated clips")
     parser.add_argument("--guidance-scale", type=float, help="default: 5, of sprites 2")
-    parser.add_argument("--steps", type=int, help="denoising steps (default: 50)")
     parser.add_argument("--batch-size", type=int, default=16, help="clips generated at a time by each process")
     parser.add_argument("--class-sampling", choices=CLASS_SAMPLING, help="of the samples (default: the protocol's)")
     parser.add_argument("--num-workers", type=int, default=0, help="processes reading real clips, of each process")
 
 
 def run(options: argparse.Namespace) -> Results | None:
-    scale = options.scale
     accelerator = Accelerator()
-    protocol = protocol_of(options)
-    detectors = list(detectors_of(options, protocol))
-    folder = options.work_dir / "ucf101_fvd"
-    if scale == "smoke" and options.pipeline is None:
-        options.pipeline = train_tiny(folder)
-    if options.pipeline is None:
-        raise UserError("name a pipeline, as train_dit.py leaves it in OUTPUT_DIR/final: --pipeline FOLDER.")
-    if options.data is None and scale == "paper":
-        raise UserError("--scale paper compares with UCF-101: give its folder as --data FOLDER.")
-    data = options.data or held_back_sprites(options.work_dir, scale)
-
-    pipeline = load_pipeline(str(options.pipeline)).to(accelerator.device)
-    pipeline.set_progress_bar_config(disable=True)
-    sampling = Sampling(
-        seed=options.seed,
-        guidance_scale=GUIDANCE[scale] if options.guidance_scale is None else options.guidance_scale,
-        num_inference_steps=options.steps or STEPS[scale],
-        class_sampling=options.class_sampling or CLASS_SAMPLING_OF[protocol.labels],
+    pipeline = pipeline_of(options, accelerator)
+    sampling = replace(
+        sampling_of(options),
+        num_inference_steps=options.steps or STEPS[options.scale],
+        guidance_interval=tuple(options.guidance_interval),
     )
-    evaluated = evaluate_pipeline(
+    evaluated = evaluate(pipeline, sampling, options, accelerator)
+    if evaluated is None:
+        return None
+    sample_grid(options.results / "ucf101_fvd_samples.png", pipeline, sampling, protocol_of(options))
+    return {"pipeline": str(options.pipeline), "evaluations": [asdict(result) for result in evaluated]}
+
+
+def evaluate(
+    pipeline: VidTwinPipeline, sampling: Sampling, options: argparse.Namespace, accelerator: Accelerator
+) -> list[FVDResult] | None:
+    """`evaluate_pipeline` as a program's options have it. All programs keep features in one folder."""
+    protocol = protocol_of(options)
+    return evaluate_pipeline(
         pipeline,
-        data,
+        options.data or held_back_sprites(options.work_dir, options.scale),
         protocol,
-        [detector.to(accelerator.device) for detector in detectors],
+        [detector.to(accelerator.device) for detector in detectors_of(options, protocol)],
         accelerator,
-        folder=folder / "features",
-        samples=options.samples or SAMPLES[scale],
+        folder=options.work_dir / "ucf101_fvd" / "features",
+        samples=options.samples or SAMPLES[options.scale],
         sampling=sampling,
         split_files=options.split_files,
         batch_size=options.batch_size,
         num_workers=options.num_workers,
-        shard_size=SHARDS[scale],
+        shard_size=SHARDS[options.scale],
     )
-    if evaluated is None:
-        return None
-    sample_grid(options.results / "ucf101_fvd_samples.png", pipeline, sampling, protocol)
-    return {"pipeline": str(options.pipeline), "evaluations": [asdict(result) for result in evaluated]}
+
+
+def pipeline_of(options: argparse.Namespace, accelerator: Accelerator) -> VidTwinPipeline:
+    """The pipeline of the options, on the process's device; at the smoke scale one is trained where none is given.
+
+    Raises:
+        UserError: if there is none, no data to compare with, or no detector.
+    """
+    list(detectors_of(options, protocol_of(options)))  # a wrong one says so before anything is done
+    if options.scale == "smoke" and options.pipeline is None:
+        options.pipeline = train_tiny(options.work_dir / "ucf101_fvd")
+    if options.pipeline is None:
+        raise UserError("name a pipeline, as train_dit.py leaves it in OUTPUT_DIR/final: --pipeline FOLDER.")
+    if options.data is None and options.scale == "paper":
+        raise UserError("--scale paper compares with UCF-101: give its folder as --data FOLDER.")
+    pipeline = load_pipeline(str(options.pipeline)).to(accelerator.device)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def sampling_of(options: argparse.Namespace) -> Sampling:
+    """How the options draw clips, but for the steps."""
+    return Sampling(
+        seed=options.seed,
+        guidance_scale=GUIDANCE[options.scale] if options.guidance_scale is None else options.guidance_scale,
+        class_sampling=options.class_sampling or CLASS_SAMPLING_OF[protocol_of(options).labels],
+    )
 
 
 def protocol_of(options: argparse.Namespace) -> Protocol:
@@ -195,10 +230,12 @@ def table_of(result: dict[str, Any]) -> str:
         )
     p, d, s = result["protocol"], result["detector"], result["settings"]
     rate = f"{p['fps']:g} fps" if p["fps"] else f"every {p['stride']}. frame" if p["stride"] > 1 else "own rate"
+    low, high = s.get("guidance_interval", (0, 1))
+    within = "" if (low, high) == (0, 1) else f" at noise levels of {low:g} to {high:g}"
     said = (
         f"Detector `{d['name']}` ({d['dim']} values a {d['row']}; sha256 {(d['sha256'] or 'none: no weights')[:16]}), "
         f"protocol `{p['name']}`: {p['frames']} frames of {p['size']} px, {rate}, split {p['split']}. "
-        f"Guidance {s['guidance_scale']:g}, {s['num_inference_steps']} steps, seed {s['seed']}, classes "
+        f"Guidance {s['guidance_scale']:g}{within}, {s['num_inference_steps']} steps, seed {s['seed']}, classes "
         f"{s['class_sampling']}."
     )
     notes = "".join(f"\n* {note}" for note in result["notes"])

@@ -20,7 +20,14 @@ from autoencoder.model_card import ModelCardMixin
 from .hub import download_pipeline
 from .model_card import pipeline_card
 from .pipeline_output import VidTwinPipelineOutput
-from .sampling import denoise, denormalize_latents, guided, initial_noise, retrieve_timesteps
+from .sampling import (
+    denoise,
+    denormalize_latents,
+    guidance_steps,
+    guided,
+    initial_noise,
+    retrieve_timesteps,
+)
 from .transformer_vidtwin import VidTwinTransformer3DModel
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -192,6 +199,7 @@ class VidTwinPipeline(ModelCardMixin, DiffusionPipeline):
         self,
         num_videos_per_prompt: int,
         num_inference_steps: int,
+        guidance_interval: tuple[float, float],
         eta: float,
         output_type: str,
         callback_on_step_end_tensor_inputs: list[str],
@@ -203,6 +211,11 @@ class VidTwinPipeline(ModelCardMixin, DiffusionPipeline):
         }.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}.")
+        if len(guidance_interval) != 2 or not 0 <= guidance_interval[0] <= guidance_interval[1] <= 1:
+            raise ValueError(
+                "guidance_interval must be (lower, upper) with 0 <= lower <= upper <= 1, where 0 is clean and 1 pure "
+                f"noise, not {guidance_interval}."
+            )
         if not 0 <= eta <= 1:
             raise ValueError(f"eta must be between 0 and 1, not {eta}.")
         if output_type not in OUTPUT_TYPES:
@@ -243,6 +256,7 @@ class VidTwinPipeline(ModelCardMixin, DiffusionPipeline):
         timesteps: list[int] | None = None,
         sigmas: list[float] | None = None,
         eta: float = 0.0,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
         output_type: str = "pil",
@@ -262,6 +276,8 @@ class VidTwinPipeline(ModelCardMixin, DiffusionPipeline):
             num_inference_steps: denoising steps.
             timesteps, sigmas: a custom schedule instead, for schedulers that take one.
             eta: DDIM's share of noise, 0 to 1.
+            guidance_interval: noise levels (lower, upper] at which guidance acts, as shares of the training timesteps:
+                0 is clean, 1 pure noise. Steps outside cost half (Kynkäänniemi et al., arXiv 2404.07724).
             generator: one for all videos, or a list with one for each.
             latents: standard normal noise (B, L) to start from.
             output_type: "pil", "np", "pt" or "latent"; see `VidTwinPipelineOutput`.
@@ -270,14 +286,20 @@ class VidTwinPipeline(ModelCardMixin, DiffusionPipeline):
             callback_on_step_end_tensor_inputs: which tensors it is given; only "latents" there is.
 
         Raises:
-            ValueError: for an unknown class, an id out of range, or a shape or value that does not fit.
+            ValueError: for an unknown class, an id out of range, a shape or value that does not fit, or a guidance
+                interval where the scheduler or the cache can have none.
         """
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         if callback_on_step_end_tensor_inputs is None:
             callback_on_step_end_tensor_inputs = ["latents"]
         self.check_inputs(
-            num_videos_per_prompt, num_inference_steps, eta, output_type, callback_on_step_end_tensor_inputs
+            num_videos_per_prompt,
+            num_inference_steps,
+            guidance_interval,
+            eta,
+            output_type,
+            callback_on_step_end_tensor_inputs,
         )
         null_class = self.transformer.config.num_classes
         self._guidance_scale = guidance_scale
@@ -297,19 +319,35 @@ class VidTwinPipeline(ModelCardMixin, DiffusionPipeline):
         latents = self.prepare_latents(batch_size, generator, latents, device)
         timesteps = retrieve_timesteps(self.scheduler, num_inference_steps, device, timesteps, sigmas)
         self._num_timesteps = len(timesteps)
+        guides = guidance_steps(self.scheduler, timesteps, guidance_interval)
+        if self.do_classifier_free_guidance and len(set(guides)) > 1:
+            self.transformer.check_cache_can_restart()
 
         # 3. Denoising
+        rows = None  # of the last batch
+
         def predict(latents, timestep, class_labels, self_condition):
+            nonlocal rows
+            if len(latents) != rows:  # what a cache kept is of another batch
+                if rows is not None:
+                    self.transformer.check_cache_can_restart()
+                self.transformer._reset_stateful_cache()
+                rows = len(latents)
             dtype = self.transformer.dtype
             if self_condition is not None:
                 self_condition = self_condition.to(dtype)
-            return self.transformer(latents.to(dtype), timestep, class_labels, self_condition, return_dict=False)[0]
+            with self.transformer.cache_context("cond_uncond"):
+                return self.transformer(latents.to(dtype), timestep, class_labels, self_condition, return_dict=False)[
+                    0
+                ]
+
+        remaining = iter(guides)
 
         def model_fn(latents, timestep, estimate):
             self._current_timestep = timestep[0]
-            with self.transformer.cache_context("cond_uncond"):
-                scale = self.guidance_scale if self.do_classifier_free_guidance else 1.0
-                return guided(predict, latents, timestep, labels, null_class, scale, estimate)
+            guides_here = next(remaining) and self.do_classifier_free_guidance
+            scale = self.guidance_scale if guides_here else 1.0
+            return guided(predict, latents, timestep, labels, null_class, scale, estimate)
 
         def callback(i, t, latents):
             progress_bar.update()

@@ -71,6 +71,36 @@ def _build_scheduler(scheduler_class: type[SchedulerMixin], config: dict[str, An
         raise ValueError(f"{scheduler_class.__name__} cannot be made so: {error}") from error
 
 
+def other_solver(scheduler: SchedulerMixin, solver_class: type[SchedulerMixin], **overrides: Any) -> SchedulerMixin:
+    """Another of Diffusers' solvers for what a model was trained with: the same noise schedule and prediction type.
+
+    `solver_class.from_config` alone leaves flow matching out, and the solvers' default is noise prediction.
+
+    Args:
+        scheduler: what the model was trained with; `pipeline.scheduler`.
+        solver_class: such as `DPMSolverMultistepScheduler` or `UniPCMultistepScheduler`.
+        overrides: arguments of the solver, such as `solver_order`.
+
+    Raises:
+        ValueError: if the solver does not know what the model was trained with, such as flow matching or zero
+            terminal SNR, or does not know an override.
+    """
+    known = inspect.signature(solver_class).parameters
+    needed = {}
+    if prediction_type_of(scheduler) != "flow_prediction":
+        needed["prediction_type"] = scheduler.config.prediction_type
+        if scheduler.config.get("rescale_betas_zero_snr"):
+            needed["rescale_betas_zero_snr"] = True
+    elif "prediction_type" in known:  # schedulers of flow matching alone have none
+        shift = scheduler.config.get("shift", scheduler.config.get("flow_shift", 1.0))
+        needed = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": shift}
+    for name in [*needed, *overrides]:
+        if name not in known:
+            why = "this model was trained so" if name in needed else "leave it out"
+            raise ValueError(f"{solver_class.__name__} knows no {name}: {why}.")
+    return solver_class.from_config(scheduler.config, **needed, **overrides)
+
+
 def prediction_type_of(scheduler: SchedulerMixin) -> str:
     """What a model predicts for this scheduler: one of `PREDICTION_TYPES`."""
     return scheduler.config.get("prediction_type", "flow_prediction")  # flow schedulers state none
@@ -157,6 +187,31 @@ def retrieve_timesteps(
             raise ValueError(f"{type(scheduler).__name__} does not take custom {name}.")
     scheduler.set_timesteps(**(custom or {"num_inference_steps": num_inference_steps}), device=device)
     return scheduler.timesteps
+
+
+def guidance_steps(scheduler: SchedulerMixin, timesteps: torch.Tensor, interval: tuple[float, float]) -> list[bool]:
+    """Whether guidance acts at each step: where the step's noise level lies in an interval.
+
+    Guidance at high noise costs variety and at low noise does nothing (Kynkäänniemi et al., arXiv 2404.07724). Decided
+    for all steps at once, since looking at a timestep within the loop would keep the device waiting.
+
+    Args:
+        timesteps: `scheduler.timesteps`.
+        interval: (lower, upper], as shares of the training timesteps: 0 is clean, 1 pure noise.
+
+    Raises:
+        ValueError: if the interval leaves something out, and the scheduler's timesteps say nothing of noise.
+    """
+    lower, upper = interval
+    if (lower, upper) == (0, 1):
+        return [True] * len(timesteps)
+    flow = prediction_type_of(scheduler) == "flow_prediction"
+    if not flow and not hasattr(scheduler, "alphas_cumprod"):
+        raise ValueError(f"{type(scheduler).__name__} has timesteps of its own, which tell no guidance interval.")
+    # Flow matching counts 1 to N, all else 0 to N - 1. Rounded, so that a bound on the grid of steps is on it.
+    first = 0 if flow else 1
+    levels = [round((t + first) / scheduler.config.num_train_timesteps, 6) for t in timesteps.tolist()]
+    return [lower < level <= upper for level in levels]
 
 
 def initial_noise(

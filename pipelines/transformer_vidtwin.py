@@ -311,6 +311,22 @@ class VidTwinTransformer3DModel(ModelCardMixin, ModelMixin, ConfigMixin, Process
                 config = dataclasses.replace(config, cache_identifiers=[r"transformer_blocks\.\d+\.attn\d"])
         super().enable_cache(config)
 
+    def check_cache_can_restart(self) -> None:
+        """Raise a ValueError if the enabled cache cannot begin anew in the middle of a call.
+
+        What caches keep is of one batch, so a batch of another size, as where guidance begins or ends, needs empty
+        ones. MagCache and TaylorSeer's last steps go by the number of the step in a call, and FasterCache can only
+        begin outside the timesteps in which it skips.
+        """
+        config = self._cache_config
+        name = type(config).__name__
+        numbered = getattr(config, "disable_cache_after_step", None) is not None
+        if numbered or name in ("MagCacheConfig", "FasterCacheConfig"):
+            what = f"{name} with disable_cache_after_step" if numbered else name
+            raise ValueError(
+                f"{what} cannot begin anew where guidance begins or ends: guide all steps or none, or cache otherwise."
+            )
+
     def forward(
         self,
         hidden_states: torch.Tensor,

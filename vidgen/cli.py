@@ -105,6 +105,14 @@ def build_parser() -> argparse.ArgumentParser:
     generate.add_argument("--num", type=int, default=1, metavar="N", help="videos of each class (default: 1)")
     generate.add_argument("--steps", type=int, default=50, metavar="N", help="denoising steps (default: 50)")
     generate.add_argument("--guidance", type=float, default=5.0, metavar="W", help="guidance scale (default: 5)")
+    generate.add_argument(
+        "--guidance-interval",
+        type=float,
+        nargs=2,
+        default=(0.0, 1.0),
+        metavar=("LOW", "HIGH"),
+        help="noise levels at which guidance acts, of 0 (clean) to 1 (pure noise); others cost half (default: 0 1)",
+    )
     generate.add_argument("--seed", type=int, default=0, help="the same seed gives the same videos (default: 0)")
     generate.add_argument("--fps", type=float, default=8.0, help="frames a second (default: 8)")
 

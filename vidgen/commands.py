@@ -215,6 +215,7 @@ def generate(
     num: int = 1,
     steps: int = 50,
     guidance: float = 5.0,
+    guidance_interval: tuple[float, float] = (0.0, 1.0),
     seed: int = 0,
     fps: float = 8.0,
 ) -> list[Path]:
@@ -222,6 +223,9 @@ def generate(
     for option, value in (("--num", num), ("--steps", steps)):
         if value < 1:
             raise UserError(f"{option} must be at least 1, not {value}.")
+    low, high = guidance_interval
+    if not 0 <= low <= high <= 1:
+        raise UserError(f"--guidance-interval must be two numbers from 0 to 1, the lower first, not {low:g} {high:g}.")
     pipeline = load_pipeline(model).to(_device(device), getattr(torch, dtype))
     if pipeline.vae is None:
         raise UserError(f"The pipeline in {model} has no autoencoder, which videos need.")
@@ -241,6 +245,7 @@ def generate(
             num_videos_per_prompt=num,
             guidance_scale=guidance,
             num_inference_steps=steps,
+            guidance_interval=guidance_interval,
             generator=[torch.Generator().manual_seed(seed + i) for i in range(num)],
             output_type="np",
         ).frames

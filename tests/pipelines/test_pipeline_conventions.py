@@ -262,6 +262,94 @@ def test_caches_spare_work_and_leave_no_trace(pipe, name):
     assert torch.equal(generate(pipe, num_inference_steps=8), plain)
 
 
+RESTARTS = ("first_block", "taylorseer", "pyramid")
+
+
+def enable(pipe, config):
+    config = copy.copy(config)
+    if hasattr(config, "current_timestep_callback"):
+        config.current_timestep_callback = lambda: pipe.current_timestep
+    pipe.transformer.enable_cache(config)
+
+
+@pytest.mark.parametrize("name", RESTARTS)
+def test_caches_begin_anew_where_guidance_begins_and_ends(pipe, name):
+    """One class and no more: what was kept of its single row would broadcast, and nothing would tell."""
+    computed = []
+    part = pipe.transformer.transformer_blocks[-1].get_submodule(CACHES[name][1])
+    spared = part.to_q if CACHES[name][1] == "attn1" else part
+    spared.register_forward_hook(lambda _, args, out: computed.append((pipe.num_seen, len(out))))
+    pipe.num_seen = 0
+    settings = {"class_labels": 0, "num_inference_steps": 10, "guidance_scale": 3.0, "output_type": "latent"}
+
+    def count(pipeline, step, timestep, tensors):
+        pipeline.num_seen = step + 1
+        return tensors
+
+    def cached(**more):
+        computed.clear()
+        pipe.num_seen = 0
+        return generate(pipe, **settings, callback_on_step_end=count, **more)
+
+    enable(pipe, CACHES[name][0])
+    out = cached(guidance_interval=(0.3, 0.7))
+    assert out.shape == (1, pipe.transformer.latent_size) and out.isfinite().all()
+    rows = dict(computed)
+    assert [rows[step] for step in (0, 3, 7)] == [1, 2, 1], "the first step of each part is computed"
+    assert len(computed) < 10, "and others are not"
+    assert torch.equal(cached(guidance_interval=(0.3, 0.7)), out)
+
+    # Where the interval ends, the step is what it is without anything kept.
+    inputs = []
+    hook = pipe.transformer.register_forward_hook(
+        lambda _, args, out: inputs.append((args, out[0])) if pipe.num_seen == 7 else None
+    )
+    cached(guidance_interval=(0.3, 0.7))
+    hook.remove()
+    pipe.transformer.disable_cache()
+    [(args, prediction)] = inputs
+    with torch.no_grad():
+        torch.testing.assert_close(prediction, pipe.transformer(*args).sample)
+
+
+def test_a_call_after_one_that_broke_off_begins_with_empty_caches(pipe):
+    enable(pipe, CACHES["first_block"][0])
+    whole = generate(pipe, num_inference_steps=4)
+
+    def fail(*_):
+        raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        generate(pipe, class_labels=[1, 1], callback_on_step_end=fail)
+    assert torch.equal(generate(pipe, num_inference_steps=4), whole)
+
+
+REFUSED = {name: CACHES[name][0] for name in CACHES if name not in RESTARTS} | {
+    "taylorseer_ends": diffusers.TaylorSeerCacheConfig(cache_interval=3, disable_cache_after_step=10)
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_caches_that_cannot_begin_anew_refuse_an_interval(pipe, name):
+    enable(pipe, REFUSED[name])
+    steps = []
+    hook = pipe.transformer.register_forward_pre_hook(lambda *_: steps.append(1))
+    with pytest.raises(ValueError, match=f"{type(REFUSED[name]).__name__}.* cannot begin anew"):
+        generate(pipe, guidance_interval=(0.2, 0.8))
+    hook.remove()
+    assert not steps, "it is said before anything is done"
+    for interval in ((0.0, 1.0), (0.0, 0.0)):
+        assert generate(pipe, guidance_interval=interval).isfinite().all()
+    assert generate(pipe, guidance_interval=(0.2, 0.8), guidance_scale=1.0).isfinite().all()
+
+    def end_guidance(pipeline, step, timestep, tensors):
+        pipeline._guidance_scale = 0.0
+        return tensors
+
+    with pytest.raises(ValueError, match="cannot begin anew"):
+        generate(pipe, callback_on_step_end=end_guidance)
+
+
 def test_a_cache_that_cannot_serve_says_so(transformer):
     with pytest.raises(ValueError, match="lite mode"):
         transformer.enable_cache(diffusers.TaylorSeerCacheConfig(use_lite_mode=True))

@@ -15,6 +15,7 @@ from diffusers.callbacks import PipelineCallback
 
 from autoencoder import AutoencoderKLVidTwin
 from pipelines import VidTwinPipeline, default_scheduler
+from pipelines.sampling import other_solver
 
 ROOT = Path(__file__).parents[2]
 STEPS = 3
@@ -129,6 +130,47 @@ def test_guidance_doubles_the_batch_and_changes_the_video(pipe, batch_sizes):
     plain = sample(pipe, [0, 1], guidance_scale=1.0)
     assert batch_sizes == [2] * STEPS
     assert not torch.allclose(guided, plain)
+
+
+SOLVED_BY = {
+    "ddim": lambda: default_scheduler(),
+    "flow": lambda: default_scheduler("flow_prediction"),
+    "dpm++": lambda: other_solver(default_scheduler(), diffusers.DPMSolverMultistepScheduler),
+}
+
+
+@pytest.mark.parametrize("solver", SOLVED_BY)
+def test_guidance_acts_in_an_interval_of_noise_levels(pipe, batch_sizes, solver):
+    pipe.scheduler = SOLVED_BY[solver]()
+
+    def latents(**settings):
+        batch_sizes.clear()
+        return sample(pipe, [0, 1], guidance_scale=4.0, num_inference_steps=4, **settings)
+
+    always = latents()
+    assert torch.equal(latents(guidance_interval=(0.0, 1.0)), always) and batch_sizes == [4, 4, 4, 4]
+    never = latents(guidance_interval=(0.6, 0.6))
+    assert batch_sizes == [2, 2, 2, 2]
+    assert torch.equal(sample(pipe, [0, 1], guidance_scale=1.0, num_inference_steps=4), never)
+    middle = latents(guidance_interval=(0.3, 0.8))
+    assert batch_sizes == [2, 4, 4, 2]
+    assert not torch.allclose(middle, always) and not torch.allclose(middle, never)
+    torch.testing.assert_close(latents(guidance_interval=(0.9, 1.0)), latents(guidance_interval=(0.8, 1.0)))
+    assert batch_sizes == [4, 2, 2, 2]
+
+
+def test_a_step_outside_the_interval_is_of_the_class_and_not_of_none(pipe):
+    given = []
+    hook = pipe.transformer.register_forward_pre_hook(lambda _, args: given.append(args[2].tolist()))
+    sample(pipe, [0, 1], guidance_scale=4.0, num_inference_steps=2, guidance_interval=(0.0, 0.5))
+    hook.remove()
+    assert given == [[0, 1], [0, 1, 3, 3]]
+
+
+@pytest.mark.parametrize("interval", [(0.5, 0.4), (-0.1, 1.0), (0.0, 1.1), (0.5,), (float("nan"), 1.0)])
+def test_a_guidance_interval_that_is_none(pipe, interval):
+    with pytest.raises(ValueError, match="guidance_interval must be"):
+        sample(pipe, 0, guidance_interval=interval)
 
 
 def test_no_class_is_one_unguided_video(pipe, batch_sizes):

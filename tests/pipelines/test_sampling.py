@@ -10,10 +10,12 @@ from pipelines.sampling import (
     denoise,
     denormalize_latents,
     estimate_clean,
+    guidance_steps,
     guided,
     initial_noise,
     noise_levels,
     normalize_latents,
+    other_solver,
     prediction_type_of,
     retrieve_timesteps,
     spread_streams,
@@ -222,6 +224,110 @@ def test_retrieve_timesteps():
         retrieve_timesteps(default_scheduler(), 5, timesteps=[3])
     with pytest.raises(ValueError, match="not both"):
         retrieve_timesteps(scheduler, 5, timesteps=[3], sigmas=[0.3])
+
+
+# --- fewer steps: solvers, and guidance in an interval --------------------------------------------------------------
+
+SOLVERS = [diffusers.DPMSolverMultistepScheduler, diffusers.UniPCMultistepScheduler]
+
+
+def ideal(scheduler, deviation):
+    """A model of normally distributed clean latents, which knows their best estimate from noisy ones."""
+
+    def model_fn(noisy, timestep, estimate):
+        alpha, sigma = (level[:, None] for level in noise_levels(scheduler, timestep))
+        clean = alpha * deviation**2 / ((alpha * deviation) ** 2 + sigma**2) * noisy
+        noise = (noisy - alpha * clean) / sigma
+        kind = prediction_type_of(scheduler)
+        if kind == "flow_prediction":
+            return noise - clean
+        return {"sample": clean, "epsilon": noise, "v_prediction": alpha * noise - sigma * clean}[kind]
+
+    return model_fn
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_a_solver_of_second_order_needs_fewer_steps(prediction_type, solver):
+    """Of normal data the way from noise is known: it shrinks to the data's deviation."""
+    noise, deviation = torch.randn(1, 2000, generator=torch.Generator().manual_seed(0)), 0.5
+
+    def error(scheduler, steps):
+        timesteps = retrieve_timesteps(scheduler, steps)
+        out = denoise(ideal(scheduler, deviation), scheduler, noise, timesteps)
+        return (out - deviation * noise).abs().mean().item()
+
+    first_order = default_scheduler(prediction_type)
+    second_order = other_solver(first_order, solver)
+    assert prediction_type_of(second_order) == prediction_type
+    for steps in (10, 25):
+        assert error(second_order, steps) < 0.75 * error(first_order, steps)
+    assert error(second_order, 25) < error(first_order, 50)
+    assert error(second_order, 100) < 2e-3
+
+
+def test_another_solver_keeps_the_noise_and_its_end():
+    theirs = other_solver(default_scheduler(), diffusers.UniPCMultistepScheduler, solver_order=3)
+    assert theirs.config.solver_order == 3 and theirs.config.timestep_spacing == "trailing"
+    torch.testing.assert_close(theirs.alphas_cumprod[:-1], default_scheduler().alphas_cumprod[:-1])
+    shifted = other_solver(default_scheduler("flow_prediction", shift=3.0), diffusers.DPMSolverMultistepScheduler)
+    assert shifted.config.flow_shift == 3.0
+    again = other_solver(shifted, diffusers.UniPCMultistepScheduler)
+    assert again.config.flow_shift == 3.0 and again.config.use_flow_sigmas
+    heun = other_solver(default_scheduler("flow_prediction", shift=3.0), diffusers.FlowMatchHeunDiscreteScheduler)
+    assert heun.config.shift == 3.0
+
+
+@pytest.mark.parametrize(
+    ("prediction_type", "solver", "overrides", "sentence"),
+    [
+        ("sample", diffusers.HeunDiscreteScheduler, {}, "knows no rescale_betas_zero_snr: this model was trained so"),
+        ("flow_prediction", diffusers.DDIMScheduler, {}, "knows no use_flow_sigmas: this model was trained so"),
+        ("sample", diffusers.FlowMatchEulerDiscreteScheduler, {}, "knows no prediction_type"),
+        ("sample", diffusers.UniPCMultistepScheduler, {"order": 2}, "knows no order: leave it out"),
+    ],
+)
+def test_a_solver_that_cannot_serve_says_so(prediction_type, solver, overrides, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        other_solver(default_scheduler(prediction_type), solver, **overrides)
+
+
+@pytest.mark.parametrize("solver", [None, *SOLVERS])
+@pytest.mark.parametrize("prediction_type", ["sample", "flow_prediction"])
+def test_an_interval_is_a_share_of_the_training_timesteps(prediction_type, solver):
+    scheduler = default_scheduler(prediction_type)
+    scheduler = other_solver(scheduler, solver) if solver else scheduler
+
+    def steps(lower, upper, count=10):
+        return guidance_steps(scheduler, retrieve_timesteps(scheduler, count), (lower, upper))
+
+    assert steps(0, 1) == [True] * 10
+    assert steps(0.3, 0.3) == [False] * 10
+    middle = steps(0.25, 0.75)
+    assert middle == sorted(middle[:5]) + sorted(middle[5:], reverse=True) and sum(middle) in (4, 5)
+    cuts = [0, 0.3, 0.5, 1]  # intervals that follow on each other share no step, and leave none out
+    parts = [steps(*cut) for cut in zip(cuts, cuts[1:], strict=False)]
+    assert [sum(step) for step in zip(*parts, strict=True)] == [1] * 10
+    assert parts[0][-1] and parts[2][0], "the first step is the noisiest"
+
+
+def test_bounds_on_the_grid_of_steps_are_exact():
+    scheduler = default_scheduler()
+    timesteps = retrieve_timesteps(scheduler, 10)
+    assert timesteps.tolist() == list(range(999, 0, -100))
+    assert guidance_steps(scheduler, timesteps, (0.3, 0.7)) == [False] * 3 + [True] * 4 + [False] * 3
+    assert guidance_steps(scheduler, timesteps, (0.9995, 1.0)) == [True] + [False] * 9, "pure noise is 1"
+    flow = default_scheduler("flow_prediction")
+    timesteps = torch.tensor([1.0, 0.7, 0.5, 0.3]).nextafter(torch.tensor(2.0)) * 1000  # a little off, as sigmas are
+    assert guidance_steps(flow, timesteps, (0.3, 0.7)) == [False, True, True, False]
+
+
+def test_timesteps_that_say_nothing_of_noise_have_the_whole_interval_only():
+    scheduler = diffusers.EDMEulerScheduler()
+    timesteps = retrieve_timesteps(scheduler, 4)
+    assert guidance_steps(scheduler, timesteps, (0.0, 1.0)) == [True] * 4
+    with pytest.raises(ValueError, match="EDMEulerScheduler has timesteps of its own"):
+        guidance_steps(scheduler, timesteps, (0.1, 0.9))
 
 
 def test_guidance_weighs_the_class_against_none_in_one_batch():

@@ -160,6 +160,9 @@ def test_generate_writes_a_video_for_each_class_and_number(model, tmp_path, caps
     assert sorted(path.name for path in tmp_path.glob("*.gif")) == names
     main([*words, str(tmp_path / "again.gif"), "--class", "1", "--seed", "4"])
     assert (tmp_path / "again.gif").read_bytes() == (tmp_path / names[-1]).read_bytes()
+    for interval, same in (("0", "1"), True), (("0", "0.5"), False):
+        main([*words, str(tmp_path / "w.gif"), "--class", "1", "--seed", "4", "--guidance-interval", *interval])
+        assert ((tmp_path / "w.gif").read_bytes() == (tmp_path / names[-1]).read_bytes()) is same
     capsys.readouterr()
     assert "did you mean 'spin'" in says(capsys, *words, tmp_path / "x.mp4", "--class", "spinn")
 
@@ -217,6 +220,7 @@ def test_generate_checks_before_it_samples(model, tmp_path, capsys, monkeypatch)
     for changed, sentence in (
         (["out.mp4", "--num", "0"], "--num must be at least 1"),
         (["out.mp4", "--steps", "0"], "--steps must be at least 1"),
+        (["out.mp4", "--guidance-interval", "0.7", "0.2"], "--guidance-interval must be two numbers from 0 to 1"),
         (["out.mp4", "--fps", "0"], "fps must be positive"),
         (["out.avi"], ".mp4"),
         (["mine", "--class", "0"], "holds other things"),

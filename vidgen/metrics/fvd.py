@@ -111,7 +111,7 @@ class Sampling:
 
     Args:
         seed: with a clip's number, of its noise and class.
-        guidance_scale, num_inference_steps: as the pipeline takes them.
+        guidance_scale, num_inference_steps, guidance_interval: as the pipeline takes them.
         class_sampling: "balanced" gives the classes turns, "uniform" draws them, "prior" draws them as often as the
             real videos have them.
     """
@@ -120,6 +120,7 @@ class Sampling:
     guidance_scale: float = 5.0
     num_inference_steps: int = 50
     class_sampling: str = "balanced"
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
         if self.class_sampling not in CLASS_SAMPLING:
@@ -178,8 +179,7 @@ def evaluate_pipeline(
     eyes = {"protocol": protocol.describe(), "detectors": [[d.name, d.sha256] for d in detectors]}
     data = {"data": data_hash(root, files, classes)}
     vae = {"vae": weights_hash(pipeline.vae)}
-    drawn = {"transformer": weights_hash(pipeline.transformer), "scheduler": dict(pipeline.scheduler.config)}
-    drawn |= asdict(sampling)
+    drawn = {"transformer": weights_hash(pipeline.transformer), **_solver(pipeline), **asdict(sampling)}
     if sampling.class_sampling == "prior":
         drawn["frequencies"] = class_frequencies(pipeline, files, classes)
 
@@ -334,6 +334,7 @@ def generated_clips(
                 num_videos_per_prompt=1 if labels else len(numbers),
                 guidance_scale=sampling.guidance_scale,
                 num_inference_steps=sampling.num_inference_steps,
+                guidance_interval=sampling.guidance_interval,
                 generator=[torch.Generator().manual_seed(_seed(sampling.seed, n, "noise")) for n in numbers],
                 output_type="pt",
             ).frames
@@ -341,6 +342,16 @@ def generated_clips(
             yield numbers, protocol_clips(clips, protocol)
 
     return generate
+
+
+def _solver(pipeline: VidTwinPipeline) -> Source:
+    """What denoises beside the weights: the scheduler and, where one is enabled, the cache between steps."""
+    scheduler = {**pipeline.scheduler.config, "_class_name": type(pipeline.scheduler).__name__}
+    cache = getattr(pipeline.transformer, "_cache_config", None)
+    if cache is None:
+        return {"scheduler": scheduler}
+    settings = {name: str(value) for name, value in vars(cache).items() if not callable(value)}
+    return {"scheduler": scheduler, "cache": {"_class_name": type(cache).__name__, **settings}}
 
 
 def class_labels(

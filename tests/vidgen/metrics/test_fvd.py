@@ -7,6 +7,7 @@ import os
 from dataclasses import asdict, replace
 from functools import partial
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -14,6 +15,7 @@ from accelerate import Accelerator
 
 from autoencoder import AutoencoderKLVidTwin
 from pipelines import VidTwinPipeline, VidTwinTransformer3DModel, default_scheduler
+from pipelines.sampling import other_solver
 from vidgen.data.dataset import frames_to_clip, list_videos
 from vidgen.data.sprites import write_sprites
 from vidgen.data.video import read_clip, write_video
@@ -237,13 +239,39 @@ def test_more_samples_go_on_from_fewer(evaluate, made):
 
 def test_samples_drawn_otherwise_are_other_samples(evaluate, made):
     [first] = evaluate()
-    for change in ({"seed": 1}, {"guidance_scale": 2.0}, {"num_inference_steps": 3}, {"class_sampling": "prior"}):
+    for change in (
+        {"seed": 1},
+        {"guidance_scale": 2.0},
+        {"num_inference_steps": 3},
+        {"class_sampling": "prior"},
+        {"guidance_interval": (0.0, 0.6)},
+    ):
         made.clear()
         [second] = evaluate(sampling=replace(SAMPLING, **change))
         assert sorted(made) == list(range(8))
         assert second.generated.value != first.generated.value
         assert second.real_vs_real == first.real_vs_real
         assert second.settings.items() >= change.items()
+
+
+def test_another_solver_and_a_cache_make_other_samples(evaluate, pipeline, made, monkeypatch):
+    [first] = evaluate()
+    made.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "scheduler", other_solver(pipeline.scheduler, diffusers.UniPCMultistepScheduler))
+        [second] = evaluate()
+    assert sorted(made) == list(range(8))
+    names = [result.settings["scheduler"]["_class_name"] for result in (first, second)]
+    assert names == ["DDIMScheduler", "UniPCMultistepScheduler"]
+    for threshold in (50.0, 100.0):
+        made.clear()
+        pipeline.transformer.enable_cache(diffusers.FirstBlockCacheConfig(threshold=threshold))
+        [cached] = evaluate()
+        pipeline.transformer.disable_cache()
+        assert sorted(made) == list(range(8)) and cached.generated.value != first.generated.value
+    assert cached.settings["cache"] == {"_class_name": "FirstBlockCacheConfig", "threshold": "100.0"}
+    made.clear()
+    assert numbers_of(evaluate()[0]) == numbers_of(first) and not made
 
 
 @pytest.fixture
