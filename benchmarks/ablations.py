@@ -5,7 +5,7 @@
 
 All variants train on the same clips in the same order for the same number of steps, each with two seeds, whose spread
 says which differences mean something. Small models have far larger latents for their clips than the paper's (2.6 % to
-0.2 %), and how to spend values matters where they are few: all is done again with a fifth of them.
+0.2 %), so the one ablation that is about how to spend few values, (a), is done again with a fifth of them.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ VARIANTS = {  # names as in `autoencoder.presets`, and what the paper calls them
     "structure_conv": "(c) structure read by convolutions",
     "structure_hidden": "(d) places in the hidden dimension",
 }
-# Latents with few values, for the same variants again as FEW + name. One latent of so few has a single channel at
-# every place; half the grid gives it four.
+# Latents with few values, as FEW + name. One latent of so few has a single channel at every place; half the grid gives
+# it four.
 FEW = "few-"
 FEW_CHANNELS = {
     "smoke": dict(structure_channels=2, dynamics_channels=2),
@@ -39,7 +39,12 @@ HALF_GRID_CHANNELS = {
     "smoke": dict(structure_channels=2, dynamics_channels=2, structure_downsamples=2),
     "cpu": dict(structure_channels=12, dynamics_channels=1, structure_downsamples=1),
 }
-FEW_VARIANTS = VARIANTS | {HALF_GRID: "(a) one latent, half the grid"}
+FEW_VARIANTS = {
+    vae_runs.FULL: "full",
+    "single": VARIANTS["single"],
+    HALF_GRID: "(a) one latent, half the grid",
+}
+LABELS = VARIANTS | FEW_VARIANTS
 PAPERS = paper.ABLATIONS | {HALF_GRID: paper.ABLATIONS["single"]}
 Variants = dict[str, list[dict]]  # scores by name, one a seed
 
@@ -47,8 +52,9 @@ Variants = dict[str, list[dict]]  # scores by name, one a seed
 def run(options: argparse.Namespace) -> Results | None:
     variants = {variant: vae_runs.overridden(**ABLATIONS.get(variant, {})) for variant in VARIANTS}
     if few := FEW_CHANNELS.get(options.scale):
-        variants |= {FEW + name: vae_runs.overridden(**few, **ABLATIONS.get(name, {})) for name in VARIANTS}
         half = HALF_GRID_CHANNELS[options.scale]
+        variants[FEW + vae_runs.FULL] = vae_runs.overridden(**few)
+        variants[FEW + "single"] = vae_runs.overridden(**few, **ABLATIONS["single"])
         variants[FEW + HALF_GRID] = vae_runs.overridden(**half, **ABLATIONS["single"])
     return vae_runs.train_variants(variants, options)
 
@@ -85,7 +91,7 @@ def tables(results: Results | None) -> str:
 def table(ours: dict[str, Variants], names: Iterable[str]) -> str:
     """A row per variant: the paper's scores, and ours on each of our data sets."""
     header = ["variant", "paper PSNR, SSIM"]
-    rows = {name: [FEW_VARIANTS[name], "{} / {}".format(*PAPERS[name])] for name in names}
+    rows = {name: [LABELS[name], "{} / {}".format(*PAPERS[name])] for name in names}
     for data, variants in ours.items():
         header += [f"{data}: PSNR, dB", "SSIM", "LPIPS (squeeze)", "values", "parameters"]
         for name, scores in variants.items():
@@ -102,14 +108,14 @@ def ordering(data: str, variants: Variants) -> str:
         if name != vae_runs.FULL:
             theirs = (a - b for a, b in zip(PAPERS[vae_runs.FULL], PAPERS[name], strict=True))
             verdicts = vae_runs.gains(variants[vae_runs.FULL], scores, *theirs)
-            said.append(f"* full over {FEW_VARIANTS[name]}: {verdicts}.")
+            said.append(f"* full over {LABELS[name]}: {verdicts}.")
     return f"On {data}:\n\n" + "\n".join(said)
 
 
 def plot(results: Results, path: Path) -> None:
     groups = {
         f"{data}, {share(sets)}: PSNR, dB": {
-            label: [s["psnr"] for s in variants[name]] for name, label in VARIANTS.items() if name in variants
+            LABELS[name]: [s["psnr"] for s in scores] for name, scores in variants.items()
         }
         for sets in chapters(results)
         for data, variants in sets.items()
