@@ -89,17 +89,18 @@ def crossed_pairs(motions: torch.Tensor) -> torch.Tensor:
 
 
 def strangers(partner: torch.Tensor, seed: int = 0) -> torch.Tensor:
-    """For each pair (i, partner[i]) of N >= 3 clips a third clip: (N,), each clip once, the same for the same seed.
+    """For each pair (i, partner[i]) of N clips a third clip: (N,), each clip once, the same for the same seed.
 
-    One permutation in eight avoids both, so a few draws find it.
+    Args:
+        partner: (N,), from `crossed_pairs`.
 
     Raises:
-        ValueError: for fewer than 3 clips.
+        ValueError: for fewer than 3 clips, or partners that are not each clip once and never its own.
     """
-    if len(partner) < 3:
-        raise ValueError(f"a third clip needs 3 clips or more, not {len(partner)}.")
     own, generator = torch.arange(len(partner)), torch.Generator().manual_seed(seed)
-    while True:
+    if len(partner) < 3 or (partner == own).any() or not torch.equal(partner.sort().values, own):
+        raise ValueError("a third clip needs 3 clips or more, each the partner of one other clip.")
+    while True:  # about one permutation in eight avoids both, and there is one for any such partners
         drawn = torch.randperm(len(partner), generator=generator)
         if not ((drawn == own) | (drawn == partner)).any():
             return drawn
