@@ -11,7 +11,7 @@ another method reconstructed, matched by name. Without either, the `full` run of
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from benchmark import Benchmark, Results, dot_chart, markdown_table
 from autoencoder import AutoencoderKLVidTwin
 from vidgen.data.dataset import ClipDataset
 from vidgen.errors import UserError
-from vidgen.metrics.detectors import Detector, named_detector
+from vidgen.metrics.detectors import Detector, named_detectors
 from vidgen.metrics.evaluation import ProtocolClips, evaluate_pairs, evaluate_reconstruction
 from vidgen.metrics.protocols import get_protocol
 from vidgen.metrics.reconstruction import shrunk
@@ -109,10 +109,10 @@ def check(options: argparse.Namespace, protocol: str | None) -> None:
         raise UserError("say what is measured on --data: trained VAEs as --vae FOLDER, or --reconstructed FOLDER.")
 
 
-def detectors_of(options: argparse.Namespace, protocol: str | None) -> Iterator[Detector]:
+def detectors_of(options: argparse.Namespace, protocol: str | None) -> list[Detector]:
     """Those asked for; else the one that needs no file, which the paper's table does not ask for."""
-    for asked in options.detector or ([] if protocol else [DETECTOR]):
-        yield named_detector(asked, get_protocol(protocol or PAPERS).detector, options.detector_sha256)
+    asked = options.detector or ([] if protocol else [DETECTOR])
+    return named_detectors(asked, get_protocol(protocol or PAPERS).detector, options.detector_sha256)
 
 
 def named(folder: str, taken: Collection[str]) -> str:

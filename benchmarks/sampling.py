@@ -121,7 +121,7 @@ ROUNDS = {"smoke": 2, "cpu": 7, "paper": 5}  # of all settings by turns
 
 def run(options: argparse.Namespace) -> Results | None:
     scale = options.scale
-    options.samples = options.samples or SAMPLES[scale]
+    options.samples = SAMPLES[scale] if options.samples is None else options.samples
     if scale != "paper":
         options.detector = options.detector or ["pooled_pixels"]
     if len(options.detector or []) > 1:

@@ -10,7 +10,6 @@ demo` leaves it, and compares with sprites that nothing was trained on.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from pipelines import VidTwinPipeline
 from vidgen.config import DiTTrainingConfig, VAETrainingConfig, load_config
 from vidgen.data.sprites import write_sprites
 from vidgen.errors import UserError
-from vidgen.metrics.detectors import Detector, named_detector
+from vidgen.metrics.detectors import Detector, named_detectors
 from vidgen.metrics.fvd import (
     CLASS_SAMPLING,
     CLASS_SAMPLING_OF,
@@ -92,7 +91,7 @@ def run(options: argparse.Namespace) -> Results | None:
     pipeline = pipeline_of(options, accelerator)
     sampling = replace(
         sampling_of(options),
-        num_inference_steps=options.steps or STEPS[options.scale],
+        num_inference_steps=STEPS[options.scale] if options.steps is None else options.steps,
         guidance_interval=tuple(options.guidance_interval),
     )
     evaluated = evaluate(pipeline, sampling, options, accelerator)
@@ -114,7 +113,7 @@ def evaluate(
         [detector.to(accelerator.device) for detector in detectors_of(options, protocol)],
         accelerator,
         folder=options.work_dir / "ucf101_fvd" / "features",
-        samples=options.samples or SAMPLES[options.scale],
+        samples=SAMPLES[options.scale] if options.samples is None else options.samples,
         sampling=sampling,
         split_files=options.split_files,
         batch_size=options.batch_size,
@@ -129,7 +128,7 @@ def pipeline_of(options: argparse.Namespace, accelerator: Accelerator) -> VidTwi
     Raises:
         UserError: if there is none, no data to compare with, or no detector.
     """
-    list(detectors_of(options, protocol_of(options)))  # a wrong one says so before anything is done
+    detectors_of(options, protocol_of(options)))  # a wrong one says so before anything is done
     if options.scale == "smoke" and options.pipeline is None:
         options.pipeline = train_tiny(options.work_dir / "ucf101_fvd")
     if options.pipeline is None:
@@ -158,10 +157,10 @@ def protocol_of(options: argparse.Namespace) -> Protocol:
     return replace(sprites, frames=4, size=32, fps=4) if options.scale == "smoke" else sprites
 
 
-def detectors_of(options: argparse.Namespace, protocol: Protocol) -> Iterable[Detector]:
+def detectors_of(options: argparse.Namespace, protocol: Protocol) -> list[Detector]:
     """The detectors asked for, or the scale's, or the protocol's own."""
-    for asked in options.detector or DETECTORS[options.scale] or [protocol.detector]:
-        yield named_detector(asked, protocol.detector, options.detector_sha256)
+    asked = options.detector or DETECTORS[options.scale] or [protocol.detector]
+    return named_detectors(asked, protocol.detector, options.detector_sha256)
 
 
 def held_back_sprites(work_dir: Path, scale: str) -> Path:
@@ -201,10 +200,10 @@ def sample_grid(path: Path, pipeline: VidTwinPipeline, sampling: Sampling, proto
     """PNG of the first samples, generated once more: a sample is the same whenever it is asked for."""
     numbers = range(GRID)
     balanced = replace(sampling, class_sampling="balanced")
-    [(_, clips)] = generated_clips(pipeline, balanced, protocol)([numbers])
+    [batch] = generated_clips(pipeline, balanced, protocol)([numbers])
     names = {number: name for name, number in pipeline.labels.items()}
     labels = class_labels(pipeline, numbers, balanced) or numbers
-    class_grid(path, clips.cpu(), [str(names.get(label, label)) for label in labels])
+    class_grid(path, batch.clips.cpu(), [str(names.get(label, label)) for label in labels])
 
 
 def tables(results: Results | None) -> str:
@@ -218,9 +217,12 @@ def table_of(result: dict[str, Any]) -> str:
     rows = []
     for name, label in ROWS.items():
         distance = result[name]
-        low, high = distance["interval"]
+        if distance is None:  # too few real clips to part them
+            rows.append([label, None, None, None])
+            continue
+        interval = distance["interval"] and " to ".join(map(number, distance["interval"]))
         counts = f"{distance['samples']} / {distance['real_samples']}"
-        rows.append([label, number(distance["value"]), f"{number(low)} to {number(high)}", counts])
+        rows.append([label, number(distance["value"]), interval, counts])
         if name == "generated" and result["infinity"] is not None:
             rows.append(["generated, extrapolated to infinitely many", number(result["infinity"]), None, None])
     if result["class_score"] is not None:
@@ -266,10 +268,9 @@ def plot(results: Results, path: Path) -> None:
     figure = Figure(figsize=(4.5 * len(evaluations) + 2.5, 2.6), dpi=110, layout="constrained")
     panels = figure.subplots(1, len(evaluations), squeeze=False)[0]
     for place, (axes, result) in enumerate(zip(panels, evaluations, strict=True)):
-        values = [result[name]["value"] for name in ROWS]
-        reach = [
-            [abs(edge - value) for edge in result[name]["interval"]] for name, value in zip(ROWS, values, strict=True)
-        ]
+        distances = [result[name] or {"value": 0, "interval": None} for name in ROWS]  # no bar where there is none
+        values = [distance["value"] for distance in distances]
+        reach = [[abs(edge - d["value"]) for edge in d["interval"] or [d["value"]] * 2] for d in distances]
         axes.barh(range(len(ROWS)), values, xerr=list(zip(*reach, strict=True)), color="#93b4f5", ecolor="#1e3a8a")
         axes.set_yticks(range(len(ROWS)), [label.split(" (")[0] for label in ROWS.values()] if not place else [])
         axes.set_xscale("log")

@@ -23,6 +23,8 @@ class WeightsFile:
         url: where it can be downloaded.
         size: in bytes, or None where nobody states it.
         sha256: its hash, and then those of other files known to hold the same weights; empty where nobody states it.
+        mirrored: where the publisher states no hash, those of copies that others pass on under its name. They may be
+            the file or not; no file is refused for having another.
     """
 
     name: str
@@ -30,15 +32,23 @@ class WeightsFile:
     url: str
     size: int | None
     sha256: tuple[str, ...]
+    mirrored: tuple[str, ...] = ()
 
     @property
     def cached(self) -> Path:
         """Where it is looked for by default: torch hub's cache, `$TORCH_HOME/hub/checkpoints`."""
         return Path(torch.hub.get_dir()) / "checkpoints" / self.name
 
+    def knows(self, sha256: str | None) -> bool:
+        """Whether a file of this hash is the published one, or passes for it."""
+        return sha256 in (*self.sha256, *self.mirrored)
+
     def __str__(self) -> str:
         size = f"{self.size} bytes, " if self.size else ""
-        return f"{self.url} ({size}sha256 {self.sha256[0] if self.sha256 else 'not published: compare with others'})"
+        sha256 = self.sha256[0] if self.sha256 else "not published: compare with others"
+        if self.mirrored and not self.sha256:
+            sha256 = f"not published: a mirror's copy has {self.mirrored[0]}"
+        return f"{self.url} ({size}sha256 {sha256})"
 
 
 def check_weights(

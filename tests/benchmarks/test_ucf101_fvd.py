@@ -98,14 +98,35 @@ def test_what_is_missing_is_said(capsys, tmp_path):
 def test_detectors_are_named_or_files(tmp_path):
     def asked(*detectors):
         options = Namespace(scale="paper", detector=list(detectors), detector_sha256=None)
-        return list(ucf101_fvd.detectors_of(options, get_protocol("tats")))
+        return ucf101_fvd.detectors_of(options, get_protocol("tats"))
 
-    assert [d.name for d in asked("pooled_pixels", "pooled_pixels")] == ["pooled_pixels"] * 2
+    assert [d.name for d in asked("pooled_pixels")] == ["pooled_pixels"]
+    with pytest.raises(UserError, match="pooled_pixels is there 2 times"):
+        asked("pooled_pixels", "pooled_pixels")
     for given in (str(tmp_path / "i3d_of_mine.pt"), f"i3d={tmp_path / 'i3d_of_mine.pt'}"):
         with pytest.raises(UserError, match=r"detector i3d.*i3d_of_mine\.pt"):
             asked(given)
     with pytest.raises(UserError, match="the detector i3d needs its weights"):  # the protocol's own
         asked()
+
+
+def test_what_cannot_be_had_of_few_clips_is_left_empty(smoke, tmp_path):
+    found = results(smoke)
+    [evaluation] = found["evaluations"]
+    evaluation["real_vs_real"], evaluation["generated"]["interval"] = None, None
+    text = ucf101_fvd.tables(found)
+    assert "| real against other real clips (noise level) |  |  |  |" in text
+    assert f"| generated | {evaluation['generated']['value']:.4g} |  | 24 / 24 |" in text
+    ucf101_fvd.plot(found, tmp_path / "plot.png")
+    assert Image.open(tmp_path / "plot.png").size[0] > 300
+
+
+def test_no_number_may_be_zero(capsys, smoke):
+    for option in ("--samples", "--steps", "--batch-size"):
+        with pytest.raises(SystemExit):
+            arguments = ["--scale", "smoke", "--work-dir", str(smoke), option, "0"]
+            ucf101_fvd.BENCHMARK.main([*arguments, "--pipeline", results(smoke)["pipeline"]])
+        assert "must be 1 or more, not 0" in capsys.readouterr().err
 
 
 def test_the_papers_numbers_stand_without_ours():

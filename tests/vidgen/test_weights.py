@@ -28,6 +28,13 @@ def test_the_cache_is_torch_hubs(tmp_path, monkeypatch):
 def test_a_file_is_told_by_address_size_and_hash():
     assert str(WeightsFile("a.pt", "us", "https://a", 7, ("ab", "cd"))) == "https://a (7 bytes, sha256 ab)"
     assert "sha256 not published" in str(WeightsFile("a.pt", "us", "https://a", None, ()))
+    mirrored = WeightsFile("a.pt", "us", "https://a", None, (), mirrored=("ab",))
+    assert str(mirrored) == "https://a (sha256 not published: a mirror's copy has ab)"
+
+
+def test_which_hashes_are_known():
+    file = WeightsFile("a.pt", "us", "https://a", None, ("ab", "cd"), mirrored=("ef",))
+    assert [file.knows(sha256) for sha256 in ("ab", "cd", "ef", "00", None)] == [True, True, True, False, False]
 
 
 def test_which_hashes_are_accepted(tmp_path):
@@ -38,6 +45,8 @@ def test_which_hashes_are_accepted(tmp_path):
     def check(known: tuple[str, ...], sha256: str | None = None) -> str:
         return check_weights(file, WeightsFile("a.pt", "us", "https://a", 7, known), sha256, **OPTIONS)
 
+    mirrored = WeightsFile("a.pt", "us", "https://a", 7, (), mirrored=("0" * 64,))
+    assert check_weights(file, mirrored, **OPTIONS) == found  # a mirror's hash proves nothing
     assert check(()) == check((found,)) == check(("0" * 64, found)) == check(("0" * 64,), found.upper()) == found
     with pytest.raises(UserError, match=f"{found}, so it is not us's file: save https://a .*--sha256 {found}"):
         check(("0" * 64,))

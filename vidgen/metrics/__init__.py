@@ -16,7 +16,6 @@ if TYPE_CHECKING:
         bootstrap_interval,
         frechet_distance,
         frechet_infinity,
-        real_vs_real,
     )
     from .fvd import FVDResult, Sampling, evaluate_pipeline
     from .protocols import PROTOCOLS, Protocol, detector_input, get_protocol, protocol_clips
@@ -48,7 +47,6 @@ _HOMES = {
     "mean_colour": "reconstruction",
     "protocol_clips": "protocols",
     "psnr": "reconstruction",
-    "real_vs_real": "frechet",
     "shrunk": "reconstruction",
     "ssim": "reconstruction",
 }
@@ -79,7 +77,6 @@ __all__ = [
     "mean_colour",
     "protocol_clips",
     "psnr",
-    "real_vs_real",
     "shrunk",
     "ssim",
 ]

@@ -21,7 +21,7 @@ from __future__ import annotations
 import difflib
 import os
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -46,6 +46,7 @@ class Detector(nn.Module):
         per_frame: whether a row of features belongs to a frame and not to a clip.
         weights: the published file of its weights; None for one without.
         sha256: of the file that is loaded; None without one.
+        published: whether that file is the published one, by its hash; True without one.
     """
 
     name: str
@@ -55,6 +56,10 @@ class Detector(nn.Module):
     per_frame = False
     weights: WeightsFile | None = None
     sha256: str | None = None
+
+    @property
+    def published(self) -> bool:
+        return self.weights is None or self.weights.knows(self.sha256)
 
     @torch.no_grad()
     def forward(self, clips: torch.Tensor) -> torch.Tensor:
@@ -75,17 +80,21 @@ class Detector(nn.Module):
         """What `forward` returns, of clips in float32 that were checked."""
 
     def describe(self) -> dict:
-        """What must be told with a number: name, length, what a row is, and the file and hash of the weights."""
+        """What must be told with a number: name, length, what a row is, and the file and hash of the weights.
+
+        `published` is None where the file that is loaded is not known to be the published one.
+        """
+        known = self.weights if self.published else None
         return {
             "name": self.name,
             "dim": self.dim,
             "row": "frame" if self.per_frame else "clip",
             "sha256": self.sha256,
-            "published": self.weights and {"file": self.weights.name, "url": self.weights.url},
+            "published": known and {"file": known.name, "url": known.url},
         }
 
     def load(self, path: Path) -> None:
-        """Load a file of weights that was checked to be the one that is meant."""
+        """Load a file of weights that was checked to be the one that is meant. Raises `UserError` if it cannot."""
         raise UserError(f"the detector {self.name} has no weights, so {path} cannot be loaded into it.")
 
     def train(self, mode: bool = True) -> Detector:
@@ -175,6 +184,10 @@ class I3DLogits(Detector):
     """The 400 logits of I3D for Kinetics, averaged over time, as VideoGPT and TATS compute FVD.
 
     Frames of other sizes are squashed to 224 x 224, bilinear, without antialiasing, as both do.
+
+    Neither states a hash of its file. The one here is of a copy in another repository, as a Git LFS pointer states it
+    (camenduru/Open-Sora-Plan-v1.0.0-hf, opensora/eval/fvd/videogpt/i3d_pretrained_400.pt, 50 939 526 bytes), so it is
+    no proof: a file with another hash is loaded too, but not said to be the published one.
     """
 
     name = "i3d"
@@ -186,6 +199,7 @@ class I3DLogits(Detector):
         "https://github.com/songweige/TATS/raw/main/tats/fvd/i3d_pretrained_400.pt",
         None,
         (),
+        mirrored=("55095f049e706479d48e221adcdb145b2b9dc930ba28b081ed72367ffaa32343",),
     )
     bn_eps = 1e-5  # VideoGPT's
 
@@ -302,7 +316,8 @@ def get_detector(name: str, path: str | os.PathLike | None = None, sha256: str |
         sha256: of that file, where it is not the published one: weights that were saved again.
 
     Raises:
-        UserError: if there is no such detector or file, or the file is not what its hash says, or does not fit.
+        UserError: if there is no such detector or file, or the file is not what its hash says, is another detector's,
+            or does not fit.
     """
     if name not in DETECTORS:
         near = difflib.get_close_matches(name, DETECTORS, n=1)
@@ -312,7 +327,7 @@ def get_detector(name: str, path: str | os.PathLike | None = None, sha256: str |
     known = detector.weights
     if known is None:
         if path is not None:
-            raise UserError(f"the detector {name} has no weights, so {path} cannot be loaded into it.")
+            detector.load(Path(path))  # which refuses it
         return detector
     path = Path(path) if path is not None else known.cached
     detector.sha256 = check_weights(
@@ -323,16 +338,43 @@ def get_detector(name: str, path: str | os.PathLike | None = None, sha256: str |
         path_option="--detector ",
         sha256_option="--detector-sha256 ",
     )
+    for other in DETECTORS.values():
+        if other.name != name and other.weights and other.weights.knows(detector.sha256):
+            raise UserError(f"{path} is the file of the detector {other.name}, not of {name}: ask for {other.name}.")
     detector.load(path)
     return detector
 
 
-def named_detector(asked: str, default: str, sha256: str | None = None) -> Detector:
-    """The detector that a command line asks for: NAME, NAME=FILE, or the FILE of the detector `default`.
+def named_detectors(asked: Sequence[str], default: str, sha256: str | None = None) -> list[Detector]:
+    """The detectors that a command line asks for, each as NAME, NAME=FILE, or the FILE of the detector `default`.
 
-    Raises what `get_detector` raises.
+    Args:
+        sha256: of the one FILE; where none is given, of the one detector that has weights.
+
+    Raises:
+        UserError: for one detector twice, for a hash that may be of several files, or what `get_detector` raises.
     """
-    name, _, path = asked.partition("=")
-    if not path and Path(asked).suffix:
-        name, path = default, asked
-    return get_detector(name, path or None, sha256)
+    chosen = [_name_and_file(one, default) for one in asked]
+    refuse_namesakes([name for name, _ in chosen])
+    files = [name for name, path in chosen if path]
+    files = files or [name for name, _ in chosen if name in DETECTORS and DETECTORS[name].weights]
+    if sha256 is not None and len(files) != 1:
+        raise UserError(
+            f"--detector-sha256 is of one file, but {len(files)} of these detectors have one: give one --detector "
+            "with a file."
+        )
+    return [get_detector(name, path, sha256 if name in files else None) for name, path in chosen]
+
+
+def refuse_namesakes(names: Sequence[str]) -> None:
+    """Raises `UserError` if two detectors have one name, by which their numbers are told apart."""
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"the detector {name} is there {names.count(name)} times; results are by name: take one.")
+
+
+def _name_and_file(asked: str, default: str) -> tuple[str, str | None]:
+    name, equals, path = asked.partition("=")
+    if equals and name in DETECTORS:  # else the = is part of a path
+        return name, path or None
+    return (default, asked) if Path(asked).suffix or os.sep in asked else (asked, None)

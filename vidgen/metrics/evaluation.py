@@ -26,20 +26,20 @@ from autoencoder import AutoencoderKLVidTwin, TwinLatents
 
 from ..data.dataset import ClipDataset, VideoFile, collate_clips, frames_to_clip, list_videos
 from ..data.streams import FrameReader
-from ..data.video import VideoError, read_clip
+from ..data.video import VideoError
 from ..errors import UserError
 from ..progress import progress
-from .detectors import Detector
-from .frechet import GroupedStatistics, bootstrap_interval, frechet_distance, quiet_about_rank
+from .detectors import Detector, refuse_namesakes
+from .frechet import GroupedStatistics, added_up, bootstrap_interval, frechet_distance, quiet_about_rank
+from .probes import ratio
 from .protocols import Protocol, detector_input, protocol_clips
-from .real_clips import draw_windows, protocol_videos
+from .real_clips import draw_windows, protocol_videos, read_window
 from .reconstruction import clip_metrics, mean_colour, shrunk
 
 if TYPE_CHECKING:
     from ..objectives.perceptual import LPIPS
 
 PRECISIONS = {"uint8": True, "float": False}  # by name: whether values are rounded to pixels first
-RESAMPLES = 2000
 
 
 class ProtocolClips(Dataset):
@@ -64,10 +64,9 @@ class ProtocolClips(Dataset):
         window = self.windows[index]
         path = self.files[window.video].path
         try:
-            frames = read_clip(path, start=window.start, fps=window.fps, num_frames=window.num_frames)
+            video = read_window(self.files, window, self.protocol)
         except VideoError as error:
             return {"skipped": [(str(path), error.reason)]}
-        video = protocol_clips(frames_to_clip(frames)[None], self.protocol)[0]
         return {"video": video, "label": -1, "index": index, "path": str(path), "start": window.start, "skipped": []}
 
 
@@ -95,7 +94,8 @@ def evaluate_reconstruction(
         What `evaluate_pairs` returns.
 
     Raises:
-        UserError: if nothing can be read or frames are too small; if a reconstruction is not finite, naming the clip.
+        UserError: if nothing can be read or frames are too small; if a reconstruction is not finite, naming the clip;
+            if two detectors have one name.
     """
     state = PartialState()
     own = range(state.process_index, len(clips), state.num_processes)
@@ -107,6 +107,7 @@ def evaluate_reconstruction(
         generator=torch.Generator(),  # its own: reading would else draw from the global one
     )
     num_values, skipped = None, list(getattr(clips, "unusable", ()))
+    videos = {str(file.path): number for number, file in enumerate(clips.files)}
 
     def reconstructions() -> Iterator[_Batch]:
         nonlocal num_values
@@ -122,7 +123,8 @@ def evaluate_reconstruction(
                 {"index": index, "path": path, "start": round(start, 4)}
                 for index, path, start in zip(*columns, strict=True)
             ]
-            yield _Batch(vae(video.to(vae.dtype)).sample.float(), video, num_values, about)
+            numbers = [videos[path] for path in batch["path"]]
+            yield _Batch(vae(video.to(vae.dtype)).sample.float(), video, num_values, about, numbers)
 
     eyes = _Eyes(networks, detectors, getattr(clips, "protocol", None))
     return _measured(reconstructions(), eyes, skipped)
@@ -160,8 +162,8 @@ def evaluate_pairs(
         values of each with its `path` and `start` in seconds; `skipped`, (path, reason) of videos left out.
 
     Raises:
-        UserError: if a video has no partner, a pair differs in size or length, a file cannot be read, or frames are
-            too small.
+        UserError: if a video has no partner, a pair differs in size or length, a file cannot be read, frames are too
+            small, a clip has fewer values than the latent, or two detectors have one name.
     """
     state = PartialState()
     pairs = match_pairs(originals, reconstructions)
@@ -175,7 +177,7 @@ def evaluate_pairs(
                     num_values = max(1, round(compression_rate * target.numel()))
                 about = {"index": (number, start), "path": str(original), "start": round(start, 4)}
                 whole = target.shape[2] == num_frames
-                yield _Batch(image.to(device), target.to(device), num_values, [about], whole)
+                yield _Batch(image.to(device), target.to(device), num_values, [about], [number], whole)
 
     return _measured(clips(), _Eyes(networks, detectors), [])
 
@@ -206,9 +208,9 @@ def match_pairs(originals: str | os.PathLike, reconstructions: str | os.PathLike
 
 
 def mean_interval(
-    values: Sequence[float], groups: Sequence[Any] | None = None, confidence: float = 0.95
+    values: Sequence[float], groups: Sequence[Any] | None = None
 ) -> tuple[float, float] | tuple[None, None]:
-    """The percentile interval of a mean, by drawing as many again with replacement, `RESAMPLES` times.
+    """The 95 % interval of a mean, by drawing as many again with replacement.
 
     Args:
         values: one for each clip.
@@ -218,18 +220,14 @@ def mean_interval(
         The lower and upper end, the same for the same values; None for both of one group alone, which says nothing of
         how others differ.
     """
-    values = np.asarray(values, dtype=np.float64)
     names = range(len(values)) if groups is None else groups
     of_name = {name: number for number, name in enumerate(dict.fromkeys(names))}
     numbers = np.array([of_name[name] for name in names])
-    sums, counts = np.bincount(numbers, weights=values), np.bincount(numbers)
+    sums, counts = np.bincount(numbers, weights=np.asarray(values, dtype=np.float64)), np.bincount(numbers)
     if len(sums) == 1:
         return None, None
-    rng = np.random.default_rng(0)
-    draws = (rng.integers(len(sums), size=len(sums)) for _ in range(RESAMPLES))
-    means = [sums[drawn].sum() / counts[drawn].sum() for drawn in draws]
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
+    score = ratio(torch.from_numpy(sums), torch.from_numpy(counts))
+    return score.low, score.high
 
 
 # --- inside ---------------------------------------------------------------------------------------------------------
@@ -237,12 +235,16 @@ def mean_interval(
 
 @dataclass(frozen=True)
 class _Batch:
-    """Clips (B, 3, T, H, W) in [-1, 1] with their reconstructions, and what is known of each."""
+    """Clips (B, 3, T, H, W) in [-1, 1] with their reconstructions, and what is known of each.
+
+    `videos` are the numbers of their videos, the same on all processes.
+    """
 
     reconstruction: torch.Tensor
     target: torch.Tensor
     num_values: int | None
     about: list[dict[str, Any]]
+    videos: list[int]
     whole: bool = True  # of full length, so that detectors see them
 
 
@@ -254,24 +256,31 @@ class _Eyes:
     detectors: Sequence[Detector]
     protocol: Protocol | None = None
 
-    def features(self, detector: Detector, clips: torch.Tensor) -> list[torch.Tensor]:
-        """What a detector sees in each clip (B, 3, T, H, W): B of (R, D), on the CPU."""
+    def __post_init__(self) -> None:
+        refuse_namesakes([detector.name for detector in self.detectors])
+
+    def features(self, detector: Detector, clips: torch.Tensor) -> torch.Tensor:
+        """What a detector sees in clips (B, 3, T, H, W): (B * R, D), on the CPU."""
         if self.protocol is None:
             clips = clips.clamp(-1, 1)
         else:
             clips = detector_input(protocol_clips(clips, self.protocol), self.protocol)
-        rows = detector(clips).float().cpu().chunk(len(clips))
-        return [row.clone() for row in rows]  # views would be sent to other processes with all they are views of
+        return detector(clips).float().cpu()
 
 
 @torch.no_grad()
 def _measured(batches: Iterable[_Batch], eyes: _Eyes, skipped: list) -> dict[str, Any]:
     """The result of `evaluate_pairs` from this process's batches and the others'."""
     own, failure = [], None
+    # Of originals and of reconstructions; by video, so that whole videos are drawn anew.
+    seen = {d.name: (GroupedStatistics(d.dim), GroupedStatistics(d.dim)) for d in eyes.detectors}
     try:
         for batch in batches:
             own += _measure(batch, eyes)
-    except ValueError as error:  # a user's mistake, said on all processes: none may wait for another
+            for detector in eyes.detectors if batch.whole else ():
+                for side, clips in zip(seen[detector.name], (batch.target, batch.reconstruction), strict=True):
+                    side.update(eyes.features(detector, clips), batch.videos)
+    except UserError as error:  # said on all processes: none may wait for another
         failure = error
     for said in gather_object([failure and str(failure)]):
         if said:
@@ -296,7 +305,7 @@ def _measured(batches: Iterable[_Batch], eyes: _Eyes, skipped: list) -> dict[str
         "num_videos": len(set(videos)),
         **about,
         "compression_rate": about["num_values"] / math.prod(about["clip_shape"]) if known else None,
-        "rfvd": {detector.name: _rfvd(entries, detector) for detector in eyes.detectors},
+        "rfvd": {detector.name: _rfvd(detector, *map(added_up, seen[detector.name])) for detector in eyes.detectors},
         "clips": [
             {key: value for key, value in entry["about"].items() if key != "index"} | entry["rows"]["reconstruction"]
             for entry in entries
@@ -318,41 +327,28 @@ def _measure(batch: _Batch, eyes: _Eyes) -> list[dict[str, Any]]:
         for about in batch.about
     ]
     for row, make in rows.items():
-        image = make()
-        for precision, quantize in PRECISIONS.items():
-            try:
-                values = clip_metrics(image, batch.target, eyes.networks, quantize=quantize)
-            except ValueError as error:
-                paths = ", ".join(dict.fromkeys(about["path"] for about in batch.about))
-                raise UserError(f"{paths}: {error}") from error
+        try:
+            image = make()
+            figures = {p: clip_metrics(image, batch.target, eyes.networks, quantize=q) for p, q in PRECISIONS.items()}
+        except UserError as error:
+            paths = ", ".join(dict.fromkeys(about["path"] for about in batch.about))
+            raise UserError(f"{paths}: {error}") from error
+        for precision, values in figures.items():
             columns = {name: column.double().tolist() for name, column in values.items()}
             for i, entry in enumerate(entries):
                 own = {name: column[i] for name, column in columns.items()}
                 entry["rows"].setdefault(row, {})[precision] = own
-    for entry in entries:
-        entry["features"] = {}
-    for detector in eyes.detectors if batch.whole else ():
-        both = (eyes.features(detector, clips) for clips in (batch.target, batch.reconstruction))
-        for entry, pair in zip(entries, zip(*both, strict=True), strict=True):
-            entry["features"][detector.name] = pair
     return entries
 
 
-def _rfvd(entries: Sequence[dict[str, Any]], detector: Detector) -> dict[str, Any]:
+def _rfvd(detector: Detector, original: GroupedStatistics, reconstructed: GroupedStatistics) -> dict[str, Any]:
     """The distance of one detector's features of reconstructions to those of originals; whole videos are drawn."""
-    names = dict.fromkeys(entry["about"]["path"] for entry in entries)
-    numbers = {name: number for number, name in enumerate(names)}
-    original, reconstructed = GroupedStatistics(detector.dim), GroupedStatistics(detector.dim)
-    for entry in entries:
-        if detector.name in entry["features"]:
-            for statistics, features in zip((original, reconstructed), entry["features"][detector.name], strict=True):
-                statistics.update(features, [numbers[entry["about"]["path"]]])
     vectors = original.merged().count
     value = low = high = None
     if vectors > 1:
         with quiet_about_rank():
             value = frechet_distance(reconstructed.merged(), original.merged())
-        if (original.counts > 0).sum() > 1:
+        if len(original.filled) > 1:
             low, high = bootstrap_interval(reconstructed, original, paired=True)
     return {"value": value, "low": low, "high": high, "vectors": vectors, "detector": detector.describe()}
 
@@ -364,6 +360,7 @@ def _collate(samples: Sequence[dict[str, Any]]) -> tuple[dict[str, Any] | None, 
 
 
 def _figure(values: Sequence[float], videos: Sequence[str]) -> dict[str, float | None]:
+    """`mean`, `low` and `high` of the clips' values, each clip of one of the videos; see `mean_interval`."""
     low, high = mean_interval(values, videos)
     return {"mean": math.fsum(values) / len(values), "low": low, "high": high}
 

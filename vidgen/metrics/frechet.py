@@ -13,15 +13,14 @@ A distance of N samples is one draw, and too large: both are told from statistic
 from __future__ import annotations
 
 import hashlib
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 import torch
-
-from ..files import written_aside
+from accelerate import PartialState
+from accelerate.utils import reduce
 
 
 class RankDeficientWarning(UserWarning):
@@ -80,14 +79,7 @@ class FeatureStatistics:
         Raises:
             ValueError: if the shape is not (N, D) or a value is not finite; nothing is added then.
         """
-        if features.ndim != 2 or features.shape[1] != self.dim:
-            raise ValueError(f"features must be (N, {self.dim}), but have shape {tuple(features.shape)}.")
-        features = features.detach().cpu().double()
-        broken = (~torch.isfinite(features)).any(dim=1).nonzero().flatten()
-        if len(broken):
-            raise ValueError(
-                f"{len(broken)} of {len(features)} feature vectors are not finite, the first in row {broken[0]}."
-            )
+        features = _checked(features, self.dim).double()
         if len(features):
             mean = features.mean(dim=0)
             centred = features - mean
@@ -107,47 +99,18 @@ class FeatureStatistics:
         self.mean = self.mean + delta * (count / total)
         self.count = total
 
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """`count` (int64, scalar), `mean` and `scatter`: what `load_state_dict` takes and `save` writes."""
-        return {"count": torch.tensor(self.count), "mean": self.mean, "scatter": self.scatter}
 
-    @classmethod
-    def from_state_dict(cls, state: dict[str, torch.Tensor]) -> FeatureStatistics:
-        """The inverse of `state_dict`. Raises `ValueError` for missing keys, other shapes, or non-finite values."""
-        missing = {"count", "mean", "scatter"} - state.keys()
-        if missing:
-            raise ValueError(f"feature statistics need count, mean and scatter, but {sorted(missing)} are missing.")
-        mean, scatter = state["mean"].double(), state["scatter"].double()
-        if mean.ndim != 1 or scatter.shape != (len(mean), len(mean)) or state["count"].numel() != 1:
-            raise ValueError(
-                "feature statistics need a scalar count, a mean (D,) and a scatter (D, D), but have shapes "
-                f"{tuple(state['count'].shape)}, {tuple(mean.shape)} and {tuple(scatter.shape)}."
-            )
-        if not (torch.isfinite(mean).all() and torch.isfinite(scatter).all()):
-            raise ValueError("feature statistics hold NaN or infinite values.")
-        statistics = cls(len(mean))
-        statistics.count, statistics.mean, statistics.scatter = int(state["count"]), mean, scatter
-        return statistics
-
-    def save(self, path: str | os.PathLike) -> None:
-        """Write a `.safetensors` file, whole or not at all."""
-        from safetensors.torch import save_file
-
-        with written_aside(path) as unfinished:
-            save_file({key: value.contiguous() for key, value in self.state_dict().items()}, unfinished)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike) -> FeatureStatistics:
-        """Read what `save` wrote. Raises `FileNotFoundError`, or `ValueError` for a file that is something else."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        if not os.path.isfile(path):
-            raise FileNotFoundError(f"no feature statistics at {path}.")
-        try:
-            return cls.from_state_dict(load_file(path))
-        except (SafetensorError, ValueError) as error:
-            raise ValueError(f"{path} is not a file of feature statistics: {error}") from error
+def _checked(features: torch.Tensor, dim: int) -> torch.Tensor:
+    """Features (N, D) on the CPU, apart from any graph. Raises `ValueError` for another shape, NaN or infinity."""
+    if features.ndim != 2 or features.shape[1] != dim:
+        raise ValueError(f"features must be (N, {dim}), but have shape {tuple(features.shape)}.")
+    features = features.detach().cpu()
+    broken = (~torch.isfinite(features)).any(dim=1).nonzero().flatten()
+    if len(broken):
+        raise ValueError(
+            f"{len(broken)} of {len(features)} feature vectors are not finite, the first in row {broken[0]}."
+        )
+    return features
 
 
 def group_of(number: int, num_groups: int) -> int:
@@ -165,10 +128,6 @@ class GroupedStatistics:
         dim: D, the length of a feature vector.
         num_groups: G; by default 64, and down to 16 where they would take more than 256 MiB.
 
-    Attributes:
-        counts: (G,), int64: vectors in each group.
-        means: (G, D), float64.
-        scatters: (G, D, D), float64, about the group's own mean.
     """
 
     PENDING = 4096  # rows that wait, so that a group is updated with many at a time
@@ -200,18 +159,26 @@ class GroupedStatistics:
 
     @property
     def counts(self) -> torch.Tensor:
+        """(G,), int64: vectors in each group."""
         self._flush()
         return self._counts
 
     @property
     def means(self) -> torch.Tensor:
+        """(G, D), float64; zero in a group without vectors."""
         self._flush()
         return self._means
 
     @property
     def scatters(self) -> torch.Tensor:
+        """(G, D, D), float64, about the group's own mean."""
         self._flush()
         return self._scatters
+
+    @property
+    def filled(self) -> torch.Tensor:
+        """The numbers of the groups that have vectors, int64, at most G: those that can be drawn anew."""
+        return self.counts.nonzero().flatten()
 
     @torch.no_grad()
     def update(self, features: torch.Tensor, numbers: Sequence[int]) -> None:
@@ -220,18 +187,11 @@ class GroupedStatistics:
         Raises:
             ValueError: if the shape does not fit or a value is not finite; nothing is added then.
         """
-        if features.ndim != 2 or features.shape[1] != self.dim:
-            raise ValueError(f"features must be (N, {self.dim}), but have shape {tuple(features.shape)}.")
+        features = _checked(features, self.dim)
         if len(features) % len(numbers) if len(numbers) else len(features):
             raise ValueError(f"{len(features)} feature vectors cannot be those of {len(numbers)} samples.")
         if not len(numbers):
             return
-        features = features.detach().cpu()
-        broken = (~torch.isfinite(features)).any(dim=1).nonzero().flatten()
-        if len(broken):
-            raise ValueError(
-                f"{len(broken)} of {len(features)} feature vectors are not finite, the first in row {broken[0]}."
-            )
         groups = torch.tensor([group_of(int(number), len(self._counts)) for number in numbers])
         self._pending.append((features, groups.repeat_interleave(len(features) // len(numbers))))
         if sum(len(rows) for rows, _ in self._pending) >= self.PENDING:
@@ -282,7 +242,7 @@ class GroupedStatistics:
         return parts[0], parts[1]
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """`counts`, `means` and `scatters`: what `from_state_dict` takes and `save` writes."""
+        """`counts`, `means` and `scatters`: what `from_state_dict` takes."""
         return {"counts": self.counts, "means": self.means, "scatters": self.scatters}
 
     @classmethod
@@ -302,6 +262,28 @@ class GroupedStatistics:
         statistics = cls(means.shape[1], len(counts))
         statistics._counts, statistics._means, statistics._scatters = counts, means, scatters
         return statistics
+
+
+def added_up(statistics: GroupedStatistics) -> GroupedStatistics:
+    """The statistics of all processes' samples, on all of them. Memory does not grow with the number of processes.
+
+    Two sums: of the means, weighted, for the common mean, and of the scatters about it.
+    """
+    if PartialState().num_processes == 1:
+        return statistics
+    state = statistics.state_dict()
+    counts = summed(state["counts"])
+    share = (state["counts"] / counts.clamp(min=1)).double()[:, None]
+    means = summed(share * state["means"])
+    apart = state["means"] - means
+    spread = state["counts"][:, None, None] * apart[:, :, None] * apart[:, None, :]
+    scatters = summed(state["scatters"] + spread)
+    return GroupedStatistics.from_state_dict({"counts": counts, "means": means, "scatters": scatters})
+
+
+def summed(values: torch.Tensor) -> torch.Tensor:
+    """The sum of all processes' tensors of one shape and type, on all of them, on the CPU."""
+    return reduce(values.to(PartialState().device), "sum").cpu()
 
 
 def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
@@ -345,19 +327,6 @@ def _root(statistics: FeatureStatistics) -> torch.Tensor:
     return vectors * torch.where(eigenvalues > threshold, eigenvalues, 0).sqrt()
 
 
-def real_vs_real(features: torch.Tensor, seed: int = 0) -> float:
-    """The Fréchet distance between two random halves of one set of features (N, D): the noise level of a number.
-
-    The distance falls as sets grow, so to judge n generated clips against n real ones, pass features of 2n real ones.
-    Raises `ValueError` for fewer than 4 vectors, and what `frechet_distance` and `FeatureStatistics` raise.
-    """
-    if features.ndim != 2 or len(features) < 4:
-        raise ValueError(f"real-vs-real needs features (N, D) with N >= 4, but got shape {tuple(features.shape)}.")
-    order = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed)).to(features.device)
-    halves = features[order].chunk(2)
-    return frechet_distance(*(FeatureStatistics.of(half) for half in halves))
-
-
 # --- how far to trust a distance -------------------------------------------------------------------------------------
 
 
@@ -397,6 +366,9 @@ def bootstrap_interval(
     return max(0.0, float(value - high)), float(value - low)
 
 
+INFINITY_GROUPS = 8  # that have samples, for subsets of different sizes
+
+
 def frechet_infinity(
     a: GroupedStatistics, b: GroupedStatistics, *, sizes: int = 8, draws: int = 4, seed: int = 0
 ) -> float:
@@ -413,9 +385,12 @@ def frechet_infinity(
         seed: of the draws.
 
     Raises:
-        ValueError: for fewer than 4 samples to a dimension, below which the bias does not go as 1/N.
+        ValueError: for fewer than 4 samples to a dimension, below which the bias does not go as 1/N, or fewer than
+            `INFINITY_GROUPS` groups with samples, of which no quarter can be taken.
     """
     whole = [a.merged().count, b.merged().count]
+    if min(len(a.filled), len(b.filled)) < INFINITY_GROUPS:
+        raise ValueError(f"extrapolating needs samples in {INFINITY_GROUPS} groups or more.")
     if min(whole) < 4 * a.dim:
         raise ValueError(
             f"extrapolating from {min(whole)} samples in {a.dim} dimensions means nothing: use {4 * a.dim} or more."
@@ -432,7 +407,7 @@ def frechet_infinity(
 
 def _draw(statistics: GroupedStatistics, rng: np.random.Generator) -> torch.Tensor:
     """How often each group comes up when as many are drawn with replacement as have samples: (G,)."""
-    filled = statistics.counts.nonzero().flatten().numpy()
+    filled = statistics.filled.numpy()
     if len(filled) < 2:
         raise ValueError(f"a bootstrap needs 2 groups of samples or more, but there are {len(filled)}.")
     drawn = rng.choice(filled, len(filled))
@@ -441,7 +416,7 @@ def _draw(statistics: GroupedStatistics, rng: np.random.Generator) -> torch.Tens
 
 def _choose(statistics: GroupedStatistics, share: float, rng: np.random.Generator) -> torch.Tensor:
     """A random share of the groups that have samples, each once: (G,)."""
-    filled = statistics.counts.nonzero().flatten().numpy()
+    filled = statistics.filled.numpy()
     chosen = rng.choice(filled, max(1, round(share * len(filled))), replace=False)
     return torch.from_numpy(np.bincount(chosen, minlength=len(statistics.counts)))
 
@@ -469,7 +444,7 @@ class ClassScore:
     instance `class_score_i3d`. UCF-101's "IS" is of a C3D finetuned on UCF-101, another number.
 
     `totals` (splits, K + 2), float64, holds for each split its sum of probabilities, sum of their negative entropies
-    and count: several processes add theirs up, `score.totals = accelerator.reduce(score.totals, "sum")`.
+    and count: several processes add theirs up, `score.totals = summed(score.totals)`.
 
     Args:
         num_classes: K, 2 or more.

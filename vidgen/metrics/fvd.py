@@ -17,6 +17,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
+from diffusers import ConfigMixin
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -40,25 +42,27 @@ from ..models import weights_hash
 from ..progress import progress
 from .detectors import Detector
 from .frechet import (
+    INFINITY_GROUPS,
     ClassScore,
     GroupedStatistics,
+    added_up,
     bootstrap_interval,
     frechet_distance,
     frechet_infinity,
     quiet_about_rank,
+    summed,
 )
 from .protocols import Protocol, detector_input, protocol_clips
-from .real_clips import RealClips, RealSet, Window, draw_windows, protocol_videos
+from .real_clips import ClipBatch, RealClips, RealSet, Window, draw_windows, protocol_videos
 from .reconstruction import mean_colour
 
 CLASS_SAMPLING = ("balanced", "uniform", "prior")
 CLASS_SAMPLING_OF = {"balanced": "balanced", "uniform": "uniform", "real": "prior"}  # of a protocol's labels
 SHARD_SIZE = 64  # clips whose features are kept together: what an interruption costs a process
+KEPT = 2  # the kind of files that features are kept in; others are made anew
 
 Source = dict[str, Any]
-# From batches of numbers to (keys, clips (B, 3, T, H, W) as a protocol has them), without clips that cannot be had. A
-# key says which clips belong together when samples are drawn anew: a real one's video, a generated one's own number.
-Clips = Callable[[Sequence[Sequence[int]]], Iterator[tuple[list[int], torch.Tensor]]]
+Clips = Callable[[Sequence[Sequence[int]]], Iterator[ClipBatch]]  # of batches of numbers, clips as a protocol has them
 
 
 # --- the number, and what it depends on ------------------------------------------------------------------------------
@@ -66,10 +70,13 @@ Clips = Callable[[Sequence[Sequence[int]]], Iterator[tuple[list[int], torch.Tens
 
 @dataclass(frozen=True)
 class Distance:
-    """A squared Fréchet distance of `samples` clips to `real_samples` real ones, and its 95 % bootstrap interval."""
+    """A squared Fréchet distance of `samples` clips to `real_samples` real ones, and its 95 % bootstrap interval.
+
+    The interval is None where all clips of a side are of one group: what belongs together cannot be drawn anew.
+    """
 
     value: float
-    interval: tuple[float, float]
+    interval: tuple[float, float] | None
     samples: int
     real_samples: int
 
@@ -83,10 +90,12 @@ class FVDResult:
         generated: the number.
         reconstructed: rFVD: the autoencoder's reconstructions of the real set against it. No DiT does better.
         real_vs_real: real clips against real ones of other videos: what sampling alone costs. Of fewer clips than
-            `generated`, and so larger, where the data has not twice as many; its counts say.
+            `generated`, and so larger, where the data has not twice as many; its counts say. None where they are too
+            few to be parted.
         mean_colour: clips of one colour each, the real clips' own: what no content at all scores.
-        infinity: `frechet_infinity` of `generated`; None where there are too few samples.
+        infinity: `frechet_infinity` of `generated`; None where there are too few samples, or groups of them.
         class_score: mean and deviation of `ClassScore` on the generated clips; None for detectors without classes.
+        unreadable: (path, reason) of the real clips that are missing, for their videos could not be decoded.
         notes: why the number may not be compared with others under this protocol; empty where it may.
         settings: data and sampling by name; with hashes of the weights and of the list of videos.
         versions: `vidgen.environment.environment`.
@@ -96,10 +105,11 @@ class FVDResult:
     protocol: dict[str, Any]
     generated: Distance
     reconstructed: Distance
-    real_vs_real: Distance
+    real_vs_real: Distance | None
     mean_colour: Distance
     infinity: float | None
     class_score: tuple[float, float] | None
+    unreadable: list[tuple[str, str]]
     notes: list[str]
     settings: dict[str, Any]
     versions: dict[str, str]
@@ -113,7 +123,7 @@ class Sampling:
         seed: with a clip's number, of its noise and class.
         guidance_scale, num_inference_steps, guidance_interval: as the pipeline takes them.
         class_sampling: "balanced" gives the classes turns, "uniform" draws them, "prior" draws them as often as the
-            real videos have them.
+            clips of the real set have them: where a protocol takes any clip of a video, long videos count more.
     """
 
     seed: int = 0
@@ -161,10 +171,19 @@ def evaluate_pipeline(
 
     Raises:
         UserError: if the data cannot be had or has fewer than 4 clips, the pipeline's clips are too short for the
-            protocol, or its classes do not fit the data's.
+            protocol or not finite, its classes do not fit the data's, or a count is too small.
     """
+    versions = environment()  # before any file is written, which would count as a change of the code
     sampling = sampling or Sampling()
-    folder = Path(folder)
+    for what, value, least in (
+        ("samples", samples, 1),
+        ("num_inference_steps", sampling.num_inference_steps, 1),
+        ("batch_size", batch_size, 1),
+        ("shard_size", shard_size, 1),
+        ("num_workers", num_workers, 0),
+    ):
+        if value is not None and value < least:
+            raise UserError(f"{what} must be {least} or more, not {value}.")
     if pipeline.vae.config.num_frames < protocol.frames:
         raise UserError(
             f"the protocol {protocol.name} compares clips of {protocol.frames} frames, but the pipeline's have "
@@ -172,58 +191,63 @@ def evaluate_pipeline(
         )
     files, classes = protocol_videos(root, protocol, split_files)
     [real] = broadcast_object_list([_real_set(files, protocol, samples) if accelerator.is_main_process else None])
-    samples = samples or protocol.generated or len(real.windows)
-    if min(samples, len(real.windows)) < 4:
-        raise UserError(f"a Fréchet distance needs 4 clips or more: {samples} samples, {len(real.windows)} real ones.")
+    count = len(real.windows)
+    if samples is None:
+        samples = count if protocol.generated is None else protocol.generated
+    if min(samples, count) < 4:
+        raise UserError(f"a Fréchet distance needs 4 clips or more: {samples} samples, {count} real ones.")
 
-    eyes = {"protocol": protocol.describe(), "detectors": [[d.name, d.sha256] for d in detectors]}
     data = {"data": data_hash(root, files, classes)}
-    vae = {"vae": weights_hash(pipeline.vae)}
-    drawn = {"transformer": weights_hash(pipeline.transformer), **_solver(pipeline), **asdict(sampling)}
+    vae = {"vae": weights_hash(pipeline.vae), "vae_config": _settings_of(pipeline.vae)}
+    drawn = {
+        "transformer": weights_hash(pipeline.transformer),
+        "transformer_config": _settings_of(pipeline.transformer),
+        **_solver(pipeline),
+        **asdict(sampling),
+    }
     if sampling.class_sampling == "prior":
-        drawn["frequencies"] = class_frequencies(pipeline, files, classes)
-
-    def collect(name: str, clips: Clips, count: int, source: Source, keep: bool = False) -> Collected | None:
-        return collect_features(
-            name,
-            clips,
-            count,
-            {**eyes, **source},
-            detectors,
-            protocol,
-            accelerator,
-            folder,
-            batch_size=batch_size,
-            shard_size=shard_size,
-            keep_statistics=keep,
-        )
+        drawn["frequencies"] = class_frequencies(pipeline, [files[window.video] for window in real.windows], classes)
 
     def read(windows: Sequence[Window], size: int = protocol.size) -> Clips:
-        clips = RealClips(files, windows, replace(protocol, size=size))
-        return lambda batches: clips.batches(batches, num_workers)
+        return partial(RealClips(files, windows, replace(protocol, size=size)).batches, num_workers=num_workers)
 
-    count = len(real.windows)
-    one_colour = changed(read(real.windows), mean_colour, protocol)
-    rebuilt = changed(read(real.windows, pipeline.vae.config.sample_size), reconstruction(pipeline.vae), protocol)
-    generated = generated_clips(pipeline, sampling, protocol, drawn.get("frequencies"))
+    rebuilt = read(real.windows, pipeline.vae.config.sample_size)
+    collector = Collector(detectors, protocol, accelerator, Path(folder), batch_size, shard_size)
     sets = {
-        "real": collect("real", read(real.windows), count, data, keep=True),
-        "mean_colour": collect("mean_colour", one_colour, count, data, keep=True),
-        "reconstructed": collect("reconstructed", rebuilt, count, {**data, **vae}),
-        "generated": collect("generated", generated, samples, {**vae, **drawn}),
+        "real": collector.collect("real", read(real.windows), count, data, keep=True),
+        "mean_colour": collector.collect(
+            "mean_colour", changed("mean_colour", read(real.windows), mean_colour, protocol), count, data, keep=True
+        ),
+        "reconstructed": collector.collect(
+            "reconstructed",
+            changed("reconstructed", rebuilt, reconstruction(pipeline.vae), protocol),
+            count,
+            {**data, **vae},
+        ),
+        "generated": collector.collect(
+            "generated",
+            generated_clips(pipeline, sampling, protocol, drawn.get("frequencies")),
+            samples,
+            {**vae, **drawn},
+            scored=True,
+        ),
     }
     if len(real.others) == count:
-        sets["real_vs_real"] = collect("real_others", read(real.others), count, data, keep=True)
+        # Which videos are others depends on how many clips the real set has, so a larger set does not begin with them.
+        others = {**data, "real_clips": count}
+        sets["real_vs_real"] = collector.collect("real_others", read(real.others), count, others, keep=True)
     if not accelerator.is_main_process:
         return None
 
     settings = {"root": str(root), "videos": len(files), "videos_unusable": len(real.unusable), **data, **vae, **drawn}
     settings |= {"dtype": str(pipeline.transformer.dtype).removeprefix("torch."), "batch_size": batch_size}
     settings |= {"processes": accelerator.num_processes}
-    return [
-        _result({name: collected.of(place) for name, collected in sets.items()}, detector, protocol, settings)
-        for place, detector in enumerate(detectors)
-    ]
+    return [_result(sets, place, detector, protocol, settings, versions) for place, detector in enumerate(detectors)]
+
+
+def _settings_of(part: ConfigMixin) -> dict[str, Any]:
+    """The configuration of a part of a pipeline, without the path and the versions it was saved with."""
+    return {name: value for name, value in part.config.items() if not name.startswith("_")}
 
 
 def _real_set(files: Sequence[VideoFile], protocol: Protocol, samples: int | None) -> RealSet:
@@ -232,52 +256,77 @@ def _real_set(files: Sequence[VideoFile], protocol: Protocol, samples: int | Non
 
 
 def _result(
-    sets: dict[str, tuple[GroupedStatistics, int, tuple[float, float] | None]],
+    sets: dict[str, Collected],
+    place: int,
     detector: Detector,
     protocol: Protocol,
     settings: dict[str, Any],
+    versions: dict[str, str],
 ) -> FVDResult:
-    reference, real_count, _ = sets["real"]
-    generated, samples, class_score = sets["generated"]
-    distances = {}
-    for name in ("generated", "reconstructed", "mean_colour", "real_vs_real"):
-        if name in sets:
-            statistics, count, _ = sets[name]
-            paired = name in ("reconstructed", "mean_colour")
-            distances[name] = measured(statistics, reference, count, real_count, paired)
-        else:
-            even, odd = reference.halves()
-            share = even.merged().count / reference.merged().count
-            distances[name] = measured(even, odd, round(real_count * share), round(real_count * (1 - share)))
-    rows = min(generated.merged().count, reference.merged().count)
+    """The result of the detector of this place."""
+    statistics = {name: collected.statistics[place] for name, collected in sets.items()}
+    samples = {name: collected.samples for name, collected in sets.items()}
+    if "real_vs_real" in sets:
+        pairs = {"real_vs_real": (statistics["real_vs_real"], statistics["real"])}
+        counts = {"real_vs_real": (samples["real_vs_real"], samples["real"])}
+    else:
+        even, odd = statistics["real"].halves()
+        part = round(samples["real"] * even.merged().count / statistics["real"].merged().count)
+        pairs, counts = {"real_vs_real": (even, odd)}, {"real_vs_real": (part, samples["real"] - part)}
+    for name in ("generated", "reconstructed", "mean_colour"):
+        pairs[name], counts[name] = (statistics[name], statistics["real"]), (samples[name], samples["real"])
+    distances = {
+        name: measured(*pair, *counts[name], paired=name in ("reconstructed", "mean_colour"))
+        for name, pair in pairs.items()
+    }
+    both = pairs["generated"]
+    rows = min(side.merged().count for side in both)
+    groups = min(len(side.filled) for side in both)
+    unreadable = sorted({said for collected in sets.values() for said in collected.unreadable})
     return FVDResult(
         detector=detector.describe(),
         protocol=protocol.describe(),
         **distances,
-        infinity=frechet_infinity(generated, reference) if rows >= 4 * detector.dim else None,
-        class_score=class_score,
-        notes=guards(protocol, detector, samples, real_count, rows, settings["class_sampling"]),
+        infinity=frechet_infinity(*both) if rows >= 4 * detector.dim and groups >= INFINITY_GROUPS else None,
+        class_score=sets["generated"].class_scores[place],
+        unreadable=unreadable,
+        notes=guards(
+            protocol, detector, samples["generated"], samples["real"], rows, settings["class_sampling"], unreadable
+        ),
         settings=settings,
-        versions=environment(),
+        versions=versions,
     )
 
 
 def measured(
     a: GroupedStatistics, b: GroupedStatistics, samples: int, real_samples: int, paired: bool = False
-) -> Distance:
-    """Their distance with its interval; without warnings, which `guards` gives in words."""
+) -> Distance | None:
+    """Their distance with its interval, without warnings, which `guards` gives in words.
+
+    None where a side has fewer than 2 feature vectors.
+    """
+    if min(side.merged().count for side in (a, b)) < 2:
+        return None
     with quiet_about_rank():
         value = frechet_distance(a.merged(), b.merged())
-    return Distance(value, bootstrap_interval(a, b, paired=paired), samples, real_samples)
+    drawable = min(len(side.filled) for side in (a, b)) > 1
+    return Distance(value, bootstrap_interval(a, b, paired=paired) if drawable else None, samples, real_samples)
 
 
 def guards(
-    protocol: Protocol, detector: Detector, samples: int, real_samples: int, rows: int, class_sampling: str
+    protocol: Protocol,
+    detector: Detector,
+    samples: int,
+    real_samples: int,
+    rows: int,
+    class_sampling: str,
+    unreadable: Sequence[tuple[str, str]] = (),
 ) -> list[str]:
     """Why a number may not be compared with others under the protocol; each a sentence.
 
     Args:
         rows: feature vectors of the smaller side.
+        unreadable: (path, reason) of the real clips that are missing.
     """
     notes = []
     for name, count, theirs in (
@@ -286,10 +335,18 @@ def guards(
     ):
         if theirs is not None and count != theirs:
             notes.append(f"{count} {name} clips, not the protocol's {theirs}: with fewer, distances are larger.")
+    if unreadable:
+        path, reason = unreadable[0]
+        notes.append(f"Real clips of {len(unreadable)} videos are missing, the first of {path}: {reason}.")
     if class_sampling != CLASS_SAMPLING_OF[protocol.labels]:
         notes.append(f"Classes are {class_sampling}, not the protocol's {CLASS_SAMPLING_OF[protocol.labels]}.")
     if detector.name != protocol.detector:
         notes.append(f"The detector is {detector.name}, not the protocol's {protocol.detector}.")
+    if not detector.published:
+        notes.append(
+            f"The detector's weights, sha256 {detector.sha256}, are not known to be {detector.weights.publisher}'s "
+            f"{detector.weights.name}."
+        )
     if protocol.trials > 1:
         notes.append(f"One trial; the protocol averages {protocol.trials}: give other seeds.")
     if protocol.not_stated:
@@ -305,14 +362,31 @@ def guards(
 # --- clips by their numbers ------------------------------------------------------------------------------------------
 
 
-def changed(clips: Clips, change: Callable[[torch.Tensor], torch.Tensor], protocol: Protocol) -> Clips:
-    """The same clips, changed, and as the protocol has them."""
+def changed(name: str, clips: Clips, change: Callable[[torch.Tensor], torch.Tensor], protocol: Protocol) -> Clips:
+    """The same clips, changed, and as the protocol has them; `name` is that of the set they make."""
 
-    def read(batches: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], torch.Tensor]]:
-        for keys, batch in clips(batches):
-            yield keys, protocol_clips(change(batch), protocol) if keys else batch
+    def read(batches: Sequence[Sequence[int]]) -> Iterator[ClipBatch]:
+        for batch in clips(batches):
+            yield _as_protocol(name, replace(batch, clips=change(batch.clips)), protocol) if batch.numbers else batch
 
     return read
+
+
+def _as_protocol(name: str, batch: ClipBatch, protocol: Protocol) -> ClipBatch:
+    """Clips that a model made as the protocol has them. Raises `UserError` if one is not finite, naming it."""
+    _refuse_broken(f"{name} clips", batch.numbers, batch.clips)
+    return replace(batch, clips=protocol_clips(batch.clips, protocol))
+
+
+def _refuse_broken(what: str, numbers: Sequence[int], values: torch.Tensor) -> None:
+    """Raises `UserError` if values (N * R, ...) of N clips are not finite, with the numbers of the clips."""
+    finite = torch.isfinite(values).reshape(len(numbers), -1).all(dim=1).tolist()
+    broken = [number for number, sound in zip(numbers, finite, strict=True) if not sound]
+    if broken:
+        raise UserError(
+            f"{what} {', '.join(map(str, broken))} hold NaN or infinite values, which no distance can be computed of: "
+            "look at the model's weights and its precision."
+        )
 
 
 def reconstruction(vae: AutoencoderKLVidTwin) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -325,7 +399,7 @@ def generated_clips(
 ) -> Clips:
     """A pipeline's clips, as the protocol has them: the noise and the class of each by its number."""
 
-    def generate(batches: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], torch.Tensor]]:
+    def generate(batches: Sequence[Sequence[int]]) -> Iterator[ClipBatch]:
         for batch in batches:
             numbers = list(batch)
             labels = class_labels(pipeline, numbers, sampling, frequencies)
@@ -339,14 +413,14 @@ def generated_clips(
                 output_type="pt",
             ).frames
             clips = 2 * frames[:, : protocol.frames].float().transpose(1, 2) - 1
-            yield numbers, protocol_clips(clips, protocol)
+            yield _as_protocol("generated", ClipBatch(numbers, numbers, clips), protocol)
 
     return generate
 
 
 def _solver(pipeline: VidTwinPipeline) -> Source:
     """What denoises beside the weights: the scheduler and, where one is enabled, the cache between steps."""
-    scheduler = {**pipeline.scheduler.config, "_class_name": type(pipeline.scheduler).__name__}
+    scheduler = {**_settings_of(pipeline.scheduler), "_class_name": type(pipeline.scheduler).__name__}
     cache = getattr(pipeline.transformer, "_cache_config", None)
     if cache is None:
         return {"scheduler": scheduler}
@@ -373,7 +447,11 @@ def class_labels(
 def class_frequencies(
     pipeline: VidTwinPipeline, files: Sequence[VideoFile], classes: Sequence[str]
 ) -> list[float] | None:
-    """The share of videos in each of the pipeline's classes, found by name; None for one without classes.
+    """The share of each of the pipeline's classes, found by name; None for one without classes.
+
+    Args:
+        files: the video of each clip of the real set: one that has several counts as often.
+        classes: names, by the labels of `files`.
 
     Raises:
         UserError: if a video has no class, or one that the pipeline does not know.
@@ -403,148 +481,162 @@ def _seed(seed: int, number: int, what: str) -> int:
 # --- features of clips, on all processes -----------------------------------------------------------------------------
 
 
-@dataclass
+@dataclass(frozen=True)
 class Collected:
-    """What is known of a set of clips: statistics and, for detectors with classes, their score, by detector."""
+    """What is known of a set of clips.
+
+    Attributes:
+        samples: the clips that could be had.
+        unreadable: (path, reason) of the others, each once.
+        statistics: by detector.
+        class_scores: by detector; None where it has no classes, or no score was asked for.
+    """
 
     samples: int
+    unreadable: list[tuple[str, str]]
     statistics: list[GroupedStatistics]
     class_scores: list[tuple[float, float] | None]
 
-    def of(self, detector: int) -> tuple[GroupedStatistics, int, tuple[float, float] | None]:
-        """Statistics, number of clips and score by one of the detectors."""
-        return self.statistics[detector], self.samples, self.class_scores[detector]
+
+@dataclass(frozen=True)
+class _Shard:
+    """The features of neighbouring numbers' clips: by detector, those of a clip after those of another."""
+
+    keys: list[int]
+    features: list[torch.Tensor]
+    unreadable: list[tuple[str, str]]
 
 
-def collect_features(
-    name: str,
-    clips: Clips,
-    count: int,
-    source: Source,
-    detectors: Sequence[Detector],
-    protocol: Protocol,
-    accelerator: Accelerator,
-    folder: Path,
-    *,
-    batch_size: int = 16,
-    shard_size: int = SHARD_SIZE,
-    keep_statistics: bool = False,
-) -> Collected | None:
-    """The statistics of the features of clips by number, from what `folder` has of them or computed by all processes.
+@dataclass(frozen=True)
+class Collector:
+    """Computes the features of sets of clips, on all processes, and keeps them.
 
-    Features are kept in FOLDER/NAME-HASH/features-FIRST.safetensors, with `source` within: HASH is of it, so another
-    source has another folder, and a file that says another source is made anew.
+    Features are kept in FOLDER/NAME-HASH/features-FIRST.safetensors, with all that they depend on within: HASH is of
+    that, so another source has another folder, and a file that says another source is made anew.
 
-    Args:
-        source: all that the features depend on, as JSON takes it.
-        keep_statistics: replace the shards by one file of statistics, NAME-HASH.safetensors, at the end.
-
-    Returns:
-        The statistics on the main process, None on the others.
+    Attributes:
+        detectors, protocol: what looks at clips, and how.
+        accelerator: of the processes.
+        folder: shared by all of them.
+        batch_size: clips at a time; clips that are given already are in batches of so many.
+        shard_size: clips whose features are in one file.
     """
-    source = json.loads(json.dumps({"clips": name, **source}, default=str))
-    shards = folder / f"{name}-{_digest(source)}"
-    whole = {**source, "count": count}
-    kept = folder / f"{name}-{_digest(whole)}.safetensors"
-    found = None
-    if keep_statistics and accelerator.is_main_process:
-        found = _read_statistics(kept, whole, len(detectors))
-    [there] = broadcast_object_list([found is not None])
-    if there:
-        return found
 
-    # The main process alone looks what is there, and what is missing is dealt out evenly.
-    missing = None
-    ranges = split_evenly(range(count), shard_size)
-    if accelerator.is_main_process:
-        missing = [shard for shard in ranges if not _is_there(_shard_path(shards, shard), source, shard)]
-    [missing] = broadcast_object_list([missing])
-    present = [shard for shard in ranges if shard not in missing]
-    rank, processes = accelerator.process_index, accelerator.num_processes
-    make = _made_shards(
-        name, clips, missing[rank::processes], shards, source, detectors, protocol, accelerator.device, batch_size
-    )
-    read = (_read_shard(_shard_path(shards, shard), len(detectors)) for shard in present[rank::processes])
-    statistics = [GroupedStatistics(detector.dim) for detector in detectors]
-    scores = [ClassScore(detector.dim) if hasattr(detector, "probabilities") else None for detector in detectors]
-    samples = 0
-    for own, rows in chain(read, make):
-        samples += len(own)
-        for detector, features, statistic, score in zip(detectors, rows, statistics, scores, strict=True):
-            statistic.update(features, own)
-            if score is not None:
-                score.update(detector.probabilities(features.double()), own)
+    detectors: Sequence[Detector]
+    protocol: Protocol
+    accelerator: Accelerator
+    folder: Path
+    batch_size: int = 16
+    shard_size: int = SHARD_SIZE
 
-    statistics = [added_up(statistic, accelerator) for statistic in statistics]
-    for score in filter(None, scores):
-        score.totals = _summed(score.totals, accelerator)
-    samples = int(_summed(torch.tensor(samples), accelerator))
-    if not accelerator.is_main_process:
-        return None
-    if samples < 4:
-        raise UserError(f"only {samples} of {count} {name} clips could be had; a distance needs 4 or more.")
-    collected = Collected(samples, statistics, [score and score.compute() for score in scores])
-    if keep_statistics:
-        _write_statistics(kept, whole, collected)
-        shutil.rmtree(shards, ignore_errors=True)
-    return collected
+    def collect(
+        self, name: str, clips: Clips, count: int, source: Source, *, keep: bool = False, scored: bool = False
+    ) -> Collected | None:
+        """The statistics of the features of clips 0 to `count` - 1, from what the folder has or computed.
 
+        Args:
+            source: all that clip n depends on beside n, the detectors and the protocol, as JSON takes it.
+            keep: replace the shards by one file of statistics, NAME-HASH.safetensors, at the end.
+            scored: compute the class scores too; not of sets that are kept.
 
-def added_up(statistics: GroupedStatistics, accelerator: Accelerator) -> GroupedStatistics:
-    """The statistics of all processes' samples, on all of them. Memory does not grow with the number of processes.
+        Returns:
+            The statistics on the main process, None on the others.
 
-    Two sums: of the means, weighted, for the common mean, and of the scatters about it.
-    """
-    if accelerator.num_processes == 1:
-        return statistics
-    state = statistics.state_dict()
-    counts = _summed(state["counts"], accelerator)
-    share = (state["counts"] / counts.clamp(min=1)).double()[:, None]
-    means = _summed(share * state["means"], accelerator)
-    apart = state["means"] - means
-    spread = state["counts"][:, None, None] * apart[:, :, None] * apart[:, None, :]
-    scatters = _summed(state["scatters"] + spread, accelerator)
-    return GroupedStatistics.from_state_dict({"counts": counts, "means": means, "scatters": scatters})
+        Raises:
+            UserError: if clips or features are not finite, before anything is kept of them, or fewer than 4 clips
+                could be had.
+        """
+        source = self._whole_source(name, source)
+        shards = self.folder / f"{name}-{_digest(source)}"
+        whole = {**source, "count": count}
+        kept = self.folder / f"{name}-{_digest(whole)}.safetensors"
+        main = self.accelerator.is_main_process
+        found = _read_statistics(kept, whole, len(self.detectors)) if keep and main else None
+        [there] = broadcast_object_list([found is not None])
+        if there:
+            return found
 
+        # The main process alone looks what is there, and what is missing is dealt out evenly.
+        ranges = split_evenly(range(count), self.shard_size)
+        present = [part for part in ranges if main and _is_there(_shard_path(shards, part), source, part)]
+        [present] = broadcast_object_list([present])
+        missing = [part for part in ranges if part not in present]
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        read = (_read_shard(_shard_path(shards, shard), len(self.detectors)) for shard in present[rank::processes])
+        made = self._made(name, clips, missing[rank::processes], shards, source)
+        collected = self._added_up(chain(read, made), scored)
+        if not main:
+            return None
+        if collected.samples < 4:
+            said = ": ".join(collected.unreadable[0]) if collected.unreadable else ""
+            raise UserError(
+                f"only {collected.samples} of {count} {name} clips could be had; a distance needs 4 or more. {said}"
+            )
+        if keep:
+            _write_statistics(kept, whole, collected)
+            shutil.rmtree(shards, ignore_errors=True)
+        return collected
 
-def _summed(values: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:
-    if accelerator.num_processes == 1:
-        return values
-    return accelerator.reduce(values.to(accelerator.device), "sum").cpu()
+    def _whole_source(self, name: str, source: Source) -> Source:
+        eyes = {"protocol": self.protocol.describe(), "detectors": [[d.name, d.sha256] for d in self.detectors]}
+        return json.loads(json.dumps({"kept": KEPT, "clips": name, **eyes, **source}, default=str))
 
+    def _added_up(self, shards: Iterator[_Shard], scored: bool) -> Collected:
+        """What this process's shards and the others' come to."""
+        statistics = [GroupedStatistics(detector.dim) for detector in self.detectors]
+        scores = [
+            ClassScore(detector.dim) if scored and hasattr(detector, "probabilities") else None
+            for detector in self.detectors
+        ]
+        samples, unreadable = 0, []
+        for shard in shards:
+            samples += len(shard.keys)
+            unreadable += shard.unreadable
+            for detector, features, own, score in zip(self.detectors, shard.features, statistics, scores, strict=True):
+                own.update(features, shard.keys)
+                if score is not None:
+                    score.update(detector.probabilities(features.double()), shard.keys)
+        for score in filter(None, scores):
+            score.totals = summed(score.totals)
+        samples = int(summed(torch.tensor(samples)))
+        return Collected(
+            samples,
+            sorted(set(gather_object(unreadable))),
+            [added_up(own) for own in statistics],
+            [score.compute() if score and samples else None for score in scores],
+        )
 
-def _made_shards(
-    name: str,
-    clips: Clips,
-    missing: Sequence[range],
-    folder: Path,
-    source: Source,
-    detectors: Sequence[Detector],
-    protocol: Protocol,
-    device: torch.device,
-    batch_size: int,
-) -> Iterator[tuple[list[int], list[torch.Tensor]]]:
-    """(keys, features by detector) of shards, each written before it is given."""
-    batches = {shard: split_evenly(shard, batch_size) for shard in missing}
-    made = clips([batch for shard in missing for batch in batches[shard]]) if missing else iter(())
-    with progress(total=sum(map(len, missing)), description=f"{name} clips") as bar:
-        for shard in missing:
-            own: list[int] = []
-            parts: list[list[torch.Tensor]] = [[torch.zeros(0, detector.dim)] for detector in detectors]
-            for batch in batches[shard]:
-                keys, clip = next(made)
-                own += keys
-                if keys:
-                    seen = detector_input(clip.to(device), protocol)
-                    for detector, part in zip(detectors, parts, strict=True):
-                        part.append(detector(seen).float().cpu())
-                bar.update(len(batch))
-            rows = [torch.cat(part) for part in parts]
-            tensors = {"keys": torch.tensor(own, dtype=torch.int64)}
-            tensors |= {f"features.{place}": row for place, row in enumerate(rows)}
-            with written_aside(_shard_path(folder, shard)) as path:
-                save_file(tensors, path, {"vidgen": json.dumps({"source": source, "asked": _ends(shard)})})
-            yield own, rows
+    def _made(
+        self, name: str, clips: Clips, missing: Sequence[range], folder: Path, source: Source
+    ) -> Iterator[_Shard]:
+        """Shards, each written before it is given."""
+        batches = {shard: split_evenly(shard, self.batch_size) for shard in missing}
+        made = clips([batch for shard in missing for batch in batches[shard]]) if missing else iter(())
+        with progress(total=sum(map(len, missing)), description=f"{name} clips") as bar:
+            for shard in missing:
+                own = _Shard([], [], [])
+                parts: list[list[torch.Tensor]] = [[torch.zeros(0, detector.dim)] for detector in self.detectors]
+                for asked in batches[shard]:
+                    batch = next(made)
+                    own.keys.extend(batch.keys)
+                    own.unreadable.extend(batch.unreadable)
+                    for part, features in zip(parts, self._features(name, batch), strict=True):
+                        part.append(features)
+                    bar.update(len(asked))
+                own.features.extend(map(torch.cat, parts))
+                _write_shard(_shard_path(folder, shard), source, shard, own)
+                yield own
+
+    def _features(self, name: str, batch: ClipBatch) -> Iterator[torch.Tensor]:
+        """By each detector, of a batch of clips that may be empty."""
+        if not batch.numbers:
+            yield from (torch.zeros(0, detector.dim) for detector in self.detectors)
+            return
+        seen = detector_input(batch.clips.to(self.accelerator.device), self.protocol)
+        for detector in self.detectors:
+            features = detector(seen).float().cpu()
+            _refuse_broken(f"{detector.name}'s features of {name} clips", batch.numbers, features)
+            yield features
 
 
 def _shard_path(folder: Path, shard: range) -> Path:
@@ -561,10 +653,18 @@ def _is_there(path: Path, source: Source, shard: range) -> bool:
     return said.get("source") == source and said.get("asked") == _ends(shard)
 
 
-def _read_shard(path: Path, detectors: int) -> tuple[list[int], list[torch.Tensor]]:
-    """A shard's keys and its features by each detector."""
-    _, tensors = _read(path)
-    return tensors["keys"].tolist(), [tensors[f"features.{place}"] for place in range(detectors)]
+def _read_shard(path: Path, detectors: int) -> _Shard:
+    said, tensors = _read(path)
+    features = [tensors[f"features.{place}"] for place in range(detectors)]
+    return _Shard(tensors["keys"].tolist(), features, [tuple(entry) for entry in said["unreadable"]])
+
+
+def _write_shard(path: Path, source: Source, asked: range, shard: _Shard) -> None:
+    tensors = {"keys": torch.tensor(shard.keys, dtype=torch.int64)}
+    tensors |= {f"features.{place}": features for place, features in enumerate(shard.features)}
+    said = {"source": source, "asked": _ends(asked), "unreadable": shard.unreadable}
+    with written_aside(path) as unfinished:
+        save_file(tensors, unfinished, {"vidgen": json.dumps(said)})
 
 
 def _read_statistics(path: Path, source: Source, detectors: int) -> Collected | None:
@@ -576,7 +676,8 @@ def _read_statistics(path: Path, source: Source, detectors: int) -> Collected | 
     for place in range(detectors):
         names = (name for name in tensors if name.startswith(f"{place}."))
         statistics.append(GroupedStatistics.from_state_dict({name.split(".")[1]: tensors[name] for name in names}))
-    return Collected(said["samples"], statistics, [score and tuple(score) for score in said["class_scores"]])
+    unreadable = [tuple(entry) for entry in said["unreadable"]]
+    return Collected(said["samples"], unreadable, statistics, [None] * detectors)
 
 
 def _write_statistics(path: Path, source: Source, collected: Collected) -> None:
@@ -585,7 +686,7 @@ def _write_statistics(path: Path, source: Source, collected: Collected) -> None:
         for place, statistics in enumerate(collected.statistics)
         for name, tensor in statistics.state_dict().items()
     }
-    said = {"source": source, "samples": collected.samples, "class_scores": collected.class_scores}
+    said = {"source": source, "samples": collected.samples, "unreadable": collected.unreadable}
     with written_aside(path) as unfinished:
         save_file(tensors, unfinished, {"vidgen": json.dumps(said)})
 

@@ -104,9 +104,11 @@ class CountedMemory(TorchDispatchMode):
         self._held = self._peak = 0
 
     def held(self) -> int:
+        """Bytes that are held now."""
         return self._held
 
     def peak(self) -> int:
+        """Bytes that were held at most."""
         return self._peak
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 RESAMPLES = 1000
+DRAWN_AT_ONCE = 2**20  # clips of resamples: memory, however many clips there are
 SHRINKAGES = torch.logspace(-6, 4, 41, dtype=torch.float64)  # in mean squared lengths of the centred features
 
 
@@ -181,7 +182,8 @@ def ratio(numerators: torch.Tensor, denominators: torch.Tensor, chance: float | 
         raise ValueError("a score needs 1 clip or more.")
     both = torch.stack([numerators, denominators], dim=1).double().cpu()
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(len(both), (RESAMPLES, len(both)), generator=generator)
-    value, sums = both.sum(dim=0), both[drawn].sum(dim=1)
+    parts = torch.arange(RESAMPLES).split(max(1, DRAWN_AT_ONCE // len(both)))
+    drawn = (torch.randint(len(both), (len(part), len(both)), generator=generator) for part in parts)
+    value, sums = both.sum(dim=0), torch.cat([both[resamples].sum(dim=1) for resamples in drawn])
     bounds = (sums[:, 0] / sums[:, 1]).nanquantile(both.new_tensor([0.025, 0.975]))
     return Score((value[0] / value[1]).item(), *bounds.tolist(), chance)

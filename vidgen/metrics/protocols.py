@@ -5,7 +5,8 @@ habit has a name here, and each choice its source (project: file), read in their
 
 * `larp` - hywang66/LARP: sample.py (10 000 clips of the class labels of 10 000 real ones, drawn with seed 42 from all
   runs of 16 frames, cut one after the other, of the videos in ucf101_train.csv), datasets/video_dataset.py (native
-  rate, torchvision's `Resize(128, antialias=True)` and `CenterCrop`, short videos repeat their last frame),
+  rate, torchvision's `Resize(128, antialias=True)` and `CenterCrop`; with `use_all_frames`, as there, shorter videos
+  have no run and are left out: only eval/rfvd_evaluator.py, which reconstructs, repeats their last frame),
   utils' FVDCalculator (StyleGAN-V's program on floats: `2 x - 1`, resized inside, never rounded to pixels).
 * `tats` - songweige/TATS: scripts/sample_vqgan_transformer_short_videos.py (2048 against 2048, train split, as many
   of each class; `(x * 255).astype(uint8)`, which truncates, on both sides), tats/data.py (torchvision's VideoClips:
@@ -20,13 +21,18 @@ habit has a name here, and each choice its source (project: file), read in their
   256, centre crop). Stride 3 on real videos is Vchitect/Latte's (tools/metrics/frechet_video_distance.py), and 1 is
   StyleGAN-V's own. StyleGAN-V takes the first 2048 videos in the order of their names, which on UCF-101 are some 15
   classes; here 2048 are drawn at random. Both projects keep frames as JPEG files, which is not done here.
-* `latte` - Vchitect/Latte: as `stylegan-v`, but tools/metrics/metric_main.py has 20480 in the place of 2048 under the
-  same name, so that all real videos count; labels are uniform over the classes (sample/sample_ddp.py).
+* `latte` - Vchitect/Latte: as `stylegan-v`, but tools/metrics/metric_main.py at commit 03d2bda has 20480 in the place
+  of 2048 under the same name, so that all real videos count (at c227056 it has 2048; which of them made the paper's
+  numbers is not stated); labels are uniform over the classes (sample/sample_ddp.py).
 * `stylegan-v-128f` - StyleGAN-V's fvd2048_128f (src/metrics/metric_main.py): 128 frames, stride 1.
 * `vidtwin`, `vidtwin-10k` - VidTwin's paper (arXiv 2412.17726) states 224 pixels, 16 frames, 8 fps, and no more.
 * `mcl-jcv` - the same paper, Table 1: 25 fps, 16 frames, 224 pixels; reconstruction, so each real clip has its own
   counterpart. How clips are cut, and the detector, are not stated.
 * `sprites` - ours: small enough for a CPU.
+
+Labels that a project takes from its real clips are drawn here as often as those clips have them. One difference stays:
+StyleGAN-V divides covariances by N (src/metrics/metric_utils.py), and so do those that took its code; here they are
+divided by N - 1, which makes a distance of 2048 clips to 2048 larger by 0.05 % at most.
 """
 
 from __future__ import annotations
@@ -72,7 +78,8 @@ class Protocol:
             on pixels).
         long_side: resized, rounded "up" or "down".
         pixels: what clips are before the detector: "round" or "truncate" to the 256 values of a file, or "float".
-        short: videos with too few frames: "refuse" (left out, counted), or "repeat" their last frame.
+        short: videos with too few frames: "refuse" (left out, counted), or "repeat" their last frame (of no protocol
+            here; a detector that needs more frames than videos have may ask for it).
         detector: as `vidgen.metrics.get_detector` takes it.
         detector_resize: how frames reach its 224 x 224: "squash", "centre" (short side, centre crop), both bilinear
             without antialiasing, or "detector", which squashes by itself, or takes any size.
@@ -166,7 +173,6 @@ PROTOCOLS: dict[str, Protocol] = {
             detector="i3d_torchscript",
             filter="antialias",
             pixels="float",
-            short="repeat",
         ),
         Protocol(
             name="tats",
@@ -256,10 +262,12 @@ def protocol_clips(clips: torch.Tensor, protocol: Protocol) -> torch.Tensor:
 
     Raises:
         UserError: if they have too few frames and the protocol does not repeat the last one; or more.
-        ValueError: if they are not (B, 3, T, H, W), T >= 1, or not finite where pixels are rounded.
+        ValueError: if they are not (B, 3, T, H, W), T >= 1, or not finite.
     """
     if clips.ndim != 5 or clips.shape[1] != 3 or clips.shape[2] < 1:
         raise ValueError(f"the protocol {protocol.name} takes clips (B, 3, T, H, W), not {tuple(clips.shape)}.")
+    if not torch.isfinite(clips).all():
+        raise ValueError(f"clips of shape {tuple(clips.shape)} hold NaN or infinite values.")
     clips = _full_length(clips.float(), protocol)
     clips = _resized(clips, protocol)
     return _pixels(clips, protocol.pixels)

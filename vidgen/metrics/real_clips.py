@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -120,10 +120,34 @@ class _Video:
         return Window(self.number, first / self.rate, self.rate / self.step, min(there, self.length))
 
 
+@dataclass(frozen=True)
+class ClipBatch:
+    """Clips of a set by their numbers, without those that could not be had.
+
+    Attributes:
+        numbers: of the B clips, in their set.
+        keys: what each belongs to where samples are drawn anew: a real clip's video, a generated one's own number.
+        clips: float (B, 3, T, H, W) in [-1, 1].
+        unreadable: (path, reason) of clips that are missing.
+    """
+
+    numbers: list[int]
+    keys: list[int]
+    clips: torch.Tensor
+    unreadable: list[tuple[str, str]] = field(default_factory=list)
+
+
+def read_window(files: Sequence[VideoFile], window: Window, protocol: Protocol) -> torch.Tensor:
+    """The clip (3, frames, size, size) in [-1, 1] in a window, as the protocol has it. Raises `VideoError`."""
+    path = files[window.video].path
+    frames = read_clip(path, start=window.start, fps=window.fps, num_frames=window.num_frames)
+    return protocol_clips(frames_to_clip(frames)[None], protocol)[0]
+
+
 class RealClips(Dataset):
     """Windows of videos as clips (3, frames, size, size) in [-1, 1], the way a protocol cuts them.
 
-    An item is the number of its video and the clip, None if it cannot be read.
+    An item is the index, the number of its video, and the clip; or, if it cannot be read, its (path, reason).
     """
 
     def __init__(self, files: Sequence[VideoFile], windows: Sequence[Window], protocol: Protocol) -> None:
@@ -132,20 +156,15 @@ class RealClips(Dataset):
     def __len__(self) -> int:
         return len(self.windows)
 
-    def __getitem__(self, index: int) -> tuple[int, torch.Tensor | None]:
+    def __getitem__(self, index: int) -> tuple[int, int, torch.Tensor | tuple[str, str]]:
         window = self.windows[index]
         try:
-            frames = read_clip(
-                self.files[window.video].path, start=window.start, fps=window.fps, num_frames=window.num_frames
-            )
-        except VideoError:
-            return window.video, None
-        return window.video, protocol_clips(frames_to_clip(frames)[None], self.protocol)[0]
+            return index, window.video, read_window(self.files, window, self.protocol)
+        except VideoError as error:
+            return index, window.video, (str(self.files[window.video].path), error.reason)
 
-    def batches(
-        self, indices: Sequence[Sequence[int]], num_workers: int = 0
-    ) -> Iterator[tuple[list[int], torch.Tensor]]:
-        """(numbers of videos, clips (B, 3, T, H, W)) of batches of indices, without those that cannot be read."""
+    def batches(self, indices: Sequence[Sequence[int]], num_workers: int = 0) -> Iterator[ClipBatch]:
+        """The clips of batches of indices."""
         loader = DataLoader(
             self,
             batch_sampler=indices,
@@ -156,7 +175,8 @@ class RealClips(Dataset):
         return iter(loader)
 
 
-def _collate(items: Sequence[tuple[int, torch.Tensor | None]]) -> tuple[list[int], torch.Tensor]:
-    there = [(number, clip) for number, clip in items if clip is not None]
-    clips = torch.stack([clip for _, clip in there]) if there else torch.zeros(0, 3, 1, 1, 1)
-    return [number for number, _ in there], clips
+def _collate(items: Sequence[tuple[int, int, torch.Tensor | tuple[str, str]]]) -> ClipBatch:
+    there = [item for item in items if isinstance(item[2], torch.Tensor)]
+    clips = torch.stack([clip for *_, clip in there]) if there else torch.zeros(0, 3, 1, 1, 1)
+    unreadable = [said for *_, said in items if isinstance(said, tuple)]
+    return ClipBatch([index for index, *_ in there], [video for _, video, _ in there], clips, unreadable)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
+from ..errors import UserError
 from ..files import to_uint8
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ def psnr(
         quantize: round both to uint8 first.
 
     Raises:
-        ValueError: if the shapes differ or are not clips, a value is not finite, or `per` is unknown.
+        UserError: if a value is not finite.
+        ValueError: if the shapes differ or are not clips, or `per` is unknown.
     """
     if per not in ("clip", "frame"):
         raise ValueError(f"per must be 'clip' or 'frame', not {per!r}.")
@@ -55,12 +57,13 @@ def ssim(reconstruction: torch.Tensor, target: torch.Tensor, *, quantize: bool =
         quantize: round both to uint8 first.
 
     Raises:
-        ValueError: as for `psnr`, or for frames smaller than 6 x 6.
+        UserError: for frames smaller than 6 x 6.
+        And what `psnr` raises.
     """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     if min(target.shape[-2:]) < 6:
-        raise ValueError(f"SSIM's window needs frames of 6 x 6 pixels or more, not {tuple(target.shape[-2:])}.")
+        raise UserError(f"SSIM's window needs frames of 6 x 6 pixels or more, not {tuple(target.shape[-2:])}.")
     reconstruction, target = _pixels(reconstruction, target, quantize)
     frames = zip(reconstruction.transpose(1, 2), target.transpose(1, 2), strict=True)  # clip by clip: memory
     with torch.autocast(target.device.type, enabled=False):  # variances as differences: not in half precision
@@ -81,7 +84,8 @@ def lpips(
         quantize: round both to uint8 first.
 
     Raises:
-        ValueError: as for `psnr`, or for frames too small for the network.
+        UserError: for frames too small for the network.
+        And what `psnr` raises.
     """
     reconstruction, target = (x / 127.5 - 1 for x in _pixels(reconstruction, target, quantize))
     frames = zip(reconstruction.transpose(1, 2), target.transpose(1, 2), strict=True)  # clip by clip: memory
@@ -163,7 +167,7 @@ def shrunk(clip: torch.Tensor, num_values: int) -> torch.Tensor:
         (B, C, T, H, W).
 
     Raises:
-        ValueError: if `num_values` is not between 1 and the values in a clip.
+        UserError: if `num_values` is not between 1 and the values in a clip.
     """
     best, best_mse = clip, torch.full((len(clip),), torch.inf, device=clip.device)
     for grid in shrink_grids(tuple(clip.shape[1:]), num_values):
@@ -179,11 +183,11 @@ def shrink_grids(shape: tuple[int, int, int, int], num_values: int) -> list[tupl
     """For each number of frames t, the smallest (t, h, w) with C * t * h * w >= num_values near the clip's aspect.
 
     `shape` is (C, T, H, W); grids are no larger than the clip, and t too small to hold the values is left out.
-    Raises `ValueError` if `num_values` is not between 1 and C * T * H * W.
+    Raises `UserError` if `num_values` is not between 1 and C * T * H * W.
     """
     channels, frames, height, width = shape
     if not 1 <= num_values <= math.prod(shape):
-        raise ValueError(f"num_values must be in 1..{math.prod(shape)} for a clip of shape {shape}, not {num_values}.")
+        raise UserError(f"num_values must be in 1..{math.prod(shape)} for a clip of shape {shape}, not {num_values}.")
     grids = []
     for t in range(1, frames + 1):
         area = math.ceil(num_values / (channels * t))
@@ -217,9 +221,9 @@ def _pixels(reconstruction: torch.Tensor, target: torch.Tensor, quantize: bool) 
             "reconstruction and target must be clips (B, C, T, H, W) of one shape, "
             f"but have shapes {tuple(reconstruction.shape)} and {tuple(target.shape)}."
         )
-    if quantize:
-        return to_uint8(reconstruction).float(), to_uint8(target).float()
     for name, clip in (("reconstruction", reconstruction), ("target", target)):
         if not torch.isfinite(clip).all():
-            raise ValueError(f"the {name} of shape {tuple(clip.shape)} holds NaN or infinite values.")
+            raise UserError(f"the {name} of shape {tuple(clip.shape)} holds NaN or infinite values.")
+    if quantize:
+        return to_uint8(reconstruction).float(), to_uint8(target).float()
     return tuple(((clip.float() + 1) * 127.5).clamp(0, PIXEL_RANGE) for clip in (reconstruction, target))

@@ -88,6 +88,24 @@ def crossed_pairs(motions: torch.Tensor) -> torch.Tensor:
     return (i + each * (1 + i % each % (len(classes) - 1))) % len(motions)
 
 
+def strangers(partner: torch.Tensor, seed: int = 0) -> torch.Tensor:
+    """For each pair (i, partner[i]) of N clips a third clip: (N,), each clip once, the same for the same seed.
+
+    Args:
+        partner: (N,), from `crossed_pairs`.
+
+    Raises:
+        ValueError: for fewer than 3 clips, or partners that are not each clip once and never its own.
+    """
+    own, generator = torch.arange(len(partner)), torch.Generator().manual_seed(seed)
+    if len(partner) < 3 or (partner == own).any() or not torch.equal(partner.sort().values, own):
+        raise ValueError("a third clip needs 3 clips or more, each the partner of one other clip.")
+    while True:  # about one permutation in eight avoids both, and there is one for any such partners
+        drawn = torch.randperm(len(partner), generator=generator)
+        if not ((drawn == own) | (drawn == partner)).any():
+            return drawn
+
+
 # --- what the pixels show ------------------------------------------------------------------------------------------
 
 
@@ -223,7 +241,7 @@ def whose(
     Args:
         shown: what N reenactments show, from `SpriteReaders.read`.
         a, b: `sprite_targets` of the N clips that gave the structure and the dynamics.
-        unrelated: what N other clips show, which the pairs had no part in: they say what chance is.
+        unrelated: what N clips show that are neither the pair's A nor its B: they say what chance is.
 
     Returns:
         For each target `a`, `b`, `neither` (shares), the number of `pairs`, and of points `way`, how far they went

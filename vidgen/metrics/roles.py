@@ -27,6 +27,7 @@ from .reenactment import (
     crossed_pairs,
     pixel_measurements,
     sprite_targets,
+    strangers,
     whose,
 )
 
@@ -150,8 +151,8 @@ def _decoded_roles(vae: AutoencoderKLVidTwin, sprites: Sprites, readers: SpriteR
         shown["crossed"].append(readers.read(crossed))
         likeness.append(torch.stack([psnr(crossed, end) for end in ends]).cpu())
     read = {name: _concatenated(parts) for name, parts in shown.items()}
-    order = torch.randperm(len(kept), generator=torch.Generator().manual_seed(0))
-    unrelated = {name: values[order] for name, values in read["drawn"].items()}
+    others = strangers(partner)
+    unrelated = {name: values[others] for name, values in read["drawn"].items()}
     lenders = {name: values[partner] for name, values in targets.items()}
     near = torch.cat(likeness, dim=1)
     nearest = near.argmax(dim=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 
 from vidgen.errors import UserError
 from vidgen.metrics import Detector, FeatureStatistics, PooledPixels, detectors, frechet_distance, get_detector
-from vidgen.metrics.detectors import DETECTORS, squash
+from vidgen.metrics.detectors import DETECTORS, named_detectors, squash
 from vidgen.objectives.perceptual import BACKBONES, LPIPS
 from vidgen.weights import file_sha256
 
@@ -184,7 +185,10 @@ def test_the_table():
     assert DETECTORS["i3d_torchscript"].weights.size == 51_235_320  # as several projects print it
     assert DETECTORS["i3d_torchscript"].weights.sha256[0].startswith("bec6519f")
     assert DETECTORS["i3d_imagenet"].weights.sha256[0].startswith("2609088c")
-    assert DETECTORS["i3d"].weights.sha256 == ()  # found nowhere; none is made up
+    assert DETECTORS["i3d"].weights.sha256 == ()  # the publisher states none
+    assert DETECTORS["i3d"].weights.mirrored[0].startswith("55095f04")
+    mirrored = [sha256 for detector in DETECTORS.values() if detector.weights for sha256 in detector.weights.mirrored]
+    assert all(len(sha256) == 64 and int(sha256, 16) for sha256 in mirrored)
 
 
 def test_a_detector_describes_itself_for_json():
@@ -222,6 +226,71 @@ def test_another_file_needs_its_hash_and_is_not_opened_before(name, tmp_path, mo
         get_detector(name, file)
     with pytest.raises(UserError, match=rf"{found}, not {'0' * 64}, which --detector-sha256 asks for"):
         get_detector(name, file, "0" * 64)
+
+
+def test_only_the_published_file_is_said_to_be_it(tmp_path, monkeypatch):
+    file = tmp_path / "file.pt"
+    file.write_bytes(b"anything")
+    found = file_sha256(file)
+    for name in ("i3d", "i3d_imagenet"):
+        monkeypatch.setattr(DETECTORS[name], "load", lambda *_: None)
+    detector = get_detector("i3d", file)  # whose hash nobody states
+    assert not detector.published and detector.describe()["published"] is None
+    detector = get_detector("i3d_imagenet", file, found)
+    assert not detector.published and detector.describe() == {
+        "name": "i3d_imagenet",
+        "dim": 400,
+        "row": "clip",
+        "sha256": found,
+        "published": None,
+    }
+    for name, field in (("i3d", "mirrored"), ("i3d_imagenet", "sha256")):
+        known = dataclasses.replace(DETECTORS[name].weights, **{field: (found,)})
+        with monkeypatch.context() as patch:
+            patch.setattr(DETECTORS[name], "weights", known)
+            described = get_detector(name, file).describe()
+            assert described["published"] == {"file": known.name, "url": known.url}
+
+
+def test_a_file_of_another_detector_is_named(tmp_path, monkeypatch):
+    file = tmp_path / "i3d_pretrained_400.pt"  # whatever it is called
+    file.write_bytes(b"pytorch-i3d's")
+    found = file_sha256(file)
+    for name in DETECTORS:
+        monkeypatch.setattr(DETECTORS[name], "load", lambda *_: None)
+    known = dataclasses.replace(DETECTORS["i3d_imagenet"].weights, sha256=(found,))
+    monkeypatch.setattr(DETECTORS["i3d_imagenet"], "weights", known)
+    said = r"i3d_pretrained_400\.pt is the file of the detector i3d_imagenet, not of i3d"
+    with pytest.raises(UserError, match=said):
+        get_detector("i3d", file)
+    with pytest.raises(UserError, match=said):
+        get_detector("i3d_torchscript", file, found)
+    assert get_detector("i3d_imagenet", file).published
+
+
+def test_detectors_of_a_command_line(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(detectors, "get_detector", lambda *arguments: asked.append(arguments))
+
+    def of(*given, sha256=None):
+        asked.clear()
+        named_detectors(given, "i3d", sha256)
+        return asked
+
+    path = str(tmp_path / "run=3" / "i3d_of_mine.pt")
+    assert of("squeezenet", f"i3d_imagenet={path}") == [("squeezenet", None, None), ("i3d_imagenet", path, None)]
+    assert of(path) == [("i3d", path, None)]  # the = is part of the path
+    assert of("folder/weights") == [("i3d", "folder/weights", None)]
+    assert of("pooled_pixels", "i3d", sha256="ab") == [("pooled_pixels", None, None), ("i3d", None, "ab")]
+    assert of("squeezenet", path, sha256="ab") == [("squeezenet", None, None), ("i3d", path, "ab")]
+    with pytest.raises(UserError, match=r"--detector-sha256 is of one file, but 2 of these"):
+        of("squeezenet=a.pt", "b.pt", sha256="ab")
+    with pytest.raises(UserError, match=r"--detector-sha256 is of one file, but 2 of these"):
+        of("squeezenet", "i3d", sha256="ab")
+    with pytest.raises(UserError, match=r"--detector-sha256 is of one file, but 0 of these"):
+        of("pooled_pixels", sha256="ab")
+    with pytest.raises(UserError, match=r"the detector i3d is there 2 times"):
+        of("i3d=a.pt", "squeezenet", "b.pt")
 
 
 def test_pooled_pixels_take_no_file(tmp_path):

@@ -25,6 +25,7 @@ from vidgen.metrics import (
     RankDeficientWarning,
     evaluate_pairs,
     evaluate_reconstruction,
+    evaluation,
     frechet_distance,
     get_detector,
     get_protocol,
@@ -32,6 +33,7 @@ from vidgen.metrics import (
     shrunk,
 )
 from vidgen.metrics.evaluation import ProtocolClips, mean_interval
+from vidgen.metrics.frechet import GroupedStatistics
 from vidgen.metrics.reconstruction import MAX_PSNR, clip_metrics
 from vidgen.objectives.perceptual import LPIPS
 
@@ -198,8 +200,6 @@ def test_an_interval_is_that_of_the_means_spread():
     half = 1.96 * values.std() / np.sqrt(len(values))
     assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.15 * half)
     assert mean_interval(values) == (low, high)
-    narrow = mean_interval(values, confidence=0.5)
-    assert low < narrow[0] < narrow[1] < high
 
 
 def test_clips_of_one_video_are_drawn_together():
@@ -331,6 +331,52 @@ def test_rfvd_is_the_distance_of_reconstructions_to_originals(sprites):
     assert distance["value"] == pytest.approx(expected, rel=1e-4) and distance["vectors"] == 16
     assert distance["low"] < distance["value"] < distance["high"]
     assert distance["detector"] == detector.describe()
+
+
+def test_rfvd_keeps_no_features_of_clips(sprites, monkeypatch):
+    """Nothing of D values goes from process to process or stays, however many clips there are."""
+    gathered = []
+    monkeypatch.setattr(evaluation, "gather_object", lambda entries: gathered.append(entries) or entries)
+    detector = get_detector("pooled_pixels")
+    evaluate_reconstruction(tiny_vae(), clips_in(sprites, clips_per_video=2), detectors=[detector], batch_size=3)
+
+    def leaves(tree):
+        children = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list | tuple) else None
+        return [tree] if children is None else [leaf for child in children for leaf in leaves(child)]
+
+    assert len(gathered[1]) == 16
+    assert {type(leaf) for leaf in leaves(gathered)} <= {int, float, str, type(None)}
+    assert len(leaves(gathered[1][0])) < 40
+
+
+def test_rfvds_interval_is_of_videos_by_their_number(sprites, monkeypatch):
+    """Clips of one video are of one group, in whatever order they come."""
+    numbers = []
+    original = GroupedStatistics.update
+    monkeypatch.setattr(GroupedStatistics, "update", lambda s, f, n: numbers.append((len(f), n)) or original(s, f, n))
+    clips = clips_in(sprites, clips_per_video=2)
+    evaluate_reconstruction(tiny_vae(), clips, detectors=[get_detector("pooled_pixels")], batch_size=8)
+    assert numbers == [(8, list(range(8)))] * 4  # two batches, each of originals and of reconstructions
+
+
+def test_detectors_of_one_name_are_refused(sprites):
+    with pytest.raises(UserError, match="the detector pooled_pixels is there 2 times"):
+        evaluate_pairs(sprites, sprites, detectors=[get_detector("pooled_pixels")] * 2)
+
+
+def test_an_error_of_the_program_is_no_users_mistake(sprites, monkeypatch):
+    def broken(*_, **__):
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(evaluation, "clip_metrics", broken)
+    with pytest.raises(ValueError, match=r"^a bug$") as error:
+        evaluate_pairs(sprites, sprites)
+    assert not isinstance(error.value, UserError)
+
+
+def test_a_latent_larger_than_the_clip_names_the_video(sprites):
+    with pytest.raises(UserError, match=r"\.mp4: num_values must be in 1\.\."):
+        evaluate_pairs(sprites, sprites, compression_rate=1.5)
 
 
 def test_rfvd_under_a_protocol_is_what_its_detector_is_given(tmp_path, monkeypatch):

@@ -11,8 +11,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vidgen.metrics import FeatureStatistics, RankDeficientWarning, frechet_distance, real_vs_real
-from vidgen.metrics.frechet import ClassScore, GroupedStatistics, bootstrap_interval, frechet_infinity, group_of
+from vidgen.metrics import FeatureStatistics, RankDeficientWarning, frechet_distance
+from vidgen.metrics.frechet import (
+    INFINITY_GROUPS,
+    ClassScore,
+    GroupedStatistics,
+    bootstrap_interval,
+    frechet_infinity,
+    group_of,
+)
 
 
 def features(n, d, seed=0, mix=True):
@@ -128,36 +135,6 @@ def test_merging_leaves_the_other_alone():
     assert torch.equal(b.mean, before[0]) and torch.equal(b.scatter, before[1]) and b.count == before[2]
 
 
-def test_saved_statistics_come_back_bit_equal(tmp_path):
-    statistics = FeatureStatistics.of(features(10, 3))
-    path = tmp_path / "deep" / "real.safetensors"
-    statistics.save(path)
-    loaded = FeatureStatistics.load(path)
-    assert loaded.count == 10
-    assert torch.equal(loaded.mean, statistics.mean) and torch.equal(loaded.scatter, statistics.scatter)
-    assert [p.name for p in path.parent.iterdir()] == ["real.safetensors"]
-    loaded.update(features(4, 3, 1))
-    assert loaded.count == 14
-
-
-def test_a_file_that_is_something_else_is_named(tmp_path):
-    from safetensors.torch import save_file
-
-    with pytest.raises(FileNotFoundError, match=r"none\.safetensors"):
-        FeatureStatistics.load(tmp_path / "none.safetensors")
-    (tmp_path / "broken.safetensors").write_bytes(b"\x00" * 20)
-    with pytest.raises(ValueError, match=r"broken\.safetensors is not a file of feature statistics"):
-        FeatureStatistics.load(tmp_path / "broken.safetensors")
-    save_file({"mean": torch.zeros(3)}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match="'count', 'scatter'"):
-        FeatureStatistics.load(tmp_path / "other.safetensors")
-    save_file(
-        {"count": torch.tensor(5), "mean": torch.zeros(3), "scatter": torch.zeros(2, 2)}, tmp_path / "s.safetensors"
-    )
-    with pytest.raises(ValueError, match=r"\(3,\) and \(2, 2\)"):
-        FeatureStatistics.load(tmp_path / "s.safetensors")
-
-
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_features_that_are_not_finite_are_refused_whole(value):
     statistics = FeatureStatistics.of(features(10, 3))
@@ -266,22 +243,6 @@ def test_too_few_samples_are_refused_or_warned_about():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         frechet_distance(many, FeatureStatistics.of(features(6, 5, 1)))
-
-
-def test_real_vs_real_is_a_seeded_noise_level():
-    x = features(400, 5)
-    noise = real_vs_real(x)
-    assert real_vs_real(x) == noise != real_vs_real(x, seed=1)
-    assert 0 < noise < 0.2 * distance(x, x + 1)
-    assert real_vs_real(features(4000, 5)) < noise
-    with pytest.raises(ValueError, match="N >= 4"):
-        real_vs_real(x[:3])
-
-
-def test_real_vs_real_uses_disjoint_halves():
-    """Sorted data in a fixed split would differ wildly; copies in both halves would not differ at all."""
-    x = torch.linspace(-1, 1, 1000, dtype=torch.float64)[:, None]
-    assert 0 < real_vs_real(x) < 0.02
 
 
 # --- groups --------------------------------------------------------------------------------------------------------
@@ -394,7 +355,9 @@ def test_grouped_features_are_checked():
         with pytest.raises(ValueError, match=said):
             statistics.update(bad, numbers)
     statistics.update(torch.zeros(0, 3), [])
-    assert statistics.merged().count == 0
+    assert statistics.merged().count == 0 == len(statistics.filled)
+    statistics.update(torch.zeros(1, 3), [5])
+    assert statistics.filled.tolist() == [group_of(5, 4)]
 
 
 # --- how far to trust a distance -----------------------------------------------------------------------------------
@@ -449,6 +412,9 @@ def test_the_bias_of_the_sample_count_is_extrapolated_away():
     assert frechet_infinity(standard(500, 0), standard(500, 1)) == frechet_infinity(standard(500, 0), standard(500, 1))
     with pytest.raises(ValueError, match="from 39 samples in 10 dimensions means nothing: use 40"):
         frechet_infinity(standard(39, 0, d=10), standard(500, 1, d=10))
+    few = GroupedStatistics.of(features(500, 3), num_groups=INFINITY_GROUPS - 1)  # no quarter of them
+    with pytest.raises(ValueError, match=f"needs samples in {INFINITY_GROUPS} groups"):
+        frechet_infinity(few, standard(500, 1))
 
 
 # --- class score ---------------------------------------------------------------------------------------------------

@@ -18,12 +18,20 @@ from pipelines import VidTwinPipeline, VidTwinTransformer3DModel, default_schedu
 from pipelines.sampling import other_solver
 from vidgen.data.dataset import frames_to_clip, list_videos
 from vidgen.data.sprites import write_sprites
-from vidgen.data.video import read_clip, write_video
+from vidgen.data.video import VideoError, read_clip, write_video
 from vidgen.errors import UserError
-from vidgen.metrics import FeatureStatistics, frechet_distance, fvd, get_detector, mean_colour
-from vidgen.metrics.detectors import Detector
+from vidgen.metrics import FeatureStatistics, frechet, frechet_distance, fvd, get_detector, mean_colour, real_clips
+from vidgen.metrics.detectors import DETECTORS, Detector
 from vidgen.metrics.frechet import ClassScore, bootstrap_interval
-from vidgen.metrics.fvd import Sampling, class_frequencies, class_labels, evaluate_pipeline, generated_clips, guards
+from vidgen.metrics.fvd import (
+    Collector,
+    Sampling,
+    class_frequencies,
+    class_labels,
+    evaluate_pipeline,
+    generated_clips,
+    guards,
+)
 from vidgen.metrics.protocols import get_protocol, protocol_clips
 from vidgen.metrics.real_clips import RealClips, draw_windows, protocol_videos
 
@@ -131,10 +139,10 @@ def test_every_distance_is_that_of_its_clips(evaluate, pipeline, sprites):
     detector = FewNumbers()
 
     def read(windows):
-        return torch.stack([RealClips(files, windows, PROTOCOL)[i][1] for i in range(16)])
+        return torch.stack([RealClips(files, windows, PROTOCOL)[i][2] for i in range(16)])
 
-    [(_, generated)] = generated_clips(pipeline, SAMPLING, PROTOCOL)([range(16)])
-    clips = read(real.windows)
+    [batch] = generated_clips(pipeline, SAMPLING, PROTOCOL)([range(16)])
+    generated, clips = batch.clips, read(real.windows)
     with torch.no_grad():
         rebuilt = protocol_clips(pipeline.vae(clips).sample.clamp(-1, 1), PROTOCOL)
     sets = {"generated": generated, "reconstructed": rebuilt, "real_vs_real": read(real.others)}
@@ -175,7 +183,7 @@ def test_reconstructions_are_made_at_the_autoencoders_size(evaluate, pipeline, s
     [result] = evaluate(protocol=small)
     files, _ = list_videos(sprites)
     windows = draw_windows(files, small, 8).windows
-    full, seen = (torch.stack([RealClips(files, windows, p)[i][1] for i in range(8)]) for p in (PROTOCOL, small))
+    full, seen = (torch.stack([RealClips(files, windows, p)[i][2] for i in range(8)]) for p in (PROTOCOL, small))
     with torch.no_grad():
         rebuilt = protocol_clips(pipeline.vae(full).sample.clamp(-1, 1), small)
     expected = frechet_distance(*(FeatureStatistics.of(FewNumbers()(clips)) for clips in (rebuilt, seen)))
@@ -217,6 +225,27 @@ def test_an_interrupted_evaluation_goes_on(evaluate, made, monkeypatch, tmp_path
     [resumed] = evaluate()
     assert sorted(made) == list(range(4, 8))
     assert numbers_of(resumed) == numbers_of(whole)
+
+
+def test_other_videos_are_kept_by_how_many_are_not_others(evaluate, monkeypatch, tmp_path):
+    """Those of a larger set do not begin with those of a smaller one: what an interruption left is not of it."""
+    [whole] = evaluate(folder=tmp_path / "whole", samples=12)
+    original, others = Collector._made, []
+
+    def dies(self, name, *arguments):
+        for shard in original(self, name, *arguments):
+            yield shard
+            if name == "real_others":
+                others.append(shard)
+                if len(others) == 2:
+                    raise KeyboardInterrupt
+
+    monkeypatch.setattr(Collector, "_made", dies)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(samples=8)
+    monkeypatch.setattr(Collector, "_made", original)
+    [resumed] = evaluate(samples=12)
+    assert len(others) == 2 and numbers_of(resumed) == numbers_of(whole)
 
 
 def test_what_is_there_is_not_made_again_and_what_is_damaged_is(evaluate, made, tmp_path):
@@ -327,6 +356,24 @@ def test_another_autoencoder_has_other_reconstructions_and_samples(evaluate, pip
     assert second.settings["vae"] != first.settings["vae"]
 
 
+def test_other_settings_of_the_models_are_others(evaluate, pipeline, made, reads):
+    [first] = evaluate()
+    made.clear()
+    reads.clear()
+    for part, setting, read in ((pipeline.vae, "qformer_dropout", 8), (pipeline.transformer, "mlp_ratio", 0)):
+        before = part.config[setting]
+        try:
+            part.register_to_config(**{setting: 2 * before})
+            [second] = evaluate()
+        finally:
+            part.register_to_config(**{setting: before})
+        assert sorted(made) == list(range(8)) and len(reads) == read
+        assert second.settings != first.settings
+        made.clear()
+        reads.clear()
+    assert numbers_of(evaluate()[0]) == numbers_of(first) and not made and not reads
+
+
 def test_a_kept_file_that_says_another_source_is_not_believed(evaluate, reads, tmp_path, monkeypatch):
     """As if two sources had one hash."""
     monkeypatch.setattr(fvd, "_digest", lambda source: "same")
@@ -342,9 +389,10 @@ def test_a_kept_file_that_says_another_source_is_not_believed(evaluate, reads, t
 
 def test_a_sample_is_the_same_in_any_batch(pipeline):
     clips = generated_clips(pipeline, SAMPLING, PROTOCOL)
-    [(numbers, together)] = clips([[0, 1, 2, 9]])
-    assert numbers == [0, 1, 2, 9] and together.shape == (4, 3, 4, 32, 32)
-    apart = [clip for _, clip in clips([[9, 2], [1], [0]])]
+    [batch] = clips([[0, 1, 2, 9]])
+    together = batch.clips
+    assert batch.numbers == batch.keys == [0, 1, 2, 9] and together.shape == (4, 3, 4, 32, 32)
+    apart = [batch.clips for batch in clips([[9, 2], [1], [0]])]
     torch.testing.assert_close(torch.cat(apart).flip(0), together, rtol=0, atol=1 / 127)  # a pixel may round over
     assert not torch.equal(together[1], together[3])  # of one class, with noise of their own
 
@@ -362,10 +410,23 @@ def test_classes_take_turns_or_come_as_often_as_in_the_data(pipeline, sprites):
     assert class_labels(pipeline, range(600), replace(prior, seed=1), frequencies) != drawn
     with pytest.raises(UserError, match=r"is of 'walk', which the pipeline does not know; choose balanced"):
         class_frequencies(pipeline, [file._replace(label=0) for file in some], ["walk"])
+    several = class_frequencies(pipeline, [some[0], *some], classes)  # a video of which two clips are drawn
+    assert several == pytest.approx([0, 0, 0, 0, 5 / 7, 0, 0, 2 / 7])
     uniform = class_labels(pipeline, range(800), replace(SAMPLING, class_sampling="uniform"))
     assert uniform != class_labels(pipeline, range(800), SAMPLING) and 60 < np.bincount(uniform).min() <= 100
     with pytest.raises(UserError, match="balanced, uniform, prior, not 'equal'"):
         Sampling(class_sampling="equal")
+
+
+def test_classes_come_as_often_as_in_the_clips_that_are_compared_with(evaluate, sprites):
+    """Of videos of which any clip is taken, long ones count more."""
+    prior, protocol = replace(SAMPLING, class_sampling="prior"), replace(PROTOCOL, windows="any", fps=None, real=8)
+    [result] = evaluate(sampling=prior, protocol=protocol, samples=6)
+    files, classes = list_videos(sprites)
+    labels = [files[window.video].label for window in draw_windows(files, protocol, 6).windows]
+    expected = np.bincount(labels, minlength=len(classes)) / 6
+    assert result.settings["frequencies"] == pytest.approx(expected.tolist())
+    assert max(expected) > 1 / 8  # not those of all videos
 
 
 def test_a_pipeline_without_classes_is_evaluated_too(pipeline, sprites, tmp_path):
@@ -389,6 +450,9 @@ def test_a_result_says_all_it_depends_on(evaluate, sprites):
     wanted = {"root", "data", "vae", "transformer", "scheduler", "seed", "guidance_scale", "num_inference_steps"}
     assert wanted | {"class_sampling", "dtype", "batch_size", "processes", "videos"} <= said["settings"].keys()
     assert {"torch", "diffusers", "git commit", "command", "device"} <= said["versions"].keys()
+    for part, setting in (("vae_config", "heads"), ("transformer_config", "qk_norm"), ("scheduler", "beta_start")):
+        assert setting in said["settings"][part]
+        assert not [name for name in said["settings"][part] if name.startswith("_")]  # paths and versions
     assert result.notes == ["The detector is few_numbers, not the protocol's pooled_pixels."]
 
 
@@ -413,6 +477,11 @@ def test_guards_say_why_a_number_cannot_be_compared():
         [note] = notes(**changes)
         assert said in note
     assert "does not state generated, real" in notes("vidtwin")[1]
+    detector.weights, detector.sha256 = DETECTORS["i3d"].weights, DETECTORS["i3d"].weights.mirrored[0]
+    assert notes() == []
+    detector.sha256 = "1" * 64
+    [note] = notes()
+    assert "1" * 64 in note and "are not known to be VideoGPT's i3d_pretrained_400.pt" in note
 
 
 def test_the_protocol_says_how_many_clips(evaluate):
@@ -427,10 +496,73 @@ def test_what_cannot_be_evaluated_is_said(evaluate, tmp_path):
         evaluate(protocol=replace(PROTOCOL, frames=8))
     with pytest.raises(UserError, match="4 clips or more: 3 samples"):
         evaluate(samples=3)
+    for wrong in ({"samples": 0}, {"batch_size": 0}, {"shard_size": 0}, {"num_workers": -1}):
+        [(name, value)] = wrong.items()
+        with pytest.raises(UserError, match=f"^{name} must be {value + 1} or more, not {value}"):
+            evaluate(**wrong)
+    with pytest.raises(UserError, match="num_inference_steps must be 1 or more, not 0"):
+        evaluate(sampling=replace(SAMPLING, num_inference_steps=0))
     with pytest.raises(UserError, match="no dataset at"):
         evaluate(root=tmp_path / "nothing")
     with pytest.raises(UserError, match="no split files"):
         evaluate(protocol=replace(PROTOCOL, split="train"))
+
+
+@pytest.mark.parametrize("pixels", ["round", "truncate", "float"])
+def test_clips_that_are_not_finite_are_named_and_nothing_is_kept_of_them(evaluate, monkeypatch, tmp_path, pixels):
+    original, protocol = VidTwinPipeline.__call__, replace(PROTOCOL, pixels=pixels)
+
+    def broken(self, **options):
+        output = original(self, **options)
+        if options["class_labels"][0] == 4:  # of samples 4 and 5
+            output.frames[1, 0, 0, 0, 0] = float("nan")
+        return output
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(VidTwinPipeline, "__call__", broken)
+        for _ in range(2):  # a restart meets the same
+            with pytest.raises(UserError, match=r"^generated clips 5 hold NaN or infinite values"):
+                evaluate(protocol=protocol)
+    [kept] = (tmp_path / "kept").glob("generated-*")
+    assert sorted(path.name for path in kept.iterdir()) == [
+        "features-000000.safetensors",
+        "features-000002.safetensors",
+    ]
+    monkeypatch.setattr(fvd, "reconstruction", lambda vae: lambda clips: clips / 0)
+    with pytest.raises(UserError, match=r"^reconstructed clips 0, 1 hold NaN"):
+        evaluate(protocol=protocol, folder=tmp_path / "other")
+
+
+def test_features_that_are_not_finite_are_named_and_not_kept(evaluate, monkeypatch, tmp_path):
+    detector = FewPerFrame()
+
+    def features(clips):
+        rows = clips.mean(dim=(3, 4)).transpose(1, 2).flatten(0, 1)
+        return rows.index_fill(0, torch.tensor([7]), float("inf"))  # the last frame of the second clip
+
+    monkeypatch.setattr(detector, "features", features)
+    with pytest.raises(UserError, match=r"^few_per_frame's features of real clips 1 hold NaN or infinite"):
+        evaluate(detectors=[detector])
+    assert not list((tmp_path / "kept").rglob("*.safetensors"))
+
+
+def test_few_videos_give_what_they_can(evaluate, tmp_path, monkeypatch):
+    """Four videos of one half, and all clips of one video: known before as tracebacks after all the work."""
+    videos = sorted(write_sprites(tmp_path / "videos", 1, seed=0, resolution=32, num_frames=16))
+    root = tmp_path / "one"
+    root.mkdir()
+    (root / "only.mp4").write_bytes(videos[0].read_bytes())
+    one = replace(PROTOCOL, windows="any", fps=None)
+    [result] = evaluate(root=root, protocol=one, folder=tmp_path / "a")
+    assert result.generated.value > 0 and result.generated.interval is None  # all real clips are of one group
+    assert result.real_vs_real is None and result.infinity is None
+    monkeypatch.setattr(frechet, "group_of", lambda number, groups: 2 * (number % 2))
+    [result] = evaluate(samples=32, folder=tmp_path / "b")  # all groups are of the even half
+    assert result.real_vs_real is None and result.generated.interval is not None
+    monkeypatch.setattr(frechet, "group_of", lambda number, groups: number % 2)
+    [result] = evaluate(samples=32, folder=tmp_path / "c")  # each half is one group
+    assert result.real_vs_real.value > 0 and result.real_vs_real.interval is None
+    json.dumps(asdict(result))
 
 
 # --- which real clips ----------------------------------------------------------------------------------------------
@@ -454,7 +586,7 @@ def clip_of(windows, frames=8, **changes):
 def first_frames(files, protocol, windows):
     """(video, frames shown) of windows, told from the greys."""
     shown = []
-    for number, clip in (RealClips(files, windows, protocol)[i] for i in range(len(windows))):
+    for _, number, clip in (RealClips(files, windows, protocol)[i] for i in range(len(windows))):
         assert clip.shape == (3, protocol.frames, 32, 32)
         shown.append((number, (((clip.mean(dim=(0, 2, 3)) + 1) * 127.5) / 8).round().int().tolist()))
     return shown
@@ -515,20 +647,27 @@ def test_a_smaller_set_begins_the_larger_and_the_others_are_of_other_videos(spri
 def test_clips_that_cannot_be_read_are_left_out_and_counted(evaluate, tmp_path):
     root = tmp_path / "data"
     write_sprites(root, 2, seed=0, resolution=32, num_frames=8)
-    unread = {4, 7}
-    original = RealClips.__getitem__
+    files, _ = list_videos(root)
+    unread = {str(files[4].path), str(files[7].path)}
 
-    def get(self, index):
-        number, clip = original(self, index)
-        return number, None if number in unread else clip
+    def get(path, **where):
+        if str(path) in unread:
+            raise VideoError("frame 3 cannot be decoded", path)
+        return read_clip(path, **where)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RealClips, "__getitem__", get)
-        [result] = evaluate(root=root, batch_size=1, samples=16)
-        assert result.generated.real_samples == result.reconstructed.samples == 14
-        assert any("14 real clips" in note for note in result.notes)
-        with pytest.raises(UserError, match=r"only 0 of 8 real clips could be had"):
-            unread |= set(range(16))
+        patch.setattr(real_clips, "read_clip", get)
+        for protocol in (PROTOCOL, replace(PROTOCOL, real=None)):  # the second does not say how many there should be
+            [result] = evaluate(root=root, batch_size=1, samples=16, protocol=protocol)
+            assert result.generated.real_samples == result.reconstructed.samples == 14
+            assert result.unreadable == [(path, "frame 3 cannot be decoded") for path in sorted(unread)]
+            [note] = [note for note in result.notes if "missing" in note]
+            assert note.startswith(f"Real clips of 2 videos are missing, the first of {min(unread)}: frame 3")
+            assert result.real_vs_real.samples + result.real_vs_real.real_samples == 14
+        again = evaluate(root=root, batch_size=1, samples=16, protocol=protocol)[0]
+        assert numbers_of(again) == numbers_of(result)  # from what was kept
+        with pytest.raises(UserError, match=r"only 0 of 8 real clips could be had.* frame 3 cannot be decoded"):
+            unread |= {str(file.path) for file in files}
             evaluate(root=root, samples=8)
 
 
@@ -552,6 +691,6 @@ def test_real_clips_become_pixels_once(sprites):
     files, _ = list_videos(sprites)
     protocol = replace(PROTOCOL, pixels="truncate", fps=None)
     [window] = draw_windows(files, protocol, 1).windows
-    _, clip = RealClips(files, [window], protocol)[0]
+    *_, clip = RealClips(files, [window], protocol)[0]
     frames = read_clip(files[window.video].path, start=window.start, fps=window.fps, num_frames=4)
     assert torch.equal(clip, protocol_clips(frames_to_clip(frames)[None], protocol)[0])

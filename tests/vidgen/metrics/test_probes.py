@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from vidgen.metrics import probes
 from vidgen.metrics.probes import SHRINKAGES, Ridge, mean, probe_classes, probe_points, ratio, share
 
 
@@ -144,3 +145,12 @@ def test_mistakes_are_named():
         Ridge(normal(5, 2)).fit(normal(4, 1))
     with pytest.raises(ValueError, match="1 clip or more"):
         share(torch.zeros(0, dtype=torch.bool))
+
+
+def test_many_clips_are_drawn_in_parts_and_alike(monkeypatch):
+    values = torch.randn(30, generator=torch.Generator().manual_seed(0))
+    whole = mean(values)
+    monkeypatch.setattr(probes, "DRAWN_AT_ONCE", 100)
+    assert mean(values) == whole
+    monkeypatch.setattr(probes, "DRAWN_AT_ONCE", 10)  # fewer than clips
+    assert mean(values) == whole

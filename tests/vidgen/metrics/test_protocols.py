@@ -86,21 +86,23 @@ def test_starts():
     assert list(stylegan_v.starts(48)) == [0, 1, 2]  # the last clip ends with the last frame
     assert list(stylegan_v.starts(47)) == []  # StyleGAN-V leaves out videos with fewer than frames * stride frames
     assert list(tats.starts(15)) == []
-    assert list(larp.starts(15)) == [0]  # which repeats its last frame
+    assert list(larp.starts(15)) == []  # it takes whole runs of 16 frames alone
+    assert list(dataclasses.replace(larp, short="repeat").starts(15)) == [0]
     assert list(larp.starts(0)) == []
 
 
 def test_short_clips_are_repeated_or_refused():
     clips = random_clips(frames=5)
-    repeated = protocol_clips(clips, PROTOCOLS["larp"])
+    repeat = dataclasses.replace(PROTOCOLS["larp"], short="repeat")
+    repeated = protocol_clips(clips, repeat)
     assert repeated.shape == (1, 3, 16, 128, 128)
     assert torch.equal(repeated[:, :, 5:], repeated[:, :, 4:5].expand(-1, -1, 11, -1, -1))
     assert not torch.equal(repeated[:, :, 3], repeated[:, :, 4])
-    for name in ("tats", "stylegan-v"):
+    for name in ("tats", "stylegan-v", "larp"):
         with pytest.raises(UserError, match=f"{name} needs clips of 16 frames, not 5"):
             protocol_clips(clips, PROTOCOLS[name])
     with pytest.raises(UserError, match="larp needs clips of 16 frames, not 17"):
-        protocol_clips(random_clips(frames=17), PROTOCOLS["larp"])
+        protocol_clips(random_clips(frames=17), repeat)
 
 
 # --- frames ----------------------------------------------------------------------------------------------------------
@@ -202,6 +204,14 @@ def test_what_is_no_clip_is_refused(shape):
     if len(shape) < 5 or shape[1] != 3:
         with pytest.raises(ValueError, match=r"\(B, 3, T, H, W\)"):
             detector_input(torch.zeros(shape), PROTOCOLS["larp"])
+
+
+@pytest.mark.parametrize("pixels", ["round", "truncate", "float"])
+def test_clips_that_are_not_finite_are_refused(pixels):
+    clips = random_clips(2)
+    clips[0, 1, 1, 3, 4] = float("nan")
+    with pytest.raises(ValueError, match="NaN"):
+        protocol_clips(clips, small(PROTOCOLS["tats"], pixels=pixels))
 
 
 # --- two protocols differ by what they state, and by nothing else ---------------------------------------------------

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vidgen.errors import UserError
 from vidgen.metrics import ReconstructionMetrics, clip_metrics, lpips, mean_colour, psnr, shrunk, ssim
 from vidgen.metrics.reconstruction import MAX_PSNR, _shrink, shrink_grids
 from vidgen.objectives.perceptual import LPIPS
@@ -88,13 +89,13 @@ def test_bad_input_is_named():
     clip = random_clip(1, 3, 2, 8, 8)
     with pytest.raises(ValueError, match="one shape"):
         psnr(clip[:, :, :1], clip)
-    with pytest.raises(ValueError, match="NaN"):
+    with pytest.raises(UserError, match="NaN"):
         psnr(clip * float("nan"), clip)
-    with pytest.raises(ValueError, match="NaN"):
+    with pytest.raises(UserError, match="NaN"):
         psnr(clip * float("inf"), clip, quantize=False)
     with pytest.raises(ValueError, match="'clip' or 'frame'"):
         psnr(clip, clip, per="video")
-    with pytest.raises(ValueError, match="6 x 6"):
+    with pytest.raises(UserError, match="6 x 6"):
         ssim(clip[..., :5], clip[..., :5])
     with pytest.raises(ValueError, match="no clips"):
         ReconstructionMetrics().compute()
@@ -164,7 +165,7 @@ def test_grids_keep_the_aspect():
 
 @pytest.mark.parametrize("num_values", [0, 3 * 2 * 8 * 8 + 1])
 def test_a_number_of_values_that_cannot_be_is_refused(num_values):
-    with pytest.raises(ValueError, match="num_values must be in"):
+    with pytest.raises(UserError, match="num_values must be in"):
         shrunk(random_clip(1, 3, 2, 8, 8), num_values)
 
 

@@ -14,6 +14,7 @@ from vidgen.metrics.reenactment import (
     crossed_pairs,
     pixel_measurements,
     sprite_targets,
+    strangers,
     whose,
 )
 from vidgen.metrics.roles import render
@@ -102,6 +103,19 @@ def test_pairs_need_as_many_clips_of_each_motion_in_order():
     for motions in ([0, 0, 1], [0, 1, 0, 1], [0, 0]):
         with pytest.raises(ValueError, match="sorted by motion"):
             crossed_pairs(torch.tensor(motions))
+
+
+@pytest.mark.parametrize("count", [3, 4, 14, 56])
+def test_strangers_are_neither_of_the_pair_and_each_once(count):
+    own = torch.arange(count)
+    for partner in (own.roll(1), own.roll(2)):
+        found = strangers(partner)
+        assert sorted(found.tolist()) == own.tolist()
+        assert not ((found == own) | (found == partner)).any()
+        assert torch.equal(found, strangers(partner))
+    for without in ([1, 0], [2, 1, 0], [1, 2, 1]):
+        with pytest.raises(ValueError, match="3 clips or more, each the partner of one other clip"):
+            strangers(torch.tensor(without))
 
 
 # --- what the pixels show ------------------------------------------------------------------------------------------

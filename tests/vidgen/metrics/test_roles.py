@@ -10,6 +10,7 @@ import torch
 
 from autoencoder import TwinLatents
 from vidgen.data.sprites import MOTIONS, write_sprites
+from vidgen.metrics import roles as roles_module
 from vidgen.metrics.roles import COMPONENTS, ENDS, FEATURES, Sprites, component_errors, component_scores, sprite_roles
 
 T, SIDE = 8, 16
@@ -86,6 +87,18 @@ def test_roles_are_those_of_the_latents_not_of_their_names(roles):
     assert straight["a_as_b"]["psnr"].low > straight["b_as_a"]["psnr"].high
     assert back["b"]["psnr"].low > back["a"]["psnr"].high
     assert sum(straight[end]["nearest"].value for end in ENDS) == pytest.approx(1)
+
+
+def test_chance_is_of_clips_that_are_in_neither_place(monkeypatch):
+    asked, given = [], []
+    choose, judge = roles_module.strangers, roles_module.whose
+    monkeypatch.setattr(roles_module, "strangers", lambda partner: asked.append(partner) or choose(partner))
+    monkeypatch.setattr(roles_module, "whose", lambda *sides: given.append(sides) or judge(*sides))
+    sprite_roles(MeanAndRest(), (4, 3), (0, 1))
+    [(_, a, b, unrelated)], [partner] = given, asked
+    assert torch.equal(a["position"][partner], b["position"])
+    drawn = unrelated["motion"][choose(partner).argsort()]  # back in the order of A
+    assert (drawn == a["motion"]).double().mean() > 0.5 > (unrelated["motion"] == a["motion"]).double().mean()
 
 
 def test_sprites_are_those_of_the_files(tmp_path):
