@@ -128,7 +128,7 @@ def pipeline_of(options: argparse.Namespace, accelerator: Accelerator) -> VidTwi
     Raises:
         UserError: if there is none, no data to compare with, or no detector.
     """
-    detectors_of(options, protocol_of(options)))  # a wrong one says so before anything is done
+    detectors_of(options, protocol_of(options))  # a wrong one says so before anything is done
     if options.scale == "smoke" and options.pipeline is None:
         options.pipeline = train_tiny(options.work_dir / "ucf101_fvd")
     if options.pipeline is None:
