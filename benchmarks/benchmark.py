@@ -142,6 +142,7 @@ def dot_chart(path: Path, groups: dict[str, dict[str, Sequence[float]]], one_uni
     height = 0.9 + 0.38 * max(map(len, groups.values()))
     figure = Figure(figsize=(2.6 * len(groups) + 2.2, height), dpi=110, layout="constrained")
     panels = figure.subplots(1, len(groups), squeeze=False)[0]
+    before: list[str] = []
     for axes, (title, rows) in zip(panels, groups.items(), strict=True):
         for place, values in enumerate(rows.values()):
             axes.plot(sum(values) / len(values), place, "|", color="#1e3a8a", ms=15, mew=2)
@@ -155,8 +156,9 @@ def dot_chart(path: Path, groups: dict[str, dict[str, Sequence[float]]], one_uni
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8)
-        if axes is not panels[0] and list(rows) == list(next(iter(groups.values()))):
+        if list(rows) == before:
             axes.set_yticklabels([])
+        before = list(rows)
     figure.savefig(path)
 
 
