@@ -2,8 +2,8 @@
 
     python benchmarks/results.py
 
-Every benchmark has a section: at the scale of the paper, or what it would take, and at the scale of this machine; with
-what was written about it by hand, if NAME-remarks.md lies beside its record.
+First what came out, by hand, in summary.md. Then a section for every benchmark: at the scale of the paper, or what it
+would take, and at the scale of this machine; with what was said of it, if NAME-remarks.md lies beside its record.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ SCALES = {"cpu": "On a CPU", "paper": "At the paper's scale"}
 
 
 def main() -> None:
-    sections = [HEAD]
+    sections = [HEAD, (RESULTS / "summary.md").read_text().strip()]
     for program in PROGRAMS:
         benchmark: Benchmark = importlib.import_module(program).BENCHMARK
         sections.append(f"## {benchmark.title}")
