@@ -45,6 +45,7 @@ class GPU:
 H100 = GPU("H100 SXM, 80 GB", 989e12, 80e9, 0.4)
 COUNTS = (1, 8, 64)
 PROCESSES = {"vae": 4, "dit": 8}  # batches of a step: the paper's four GPUs; eight for DiT's usual 256 clips
+BATCHES = (16, 32)  # whose peaks tell what a clip takes; that of a clip alone may be the optimizer's
 SPARE = 0.9  # of a GPU's memory: the rest is workspaces and fragments
 CLASSES = 101
 RECIPES = {  # recipe: settings
@@ -80,8 +81,9 @@ def cost(config: Any, builder: Callable[[Any, int, bool], Build]) -> dict[str, A
     parts["model"] = training_flops(builder(config, 1, False))[1]
     memory = {}
     for checkpointing in (False, True):
-        one, two = (training_memory(builder(config, batch, checkpointing)).peak for batch in (1, 2))
-        memory["checkpointing" if checkpointing else "plain"] = {"fixed": 2 * one - two, "clip": two - one}
+        few, many = (training_memory(builder(config, batch, checkpointing)).peak for batch in BATCHES)
+        clip = (many - few) / (BATCHES[1] - BATCHES[0])
+        memory["checkpointing" if checkpointing else "plain"] = {"fixed": few - BATCHES[0] * clip, "clip": clip}
     return {
         "parameters": parameters,
         "step_flops": sum(parts.values()),
