@@ -420,12 +420,12 @@ def generated_clips(
 
 def _solver(pipeline: VidTwinPipeline) -> Source:
     """What denoises beside the weights: the scheduler and, where one is enabled, the cache between steps."""
-    scheduler = {**_settings_of(pipeline.scheduler), "_class_name": type(pipeline.scheduler).__name__}
+    scheduler = {"class": type(pipeline.scheduler).__name__, **_settings_of(pipeline.scheduler)}
     cache = getattr(pipeline.transformer, "_cache_config", None)
     if cache is None:
         return {"scheduler": scheduler}
     settings = {name: str(value) for name, value in vars(cache).items() if not callable(value)}
-    return {"scheduler": scheduler, "cache": {"_class_name": type(cache).__name__, **settings}}
+    return {"scheduler": scheduler, "cache": {"class": type(cache).__name__, **settings}}
 
 
 def class_labels(

@@ -290,7 +290,7 @@ def test_another_solver_and_a_cache_make_other_samples(evaluate, pipeline, made,
         patch.setattr(pipeline, "scheduler", other_solver(pipeline.scheduler, diffusers.UniPCMultistepScheduler))
         [second] = evaluate()
     assert sorted(made) == list(range(8))
-    names = [result.settings["scheduler"]["_class_name"] for result in (first, second)]
+    names = [result.settings["scheduler"]["class"] for result in (first, second)]
     assert names == ["DDIMScheduler", "UniPCMultistepScheduler"]
     for threshold in (50.0, 100.0):
         made.clear()
@@ -298,7 +298,7 @@ def test_another_solver_and_a_cache_make_other_samples(evaluate, pipeline, made,
         [cached] = evaluate()
         pipeline.transformer.disable_cache()
         assert sorted(made) == list(range(8)) and cached.generated.value != first.generated.value
-    assert cached.settings["cache"] == {"_class_name": "FirstBlockCacheConfig", "threshold": "100.0"}
+    assert cached.settings["cache"] == {"class": "FirstBlockCacheConfig", "threshold": "100.0"}
     made.clear()
     assert numbers_of(evaluate()[0]) == numbers_of(first) and not made
 
