@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
-import diffusers
 import speed_data
 import speed_models
 import torch
@@ -59,7 +58,6 @@ def run(options: argparse.Namespace) -> Results:
         raise UserError("--scale paper measures a GPU and there is none here; --scale cpu measures the CPU.")
     if options.parts:
         options.results = options.work_dir  # a part is no record
-    diffusers.utils.logging.set_verbosity_error()  # else each cast warns, of no module at all
     device = device_of(options.scale)
     results: Results = {"ceilings": ceilings(device), "threads": torch.get_num_threads(), "parts": {}}
     for name in options.parts or PARTS:

@@ -10,10 +10,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import diffusers
 import torch
 
 from vidgen.metrics.flops import clock, matmul_rate
 
+diffusers.utils.logging.set_verbosity_error()  # else each cast of a model warns, of no module at all
 Row = dict[str, Any]
 REPEATS = {"smoke": 1, "cpu": 5, "paper": 20}  # of what takes milliseconds
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
