@@ -20,7 +20,16 @@ from vidgen.data.dataset import frames_to_clip, list_videos
 from vidgen.data.sprites import write_sprites
 from vidgen.data.video import VideoError, read_clip, write_video
 from vidgen.errors import UserError
-from vidgen.metrics import FeatureStatistics, frechet, frechet_distance, fvd, get_detector, mean_colour, real_clips
+from vidgen.metrics import (
+    FeatureStatistics,
+    features,
+    frechet,
+    frechet_distance,
+    fvd,
+    get_detector,
+    mean_colour,
+    real_clips,
+)
 from vidgen.metrics.detectors import DETECTORS, Detector
 from vidgen.metrics.frechet import ClassScore, bootstrap_interval
 from vidgen.metrics.fvd import (
@@ -209,19 +218,19 @@ def test_an_interrupted_evaluation_goes_on(evaluate, made, monkeypatch, tmp_path
     class Killed(Exception):
         pass
 
-    original = fvd.detector_input
+    original = features.detector_input
 
     def dies(clips, protocol):
         if len(made) == 6:
             raise Killed
         return original(clips, protocol)
 
-    monkeypatch.setattr(fvd, "detector_input", dies)
+    monkeypatch.setattr(features, "detector_input", dies)
     with pytest.raises(Killed):
         evaluate()
     assert sorted(made) == list(range(6))  # two shards were written, the third was lost
     made.clear()
-    monkeypatch.setattr(fvd, "detector_input", original)
+    monkeypatch.setattr(features, "detector_input", original)
     [resumed] = evaluate()
     assert sorted(made) == list(range(4, 8))
     assert numbers_of(resumed) == numbers_of(whole)
@@ -376,7 +385,7 @@ def test_other_settings_of_the_models_are_others(evaluate, pipeline, made, reads
 
 def test_a_kept_file_that_says_another_source_is_not_believed(evaluate, reads, tmp_path, monkeypatch):
     """As if two sources had one hash."""
-    monkeypatch.setattr(fvd, "_digest", lambda source: "same")
+    monkeypatch.setattr(features, "_digest", lambda source: "same")
     [first] = evaluate(protocol=replace(PROTOCOL, size=16))
     reads.clear()
     [second] = evaluate()
