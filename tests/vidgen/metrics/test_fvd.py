@@ -31,9 +31,9 @@ from vidgen.metrics import (
     real_clips,
 )
 from vidgen.metrics.detectors import DETECTORS, Detector
+from vidgen.metrics.features import Collector
 from vidgen.metrics.frechet import ClassScore, bootstrap_interval
 from vidgen.metrics.fvd import (
-    Collector,
     Sampling,
     class_frequencies,
     class_labels,
