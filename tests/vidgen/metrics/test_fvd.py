@@ -33,14 +33,7 @@ from vidgen.metrics import (
 from vidgen.metrics.detectors import DETECTORS, Detector
 from vidgen.metrics.features import Collector
 from vidgen.metrics.frechet import ClassScore, bootstrap_interval
-from vidgen.metrics.fvd import (
-    Sampling,
-    class_frequencies,
-    class_labels,
-    evaluate_pipeline,
-    generated_clips,
-    guards,
-)
+from vidgen.metrics.fvd import Sampling, class_frequencies, class_labels, evaluate_pipeline, generated_clips, guards
 from vidgen.metrics.protocols import get_protocol, protocol_clips
 from vidgen.metrics.real_clips import RealClips, draw_windows, protocol_videos
 
