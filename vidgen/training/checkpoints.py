@@ -55,6 +55,7 @@ def save_checkpoint(
     accelerator.wait_for_everyone()
     try:
         write(aside)
+        accelerator.wait_for_everyone()  # until then other processes still rename temporary files in there
         _sync_files(aside)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:

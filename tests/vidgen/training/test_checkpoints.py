@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -132,3 +135,26 @@ def test_what_is_written_reaches_the_disk_before_it_counts(tmp_path, monkeypatch
     assert any(str(event).endswith("part/state") for event in before)
     assert any(str(event).endswith("part") for event in before)
     assert events[-1] == str(tmp_path)
+
+
+def test_nothing_is_forced_to_the_disk_while_another_process_still_writes(tmp_path, monkeypatch):
+    meeting, written, early = threading.Barrier(2, timeout=30), [], []
+
+    class Process:
+        wait_for_everyone = staticmethod(meeting.wait)
+
+        def __init__(self, is_main_process: bool) -> None:
+            self.is_main_process = is_main_process
+
+        def write(self, folder: Path) -> None:
+            if self.is_main_process:
+                time.sleep(0.2)  # the other one is done long before
+            (folder / str(self.is_main_process)).touch()
+            written.append(self)
+
+    monkeypatch.setattr(os, "fsync", lambda handle: early.append(handle) if len(written) < 2 else None)
+    processes = [Process(True), Process(False)]
+    with ThreadPoolExecutor(2) as pool:
+        for saved in [pool.submit(save_checkpoint, each, tmp_path, 1, 2, each.write) for each in processes]:
+            assert saved.result() == tmp_path / "checkpoint-1"
+    assert not early
