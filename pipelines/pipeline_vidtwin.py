@@ -317,7 +317,7 @@ class VidTwinPipeline(ModelCardMixin, DiffusionPipeline):
 
         # 2. Noise and timesteps
         latents = self.prepare_latents(batch_size, generator, latents, device)
-        timesteps = retrieve_timesteps(self.scheduler, num_inference_steps, device, timesteps, sigmas)
+        timesteps = retrieve_timesteps(self.scheduler, num_inference_steps, timesteps, sigmas)
         self._num_timesteps = len(timesteps)
         guides = guidance_steps(self.scheduler, timesteps, guidance_interval)
         if self.do_classifier_free_guidance and len(set(guides)) > 1:
@@ -341,12 +341,11 @@ class VidTwinPipeline(ModelCardMixin, DiffusionPipeline):
                     0
                 ]
 
-        remaining = iter(guides)
+        remaining = zip(timesteps, guides, strict=True)
 
         def model_fn(latents, timestep, estimate):
-            self._current_timestep = timestep[0]
-            guides_here = next(remaining) and self.do_classifier_free_guidance
-            scale = self.guidance_scale if guides_here else 1.0
+            self._current_timestep, guides_here = next(remaining)
+            scale = self.guidance_scale if guides_here and self.do_classifier_free_guidance else 1.0
             return guided(predict, latents, timestep, labels, null_class, scale, estimate)
 
         def callback(i, t, latents):

@@ -170,11 +170,12 @@ def _per_value(per_stream: list[float], vae: AutoencoderKLVidTwin, like: torch.T
 def retrieve_timesteps(
     scheduler: SchedulerMixin,
     num_inference_steps: int,
-    device: torch.device | str | None = None,
     timesteps: list[int] | None = None,
     sigmas: list[float] | None = None,
 ) -> torch.Tensor:
-    """Set the scheduler's timesteps, or a custom schedule of them or of sigmas, and return them.
+    """Set the scheduler's timesteps, or a custom schedule of them or of sigmas, and return them, on the CPU.
+
+    There because schedulers look at them in every step, and a look at a GPU's waits for all it has been given to do.
 
     Raises:
         ValueError: if both custom schedules are given, or the scheduler takes none of that kind.
@@ -185,15 +186,14 @@ def retrieve_timesteps(
     for name in custom:
         if name not in inspect.signature(scheduler.set_timesteps).parameters:
             raise ValueError(f"{type(scheduler).__name__} does not take custom {name}.")
-    scheduler.set_timesteps(**(custom or {"num_inference_steps": num_inference_steps}), device=device)
+    scheduler.set_timesteps(**(custom or {"num_inference_steps": num_inference_steps}), device="cpu")
     return scheduler.timesteps
 
 
 def guidance_steps(scheduler: SchedulerMixin, timesteps: torch.Tensor, interval: tuple[float, float]) -> list[bool]:
     """Whether guidance acts at each step: where the step's noise level lies in an interval.
 
-    Guidance at high noise costs variety and at low noise does nothing (Kynkäänniemi et al., arXiv 2404.07724). Decided
-    for all steps at once, since looking at a timestep within the loop would keep the device waiting.
+    Guidance at high noise costs variety and at low noise does nothing (Kynkäänniemi et al., arXiv 2404.07724).
 
     Args:
         timesteps: `scheduler.timesteps`.
@@ -303,11 +303,13 @@ def denoise(
 ) -> torch.Tensor:
     """Follow a scheduler from noise to clean latents.
 
+    No step waits for a GPU: the scheduler counts on the CPU, and the model has its timesteps from the start.
+
     Args:
         model_fn: (latents (B, L), timestep (B,), estimate (B, L) or None) -> prediction (B, L).
         scheduler: any of Diffusers', its timesteps set.
         latents: standard normal noise (B, L).
-        timesteps: `scheduler.timesteps`.
+        timesteps: `scheduler.timesteps`, from `retrieve_timesteps`.
         generator: for schedulers that add noise.
         eta: DDIM's share of noise, 0 to 1; other schedulers have none.
         self_conditioning: show the model its previous estimate of the clean latents.
@@ -325,14 +327,15 @@ def denoise(
     extra = {"eta": min(eta, 1 - 1e-5), "generator": generator}
     step_kwargs = {k: v for k, v in extra.items() if k in inspect.signature(scheduler.step).parameters}
     latents = latents * getattr(scheduler, "init_noise_sigma", 1.0)  # flow schedulers have none
+    shown = timesteps.to(latents.device)
     estimate = None
     for i, t in enumerate(timesteps):
         if interrupted():
             break
         model_input = scheduler.scale_model_input(latents, t) if hasattr(scheduler, "scale_model_input") else latents
-        prediction = model_fn(model_input, t.expand(latents.shape[0]), estimate).to(latents.dtype)
+        prediction = model_fn(model_input, shown[i].expand(latents.shape[0]), estimate).to(latents.dtype)
         if self_conditioning:
-            estimate = estimate_clean(scheduler, prediction, t, model_input)
+            estimate = estimate_clean(scheduler, prediction, shown[i], model_input)
         # A third axis: some schedulers (thresholding) ask for more than batch and channel.
         latents = scheduler.step(prediction[..., None], t, latents[..., None], **step_kwargs, return_dict=False)[0]
         latents = latents.squeeze(-1)

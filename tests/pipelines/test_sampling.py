@@ -110,6 +110,20 @@ def test_the_estimate_of_clean_latents_is_what_the_model_meant(name):
         torch.testing.assert_close(estimate, clean, atol=2e-3, rtol=2e-3)
 
 
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_no_step_looks_at_what_a_device_computes(name):
+    scheduler = SCHEDULERS[name]()
+    shown = []
+
+    def model_fn(noisy, timestep, estimate):
+        shown.append(timestep)
+        return noisy
+
+    noise = torch.randn(SHAPE, device="meta")  # has no values: to look at one is an error
+    denoise(model_fn, scheduler, noise, retrieve_timesteps(scheduler, 5), self_conditioning=True)
+    assert all(timestep.device.type == "meta" for timestep in shown)
+
+
 def test_thresholding_works_on_packed_latents():
     scheduler = default_scheduler(thresholding=True, sample_max_value=3.0)
     clean = torch.randn(SHAPE).clamp(-1, 1)
