@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.hooks.group_offloading import _is_group_offload_enabled
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from diffusers.video_processor import VideoProcessor
 from huggingface_hub import ModelCard
@@ -246,6 +247,24 @@ class VidTwinPipeline(ModelCardMixin, DiffusionPipeline):
             raise ValueError(f"latents must be (B, L) = {shape}, but have shape {tuple(noise.shape)}.")
         return noise.to(device, torch.float32)
 
+    def _kept_modulations(self, timesteps: torch.Tensor, labels: torch.Tensor | None) -> list[torch.Tensor] | None:
+        """`transformer.modulations` of all steps, (steps, 2 B, 2, ...) each: B rows of the classes, then B of none.
+
+        Without labels there is one row. None where they would take more memory than the weights that need not be read
+        again, or where those are offloaded.
+        """
+        device, transformer = self._execution_device, self.transformer
+        if labels is not None:  # guidance may come and go
+            labels = torch.cat([labels, torch.full_like(labels, transformer.config.num_classes)])
+        rows = 1 if labels is None else len(labels)
+        width = transformer.config.num_attention_heads * transformer.config.attention_head_dim
+        offloaded = transformer.device != device or _is_group_offload_enabled(transformer)
+        if offloaded or 2 * rows * len(timesteps) > width:
+            return None
+        shown = timesteps.to(device).repeat_interleave(rows)
+        of_all = None if labels is None else labels.repeat(len(timesteps))
+        return [layer.unflatten(0, (-1, rows)) for layer in transformer.modulations(shown, of_all)]
+
     @torch.no_grad()
     def __call__(
         self,
@@ -324,7 +343,8 @@ class VidTwinPipeline(ModelCardMixin, DiffusionPipeline):
             self.transformer.check_cache_can_restart()
 
         # 3. Denoising
-        rows = None  # of the last batch
+        kept = self._kept_modulations(timesteps, labels)
+        step, rows = -1, None  # of the last batch
 
         def predict(latents, timestep, class_labels, self_condition):
             nonlocal rows
@@ -336,16 +356,16 @@ class VidTwinPipeline(ModelCardMixin, DiffusionPipeline):
             dtype = self.transformer.dtype
             if self_condition is not None:
                 self_condition = self_condition.to(dtype)
+            modulations = None if kept is None else [layer[step, :rows] for layer in kept]
+            options = {"modulations": modulations, "return_dict": False}
             with self.transformer.cache_context("cond_uncond"):
-                return self.transformer(latents.to(dtype), timestep, class_labels, self_condition, return_dict=False)[
-                    0
-                ]
-
-        remaining = zip(timesteps, guides, strict=True)
+                return self.transformer(latents.to(dtype), timestep, class_labels, self_condition, **options)[0]
 
         def model_fn(latents, timestep, estimate):
-            self._current_timestep, guides_here = next(remaining)
-            scale = self.guidance_scale if guides_here and self.do_classifier_free_guidance else 1.0
+            nonlocal step
+            step += 1
+            self._current_timestep = timesteps[step]
+            scale = self.guidance_scale if guides[step] and self.do_classifier_free_guidance else 1.0
             return guided(predict, latents, timestep, labels, null_class, scale, estimate)
 
         def callback(i, t, latents):

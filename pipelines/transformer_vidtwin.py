@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -131,10 +132,16 @@ class VidTwinTransformerBlock(nn.Module):
         conditioning: torch.Tensor,
         lengths: tuple[int, int],
         encoder_hidden_states: torch.Tensor | None = None,
+        modulation: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """(B, S, D), conditioning (B, 2, D), encoder_hidden_states (B, N, class_embed_dim) -> (B, S, D)."""
+        """(B, S, D), conditioning (B, 2, D), encoder_hidden_states (B, N, class_embed_dim) -> (B, S, D).
+
+        Args:
+            modulation: (B, 2, 6 D), what `self.modulation` makes of `conditioning`, where that was done before.
+        """
         x = hidden_states
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(conditioning).chunk(6, dim=-1)
+        modulation = self.modulation(conditioning) if modulation is None else modulation
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.chunk(6, dim=-1)
         attended = self.attn1(modulate(self.norm1(x), lengths, 1 + scale_a, shift_a))
         x = x + modulate(attended, lengths, gate_a)
         if self.attn2 is not None:
@@ -334,6 +341,7 @@ class VidTwinTransformer3DModel(ModelCardMixin, ModelMixin, ConfigMixin, Process
         class_labels: torch.Tensor | None = None,
         self_condition: torch.Tensor | None = None,
         return_dict: bool = True,
+        modulations: Sequence[torch.Tensor] | None = None,
     ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
         """Predict from noisy latents.
 
@@ -342,6 +350,8 @@ class VidTwinTransformer3DModel(ModelCardMixin, ModelMixin, ConfigMixin, Process
             timestep: (B,), or (B, 2) with one for structure and one for dynamics; whole or not, as schedulers give.
             class_labels: (B,) long; the id `num_classes` means "no class". None for an unconditional model only.
             self_condition: the previous estimate of the clean latents (B, L); zeros where None.
+            return_dict: whether to return a `Transformer2DModelOutput` or a tuple.
+            modulations: what `self.modulations(timestep, class_labels)` returns, where that was done before.
 
         Returns:
             A `Transformer2DModelOutput` whose `sample` is packed (B, L), or a tuple of it.
@@ -352,12 +362,7 @@ class VidTwinTransformer3DModel(ModelCardMixin, ModelMixin, ConfigMixin, Process
         batch = hidden_states.shape[0]
         if timestep.shape not in ((batch,), (batch, 2)):
             raise ValueError(f"timestep must be ({batch},) or ({batch}, 2), but has shape {tuple(timestep.shape)}.")
-        if (class_labels is None) != (self.config.num_classes is None):
-            raise ValueError(
-                "This model is unconditional: give no class_labels."
-                if self.config.num_classes is None
-                else f"This model has classes: give class_labels (B,), {self.config.num_classes} for none."
-            )
+        self._check_labels(class_labels)
         latents = [TwinLatents.unpack(hidden_states, self.structure_shape, self.dynamics_shape)]
         if self.config.self_conditioning:
             estimate = torch.zeros_like(hidden_states) if self_condition is None else self_condition
@@ -369,20 +374,21 @@ class VidTwinTransformer3DModel(ModelCardMixin, ModelMixin, ConfigMixin, Process
         structure = self.structure_embed(*(latent.structure for latent in latents))
         dynamics = self.dynamics_embed(*(latent.dynamics for latent in latents))
         x = torch.cat([structure, dynamics], dim=1)
-        if timestep.ndim == 1:
-            timestep = timestep[:, None].expand(-1, 2)
-        conditioning = self.condition_embed(timestep, class_labels, hidden_states.dtype)
+        conditioning = self._condition(timestep, class_labels, hidden_states.dtype) if modulations is None else None
         encoder_hidden_states = None if self.class_embed is None else self.class_embed(class_labels)[:, None]
+        *of_blocks, of_output = modulations or [None] * (len(self.transformer_blocks) + 1)
 
         # 2. Blocks
-        for block in self.transformer_blocks:
+        for block, modulation in zip(self.transformer_blocks, of_blocks, strict=True):
+            conditions = (conditioning, self.num_tokens, encoder_hidden_states, modulation)
             if torch.is_grad_enabled() and self.gradient_checkpointing:
-                x = self._gradient_checkpointing_func(block, x, conditioning, self.num_tokens, encoder_hidden_states)
+                x = self._gradient_checkpointing_func(block, x, *conditions)
             else:
-                x = block(x, conditioning, self.num_tokens, encoder_hidden_states)
+                x = block(x, *conditions)
 
         # 3. Output
-        shift, scale = self.modulation_out(conditioning).chunk(2, dim=-1)
+        modulation = self.modulation_out(conditioning) if of_output is None else of_output
+        shift, scale = modulation.chunk(2, dim=-1)
         x = modulate(self.norm_out(x), self.num_tokens, 1 + scale, shift)
         structure, dynamics = x.split(self.num_tokens, dim=1)
         sample = TwinLatents(
@@ -390,6 +396,38 @@ class VidTwinTransformer3DModel(ModelCardMixin, ModelMixin, ConfigMixin, Process
             unpatchify(self.dynamics_out(dynamics), self.dynamics_embed.patch_size, self.dynamics_shape),
         ).pack()
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+
+    def modulations(self, timestep: torch.Tensor, class_labels: torch.Tensor | None = None) -> list[torch.Tensor]:
+        """How timesteps and classes modulate every block and the output, for `forward` to be given.
+
+        A third of the weights meet nothing but these two, which a sampler knows for all its steps beforehand: asked for
+        all at once, those weights are read once.
+
+        Args:
+            timestep, class_labels: as `forward` takes them.
+
+        Returns:
+            (B, 2, 6 D) of each block, and (B, 2, 2 D) of the output.
+        """
+        self._check_labels(class_labels)
+        conditioning = self._condition(timestep, class_labels, self.dtype)
+        layers = [*(block.modulation for block in self.transformer_blocks), self.modulation_out]
+        return [layer(conditioning) for layer in layers]
+
+    def _condition(
+        self, timestep: torch.Tensor, class_labels: torch.Tensor | None, dtype: torch.dtype
+    ) -> torch.Tensor:
+        if timestep.ndim == 1:
+            timestep = timestep[:, None].expand(-1, 2)
+        return self.condition_embed(timestep, class_labels, dtype)
+
+    def _check_labels(self, class_labels: torch.Tensor | None) -> None:
+        if (class_labels is None) != (self.config.num_classes is None):
+            raise ValueError(
+                "This model is unconditional: give no class_labels."
+                if self.config.num_classes is None
+                else f"This model has classes: give class_labels (B,), {self.config.num_classes} for none."
+            )
 
 
 def _grid(stream: str, shape: tuple[int, ...], patch_size: tuple[int, ...], axes: str) -> tuple[int, ...]:

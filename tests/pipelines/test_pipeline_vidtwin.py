@@ -40,6 +40,19 @@ def batch_sizes(pipe):
     hook.remove()
 
 
+@pytest.fixture
+def modulated(pipe, monkeypatch):
+    """How many rows the modulations of whole samplings were asked for, in turn."""
+    rows, modulations = [], pipe.transformer.modulations
+
+    def counted(timestep, class_labels=None):
+        rows.append(len(timestep))
+        return modulations(timestep, class_labels)
+
+    monkeypatch.setattr(pipe.transformer, "modulations", counted)
+    return rows
+
+
 # --- what comes out ------------------------------------------------------------------------------------------------
 
 
@@ -352,3 +365,41 @@ def test_parts_that_do_not_fit_are_refused(vae, transformer, make_transformer):
         VidTwinPipeline(vae, make_transformer(dynamics_shape=(8, 4, 8)), default_scheduler())
     with pytest.raises(ValueError, match="'Walking' as 3"):
         VidTwinPipeline(vae, transformer, default_scheduler(), id2label={3: "Walking"})
+
+
+# --- work that is done once for all steps --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"class_labels": 0, "guidance_scale": 3.0},
+        {"class_labels": [0, 2], "guidance_scale": 3.0, "guidance_interval": (0.3, 0.7)},
+        {"class_labels": 1, "guidance_scale": 1.0},
+        {"num_videos_per_prompt": 2},
+    ],
+    ids=["guided", "interval", "unguided", "no class"],
+)
+def test_modulations_kept_for_all_steps_change_nothing(pipe, modulated, monkeypatch, how):
+    kept = sample(pipe, **how)
+    videos = 2 if kept.shape[0] == 2 else 1
+    assert modulated == [STEPS * 2 * videos]
+    monkeypatch.setattr(VidTwinPipeline, "_kept_modulations", lambda *_: None)
+    torch.testing.assert_close(sample(pipe, **how), kept, atol=1e-5, rtol=1e-5)
+
+
+def test_guidance_that_a_callback_begins_has_its_modulations(pipe, modulated, batch_sizes):
+    def begin(pipeline, step, timestep, tensors):
+        pipeline._guidance_scale = 4.0
+        return tensors
+
+    sample(pipe, 0, guidance_scale=1.0, callback_on_step_end=begin)
+    assert batch_sizes == [1, 2, 2] and modulated == [STEPS * 2]
+
+
+def test_modulations_are_kept_only_where_they_are_smaller_than_the_weights(pipe, modulated):
+    width = pipe.transformer.config.num_attention_heads * pipe.transformer.config.attention_head_dim
+    sample(pipe, 0, num_inference_steps=width // 4)
+    assert modulated == [width // 2]
+    sample(pipe, 0, num_inference_steps=width // 4 + 1)
+    assert modulated == [width // 2]

@@ -103,6 +103,23 @@ def test_the_class_matters(make_transformer, inputs, conditioning):
         assert (labels[i] - labels[i + 1]).abs().amax() > 1e-4
 
 
+@pytest.mark.parametrize("conditioning", ["adaln", "cross_attention"])
+@pytest.mark.parametrize("per_stream", [False, True])
+def test_modulations_of_many_steps_at_once_are_those_of_each(make_transformer, inputs, conditioning, per_stream):
+    model = make_transformer(class_conditioning=conditioning)
+    timesteps = torch.tensor([[900.0, 100.0], [3.0, 3.0]]) if per_stream else torch.tensor([900.0, 3.0])
+    labels = inputs["class_labels"]
+    together = model.modulations(timesteps.repeat_interleave(BATCH, 0), labels.repeat(2))
+    for i, timestep in enumerate(timesteps):
+        asked = {**inputs, "timestep": timestep.expand(BATCH, *timestep.shape)}
+        given = [layer[i * BATCH : (i + 1) * BATCH] for layer in together]
+        torch.testing.assert_close(
+            model(**asked, modulations=given).sample, model(**asked).sample, atol=1e-5, rtol=1e-5
+        )
+    with pytest.raises(ValueError, match="class_labels"):
+        model.modulations(timesteps)
+
+
 def test_every_latent_value_reaches_both_streams(transformer, inputs):
     hidden_states = inputs["hidden_states"].requires_grad_()
     sample = transformer(**{**inputs, "hidden_states": hidden_states}).sample
