@@ -3,8 +3,8 @@
     python benchmarks/patch_sizes.py --scale cpu --pipeline runs/demo/dit/final
     accelerate launch benchmarks/patch_sizes.py --scale paper --pipeline FOLDER --data UCF-101 --protocol tats
 
-DiTs that differ in their patches alone train on the latents of the pipeline's autoencoder, from the same seed: each for
-as many steps as the others, and for as many FLOPs. Started again after an interruption it goes on.
+DiTs that differ in their patches alone train on the latents of the pipeline's autoencoder, from the same seed: each
+for as many steps as the others, and for as many FLOPs. Started again after an interruption it goes on.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from benchmark import REPOSITORY, Benchmark, Results, markdown_table
 from timing import alternating
 
 from autoencoder import AutoencoderKLVidTwin
-from pipelines import VidTwinPipeline, VidTwinTransformer3DModel
+from pipelines import VidTwinTransformer3DModel
 from vidgen.config import DiTTrainingConfig, load_config
 from vidgen.files import written_aside
 from vidgen.metrics.flops import transformer_flops
@@ -105,7 +105,9 @@ def run(options: argparse.Namespace) -> Results | None:
             "tokens": models[name].num_tokens,
             "flops": flops[name],
             "relative_flops": relative,
-            "trained": {budget: {"steps": steps[budget], **evaluated[budget]} for budget in BUDGETS if budget in steps},
+            "trained": {
+                budget: {"steps": steps[budget], **evaluated[budget]} for budget in BUDGETS if budget in steps
+            },
         }
     if not PartialState().is_main_process:
         return None
@@ -144,12 +146,10 @@ def _untrained(
     return VidTwinTransformer3DModel.from_preset(model.preset, vae=vae, num_classes=8, **model.overrides).eval()
 
 
-def train_and_evaluate(
-    name: str, settings: Sequence[str], steps: int, options: argparse.Namespace
-) -> dict[str, Any]:
+def train_and_evaluate(name: str, settings: Sequence[str], steps: int, options: argparse.Namespace) -> dict[str, Any]:
     """The distance of a DiT's clips after so many steps, trained and measured unless it has been.
 
-    A training of more steps goes on from one of fewer: a recipe's rate is constant, so that is what it would have been.
+    A training of more steps goes on from one of fewer, which changes nothing where a recipe's rate is constant.
 
     Returns:
         `evaluation`: `FVDResult` of the scale's detector, as JSON holds it.
@@ -193,7 +193,12 @@ def tables(results: Results | None) -> str:
     rows = []
     reference = results["forms"][REFERENCE]["step_seconds"]
     for name, found in results["forms"].items():
-        row = [name, sum(found["tokens"]), f"{found['relative_flops']:.2f}", f"{found['step_seconds'] / reference:.2f}"]
+        row = [
+            name,
+            sum(found["tokens"]),
+            f"{found['relative_flops']:.2f}",
+            f"{found['step_seconds'] / reference:.2f}",
+        ]
         for budget in BUDGETS:
             trained = found["trained"].get(budget)
             row += [trained["steps"], _distance(trained["distance"])] if trained else [None, "not trained"]
@@ -206,7 +211,7 @@ def tables(results: Results | None) -> str:
     said = (
         f"{evaluation['generated']['samples']} clips each, guidance {evaluation['settings']['guidance_scale']:g}, "
         f"detector `{evaluation['detector']['name']}`, with the 95 % interval; real clips against other real ones "
-        f"{real:.3g}, reconstructed {reconstructed:.3g}, clips of one colour {evaluation['mean_colour']['value']:.3g}. "
+        f"{real:.3g}, reconstructed {reconstructed:.3g}, of one colour {evaluation['mean_colour']['value']:.3g}. "
         "FLOPs and time of a denoising step (one clip with guidance, bf16) are against "
         f'those of "{REFERENCE}", which is the 65-token form of a VidTwin of 224 px.'
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import tempfile
 import time
 from collections.abc import Callable
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from av.video.reformatter import VideoReformatter
-from timing import REPEATS, Row, device_of, in_own_process, once, seconds, wall_seconds
+from timing import REPEATS, Row, device_of, in_own_process, once, peak_gib, seconds, wall_seconds
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -74,8 +73,7 @@ def _reconstruct(scale: str, model: Path, path: Path) -> Row:
     taken = wall_seconds(lambda: commands.reconstruct(str(path), str(path.with_name("out.mp4")), model=str(model)))
     with FrameReader(path) as reader:
         rate = reader.num_frames / taken
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return {"s": taken, "frames/s": rate, "peak, GiB": peak}
+    return {"s": taken, "frames/s": rate, "peak, GiB": peak_gib("cpu")}
 
 
 def _stages_alone(scale: str, model: Path, path: Path) -> Row:

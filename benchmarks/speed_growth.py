@@ -27,7 +27,7 @@ PROCESSES = {"smoke": (), "cpu": (1, 2), "paper": (1, 2)}
 def growth(scale: str) -> list[Row]:
     """Times of work of growing size, their fitted exponent, and what it should be."""
     device, sizes = device_of(scale), SIZES[scale]
-    thousands = [1000 * n for n in sizes]
+    thousands = [10_000 * n for n in sizes]
     model = AutoencoderKLVidTwin.from_preset(VAE[scale]).to(device).eval()
     channels, frames, side, _ = model.clip_shape
     stride, across = (3 * frames // 4, 3 * side // 4)  # from one tile to the next
@@ -86,6 +86,7 @@ def _training_step(processes: int) -> float:
 
 def _train(rank: int, processes: int, port: int, taken: SimpleQueue) -> None:
     world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
+    world["OMP_NUM_THREADS"] = 1  # else Accelerate gives every process all cores
     os.environ.update({name: str(value) for name, value in world.items()}, MASTER_ADDR="127.0.0.1")
     torch.set_num_threads(1)
 

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from timing import DTYPES, REPEATS, Row, alternating, device_of, in_own_process, once, peak_gib, seconds
+from timing import (
+    DTYPES,
+    REPEATS,
+    Row,
+    alternating,
+    device_of,
+    in_own_process,
+    once,
+    peak_gib,
+    seconds,
+    wall_seconds,
+)
 
 from autoencoder import AutoencoderKLVidTwin
 from autoencoder.attention import _matmul_attention
@@ -29,13 +41,14 @@ TRAINED = {  # preset, precision, gradient checkpointing
     "paper": [("base", "fp32", False), ("base", "bf16", False), ("base", "bf16", True), ("large", "bf16", True)],
 }
 DIT = {"smoke": "tiny-test", "cpu": "paper", "paper": "paper"}
-DIT_CASES = {  # precision, clips
-    "smoke": [("fp32", 1), ("bf16", 1)],
-    "cpu": [("fp32", 1), ("bf16", 1), ("bf16", 8)],
-    "paper": [("fp32", 1), ("bf16", 1), ("bf16", 8), ("bf16", 64)],
+DIT_CASES = {  # precision, clips, all queries of a place and all positions of a frame folded into a token
+    "smoke": [("fp32", 1, False), ("bf16", 1, False), ("bf16", 1, True)],
+    "cpu": [("fp32", 1, False), ("bf16", 1, False), ("bf16", 8, False), ("bf16", 1, True)],
+    "paper": [("fp32", 1, False), ("bf16", 1, False), ("bf16", 8, False), ("bf16", 64, False), ("bf16", 1, True)],
 }
 SAMPLER = {"smoke": ("tiny-test", 3), "cpu": ("B", 50), "paper": ("paper", 50)}  # DiT, steps
 CLASSES = 101
+SHARE = "share of the matmul rate"
 
 
 def round_trip(scale: str) -> list[Row]:
@@ -59,7 +72,7 @@ def round_trip(scale: str) -> list[Row]:
                 "decode, s": taken["decode"],
                 "round trip, s": whole,
                 "TFLOP": flops / 1e12,
-                "share of the matmul rate": flops / whole / rate,
+                SHARE: flops / whole / rate,
                 "of fp32's time": whole / rows[0]["round trip, s"] if rows else 1.0,
             }
         )
@@ -151,7 +164,7 @@ def _train_step(scale: str, size: str, precision: str, checkpointing: bool) -> R
         "parameters": model.num_parameters(),
         "forward + backward, s": taken,
         "AdamW, s": update,
-        "share of the matmul rate": 3 * (encode_flops(model) + decode_flops(model)) / taken / rate,
+        SHARE: 3 * (encode_flops(model) + decode_flops(model)) / taken / rate,
         "peak, GiB": peak,
         "with AdamW, GiB": peak_gib(device),
     }
@@ -160,27 +173,35 @@ def _train_step(scale: str, size: str, precision: str, checkpointing: bool) -> R
 def dit_step(scale: str) -> list[Row]:
     """A denoising step of the paper's DiT, guidance in one batch, `no_grad`, against the measured matmul rate."""
     device, rows = device_of(scale), []
-    model = VidTwinTransformer3DModel.from_preset(DIT[scale], num_classes=CLASSES).to(device).eval()
-    for name, clips in DIT_CASES[scale]:
-        model, batch = model.to(DTYPES[name]), 2 * clips
+    for name, clips, folded in DIT_CASES[scale]:
+        model, batch = _denoiser(scale, folded).to(device, DTYPES[name]), 2 * clips
         latents = torch.randn(batch, model.latent_size, device=device, dtype=DTYPES[name])
         timestep = torch.full((batch,), 500.0, device=device)
         labels = torch.arange(batch, device=device) % CLASSES
         with torch.no_grad():
-            taken = seconds(lambda m=model, x=latents, t=timestep, y=labels: m(x, t, y), device, repeats=2)
+            step = partial(model, latents, timestep, labels)
+            runs = {"step": step, "given": partial(step, modulations=model.modulations(timestep, labels))}
+            taken = alternating(runs, device, repeats=2 if sum(model.num_tokens) * clips > 1000 else 10)
         flops = batch * transformer_flops(model)
         rows.append(
             {
                 "precision": name,
                 "clips": clips,
                 "tokens of a clip": sum(model.num_tokens),
-                "step, s": taken,
+                "step, s": taken["step"],
                 "TFLOP": flops / 1e12,
-                "share of the matmul rate": flops / taken / matmul_rate(device, DTYPES[name]),
-                "a clip of fp32's time": taken / clips / rows[0]["step, s"] if rows else 1.0,
+                SHARE: flops / taken["step"] / matmul_rate(device, DTYPES[name]),
+                "a clip of fp32's time": taken["step"] / clips / rows[0]["step, s"] if rows else 1.0,
+                "modulations given / made": taken["given"] / taken["step"],
             }
         )
     return rows
+
+
+def _denoiser(scale: str, folded: bool) -> VidTwinTransformer3DModel:
+    """The scale's DiT on the paper's latents, of 1008 tokens, or folded of 65."""
+    patches = {"structure_patch_size": (16, 1, 1), "dynamics_patch_size": (1, 14)} if folded else {}
+    return VidTwinTransformer3DModel.from_preset(DIT[scale], num_classes=CLASSES, **patches).eval()
 
 
 def sampling(scale: str) -> list[Row]:
@@ -203,6 +224,32 @@ def sampling(scale: str) -> list[Row]:
     whole = once(lambda: pipeline(0, num_inference_steps=steps, output_type="np"), device)
     ratio = whole / (steps * taken["step, s"] + taken["decode, s"])
     return [{"DiT": preset, "steps": steps, **taken, "pipeline, s": whole, "pipeline / sum of its parts": ratio}]
+
+
+def compiled(scale: str) -> list[Row]:
+    """`torch.compile` as one graph against running as written, bf16, `no_grad`; the first call compiles."""
+    device, rows, dtype = device_of(scale), [], torch.bfloat16
+    vae = AutoencoderKLVidTwin.from_preset(VAE[scale]).to(device, dtype).eval()
+    clip, latents = torch.rand(1, *vae.clip_shape).to(device, dtype), torch.randn(1, vae.latent_size).to(device, dtype)
+    passes = {"encode": (vae.encode, (clip,)), "decode": (vae.decode, (latents,))}
+    timestep, labels = torch.full((2,), 500.0, device=device), torch.tensor([0, CLASSES], device=device)
+    for folded in (False, True):
+        model = _denoiser(scale, folded).to(device, dtype)
+        noise = torch.randn(2, model.latent_size).to(device, dtype)
+        passes[f"DiT step of a clip with guidance, {sum(model.num_tokens)} tokens"] = (
+            model,
+            (noise, timestep, labels),
+        )
+    for name, (function, inputs) in passes.items():
+        torch.compiler.reset()
+        graph = torch.compile(function, fullgraph=True, backend="eager" if scale == "smoke" else "inductor")
+        runs = {"plain": lambda f=function, x=inputs: f(*x), "compiled": lambda g=graph, x=inputs: g(*x)}
+        with torch.no_grad():
+            first = wall_seconds(runs["compiled"])
+            taken = alternating(runs, device, repeats=3)
+        ratio = taken["compiled"] / taken["plain"]
+        rows.append({"what": name, "plain, s": taken["plain"], "compiled / plain": ratio, "first call, s": first})
+    return rows
 
 
 def attention(scale: str) -> list[Row]:

@@ -400,8 +400,8 @@ class VidTwinTransformer3DModel(ModelCardMixin, ModelMixin, ConfigMixin, Process
     def modulations(self, timestep: torch.Tensor, class_labels: torch.Tensor | None = None) -> list[torch.Tensor]:
         """How timesteps and classes modulate every block and the output, for `forward` to be given.
 
-        A third of the weights meet nothing but these two, which a sampler knows for all its steps beforehand: asked for
-        all at once, those weights are read once.
+        A third of the weights meet nothing but these two, which a sampler knows for all its steps beforehand: asked
+        for all at once, those weights are read once.
 
         Args:
             timestep, class_labels: as `forward` takes them.

@@ -91,3 +91,10 @@ def test_peers_have_the_tokens_of_their_published_transformers(name, tokens):
         vae = getattr(diffusers, peer.model)().eval()
         shape = vae.encode(torch.empty(1, 3, peer.frames, 224, 224)).latent_dist.mode().shape[1:]
     assert math.prod(math.ceil(n / p) for n, p in zip(shape[1:], peer.patch, strict=True)) == tokens
+
+
+def test_the_peak_of_a_process_is_its_own():
+    held = torch.ones(2**28)  # 1 GiB here, which a new process would otherwise be said to have had
+    assert timing.peak_gib("cpu") > 1
+    assert timing.in_own_process(timing.peak_gib, "cpu") < 1
+    del held
