@@ -21,6 +21,7 @@ PROGRAMS = (
     "reconstruction",
     "ucf101_fvd",
     "sampling",
+    "patch_sizes",
     "ablations",
     "model_scaling",
     "rate_curve",
