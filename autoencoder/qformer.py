@@ -104,6 +104,7 @@ class QFormer(nn.Module):
 
     def forward(self, context: torch.Tensor) -> torch.Tensor:
         """(N, length, context_dim) -> (N, num_queries, dim)."""
+        context = context.contiguous()  # see `VidTwinBlock`
         queries = self.dropout(self.norm(self.queries).expand(context.shape[0], -1, -1))
         for layer in self.layers:
             if torch.is_grad_enabled() and self.gradient_checkpointing:

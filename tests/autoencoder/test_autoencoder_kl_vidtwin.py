@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
 from autoencoder import AutoencoderKLVidTwin, TwinLatents, TwinPosterior
 from autoencoder.presets import LATENT_SETTINGS, SIZES
@@ -219,3 +220,25 @@ def test_wrong_inputs_are_named(model, clip):
         AutoencoderKLVidTwin.from_preset("huge")
     with pytest.raises(ValueError, match="the paper has 1, 2 and 3"):
         AutoencoderKLVidTwin.from_preset("base", 4)
+
+
+@pytest.mark.parametrize("heads", ["official", "residual"])
+def test_frozen_weights_are_not_repeated_for_every_row(heads):
+    """PyTorch multiplies strided input with as many copies of a weight that needs no gradient: three times the time.
+
+    Under autocast in `inference_mode` no weight needs one.
+    """
+    model = AutoencoderKLVidTwin.from_preset("tiny-test", heads=heads).eval()
+    clip = torch.rand(1, *model.clip_shape)
+
+    def products() -> tuple[int, int]:
+        """FLOPs of batched matrix products, which attention has a few of, and of everything."""
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(clip)
+        counts = counter.get_flop_counts()["Global"]
+        return counts.get(torch.ops.aten.bmm, 0), sum(counts.values())
+
+    trained, _ = products()
+    model.requires_grad_(False)
+    frozen, everything = products()
+    assert frozen - trained < 0.02 * everything
