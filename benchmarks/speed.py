@@ -138,7 +138,7 @@ def table(rows: list[Row]) -> str:
 
 def _said(value: object) -> object:
     if isinstance(value, list):
-        return ", ".join(str(_said(item)) for item in value)
+        return ", ".join(f"({_said(item)})" if isinstance(item, list) else str(_said(item)) for item in value)
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
@@ -158,7 +158,10 @@ def plot(results: Results, path: Path) -> None:
             f"training, {row['size']}, {row['precision']}{', ckpt.' if row['checkpointing'] else ''}": row[SHARE]
             for row in parts.get("train_step", ())
         },
-        **{f"DiT, {row['precision']}, {row['clips']} clips": row[SHARE] for row in parts.get("dit_step", ())},
+        **{
+            f"DiT, {row['precision']}, {row['clips']} x {row['tokens of a clip']} tokens": row[SHARE]
+            for row in parts.get("dit_step", ())
+        },
     }
     shares.barh(list(bars), list(bars.values()), color="#93b4f5")
     shares.set_xlim(0, 1)

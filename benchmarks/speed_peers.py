@@ -72,7 +72,7 @@ def _ours(scale: str, name: str) -> Row:
     device = device_of(scale)
     vae = AutoencoderKLVidTwin.from_preset(OUR_VAE[scale]).to(device, torch.bfloat16).eval()
     figures = _round_trip(vae, vae.config.num_frames, scale)
-    grids = vae.structure_shape, vae.dynamics_shape
+    figures["latent"] = grids = vae.structure_shape, vae.dynamics_shape
     if name == FOLDED:  # all queries of a place, all positions of a frame
         patches = (grids[0][1], 1, 1), (1, grids[1][2])
     else:
@@ -88,7 +88,7 @@ def _peer(scale: str, name: str) -> Row:
     torch.manual_seed(0)
     vae = getattr(diffusers, peer.model)().to(device_of(scale), torch.bfloat16).eval()
     figures = _round_trip(vae, peer.frames, scale)
-    shape = figures.pop("latent")
+    shape = figures["latent"]
     grid = [math.ceil(size / patch) for size, patch in zip(shape[1:], peer.patch, strict=True)]
     structure = Patches(shape[0], tuple(grid), peer.patch)
     nothing = Patches(1, (0, 1), (1, 1))
