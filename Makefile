@@ -21,8 +21,9 @@ $(READY): pyproject.toml constraints.txt
 demo: setup
 	@$(BIN)/python -m vidgen.demo --output-dir runs/demo
 
+# Two files of tests at a time, on a core each.
 test: setup lint
-	@$(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: setup
 	@$(BIN)/ruff check .

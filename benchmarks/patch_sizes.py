@@ -50,12 +50,11 @@ DEAREST = {"smoke": 2.0, "cpu": 4.0, "paper": math.inf}  # FLOPs of a step over 
 SAMPLES = {"smoke": 24, "cpu": 256, "paper": None}
 SAMPLING_STEPS = {"smoke": 2, "cpu": 25, "paper": 50}
 BUDGETS = {"steps": "as many steps", "flops": "as many FLOPs"}
+REFERENCE = "queries, positions"  # the 65-token form of a VidTwin of 224 px: a token for each place and each frame
 
 
 def forms(structure_shape: Sequence[int], dynamics_shape: Sequence[int]) -> dict[str, Patches]:
     """Patches by what they fold, the most tokens first; those that divide the latents.
-
-    "queries, positions" is the 65-token form of a VidTwin of 224 px: a token for each place, and one for each frame.
 
     Args:
         structure_shape, dynamics_shape: (d_S, n_q, h_S, w_S) and (d_D, T, w_D + h_D) of the autoencoder.
@@ -75,9 +74,6 @@ def forms(structure_shape: Sequence[int], dynamics_shape: Sequence[int]) -> dict
         for name, patches in every.items()
         if all(size % patch == 0 for size, patch in zip(sizes, (*patches[0], *patches[1]), strict=True))
     }
-
-
-REFERENCE = "queries, positions"
 
 
 def run(options: argparse.Namespace) -> Results | None:
