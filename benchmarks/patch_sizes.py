@@ -259,10 +259,11 @@ def plot(results: Results, path: Path) -> None:
         reach = [[v - d["interval"][0] for v, d in zip(y, distances, strict=True)]]
         reach.append([d["interval"][1] - v for v, d in zip(y, distances, strict=True)])
         axes.errorbar(x, y, yerr=reach, color=colour, marker="o", capsize=3, lw=1.5, label=f"after {words}")
-    for row, words in (("real_vs_real", "real against other real clips"), ("reconstructed", "reconstructed")):
-        value = results["evaluation"][row]["value"]
+    lines = (("real_vs_real", "real against other real clips", "left"), ("reconstructed", "reconstructed", "right"))
+    for row, words, side in lines:
+        value, place = results["evaluation"][row]["value"], 0.01 if side == "left" else 0.99
         axes.axhline(value, color="#6b7280", ls="--", lw=1)
-        axes.text(0.99, value, words, transform=axes.get_yaxis_transform(), fontsize=8, va="bottom", ha="right")
+        axes.text(place, value, words, transform=axes.get_yaxis_transform(), fontsize=8, va="bottom", ha=side)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.xaxis.set_major_locator(FixedLocator(sorted(set(tokens.values()))))
