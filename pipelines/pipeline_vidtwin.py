@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,16 +19,21 @@ from huggingface_hub import ModelCard
 from autoencoder.autoencoder_kl_vidtwin import AutoencoderKLVidTwin
 from autoencoder.model_card import ModelCardMixin
 
+from .given import STREAMS, Given, given_latent
 from .hub import download_pipeline
 from .model_card import pipeline_card
 from .pipeline_output import VidTwinPipelineOutput
 from .sampling import (
+    GivenStreams,
     denoise,
     denormalize_latents,
     guidance_steps,
     guided,
     initial_noise,
+    normalize_latents,
     retrieve_timesteps,
+    stream_begins,
+    stream_timesteps,
 )
 from .transformer_vidtwin import VidTwinTransformer3DModel
 
@@ -177,12 +183,13 @@ class VidTwinPipeline(ModelCardMixin, DiffusionPipeline):
         raise ValueError(f"Unknown class {label!r}; did you mean {nearest!r}? `labels` lists all {len(labels)}.")
 
     @property
-    def guidance_scale(self) -> float:
+    def guidance_scale(self) -> float | tuple[float, float]:
         return self._guidance_scale
 
     @property
     def do_classifier_free_guidance(self) -> bool:
-        return self._guidance_scale > 1 and self._has_class
+        scale = self._guidance_scale
+        return (max(scale) if isinstance(scale, tuple) else scale) > 1 and self._has_class
 
     @property
     def num_timesteps(self) -> int:
@@ -200,7 +207,11 @@ class VidTwinPipeline(ModelCardMixin, DiffusionPipeline):
         self,
         num_videos_per_prompt: int,
         num_inference_steps: int,
+        guidance_scale: float | tuple[float, float],
         guidance_interval: tuple[float, float],
+        strengths: tuple[float, float],
+        kept_frames: Sequence[int],
+        dynamics_given: bool,
         eta: float,
         output_type: str,
         callback_on_step_end_tensor_inputs: list[str],
@@ -212,6 +223,16 @@ class VidTwinPipeline(ModelCardMixin, DiffusionPipeline):
         }.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}.")
+        if isinstance(guidance_scale, tuple | list) and len(guidance_scale) != 2:
+            raise ValueError(f"guidance_scale must be a number, or (structure's, dynamics'), not {guidance_scale}.")
+        for stream, strength in zip(STREAMS, strengths, strict=True):
+            if not 0 <= strength <= 1:
+                raise ValueError(f"{stream}_strength must be between 0 (kept) and 1 (made anew), not {strength}.")
+        if kept_frames and not dynamics_given:
+            raise ValueError("kept_frames are of dynamics: give some.")
+        frames = self.transformer.dynamics_shape[1]
+        if not all(0 <= frame < frames for frame in kept_frames):
+            raise ValueError(f"kept_frames must be of 0 to {frames - 1}, not {list(kept_frames)}.")
         if len(guidance_interval) != 2 or not 0 <= guidance_interval[0] <= guidance_interval[1] <= 1:
             raise ValueError(
                 "guidance_interval must be (lower, upper) with 0 <= lower <= upper <= 1, where 0 is clean and 1 pure "
@@ -247,6 +268,51 @@ class VidTwinPipeline(ModelCardMixin, DiffusionPipeline):
             raise ValueError(f"latents must be (B, L) = {shape}, but have shape {tuple(noise.shape)}.")
         return noise.to(device, torch.float32)
 
+    def prepare_given(
+        self, given: dict[str, Given], num_labels: int, device: torch.device
+    ) -> tuple[torch.Tensor | None, int]:
+        """Normalised latents (N, L) of the streams that are given, zero for others, and the number N of videos.
+
+        One latent serves for several labels, and one label for several latents.
+
+        Args:
+            given: by stream.
+            num_labels: classes asked for.
+
+        Raises:
+            ValueError: if there is no autoencoder, or what is given does not fit it or is neither one nor N.
+        """
+        if not given:
+            return None, num_labels
+        if self.vae is None:
+            raise ValueError(f"Without a vae no {' and no '.join(given)} can be given.")
+        sizes = self._stream_sizes
+        streams = {name: given_latent(value, name, self.vae, device) for name, value in given.items()}
+        counts = {"class_labels": num_labels, **{name: len(latent) for name, latent in streams.items()}}
+        count = max(counts.values())
+        for name, number in counts.items():
+            if number not in (1, count):
+                raise ValueError(f"{name} are {number}, but there are to be {count} videos: give one, or {count}.")
+        parts = [
+            streams[name].expand(count, -1) if name in streams else torch.zeros(count, size, device=device)
+            for name, size in zip(STREAMS, sizes, strict=True)
+        ]
+        return normalize_latents(torch.cat(parts, dim=1), self.vae), count
+
+    def _known_values(self, kept_frames: Sequence[int], device: torch.device) -> torch.Tensor | None:
+        """Packed latents' values (L,) that are the dynamics of these frames."""
+        if not kept_frames:
+            return None
+        structure = torch.zeros(self._stream_sizes[0], dtype=torch.bool, device=device)
+        dynamics = torch.zeros(self.transformer.dynamics_shape, dtype=torch.bool, device=device)
+        dynamics[:, list(kept_frames)] = True
+        return torch.cat([structure, dynamics.flatten()])
+
+    @property
+    def _stream_sizes(self) -> tuple[int, int]:
+        shapes = (self.transformer.structure_shape, self.transformer.dynamics_shape)
+        return tuple(math.prod(shape) for shape in shapes)
+
     def _kept_modulations(self, timesteps: torch.Tensor, labels: torch.Tensor | None) -> list[torch.Tensor] | None:
         """`transformer.modulations` of all steps, (steps, 2 B, 2, ...) each: B rows of the classes, then B of none.
 
@@ -261,7 +327,7 @@ class VidTwinPipeline(ModelCardMixin, DiffusionPipeline):
         offloaded = transformer.device != device or _is_group_offload_enabled(transformer)
         if offloaded or 2 * rows * len(timesteps) > width:
             return None
-        shown = timesteps.to(device).repeat_interleave(rows)
+        shown = timesteps.to(device).repeat_interleave(rows, dim=0)
         of_all = None if labels is None else labels.repeat(len(timesteps))
         return [layer.unflatten(0, (-1, rows)) for layer in transformer.modulations(shown, of_all)]
 
@@ -270,12 +336,17 @@ class VidTwinPipeline(ModelCardMixin, DiffusionPipeline):
         self,
         class_labels: int | str | list[int | str] | None = None,
         num_videos_per_prompt: int = 1,
-        guidance_scale: float = 5.0,
+        guidance_scale: float | tuple[float, float] = 5.0,
         num_inference_steps: int = 50,
         timesteps: list[int] | None = None,
         sigmas: list[float] | None = None,
         eta: float = 0.0,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
+        structure: Given | None = None,
+        dynamics: Given | None = None,
+        structure_strength: float = 0.0,
+        dynamics_strength: float = 0.0,
+        kept_frames: Sequence[int] = (),
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
         output_type: str = "pil",
@@ -286,17 +357,27 @@ class VidTwinPipeline(ModelCardMixin, DiffusionPipeline):
         | None = None,
         callback_on_step_end_tensor_inputs: list[str] | None = None,
     ) -> VidTwinPipelineOutput | tuple:
-        """Generate videos.
+        """Generate videos, from noise alone or around streams that are given.
+
+        With a `structure` the model makes the dynamics for it (animate), with `dynamics` the structure (retarget); a
+        strength above 0 lets it change what is given (vary). It takes a model that was trained with a timestep for
+        each stream (`diffusion.independent_timesteps`).
 
         Args:
             class_labels: ids or names, one video each (see `labels`); None: one video of no class.
             num_videos_per_prompt: videos per class, standing together in the result.
-            guidance_scale: classifier-free guidance where above 1; the paper's is 5.
+            guidance_scale: classifier-free guidance where above 1; the paper's is 5. Or one for structure and one for
+                dynamics, which steer content and motion apart.
             num_inference_steps: denoising steps.
             timesteps, sigmas: a custom schedule instead, for schedulers that take one.
             eta: DDIM's share of noise, 0 to 1.
             guidance_interval: noise levels (lower, upper] at which guidance acts, as shares of the training timesteps:
                 0 is clean, 1 pure noise. Steps outside cost half (Kynkäänniemi et al., arXiv 2404.07724).
+            structure, dynamics: to keep or to vary: clips, still images or latents, one or as many as classes; see
+                `given_latent`.
+            structure_strength, dynamics_strength: how much of what is given the model makes anew, as a share of the
+                steps: 0 keeps it, 1 leaves no trace of it.
+            kept_frames: frames whose `dynamics` are kept, whatever its strength; the others are made to fit.
             generator: one for all videos, or a list with one for each.
             latents: standard normal noise (B, L) to start from.
             output_type: "pil", "np", "pt" or "latent"; see `VidTwinPipelineOutput`.
@@ -315,35 +396,52 @@ class VidTwinPipeline(ModelCardMixin, DiffusionPipeline):
         self.check_inputs(
             num_videos_per_prompt,
             num_inference_steps,
+            guidance_scale,
             guidance_interval,
+            (structure_strength, dynamics_strength),
+            kept_frames,
+            dynamics is not None,
             eta,
             output_type,
             callback_on_step_end_tensor_inputs,
         )
         null_class = self.transformer.config.num_classes
-        self._guidance_scale = guidance_scale
+        self._guidance_scale = tuple(guidance_scale) if isinstance(guidance_scale, list) else guidance_scale
         self._has_class = class_labels is not None
         self._interrupt = False
         self._current_timestep = None
         device = self._execution_device
 
-        # 1. Classes
+        # 1. Classes and given streams
         label_ids = [null_class] if class_labels is None else self.get_label_ids(class_labels)
-        batch_size = len(label_ids) * num_videos_per_prompt
+        named = {name: value for name, value in zip(STREAMS, (structure, dynamics), strict=True) if value is not None}
+        clean, count = self.prepare_given(named, len(label_ids), device)
+        batch_size = count * num_videos_per_prompt
         labels = None
         if null_class is not None:
+            label_ids = label_ids * count if len(label_ids) == 1 else label_ids
             labels = torch.tensor(label_ids, device=device).repeat_interleave(num_videos_per_prompt)
 
         # 2. Noise and timesteps
         latents = self.prepare_latents(batch_size, generator, latents, device)
         timesteps = retrieve_timesteps(self.scheduler, num_inference_steps, timesteps, sigmas)
         self._num_timesteps = len(timesteps)
+        shown, given = timesteps, None
+        if clean is not None:
+            strengths = (
+                1.0 if structure is None else structure_strength,
+                1.0 if dynamics is None else dynamics_strength,
+            )
+            begins = stream_begins(self.scheduler, len(timesteps), strengths)
+            clean = clean.repeat_interleave(num_videos_per_prompt, dim=0)
+            given = GivenStreams(clean, begins, self._stream_sizes, self._known_values(kept_frames, device))
+            shown = stream_timesteps(timesteps, begins)
         guides = guidance_steps(self.scheduler, timesteps, guidance_interval)
         if self.do_classifier_free_guidance and len(set(guides)) > 1:
             self.transformer.check_cache_can_restart()
 
         # 3. Denoising
-        kept = self._kept_modulations(timesteps, labels)
+        kept = self._kept_modulations(shown, labels)
         step, rows = -1, None  # of the last batch
 
         def predict(latents, timestep, class_labels, self_condition):
@@ -366,7 +464,7 @@ class VidTwinPipeline(ModelCardMixin, DiffusionPipeline):
             step += 1
             self._current_timestep = timesteps[step]
             scale = self.guidance_scale if guides[step] and self.do_classifier_free_guidance else 1.0
-            return guided(predict, latents, timestep, labels, null_class, scale, estimate)
+            return guided(predict, latents, timestep, labels, null_class, scale, estimate, self._stream_sizes)
 
         def callback(i, t, latents):
             progress_bar.update()
@@ -384,6 +482,7 @@ class VidTwinPipeline(ModelCardMixin, DiffusionPipeline):
                 generator=generator,
                 eta=eta,
                 self_conditioning=self.transformer.config.self_conditioning,
+                given=given,
                 callback=callback,
                 interrupted=lambda: self.interrupt,
             )

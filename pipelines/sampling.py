@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -167,6 +168,58 @@ def _per_value(per_stream: list[float], vae: AutoencoderKLVidTwin, like: torch.T
     return torch.cat([like.new_full((size,), value) for size, value in zip(sizes, per_stream, strict=True)])
 
 
+@dataclass(frozen=True)
+class GivenStreams:
+    """Streams that do not begin as noise.
+
+    Args:
+        clean: the given latents, packed and normalised (B, L); for a stream that begins at once, anything.
+        begins: the step at which structure and dynamics begin to be denoised, from `stream_begins`.
+        sizes: values in the structure and in the dynamics latent; together L.
+        known: values (L,) that are kept while the rest of their stream is made to fit, as RePaint does (Lugmayr et
+            al., arXiv 2201.09865).
+    """
+
+    clean: torch.Tensor
+    begins: tuple[int, int]
+    sizes: tuple[int, int]
+    known: torch.Tensor | None = None
+
+    def start(self, scheduler: SchedulerMixin, timesteps: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """Latents (B, L) to start from: of each stream noise, what is given with noise, or what is given.
+
+        Args:
+            timesteps: (N, 2), from `stream_timesteps`.
+            noise: standard normal (B, L).
+        """
+        alpha, sigma = noise_levels(scheduler, timesteps[0])
+        streams = []
+        for i, (clean, drawn) in enumerate(
+            zip(self.clean.split(self.sizes, 1), noise.split(self.sizes, 1), strict=True)
+        ):
+            if 0 < self.begins[i] < len(timesteps):
+                streams.append(alpha[i] * clean + sigma[i] * drawn)
+            else:
+                streams.append(clean if self.begins[i] else drawn)
+        return torch.cat(streams, dim=1)
+
+    def imposed(
+        self, scheduler: SchedulerMixin, timestep: torch.Tensor | None, latents: torch.Tensor, noise: torch.Tensor
+    ) -> torch.Tensor:
+        """Latents (B, L) with the known values as they are at a timestep (2,), or clean where that is None."""
+        if self.known is None:
+            return latents
+        if timestep is None:
+            return torch.where(self.known, self.clean, latents)
+        alpha, sigma = (spread_streams(level, self.sizes) for level in noise_levels(scheduler, timestep[None]))
+        return torch.where(self.known, alpha * self.clean + sigma * noise, latents)
+
+    def moved(self, step: int, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+        """Latents (B, L) after a step: those that have not begun stay as they were."""
+        streams = zip(self.begins, before.split(self.sizes, 1), after.split(self.sizes, 1), strict=True)
+        return torch.cat([new if step >= begin else old for begin, old, new in streams], dim=1)
+
+
 def retrieve_timesteps(
     scheduler: SchedulerMixin,
     num_inference_steps: int,
@@ -214,6 +267,36 @@ def guidance_steps(scheduler: SchedulerMixin, timesteps: torch.Tensor, interval:
     return [lower < level <= upper for level in levels]
 
 
+def stream_begins(scheduler: SchedulerMixin, num_timesteps: int, strengths: tuple[float, float]) -> tuple[int, int]:
+    """The step at which each stream begins to be denoised, for one that is given to be kept or varied.
+
+    Args:
+        num_timesteps: of the whole sampling.
+        strengths: of structure and of dynamics: the share of the steps that a stream takes. 0 keeps what is given, 1
+            leaves no trace of it.
+
+    Raises:
+        ValueError: if the scheduler's latents are not what a model is shown (`init_noise_sigma`): it would take a
+            stream that waits for one of another noise level.
+    """
+    if strengths != (1, 1) and getattr(scheduler, "init_noise_sigma", 1.0) != 1:
+        raise ValueError(
+            f"{type(scheduler).__name__} cannot keep or vary a stream: use DDIM, DPM-Solver++, UniPC or flow matching."
+        )
+    structure, dynamics = (num_timesteps - round(num_timesteps * strength) for strength in strengths)
+    return structure, dynamics
+
+
+def stream_timesteps(timesteps: torch.Tensor, begins: tuple[int, int]) -> torch.Tensor:
+    """What each stream is said to be at: (N,) timesteps -> (N, 2).
+
+    A stream that begins later waits at its first timestep; one that never does is clean, at 0.
+    """
+    waiting = torch.cat([timesteps, timesteps.new_zeros(1)])
+    streams = [torch.cat([waiting[begin].expand(begin), timesteps[begin:]]) for begin in begins]
+    return torch.stack(streams, dim=1)
+
+
 def initial_noise(
     shape: tuple[int, int],
     generator: Generator = None,
@@ -240,8 +323,9 @@ def guided(
     timestep: torch.Tensor,
     class_labels: torch.Tensor | None,
     null_class: int | None,
-    guidance_scale: float,
+    guidance_scale: float | tuple[float, float],
     self_condition: torch.Tensor | None = None,
+    sizes: tuple[int, int] | None = None,
 ) -> torch.Tensor:
     """A prediction with classifier-free guidance (Ho and Salimans, arXiv 2207.12598), both halves in one batch.
 
@@ -252,16 +336,20 @@ def guided(
         class_labels: (B,), or None for an unconditional model.
         null_class: the id of "no class".
         guidance_scale: weight w of uncond + w (cond - uncond); up to 1, or without labels, the batch is not doubled.
+            Or one for structure and one for dynamics.
         self_condition: (B, L) or None.
+        sizes: values in the structure and in the dynamics latent, for a weight each.
     """
-    if guidance_scale <= 1 or class_labels is None:
+    weights = guidance_scale if isinstance(guidance_scale, tuple) else (guidance_scale,)
+    if class_labels is None or max(weights) <= 1:
         return predict(latents, timestep, class_labels, self_condition)
     labels = torch.cat([class_labels, torch.full_like(class_labels, null_class)])
     latents, timestep = latents.repeat(2, 1), torch.cat([timestep, timestep])
     if self_condition is not None:
         self_condition = self_condition.repeat(2, 1)
     conditional, unconditional = predict(latents, timestep, labels, self_condition).chunk(2)
-    return unconditional + guidance_scale * (conditional - unconditional)
+    steps = (conditional - unconditional).split(sizes if len(weights) == 2 else conditional.shape[1], dim=1)
+    return unconditional + torch.cat([weight * step for weight, step in zip(weights, steps, strict=True)], dim=1)
 
 
 def estimate_clean(
@@ -298,6 +386,7 @@ def denoise(
     generator: Generator = None,
     eta: float = 0.0,
     self_conditioning: bool = False,
+    given: GivenStreams | None = None,
     callback: Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> torch.Tensor:
@@ -306,13 +395,15 @@ def denoise(
     No step waits for a GPU: the scheduler counts on the CPU, and the model has its timesteps from the start.
 
     Args:
-        model_fn: (latents (B, L), timestep (B,), estimate (B, L) or None) -> prediction (B, L).
+        model_fn: (latents (B, L), timestep (B,), estimate (B, L) or None) -> prediction (B, L); with `given` streams
+            the timestep is (B, 2).
         scheduler: any of Diffusers', its timesteps set.
         latents: standard normal noise (B, L).
         timesteps: `scheduler.timesteps`, from `retrieve_timesteps`.
         generator: for schedulers that add noise.
         eta: DDIM's share of noise, 0 to 1; other schedulers have none.
         self_conditioning: show the model its previous estimate of the clean latents.
+        given: streams to keep or to vary; all is made from noise where None.
         callback: (step index, timestep, latents) -> the latents to go on with.
         interrupted: asked before every step; where true, no more steps are taken.
 
@@ -328,17 +419,24 @@ def denoise(
     step_kwargs = {k: v for k, v in extra.items() if k in inspect.signature(scheduler.step).parameters}
     latents = latents * getattr(scheduler, "init_noise_sigma", 1.0)  # flow schedulers have none
     shown = timesteps.to(latents.device)
+    if given is not None:
+        shown = stream_timesteps(timesteps, given.begins).to(latents.device)
+        noise, latents = latents, given.start(scheduler, shown, latents)
     estimate = None
     for i, t in enumerate(timesteps):
         if interrupted():
             break
+        if given is not None:
+            latents = given.imposed(scheduler, shown[i], latents, noise)
         model_input = scheduler.scale_model_input(latents, t) if hasattr(scheduler, "scale_model_input") else latents
-        prediction = model_fn(model_input, shown[i].expand(latents.shape[0]), estimate).to(latents.dtype)
+        timestep = shown[i].expand(latents.shape[0], *shown.shape[1:])
+        prediction = model_fn(model_input, timestep, estimate).to(latents.dtype)
         if self_conditioning:
-            estimate = estimate_clean(scheduler, prediction, shown[i], model_input)
+            levels = timestep if given is None else spread_streams(timestep, given.sizes)
+            estimate = estimate_clean(scheduler, prediction, levels, model_input)
         # A third axis: some schedulers (thresholding) ask for more than batch and channel.
-        latents = scheduler.step(prediction[..., None], t, latents[..., None], **step_kwargs, return_dict=False)[0]
-        latents = latents.squeeze(-1)
+        stepped = scheduler.step(prediction[..., None], t, latents[..., None], **step_kwargs, return_dict=False)[0]
+        latents = stepped.squeeze(-1) if given is None else given.moved(i, latents, stepped.squeeze(-1))
         if callback is not None:
             latents = callback(i, t, latents)
-    return latents
+    return latents if given is None else given.imposed(scheduler, None, latents, noise)
