@@ -44,11 +44,11 @@ def sprite_targets(factors: Sequence[dict]) -> dict[str, torch.Tensor]:
         "texture": torch.tensor([TEXTURES.index(shape["texture"]["kind"]) for shape in first]),
         "colours": 255 * torch.tensor([shape["colours"] for shape in first], dtype=torch.float64),
         "background": 255 * torch.tensor([clip["background"]["colours"] for clip in factors], dtype=torch.float64),
-        **_parts(torch.tensor([shape["centres"] for shape in first], dtype=torch.float64)),
+        **motion_parts(torch.tensor([shape["centres"] for shape in first], dtype=torch.float64)),
     }
 
 
-def _parts(position: torch.Tensor) -> dict[str, torch.Tensor]:
+def motion_parts(position: torch.Tensor) -> dict[str, torch.Tensor]:
     """Centres (N, T, 2), with the mean place, and the slow and the fast motion around it."""
     place = position.mean(dim=1, keepdim=True)
     slow = _slow(position.shape[1]) @ (position - place)
@@ -200,7 +200,7 @@ class SpriteReaders:
         shown = {name: self.maps[name](x).cpu() for name, x in pixel_measurements(clips).items()}
         shown |= {name: shown[name].argmax(dim=1) for name in CLASSES}
         position = shown["position"].unflatten(1, (-1, 2))
-        return shown | {"colours": shown["colours"].unflatten(1, (2, 3)), **_parts(position)}
+        return shown | {"colours": shown["colours"].unflatten(1, (2, 3)), **motion_parts(position)}
 
     def scores(self, shown: dict[str, torch.Tensor], targets: dict[str, torch.Tensor]) -> dict[str, Score]:
         """How rightly M clips show M clips' factors: the accuracy of a class, the mean distance of points.
@@ -220,7 +220,10 @@ class SpriteReaders:
 
     def _mean_points(self) -> dict[str, torch.Tensor]:
         bias = {name: fitted.bias.cpu()[None] for name, fitted in self.maps.items()}
-        return {"colours": bias["colours"].unflatten(1, (2, 3)), **_parts(bias["position"].unflatten(1, (-1, 2)))}
+        return {
+            "colours": bias["colours"].unflatten(1, (2, 3)),
+            **motion_parts(bias["position"].unflatten(1, (-1, 2))),
+        }
 
 
 # --- whose factors -------------------------------------------------------------------------------------------------

@@ -1,0 +1,289 @@
+"""One model, four jobs: what the model of sprites generates, animates, retargets and rolls out, judged by a scorer.
+
+    python benchmarks/sprites.py --scale cpu --pipeline models/sprites
+    python benchmarks/sprites.py --scale cpu --pipeline models/sprites --ablations
+
+The scorer is trained first, on sprites of its own, and says on others how far it can be trusted. With `--ablations`
+DiTs are trained on the latents of the pipeline's autoencoder, from one seed and for as many steps each: by the recipe,
+and with one thing less. Started again after an interruption it goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import ucf101_fvd
+import vae_runs
+from accelerate import Accelerator, PartialState
+from benchmark import REPOSITORY, Benchmark, Results, markdown_table
+
+from pipelines import VidTwinPipeline
+from pipelines.rollout import rollout
+from vidgen.config import DiTTrainingConfig, load_config
+from vidgen.data.sprites import MOTIONS
+from vidgen.errors import UserError
+from vidgen.files import written_aside_folder
+from vidgen.metrics.reenactment import CLASSES
+from vidgen.metrics.rollouts import rollout_scores
+from vidgen.metrics.sprite_jobs import SpriteJobs, SpriteSampling, kept
+from vidgen.metrics.sprite_scorer import DrawnSprites, SpriteScorer, train_scorer
+from vidgen.models import load_pipeline
+from vidgen.training.train_dit import train_dit
+
+SCORER = {"smoke": dict(steps=2, batch_size=4, sprites=16, width=8, dim=8), "cpu": dict(steps=1200)}
+SEEDS = {"scorer": 1000, "tested": 2000, "others": 3000}  # of sprites; trainings have small ones
+PER_MOTION = {"smoke": 2, "cpu": 32}  # sprites to compare with, and clips made for each job
+ROLLOUTS = {"smoke": 1, "cpu": 4}  # of each motion
+ROLLOUT_FRAMES, OVERLAP = 64, 2
+STEPS = {"smoke": 2, "cpu": 25}
+STRENGTHS = (0.0, 0.25, 0.5, 0.75)  # of what is given
+# Trained with one thing less than the recipe, which is the first.
+ABLATIONS: dict[str, list[str]] = {
+    "the recipe": [],
+    "one timestep for both streams": ["diffusion.independent_timesteps=0"],
+    "no self-conditioning": ["model.overrides.self_conditioning=false"],
+    "no zero terminal SNR": ["diffusion.zero_terminal_snr=false"],
+}
+ABLATION_STEPS = {"smoke": 2, "cpu": 4000}
+SMOKE = ["model.preset=tiny-test", "data.num_frames=4", "data.fps=4", "train.mixed_precision=no", "train.ema_decay=0"]
+READ = {  # as `kept` has them, with what they are in
+    "motion": "moves as the sprite's class",
+    "shape": "shape",
+    "texture": "texture",
+    "colours": "colours off, levels of 255",
+    "position": "place off, pixels",
+}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--pipeline", metavar="FOLDER", help="of a model of sprites, trained with a timestep a stream")
+    parser.add_argument("--ablations", action="store_true", help="train and judge the recipe with one thing less, too")
+    parser.add_argument("--guidance", type=float, default=2.0, help="classifier-free guidance (default: 2)")
+
+
+def run(options: argparse.Namespace) -> Results | None:
+    scale = options.scale
+    if scale == "paper":
+        raise UserError("sprites are this project's own, and have no --scale paper: take --scale cpu.")
+    if options.pipeline is None and scale == "smoke":
+        options.pipeline = ucf101_fvd.train_tiny(options.work_dir / "ucf101_fvd")
+    if options.pipeline is None:
+        raise UserError("name a pipeline of sprites: --pipeline models/sprites.")
+    pipeline = _loaded(options.pipeline)
+    sizes = dict(zip(("num_frames", "resolution"), pipeline.vae.clip_shape[1:3], strict=True))
+    sprites, others = (DrawnSprites(len(MOTIONS) * PER_MOTION[scale], SEEDS[s], **sizes) for s in ("tested", "others"))
+    scorer = scorer_of(options, sizes)
+    ablations = {}
+    for name, settings in ABLATIONS.items() if options.ablations else ():
+        ablated = _loaded(trained(name, settings, options))
+        ablations[name] = judged(ablated, scorer, sprites, others, options, strengths=(0.0,))
+    if not PartialState().is_main_process:
+        return None
+    return {
+        "pipeline": str(options.pipeline),
+        "sampling": {"steps": STEPS[scale], "guidance": options.guidance},
+        "scorer": kept(scorer.read(others.clips()), others.targets),
+        **judged(pipeline, scorer, sprites, others, options, STRENGTHS),
+        "rollouts": rolled_out(pipeline, scorer, options),
+        "ablations": ablations,
+    }
+
+
+def _loaded(folder: str | Path) -> VidTwinPipeline:
+    pipeline = load_pipeline(str(folder)).to(PartialState().device)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def scorer_of(options: argparse.Namespace, sizes: dict[str, int]) -> SpriteScorer:
+    """The scorer of the work folder, trained unless it has been, on the process's device."""
+    folder = options.work_dir / "sprites" / "scorer"
+    if not (folder / "config.json").exists():
+        scorer = train_scorer(Accelerator(), seed=SEEDS["scorer"], **sizes, **SCORER[options.scale])
+        if PartialState().is_main_process:
+            with written_aside_folder(folder) as aside:
+                scorer.save_pretrained(aside)
+        PartialState().wait_for_everyone()
+    return SpriteScorer.from_pretrained(folder).to(PartialState().device).eval()
+
+
+def trained(name: str, settings: Sequence[str], options: argparse.Namespace) -> Path:
+    """The pipeline of a DiT that the recipe with these settings gives, trained unless it has been."""
+    folder = options.work_dir / "sprites" / name.replace(" ", "-")
+    data = vae_runs.data_sets(argparse.Namespace(**{**vars(options), "clips": None}))["sprites"][:1]
+    own = [*data, f"vae={options.pipeline}", f"latent_cache={folder.parent / 'latents'}", f"output_dir={folder}"]
+    own += [f"train.max_train_steps={ABLATION_STEPS[options.scale]}", "train.report_to=none", "resume=latest"]
+    own += [*(SMOKE if options.scale == "smoke" else ()), *settings]
+    recipe = REPOSITORY / "configs" / "dit" / "sprites_long.yaml"
+    return train_dit(load_config(DiTTrainingConfig, ["--config", str(recipe), *own]))
+
+
+def judged(
+    pipeline: VidTwinPipeline,
+    scorer: SpriteScorer,
+    sprites: DrawnSprites,
+    others: DrawnSprites,
+    options: argparse.Namespace,
+    strengths: Sequence[float],
+) -> dict[str, Any]:
+    """How a pipeline generates, animates and retargets."""
+    jobs = SpriteJobs(pipeline, scorer, sprites, SpriteSampling(STEPS[options.scale], options.guidance))
+    return {
+        "generate": jobs.generate(others),
+        "animate": {str(strength): jobs.animate(strength) for strength in strengths},
+        "retarget": {str(strength): jobs.retarget(strength) for strength in strengths},
+    }
+
+
+def rolled_out(pipeline: VidTwinPipeline, scorer: SpriteScorer, options: argparse.Namespace) -> dict[str, Any]:
+    """Roll-outs of every class, of four windows and more, and how they hold together."""
+    window = pipeline.vae.config.num_frames
+    labels = torch.arange(len(MOTIONS)).repeat_interleave(ROLLOUTS[options.scale])
+    frames = ROLLOUT_FRAMES if options.scale == "cpu" else 3 * window
+    videos = rollout(
+        pipeline,
+        frames,
+        labels.tolist(),
+        overlap=OVERLAP,
+        guidance_scale=options.guidance,
+        num_inference_steps=STEPS[options.scale],
+        generator=[torch.Generator().manual_seed(i) for i in range(len(labels))],
+    )
+    clips = 2 * videos.float().cpu().transpose(1, 2) - 1
+    return {"frames": frames, "overlap": OVERLAP, "videos": len(labels)} | rollout_scores(
+        clips, labels, scorer, window=window, overlap=OVERLAP
+    )
+
+
+# --- what is shown ---------------------------------------------------------------------------------------------------
+
+
+def tables(results: Results | None) -> str:
+    if results is None:
+        return ""
+    sampling, made = results["sampling"], results["generate"]
+    real = results["scorer"]
+    said = (
+        f"Scorer: on {made['clips']} real sprites it has not seen it tells the motion of {_text(real, 'motion')}, the "
+        f"shape of {_text(real, 'shape')}, the texture of {_text(real, 'texture')}; colours {_text(real, 'colours')} "
+        f"levels of 255 off, places {_text(real, 'position')} pixels. In brackets the middle 95 % of bootstrap "
+        f"resamples, after the bar what chance gives. {sampling['steps']} steps, guidance {sampling['guidance']:g}."
+    )
+    rows = [
+        [name, _figure(made["accuracy"][name]), f"{made['distance'][name]:.3g}"]
+        for name in ("generated", "reconstructed", "real")
+    ]
+    generated = markdown_table([f"{made['clips']} clips", "motion read rightly", "Fréchet distance"], rows)
+    classes = markdown_table(
+        ["class", "generated clips read rightly"], [[name, _figure(made["per_class"][name])] for name in MOTIONS]
+    )
+    parts = [said, "Generated by class:", generated, classes]
+    for job, given, done in (("animate", "structure", "animated"), ("retarget", "dynamics", "retargeted")):
+        header = [f"{job}: {given} made anew", *READ.values()]
+        by_strength = results[job]
+        rows = [[f"{float(strength):.0%}", *_row(scores[done])] for strength, scores in by_strength.items()]
+        rows.append(["both latents of the sprite", *_row(next(iter(by_strength.values()))["reconstructed"])])
+        parts.append(markdown_table(header, rows))
+    if results["ablations"]:
+        parts += ["Trained alike, with one thing less:", ablation_table(results["ablations"])]
+    return "\n\n".join([*parts, rollout_text(results["rollouts"])])
+
+
+def ablation_table(ablations: dict[str, dict[str, Any]]) -> str:
+    header = ["trained", "motion read rightly", "Fréchet distance", "animate: shape kept", "retarget: motion kept"]
+    rows = []
+    for name, found in ablations.items():
+        animated = found["animate"]["0.0"]["animated"]["shape"]
+        retargeted = found["retarget"]["0.0"]["retargeted"]["motion"]
+        made = found["generate"]
+        distance = f"{made['distance']['generated']:.3g}"
+        rows.append([name, _figure(made["accuracy"]["generated"]), distance, _figure(animated), _figure(retargeted)])
+    return markdown_table(header, rows)
+
+
+def rollout_text(found: dict[str, Any]) -> str:
+    seams = found["seams"]
+    rows = [
+        [window["first_frame"], *(_figure(window[name]) for name in ("motion", "shape", "colours"))]
+        for window in found["windows"]
+    ]
+    header = ["window from frame", "moves as its class", "first window's shape", "colours off the first's, levels"]
+    said = f"Roll-outs: {found['videos']} videos of {found['frames']} frames, windows overlap by {found['overlap']}."
+    if "jumps" in seams:
+        said += (
+            f" Between windows pixels change {seams['change']:.2f} times as much as within, shapes move "
+            f"{seams['moved']:.2f} times as far; {seams['jumps']:.1%} of the steps there are jumps, longer by a "
+            "quarter and a pixel than any of the video's first window."
+        )
+    return f"{said}\n\n{markdown_table(header, rows)}"
+
+
+def _row(scores: dict[str, dict[str, float]]) -> list[str]:
+    return [_figure(scores[name]) for name in READ]
+
+
+def _text(scores: dict[str, dict[str, float]], name: str) -> str:
+    value = scores[name]["value"]
+    return f"{value:.1%}" if name in CLASSES else f"{value:.2g}"
+
+
+def _figure(score: dict[str, float]) -> str:
+    text = f"{score['value']:.3g} ({score['low']:.3g} to {score['high']:.3g})"
+    return text if score.get("chance") is None else f"{text} \\| {score['chance']:.3g}"
+
+
+def plot(results: Results, path: Path) -> None:
+    """What strengths leave of what is given, and how roll-outs drift."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 3.6), dpi=110, layout="constrained")
+    kept_axes, drift_axes, change_axes = figure.subplots(1, 3)
+    for job, name, done, colour in (
+        ("animate", "shape", "animated", "#2563eb"),
+        ("retarget", "motion", "retargeted", "#d97706"),
+    ):
+        strengths = [float(strength) for strength in results[job]]
+        scores = [found[done][name] for found in results[job].values()]
+        kept_axes.plot(strengths, [s["value"] for s in scores], "o-", color=colour, label=f"{job}: {name} kept")
+        kept_axes.plot(strengths, [s["chance"] for s in scores], ":", color=colour, lw=1)
+    kept_axes.set_xlabel("share of the given latent made anew")
+    kept_axes.set_ylabel("share of clips (dots: chance)")
+    rolled = results["rollouts"]
+    frames = [window["first_frame"] for window in rolled["windows"]]
+    for name, words, colour in (
+        ("motion", "moves as its class", "#d97706"),
+        ("shape", "has the first window's shape", "#2563eb"),
+    ):
+        drift_axes.plot(frames, [w[name]["value"] for w in rolled["windows"]], "o-", color=colour, label=words)
+    drift_axes.set_xlabel("first frame of a window")
+    for axes in (kept_axes, drift_axes):
+        axes.set_ylim(0, 1.03)
+        axes.legend(frameon=False, fontsize=8, loc="lower left")
+    change_axes.plot(range(1, len(rolled["moved"]) + 1), rolled["moved"], color="#1e3a8a")
+    step = frames[1] - frames[0] if len(frames) > 1 else 0
+    for frame in frames[1:] if step else ():
+        change_axes.axvspan(frame - 0.5, frame + rolled["overlap"] + 0.5, color="#e5e7eb", lw=0)
+    change_axes.set_ylim(0)
+    change_axes.set_xlabel("frame (grey: windows meet)")
+    change_axes.set_ylabel("pixels that the shape moves")
+    for axes in (kept_axes, drift_axes, change_axes):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path)
+
+
+BENCHMARK = Benchmark(
+    name="sprites",
+    title="One model, four jobs, on sprites",
+    needs="nothing: sprites are this project's own",
+    run=run,
+    tables=tables,
+    plot=plot,
+    add_options=add_options,
+)
+
+if __name__ == "__main__":
+    BENCHMARK.main()

@@ -1,0 +1,153 @@
+"""Roll-outs, loops, and the way from one clip to another."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from autoencoder.latents import TwinLatents
+from pipelines.rollout import faded, interpolate, rollout
+
+STEPS, FRAMES, OVERLAP = 2, 4, 2  # of the tiny model
+
+
+def options(seed: int = 0) -> dict:
+    return {"num_inference_steps": STEPS, "generator": torch.Generator().manual_seed(seed)}
+
+
+@pytest.fixture
+def told(pipe, monkeypatch):
+    """What the pipeline is asked for, window by window."""
+    calls = []
+    original = type(pipe).__call__
+
+    def call(self, *args, **kwargs):
+        made = original(self, *args, **kwargs)
+        calls.append(SimpleNamespace(made=made.frames, **kwargs))
+        return made
+
+    monkeypatch.setattr(type(pipe), "__call__", call)
+    return calls
+
+
+# --- roll-outs -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_frames", [1, 4, 5, 6, 11])
+def test_videos_have_as_many_frames_as_asked_for(pipe, num_frames):
+    video = rollout(pipe, num_frames, [0, 1], overlap=OVERLAP, **options())
+    assert video.shape == (2, num_frames, 3, 32, 32)
+    assert video.min() >= 0 and video.max() <= 1
+
+
+def test_no_window_is_made_that_is_not_shown(pipe, told):
+    rollout(pipe, 2 * FRAMES - OVERLAP, 0, overlap=OVERLAP, **options())
+    assert len(told) == 2
+    rollout(pipe, 2 * FRAMES - OVERLAP + 1, 0, overlap=OVERLAP, **options())
+    assert len(told) == 2 + 3
+
+
+def test_a_window_continues_what_the_one_before_showed_last(pipe, told):
+    video = rollout(pipe, 8, 0, overlap=OVERLAP, structure_strength=0.5, **options())
+    first, second, third = told
+    for before, after in ((first.made, second), (faded(first.made, second.made, OVERLAP), third)):
+        assert torch.equal(after.structure, after.dynamics)
+        assert torch.equal(after.structure[:, :OVERLAP], before[:, -OVERLAP:])
+        assert torch.equal(after.structure[:, OVERLAP:], before[:, -1:].expand(-1, FRAMES - OVERLAP, -1, -1, -1))
+        assert list(after.kept_frames) == [0, 1]
+        assert after.structure_strength == 0.5 and after.dynamics_strength == 1.0
+    assert torch.equal(video[:, : FRAMES - OVERLAP], first.made[:, : FRAMES - OVERLAP])
+    assert torch.equal(video[:, -(FRAMES - OVERLAP) :], third.made[:, OVERLAP:])
+
+
+def test_a_given_clip_is_continued(pipe, told):
+    clip = torch.rand(1, FRAMES, 3, 32, 32)
+    video = rollout(pipe, 6, 0, overlap=OVERLAP, first=clip, **options())
+    assert len(told) == 1
+    assert torch.equal(video[:, : FRAMES - OVERLAP], clip[:, : FRAMES - OVERLAP])
+
+
+def test_fading_goes_from_one_to_the_other_in_equal_steps():
+    zeros, ones = torch.zeros(1, 5, 1, 1, 1), torch.ones(1, 6, 1, 1, 1)
+    assert faded(zeros, ones, 3).flatten().tolist() == [0, 0, 0.25, 0.5, 0.75, 1, 1, 1]
+
+
+def test_a_loop_ends_where_it_begins(pipe, told):
+    overlap = 1
+    video = rollout(pipe, 6, 0, overlap=overlap, loop=True, **options())
+    first, closing = told
+    assert video.shape[1] == 6
+    assert list(closing.kept_frames) == [0, 3]
+    assert torch.equal(closing.structure[:, -1:], first.made[:, :1])
+    # The frame after the last would be the closing window's own last, which has faded into the first.
+    assert torch.equal(video[:, :1], torch.lerp(closing.made[:, -1:], first.made[:, :1], 0.5))
+    assert torch.equal(video[:, 4:], closing.made[:, 1:3])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (dict(overlap=0), "overlap must be 1 to 2"),
+        (dict(overlap=3), "overlap must be 1 to 2"),
+        (dict(num_frames=0), "num_frames must be at least 1"),
+        (dict(loop=True, num_frames=7), "nearest is 8"),
+        (dict(loop=True, num_frames=2), "nearest is 4"),
+        (dict(class_labels="orbt"), "orbt"),
+    ],
+)
+def test_what_makes_no_video_is_refused(pipe, wrong, says):
+    with pytest.raises(ValueError, match=says):
+        rollout(pipe, **{"num_frames": 8, "class_labels": 0, "overlap": OVERLAP, **options(), **wrong})
+
+
+# --- interpolation ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ends(pipe) -> list[TwinLatents]:
+    generator = torch.Generator().manual_seed(3)
+    shapes = (pipe.vae.structure_shape, pipe.vae.dynamics_shape)
+    return [TwinLatents(*(torch.randn(1, *shape, generator=generator) for shape in shapes)) for _ in range(2)]
+
+
+def shown(pipe, latents: TwinLatents) -> torch.Tensor:
+    with torch.no_grad():
+        return ((pipe.vae.decode(latents).sample.transpose(1, 2) + 1) / 2).clamp(0, 1)
+
+
+@pytest.mark.parametrize("streams", [("structure", "dynamics"), ("structure",), ("dynamics",)])
+def test_the_way_begins_and_ends_at_the_clips_in_the_streams_that_go(pipe, ends, streams):
+    a, b = ends
+    end = TwinLatents(*((b if s in streams else a).__dict__[s] for s in ("structure", "dynamics")))
+    middle = TwinLatents(*((getattr(a, s) + getattr(end, s)) / 2 for s in ("structure", "dynamics")))
+    found = interpolate(pipe, a, b, [0, 0.5, 1], streams=streams)
+    wanted = torch.cat([shown(pipe, latents) for latents in (a, middle, end)])
+    assert found.shape == (3, FRAMES, 3, 32, 32)
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+
+
+def test_a_strength_makes_the_way_anew_in_part(pipe, ends):
+    given = dict(shares=[0, 0.5], class_labels=0)
+    kept = interpolate(pipe, *ends, shares=[0, 0.5])
+    changed = interpolate(pipe, *ends, strength=0.5, **given, **options())
+    again = interpolate(pipe, *ends, strength=0.5, **given, **options())
+    assert changed.shape == kept.shape
+    assert torch.equal(changed, again)
+    assert not torch.allclose(changed, kept, atol=1e-3)
+
+
+def test_clips_and_stills_are_ends_too(pipe):
+    clips = torch.rand(2, FRAMES, 3, 32, 32)
+    found = interpolate(pipe, clips[:1], clips[1:, :1], [0, 1])
+    with torch.no_grad():
+        encoded = pipe.vae.encode((2 * clips[:1] - 1).transpose(1, 2)).latent_dist.mode()
+    torch.testing.assert_close(found[:1], shown(pipe, pipe.vae.unpack(encoded)), atol=1e-5, rtol=0)
+
+
+def test_what_has_no_way_is_refused(pipe, ends):
+    with pytest.raises(ValueError, match="must be of structure, dynamics, not motion"):
+        interpolate(pipe, *ends, [0.5], streams=["motion"])
+    with pytest.raises(ValueError, match="one clip each, not 2 and 1"):
+        interpolate(pipe, torch.rand(2, FRAMES, 3, 32, 32), ends[1], [0.5])

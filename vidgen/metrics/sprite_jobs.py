@@ -1,0 +1,185 @@
+"""How well a pipeline does its jobs, on sprites, where the truth is known: generate, animate and retarget.
+
+A scorer (`vidgen.metrics.sprite_scorer`) reads what clips show. Beside every figure stands what would be had by
+chance, from clips that have nothing to do with the one in question, and what the scorer makes of the real clips and of
+the autoencoder's reconstructions of them: no generated clip can be read better than that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from autoencoder import TwinLatents
+from pipelines import VidTwinPipeline
+
+from ..data.sprites import MOTIONS
+from ..progress import progress
+from .frechet import FeatureStatistics, frechet_distance, quiet_about_rank
+from .probes import Score, mean, share
+from .reenactment import CLASSES, strangers
+from .sprite_scorer import DrawnSprites, Reading, SpriteScorer
+
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class SpriteSampling:
+    """How clips are sampled.
+
+    Attributes:
+        steps: of the pipeline's solver.
+        guidance: classifier-free, of clips made by class.
+        seed: of the noise.
+    """
+
+    steps: int = 50
+    guidance: float = 2.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class SpriteJobs:
+    """The jobs of one pipeline, judged by one scorer on the same sprites.
+
+    Args:
+        pipeline: of a model of sprites; its classes are `MOTIONS`.
+        scorer: the judge.
+        sprites: real clips that neither was trained on, motions in turn, as many of each: to compare with, and to
+            take structure and dynamics from.
+        sampling: of all clips.
+    """
+
+    pipeline: VidTwinPipeline
+    scorer: SpriteScorer
+    sprites: DrawnSprites
+    sampling: SpriteSampling
+
+    def generate(self, others: DrawnSprites) -> dict[str, Any]:
+        """Clips of every class, as many as there are sprites: do they move as their class says, and how far are they?
+
+        Args:
+            others: more real clips, as many, whose distance from the first is what chance alone makes.
+
+        Returns:
+            `accuracy` by what was read: `generated`, `real`, `reconstructed`; `per_class` that of the generated;
+            and `distance`, Fréchet distances of the scorer's features from those of `others`.
+        """
+        labels = self.sprites.targets["motion"]
+        clips = {
+            "generated": self._sampled(labels),
+            "real": self.sprites.clips(),
+            "reconstructed": self._reconstructed(),
+        }
+        read = {name: self.scorer.read(batch) for name, batch in clips.items()}
+        right = {name: reading["motion"] == labels for name, reading in read.items()}
+        reference = FeatureStatistics.of(self.scorer.read(others.clips())["features"])
+        with quiet_about_rank():
+            distance = {
+                name: frechet_distance(FeatureStatistics.of(reading["features"]), reference)
+                for name, reading in read.items()
+            }
+        chance = 1 / len(MOTIONS)
+        return {
+            "accuracy": {name: _score(share(hits, chance)) for name, hits in right.items()},
+            "per_class": {
+                name: _score(share(right["generated"][labels == label], chance)) for label, name in enumerate(MOTIONS)
+            },
+            "distance": distance,
+            "clips": len(labels),
+        }
+
+    def animate(self, strength: float = 0.0) -> dict[str, Any]:
+        """Dynamics made for the structure of real clips, by their class: is what they look like kept?
+
+        Returns:
+            By what was read, `animated` and `reconstructed`, the scores of `kept`.
+        """
+        given = TwinLatents(*self._latents())
+        animated = self._sampled(
+            self.sprites.targets["motion"], structure=given.structure, structure_strength=strength
+        )
+        return self._compared(animated=animated)
+
+    def retarget(self, strength: float = 0.0) -> dict[str, Any]:
+        """Structure made for the dynamics of real clips, without saying their class: is the motion kept?
+
+        Returns:
+            By what was read, `retargeted` and `reconstructed`, the scores of `kept`.
+        """
+        given = TwinLatents(*self._latents())
+        return self._compared(retargeted=self._sampled(None, dynamics=given.dynamics, dynamics_strength=strength))
+
+    def _compared(self, **clips: torch.Tensor) -> dict[str, Any]:
+        clips["reconstructed"] = self._reconstructed()
+        return {name: kept(self.scorer.read(batch), self.sprites.targets) for name, batch in clips.items()}
+
+    @torch.no_grad()
+    def _reconstructed(self) -> torch.Tensor:
+        vae = self.pipeline.vae
+        return torch.cat(
+            [vae(x.to(vae.device, vae.dtype)).sample.float().cpu() for x in self.sprites.clips().split(BATCH)]
+        )
+
+    @torch.no_grad()
+    def _latents(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Structure and dynamics of the sprites."""
+        vae = self.pipeline.vae
+        clips = self.sprites.clips().split(BATCH)
+        packed = torch.cat([vae.encode(x.to(vae.device, vae.dtype)).latent_dist.mode().float() for x in clips])
+        latents = vae.unpack(packed)
+        return latents.structure, latents.dynamics
+
+    def _sampled(self, labels: torch.Tensor | None, **given: Any) -> torch.Tensor:
+        """Clips (N, 3, T, H, W) in [-1, 1], on the CPU; each has its own noise, whatever the batch."""
+        made = []
+        streams = {name: value for name, value in given.items() if isinstance(value, torch.Tensor)}
+        strengths = {name: value for name, value in given.items() if name not in streams}
+        for chosen in progress(torch.arange(len(self.sprites)).split(BATCH), "sampling"):
+            generators = [torch.Generator().manual_seed(self.sampling.seed + i) for i in chosen.tolist()]
+            frames = self.pipeline(
+                class_labels=None if labels is None else labels[chosen].tolist(),
+                guidance_scale=self.sampling.guidance,
+                num_inference_steps=self.sampling.steps,
+                generator=generators,
+                output_type="pt",
+                **{name: value[chosen] for name, value in streams.items()},
+                **strengths,
+            ).frames
+            made.append(2 * frames.float().cpu().transpose(1, 2) - 1)
+        return torch.cat(made)
+
+
+def kept(shown: Reading, targets: Reading) -> dict[str, dict[str, float]]:
+    """How much of the sprites' factors clips made from them show, with chance from the factors of other sprites.
+
+    Args:
+        shown: what N clips show, from `SpriteScorer.read`.
+        targets: `sprite_targets` of the N sprites they were made from.
+
+    Returns:
+        Shares for `motion`, `shape` and `texture`; for `colours` how many levels of 255 they are off, and for
+        `position`, of sprites with one shape, how many pixels.
+    """
+    n = len(targets["motion"])
+    other = strangers((torch.arange(n) + 1) % n)
+    result = {}
+    for name in CLASSES:
+        chance = (shown[name] == targets[name][other]).double().mean().item()
+        result[name] = _score(share(shown[name] == targets[name], chance))
+    one_shape = targets["motion"] != MOTIONS.index("swap")
+    for name in ("colours", "position"):
+        counted = one_shape if name == "position" else torch.ones(n, dtype=torch.bool)
+        off = _off(shown[name], targets[name])[counted]
+        result[name] = _score(mean(off, _off(shown[name], targets[name][other])[counted].mean().item()))
+    return result
+
+
+def _off(points: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    return (points - others).norm(dim=2).mean(dim=1)
+
+
+def _score(score: Score) -> dict[str, float]:
+    return {name: value for name, value in asdict(score).items() if value is not None}
