@@ -118,6 +118,8 @@ def trained(name: str, settings: Sequence[str], options: argparse.Namespace) -> 
     own = [*data, f"vae={options.pipeline}", f"latent_cache={folder.parent / 'latents'}", f"output_dir={folder}"]
     own += [f"train.max_train_steps={ABLATION_STEPS[options.scale]}", "train.report_to=none", "resume=latest"]
     own += [*(SMOKE if options.scale == "smoke" else ()), *settings]
+    if (folder / "final" / "model_index.json").exists():
+        return folder / "final"
     recipe = REPOSITORY / "configs" / "dit" / "sprites_long.yaml"
     return train_dit(load_config(DiTTrainingConfig, ["--config", str(recipe), *own]))
 

@@ -39,7 +39,7 @@ def rollout(
         loop: let the last window end with the frames that the first one begins with: after its last frame the video
             goes on with its first.
         first: the first window (B, T, 3, H, W) in [0, 1]; generated where None.
-        options: given on to the pipeline, such as `guidance_scale`, `num_inference_steps` and `generator`.
+        options: given on to the pipeline, such as `num_videos_per_prompt`, `guidance_scale` and `generator`.
 
     Returns:
         (B, num_frames, 3, H, W) in [0, 1].
@@ -59,8 +59,12 @@ def rollout(
             f"A loop of windows of {length} frames that overlap by {overlap} has {2 * step}, {3 * step}, {4 * step} "
             f"... frames, not {num_frames}; the nearest is {near}."
         )
-    options |= {"class_labels": class_labels, "output_type": "pt"}
-    video = pipeline(**options).frames if first is None else first
+    each = options.pop("num_videos_per_prompt", 1)
+    options |= {"output_type": "pt"}
+    if class_labels is not None:
+        options["class_labels"] = [label for label in pipeline.get_label_ids(class_labels) for _ in range(each)]
+        each = 1
+    video = pipeline(num_videos_per_prompt=each, **options).frames if first is None else first
     options |= {"structure_strength": structure_strength, "dynamics_strength": 1.0}
     windows = num_frames // step if loop else -(-(num_frames - overlap) // step)
     for number in range(1, windows):

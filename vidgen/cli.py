@@ -115,6 +115,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     generate.add_argument("--seed", type=int, default=0, help="the same seed gives the same videos (default: 0)")
     generate.add_argument("--fps", type=float, default=8.0, help="frames a second (default: 8)")
+    generate.add_argument(
+        "--frames",
+        type=int,
+        metavar="N",
+        help="frames of a video, made window by window where they are more than a clip's (default: a clip's)",
+    )
+    generate.add_argument("--loop", action="store_true", help="end where it begins, to be shown over and over")
 
     convert = command(
         "convert",
@@ -147,6 +154,18 @@ def build_parser() -> argparse.ArgumentParser:
         "--ucf101-split", type=int, choices=(1, 2, 3), help="write FOLDER/train and FOLDER/test of UCF-101's split"
     )
     shards.add_argument("--split-files", metavar="FOLDER", help="UCF-101's lists (default: beside or in DATASET)")
+
+    sprites = command(
+        "sprites",
+        "a small labelled data set, drawn by formula",
+        "Class folders of .mp4 files of 64 x 64 pixels, eight motions, each with its factors beside it as .json. The "
+        "same seed gives the same clips, and more clips begin with the fewer.",
+    )
+    sprites.add_argument("folder", metavar="FOLDER", help="the folder to write; made if missing")
+    sprites.add_argument(
+        "--clips-per-class", type=int, default=80, metavar="N", help="clips of each motion (default: 80)"
+    )
+    sprites.add_argument("--seed", type=int, default=0, help="of all that is drawn (default: 0)")
 
     data = command("data", "look through a data set")
     check = data.add_subparsers(required=True, metavar="COMMAND").add_parser(

@@ -25,10 +25,12 @@ from rich.table import Table
 
 from autoencoder import AutoencoderKLVidTwin, TwinLatents
 from autoencoder.tiling import ClipGeometry
+from pipelines.rollout import rollout
 
 from .data.check import check_videos, write_reports
 from .data.dataset import VideoFile, clip_to_frames, crop, frames_to_clip, list_videos, resize_to_cover
 from .data.shards import write_shards
+from .data.sprites import write_sprites
 from .data.streams import FrameReader, open_writer
 from .data.ucf101 import ucf101_split as official_split
 from .data.video import exact_rate
@@ -218,9 +220,15 @@ def generate(
     guidance_interval: tuple[float, float] = (0.0, 1.0),
     seed: int = 0,
     fps: float = 8.0,
+    frames: int | None = None,
+    loop: bool = False,
 ) -> list[Path]:
-    """New videos from a trained pipeline: `num` of each class, or of every class."""
-    for option, value in (("--num", num), ("--steps", steps)):
+    """New videos from a trained pipeline: `num` of each class, or of every class.
+
+    They are as long as the model's clips, or of `frames` frames, made window by window; with `loop` they end where
+    they begin.
+    """
+    for option, value in (("--num", num), ("--steps", steps), ("--frames", 1 if frames is None else frames)):
         if value < 1:
             raise UserError(f"{option} must be at least 1, not {value}.")
     low, high = guidance_interval
@@ -233,27 +241,30 @@ def generate(
     count = pipeline.transformer.config.num_classes
     wanted = class_labels or (None if count is None else [str(number) for number in range(count)])
     labels = [None] if wanted is None else pipeline.get_label_ids([_label(text, pipeline.labels) for text in wanted])
-    height, width = pipeline.vae.clip_shape[2:]
+    own_frames, height, width = pipeline.vae.clip_shape[1:]
+    frames = own_frames if frames is None else frames
     paths = _numbered(output, [None if label is None else str(names.get(label, label)) for label in labels], num)
     writers = iter([open_writer(path, fps=fps, width=width, height=height) for path in paths])  # wrong ones say so now
     for label in labels:
         pipeline.set_progress_bar_config(
             desc="generating" if label is None else f"generating {names.get(label, label)}"
         )
-        frames = pipeline(
-            class_labels=label,
+        videos = rollout(
+            pipeline,
+            frames,
+            label,
+            loop=loop,
             num_videos_per_prompt=num,
             guidance_scale=guidance,
             num_inference_steps=steps,
             guidance_interval=guidance_interval,
             generator=[torch.Generator().manual_seed(seed + i) for i in range(num)],
-            output_type="np",
-        ).frames
-        if not np.isfinite(frames).all():
+        )
+        if not videos.isfinite().all():
             raise UserError("The model made values that are not finite, which no pixel can show.")
-        for clip, writer in zip(frames, writers, strict=False):
+        for video, writer in zip(videos.movedim(2, -1).float().cpu().numpy(), writers, strict=False):
             with writer:
-                writer.write((255 * clip).round().astype(np.uint8))
+                writer.write((255 * video).round().astype(np.uint8))
             print(writer.path)
     return paths
 
@@ -306,6 +317,15 @@ def shards(
         for path, reason in unreadable:
             print(f"left out {path}: {reason}")
         print(f"{len(files) - len(unreadable)} videos in {len(list(Path(part).glob('*.tar')))} shards in {part}")
+
+
+def sprites(folder: str, *, clips_per_class: int = 80, seed: int = 0) -> list[Path]:
+    """Sprites (`vidgen.data.sprites`) as class folders of .mp4 files; clips that are there are written again."""
+    if clips_per_class < 1 or seed < 0:
+        raise UserError(f"--clips-per-class must be 1 or more and --seed 0 or more, not {clips_per_class} and {seed}.")
+    paths = write_sprites(folder, clips_per_class, seed=seed, progress=True)
+    print(f"{len(paths)} clips in {folder}")
+    return paths
 
 
 def data_check(

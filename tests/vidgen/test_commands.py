@@ -212,6 +212,21 @@ def test_latents_saved_from_python_decode_with_a_given_rate(model, tmp_path, cap
     assert sorted(p.suffix for p in tmp_path.iterdir()) == [".mp4"] * 2 + [".safetensors"] * 2
 
 
+def test_generate_makes_videos_of_any_length_and_loops(model, tmp_path, capsys):
+    words = ["generate", "--model", model, "--steps", "2", "--class", "spin"]
+    main([*words, str(tmp_path / "clip"), "--num", "1"])
+    main([*words, str(tmp_path / "long"), "--frames", "9"])
+    main([*words, str(tmp_path / "loop"), "--frames", "6", "--loop"])
+    clip, long, loop = (read_folder(tmp_path / name)[0] for name in ("clip", "long", "loop"))
+    assert [len(pictures) for pictures in (clip, long, loop)] == [4, 9, 6]
+    assert np.array_equal(long[:2], clip[:2])  # before the windows meet
+    assert not np.array_equal(loop[:2], clip[:2])  # where the loop closes
+    capsys.readouterr()
+    assert "the nearest is 8" in says(capsys, *words, tmp_path / "x.mp4", "--frames", "7", "--loop")
+    assert "--frames must be at least 1" in says(capsys, *words, tmp_path / "x.mp4", "--frames", "0")
+    assert not (tmp_path / "x.mp4").exists()
+
+
 def test_generate_checks_before_it_samples(model, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(VidTwinPipeline, "__call__", lambda *a, **k: pytest.fail("it sampled"))
     (tmp_path / "mine").mkdir()
@@ -398,6 +413,19 @@ def videos(tmp_path) -> Path:
         path.rename(root / path.parent.name / f"{number}.mp4")
     (root / "spin" / "text.mp4").write_text("no video")
     return root
+
+
+def test_sprites_are_written_by_seed(tmp_path, capsys):
+    main(["sprites", str(tmp_path / "few"), "--clips-per-class", "1", "--seed", "3"])
+    assert capsys.readouterr().out == f"8 clips in {tmp_path / 'few'}\n"
+    main(["sprites", str(tmp_path / "more"), "--clips-per-class", "2", "--seed", "3"])
+    few, more = ({p.name: p.read_bytes() for p in (tmp_path / n).glob("*/*")} for n in ("few", "more"))
+    assert len(few) == 16 and len(more) == 32 and few.items() <= more.items()
+    main(["sprites", str(tmp_path / "others"), "--clips-per-class", "1", "--seed", "4"])
+    assert not few.items() & {p.name: p.read_bytes() for p in (tmp_path / "others").glob("*/*")}.items()
+    capsys.readouterr()
+    assert "--clips-per-class must be 1 or more" in says(capsys, "sprites", tmp_path / "x", "--clips-per-class", "0")
+    assert not (tmp_path / "x").exists()
 
 
 def test_data_check_lists_counts_and_draws(videos, tmp_path, capsys):

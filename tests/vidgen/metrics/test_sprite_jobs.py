@@ -1,0 +1,140 @@
+"""The jobs of a pipeline judged: by a judge who knows every clip, of pipelines that do their job and that do not."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from autoencoder import TwinLatents
+from vidgen.data.sprites import MOTIONS
+from vidgen.metrics.sprite_jobs import SpriteJobs, SpriteSampling, kept
+from vidgen.metrics.sprite_scorer import DrawnSprites
+
+SIZES = dict(num_frames=4, resolution=32)
+STILL = MOTIONS.index("still")
+
+
+@pytest.fixture(scope="module")
+def sprites() -> DrawnSprites:
+    return DrawnSprites(32, seed=7, **SIZES)
+
+
+@pytest.fixture(scope="module")
+def others() -> DrawnSprites:
+    return DrawnSprites(32, seed=8, **SIZES)
+
+
+class Judge:
+    """Knows these sprites, and tells of a clip the factors of the one that it is most like."""
+
+    def __init__(self, *known: DrawnSprites) -> None:
+        self.clips = torch.cat([sprites.clips() for sprites in known]).flatten(1)
+        self.targets = {n: torch.cat([s.targets[n] for s in known]) for n in known[0].targets if n != "background"}
+
+    def read(self, clips: torch.Tensor) -> dict[str, torch.Tensor]:
+        nearest = torch.cdist(clips.flatten(1), self.clips).argmin(dim=1)
+        shown = {name: values[nearest] for name, values in self.targets.items()}
+        return shown | {"features": clips.mean(dim=(2, 3, 4))}
+
+
+class Latents:
+    """An autoencoder whose structure is the clip, and whose dynamics is the clip, too."""
+
+    device, dtype = torch.device("cpu"), torch.float32
+
+    def encode(self, clips):
+        packed = torch.cat([clips.flatten(1), clips.flatten(1)], dim=1)
+        return SimpleNamespace(latent_dist=SimpleNamespace(mode=lambda: packed))
+
+    def unpack(self, packed):
+        a, b = packed.chunk(2, dim=1)
+        return TwinLatents(a.unflatten(1, (3, 4, 32, 32)), b.unflatten(1, (3, 4, 32, 32)))
+
+    def __call__(self, clips):
+        return SimpleNamespace(sample=clips)
+
+
+class Pipeline:
+    """Shows a sprite of the class that is asked for, or what is given; keeps what it was called with."""
+
+    def __init__(self, sprites: DrawnSprites, *, deaf: bool = False) -> None:
+        self.vae, self.sprites, self.deaf, self.calls = Latents(), sprites, deaf, []
+
+    def __call__(self, class_labels, *, structure=None, dynamics=None, generator, **options):
+        self.calls.append(SimpleNamespace(class_labels=class_labels, generator=generator, **options))
+        given = structure if dynamics is None else dynamics
+        if self.deaf or given is None:
+            clips = torch.stack([self._clip(STILL if self.deaf else label, i) for i, label in enumerate(class_labels)])
+        else:
+            clips = given
+        return SimpleNamespace(frames=((clips + 1) / 2).transpose(1, 2))
+
+    def _clip(self, label: int, number: int) -> torch.Tensor:
+        return self.sprites[label + len(MOTIONS) * (number % 3)]["clip"]
+
+
+def jobs(pipeline: Pipeline, sprites: DrawnSprites, *known: DrawnSprites) -> SpriteJobs:
+    return SpriteJobs(pipeline, Judge(sprites, *known), sprites, SpriteSampling(steps=3, guidance=1.5, seed=4))
+
+
+def test_a_pipeline_that_shows_its_classes_is_right_and_one_that_does_not_is_not(sprites, others):
+    found = jobs(Pipeline(others), sprites, others).generate(others)
+    assert {name: score["value"] for name, score in found["accuracy"].items()} == dict.fromkeys(found["accuracy"], 1)
+    assert found["accuracy"]["generated"]["chance"] == 1 / 8
+    assert found["clips"] == 32 and list(found["per_class"]) == list(MOTIONS)
+
+    pipeline = Pipeline(others, deaf=True)
+    found = jobs(pipeline, sprites, others).generate(others)
+    assert found["accuracy"]["generated"]["value"] == 1 / 8 and found["accuracy"]["real"]["value"] == 1
+    assert {name: score["value"] for name, score in found["per_class"].items() if score["value"]} == {"still": 1}
+
+
+def test_the_distance_is_to_the_other_clips(sprites, others):
+    found = jobs(Pipeline(others), sprites, others).generate(others)["distance"]
+    same = jobs(Pipeline(others), sprites, others).generate(sprites)["distance"]
+    assert same["real"] == pytest.approx(0, abs=1e-6) < found["real"]
+    assert found["reconstructed"] == pytest.approx(found["real"])
+
+
+def test_every_clip_has_its_class_and_its_own_noise(sprites, others):
+    pipeline = Pipeline(others)
+    jobs(pipeline, sprites, others).generate(others)
+    (call,) = pipeline.calls
+    assert call.class_labels == sprites.targets["motion"].tolist()
+    assert [generator.initial_seed() for generator in call.generator] == [*range(4, 36)]
+    assert (call.num_inference_steps, call.guidance_scale) == (3, 1.5)
+
+
+@pytest.mark.parametrize("job", ["animate", "retarget"])
+def test_what_is_given_is_kept_or_not(sprites, others, job):
+    pipeline = Pipeline(others)
+    found = getattr(jobs(pipeline, sprites, others), job)(0.25)
+    done = {"animate": "animated", "retarget": "retargeted"}[job]
+    for scores in found[done], found["reconstructed"]:
+        assert {scores[name]["value"] for name in ("motion", "shape", "texture")} == {1}
+        assert scores["colours"]["value"] == scores["position"]["value"] == 0
+    (call,) = pipeline.calls
+    stream = {"animate": "structure", "retarget": "dynamics"}[job]
+    assert getattr(call, f"{stream}_strength") == 0.25
+    assert call.class_labels == (sprites.targets["motion"].tolist() if job == "animate" else None)
+
+
+def test_other_clips_are_known_by_chance_alone(sprites):
+    targets = {name: values for name, values in sprites.targets.items() if name != "background"}
+    mixed = torch.randperm(32, generator=torch.Generator().manual_seed(1))
+    scores = kept({name: values[mixed] for name, values in targets.items()}, targets)
+    for name in ("motion", "shape", "texture"):
+        assert abs(scores[name]["value"] - scores[name]["chance"]) < 0.35
+    for name in ("colours", "position"):
+        assert scores[name]["value"] == pytest.approx(scores[name]["chance"], rel=0.3)
+
+
+def test_the_places_of_two_shapes_do_not_count(sprites):
+    targets = {name: values for name, values in sprites.targets.items() if name != "background"}
+    two = targets["motion"] == MOTIONS.index("swap")
+    moved = targets | {"position": targets["position"] + 5 * two[:, None, None]}
+    assert kept(moved, targets)["position"]["value"] == 0
+    moved = targets | {"position": targets["position"] + 3 * ~two[:, None, None]}
+    assert kept(moved, targets)["position"]["value"] == pytest.approx(3 * 2**0.5)
