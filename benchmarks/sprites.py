@@ -34,7 +34,7 @@ from vidgen.metrics.sprite_scorer import DrawnSprites, SpriteScorer, train_score
 from vidgen.models import load_pipeline
 from vidgen.training.train_dit import train_dit
 
-SCORER = {"smoke": dict(steps=2, batch_size=4, sprites=16, width=8, dim=8), "cpu": dict(steps=1200)}
+SCORER = {"smoke": dict(steps=2, batch_size=4, sprites=16, width=8, dim=8), "cpu": dict(steps=1000, batch_size=16)}
 SEEDS = {"scorer": 1000, "tested": 2000, "others": 3000}  # of sprites; trainings have small ones
 PER_MOTION = {"smoke": 2, "cpu": 32}  # sprites to compare with, and clips made for each job
 ROLLOUTS = {"smoke": 1, "cpu": 4}  # of each motion
@@ -49,7 +49,11 @@ ABLATIONS: dict[str, list[str]] = {
     "no zero terminal SNR": ["diffusion.zero_terminal_snr=false"],
 }
 ABLATION_STEPS = {"smoke": 2, "cpu": 4000}
-SMOKE = ["model.preset=tiny-test", "data.num_frames=4", "data.fps=4", "train.mixed_precision=no", "train.ema_decay=0"]
+SMOKE = [
+    *("model.overrides.structure_patch_size=[3,2,2]", "model.overrides.dynamics_patch_size=[4,4]"),
+    *("model.overrides.num_layers=1", "model.overrides.num_attention_heads=1", "data.num_frames=4", "data.fps=4"),
+    *("train.mixed_precision=no", "train.ema_decay=0", "optim.lr_warmup_steps=0"),  # so that two steps leave a trace
+]
 READ = {  # as `kept` has them, with what they are in
     "motion": "moves as the sprite's class",
     "shape": "shape",

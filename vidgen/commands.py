@@ -323,7 +323,7 @@ def sprites(folder: str, *, clips_per_class: int = 80, seed: int = 0) -> list[Pa
     """Sprites (`vidgen.data.sprites`) as class folders of .mp4 files; clips that are there are written again."""
     if clips_per_class < 1 or seed < 0:
         raise UserError(f"--clips-per-class must be 1 or more and --seed 0 or more, not {clips_per_class} and {seed}.")
-    paths = write_sprites(folder, clips_per_class, seed=seed, progress=True)
+    paths = write_sprites(folder, clips_per_class, seed=seed, show_progress=True)
     print(f"{len(paths)} clips in {folder}")
     return paths
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..files import written_aside
+from ..progress import progress
 from .video import write_video
 
 MOTIONS = ("slide", "bounce", "orbit", "spin", "zoom", "shake", "swap", "still")
@@ -282,7 +283,7 @@ def write_sprites(
     resolution: int = 64,
     num_frames: int = 16,
     fps: float = 8,
-    progress: bool = False,
+    show_progress: bool = False,
 ) -> list[Path]:
     """Write `root/<motion>/<motion>_<index:04d>.mp4` (H.264) and, beside each, its factors as .json.
 
@@ -303,8 +304,4 @@ def write_sprites(
     tasks = [(label, index) for label in range(len(MOTIONS)) for index in range(clips_per_class)]
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # numpy and x264 both let go of the GIL
         done = pool.map(write, tasks)
-        if progress:
-            from rich.progress import track
-
-            done = track(done, description="sprites", total=len(tasks))
-        return list(done)
+        return list(progress(done, "sprites", total=len(tasks)) if show_progress else done)
