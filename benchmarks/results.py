@@ -20,6 +20,7 @@ from vidgen.files import written_aside
 PROGRAMS = (
     "reconstruction",
     "ucf101_fvd",
+    "sprites",
     "sampling",
     "patch_sizes",
     "ablations",

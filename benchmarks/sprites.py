@@ -34,7 +34,7 @@ from vidgen.metrics.sprite_scorer import DrawnSprites, SpriteScorer, train_score
 from vidgen.models import load_pipeline
 from vidgen.training.train_dit import train_dit
 
-SCORER = {"smoke": dict(steps=2, batch_size=4, sprites=16, width=8, dim=8), "cpu": dict(steps=1000, batch_size=16)}
+SCORER = {"smoke": dict(steps=2, batch_size=4, sprites=16, width=8, dim=8), "cpu": dict(steps=1500, batch_size=16)}
 SEEDS = {"scorer": 1000, "tested": 2000, "others": 3000}  # of sprites; trainings have small ones
 PER_MOTION = {"smoke": 2, "cpu": 32}  # sprites to compare with, and clips made for each job
 ROLLOUTS = {"smoke": 1, "cpu": 4}  # of each motion

@@ -169,7 +169,7 @@ def held_back_sprites(work_dir: Path, scale: str) -> Path:
     with PartialState().main_process_first():
         if not folder.exists():
             small = dict(resolution=32, num_frames=8) if scale == "smoke" else {}
-            write_sprites(folder, SPRITES_PER_CLASS[scale], seed=2, progress=True, **small)
+            write_sprites(folder, SPRITES_PER_CLASS[scale], seed=2, show_progress=True, **small)
     return folder
 
 

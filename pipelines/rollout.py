@@ -19,23 +19,25 @@ def rollout(
     class_labels: int | str | list[int | str] | None = None,
     *,
     overlap: int = 2,
-    structure_strength: float = 0.6,
+    structure_strength: float = 0.5,
+    dynamics_strength: float = 0.6,
     loop: bool = False,
     first: torch.Tensor | None = None,
     **options: Any,
 ) -> torch.Tensor:
     """Videos of any length, made window by window.
 
-    A window begins with the last frames of the one before. Their dynamics are kept, those of later frames are made to
-    fit; its structure starts from what these frames show, held to the window's end, and is made anew in part. Where
-    two windows have a frame in common, one fades into the other.
+    A window begins with the last frames of the one before, whose dynamics are kept. For the rest it starts from the
+    frames before it run backwards, which go on from where it begins and show what was shown, and makes them anew in
+    part. Where two windows have a frame in common, one fades into the other.
 
     Args:
         pipeline: of a model that was trained with a timestep for each stream.
         num_frames: of the videos.
         class_labels: as the pipeline takes them.
         overlap: frames that a window has in common with the one before, 1 to half of a window.
-        structure_strength: how much of its structure a window makes anew, from 0, nothing, to 1, all.
+        structure_strength, dynamics_strength: how much of each stream a window makes anew, from 0, so that videos go
+            back and forth, to 1, so that each window is another video.
         loop: let the last window end with the frames that the first one begins with: after its last frame the video
             goes on with its first.
         first: the first window (B, T, 3, H, W) in [0, 1]; generated where None.
@@ -59,22 +61,24 @@ def rollout(
             f"A loop of windows of {length} frames that overlap by {overlap} has {2 * step}, {3 * step}, {4 * step} "
             f"... frames, not {num_frames}; the nearest is {near}."
         )
+    if first is not None and first.shape[1] != length:
+        raise ValueError(f"first must be a window of {length} frames, not of {first.shape[1]}.")
     each = options.pop("num_videos_per_prompt", 1)
     options |= {"output_type": "pt"}
     if class_labels is not None:
         options["class_labels"] = [label for label in pipeline.get_label_ids(class_labels) for _ in range(each)]
         each = 1
     video = pipeline(num_videos_per_prompt=each, **options).frames if first is None else first
-    options |= {"structure_strength": structure_strength, "dynamics_strength": 1.0}
-    windows = num_frames // step if loop else -(-(num_frames - overlap) // step)
-    for number in range(1, windows):
-        closing = loop and number == windows - 1
-        begin = video[:, -overlap:]
-        end = video[:, :overlap] if closing else begin[:, -1:]
-        held = begin[:, -1:].expand(-1, length - overlap - end.shape[1], -1, -1, -1)
-        hint = torch.cat([begin, held, end], dim=1)
-        known = [*range(overlap), *(range(step, length) if closing else ())]
-        window = pipeline(structure=hint, dynamics=hint, kept_frames=known, **options).frames
+    options |= {"structure_strength": structure_strength, "dynamics_strength": dynamics_strength}
+    whole = num_frames + overlap * loop
+    while video.shape[1] < whole:
+        closing = loop and video.shape[1] + step >= whole
+        start = torch.cat([video[:, -overlap:], video[:, -length:-1].flip(1)[:, :step]], dim=1)
+        known = list(range(overlap))
+        if closing:
+            start = torch.cat([start[:, :step], video[:, :overlap]], dim=1)
+            known += range(step, length)
+        window = pipeline(structure=start, dynamics=start, kept_frames=known, **options).frames
         video = faded(video, window.to(video), overlap)
     if loop:
         tail, video = video[:, num_frames:], video[:, :num_frames]

@@ -50,14 +50,14 @@ def test_no_window_is_made_that_is_not_shown(pipe, told):
 
 
 def test_a_window_continues_what_the_one_before_showed_last(pipe, told):
-    video = rollout(pipe, 8, 0, overlap=OVERLAP, structure_strength=0.5, **options())
+    strengths = dict(structure_strength=0.5, dynamics_strength=0.75)
+    video = rollout(pipe, 8, 0, overlap=OVERLAP, **strengths, **options())
     first, second, third = told
     for before, after in ((first.made, second), (faded(first.made, second.made, OVERLAP), third)):
         assert torch.equal(after.structure, after.dynamics)
-        assert torch.equal(after.structure[:, :OVERLAP], before[:, -OVERLAP:])
-        assert torch.equal(after.structure[:, OVERLAP:], before[:, -1:].expand(-1, FRAMES - OVERLAP, -1, -1, -1))
+        assert torch.equal(after.structure, before[:, [-2, -1, -2, -3]])  # and back again
         assert list(after.kept_frames) == [0, 1]
-        assert after.structure_strength == 0.5 and after.dynamics_strength == 1.0
+        assert after.structure_strength == 0.5 and after.dynamics_strength == 0.75
     assert torch.equal(video[:, : FRAMES - OVERLAP], first.made[:, : FRAMES - OVERLAP])
     assert torch.equal(video[:, -(FRAMES - OVERLAP) :], third.made[:, OVERLAP:])
 
@@ -80,10 +80,20 @@ def test_a_loop_ends_where_it_begins(pipe, told):
     first, closing = told
     assert video.shape[1] == 6
     assert list(closing.kept_frames) == [0, 3]
-    assert torch.equal(closing.structure[:, -1:], first.made[:, :1])
+    assert torch.equal(closing.structure, first.made[:, [3, 2, 1, 0]])
     # The frame after the last would be the closing window's own last, which has faded into the first.
     assert torch.equal(video[:, :1], torch.lerp(closing.made[:, -1:], first.made[:, :1], 0.5))
     assert torch.equal(video[:, 4:], closing.made[:, 1:3])
+
+
+def test_a_loop_of_many_windows_ends_where_the_first_began(pipe, told):
+    clip = torch.rand(1, FRAMES, 3, 32, 32)
+    video = rollout(pipe, 9, 0, overlap=1, loop=True, first=clip, **options())
+    before, closing = told
+    assert torch.equal(before.structure, clip[:, [3, 2, 1, 0]]) and list(before.kept_frames) == [0]
+    assert torch.equal(closing.structure[:, -1:], clip[:, :1]) and list(closing.kept_frames) == [0, 3]
+    assert torch.equal(closing.structure[:, :1], before.made[:, -1:])
+    assert torch.equal(video[:, :1], torch.lerp(closing.made[:, -1:], clip[:, :1], 0.5))
 
 
 @pytest.mark.parametrize(
@@ -95,6 +105,7 @@ def test_a_loop_ends_where_it_begins(pipe, told):
         (dict(loop=True, num_frames=7), "nearest is 8"),
         (dict(loop=True, num_frames=2), "nearest is 4"),
         (dict(class_labels="orbt"), "orbt"),
+        (dict(first=torch.zeros(1, 3, 3, 32, 32)), "first must be a window of 4 frames, not of 3"),
     ],
 )
 def test_what_makes_no_video_is_refused(pipe, wrong, says):

@@ -49,12 +49,13 @@ class SpriteScorer(ModelMixin, ConfigMixin):
     def __init__(self, width: int = 24, dim: int = 96) -> None:
         super().__init__()
 
-        def conv(inputs: int, outputs: int, stride: int) -> nn.Sequential:
-            return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, padding=1), nn.GroupNorm(4, outputs), nn.GELU())
+        def conv(inputs: int, outputs: int, stride: int = 1, dilation: int = 1) -> nn.Sequential:
+            layer = nn.Conv2d(inputs, outputs, 3, stride, padding=dilation, dilation=dilation)
+            return nn.Sequential(layer, nn.GroupNorm(4, outputs), nn.GELU())
 
         inner = 2 * width
-        self.frames = nn.Sequential(
-            conv(3, width, 2), conv(width, inner, 2), conv(inner, inner, 1), conv(inner, inner, 1)
+        self.frames = nn.Sequential(  # a place sees 39 pixels, more than a shape
+            conv(3, width, 2), conv(width, inner, 2), conv(inner, inner, dilation=2), conv(inner, inner, dilation=2)
         )
         self.where = nn.Conv2d(inner, 1, 1)
         seen = 2 * inner + 3  # at the shape, over the frame, and place and spread of the map
@@ -62,7 +63,7 @@ class SpriteScorer(ModelMixin, ConfigMixin):
             nn.Conv1d(seen, dim, 3, padding=1), nn.GELU(), nn.Conv1d(dim, dim, 3, padding=1), nn.GELU()
         )
         self.motion = nn.Linear(2 * dim, dim)
-        self.look = nn.Sequential(nn.Linear(2 * inner, dim), nn.GELU())
+        self.look = nn.Sequential(nn.Linear(2 * inner, dim), nn.GELU(), nn.Linear(dim, dim), nn.GELU())
         heads = {name: len(values) for name, values in CLASSES.items()} | {"colours": COLOURS}
         self.heads = nn.ModuleDict({name: nn.Linear(dim, size) for name, size in heads.items()})
 
@@ -91,7 +92,7 @@ class SpriteScorer(ModelMixin, ConfigMixin):
         seen = torch.cat([at_shape, over_frame, 4 * (position - 0.5), 4 * spread[..., None]], dim=2)
         times = self.time(seen.transpose(1, 2))
         motion = F.gelu(self.motion(torch.cat([times.mean(dim=2), times.amax(dim=2)], dim=1)))
-        look = self.look(torch.cat([at_shape, over_frame], dim=2).mean(dim=1))
+        look = self.look(torch.cat([at_shape, over_frame], dim=2)).mean(dim=1)
         found = {name: head(motion if name == "motion" else look) for name, head in self.heads.items()}
         return found | {"position": position, "features": torch.cat([motion, look], dim=1)}
 
