@@ -153,7 +153,7 @@ def rolled_out(pipeline: VidTwinPipeline, scorer: SpriteScorer, options: argpars
     videos = rollout(
         pipeline,
         frames,
-        labels.tolist(),
+        [MOTIONS[label] for label in labels.tolist()],
         overlap=OVERLAP,
         guidance_scale=options.guidance,
         num_inference_steps=STEPS[options.scale],

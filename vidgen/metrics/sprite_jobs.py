@@ -45,7 +45,7 @@ class SpriteJobs:
     """The jobs of one pipeline, judged by one scorer on the same sprites.
 
     Args:
-        pipeline: of a model of sprites; its classes are `MOTIONS`.
+        pipeline: of a model of sprites; its classes have the names of `MOTIONS`, in whatever order.
         scorer: the judge.
         sprites: real clips that neither was trained on, motions in turn, as many of each: to compare with, and to
             take structure and dynamics from.
@@ -140,7 +140,7 @@ class SpriteJobs:
         for chosen in progress(torch.arange(len(self.sprites)).split(BATCH), "sampling"):
             generators = [torch.Generator().manual_seed(self.sampling.seed + i) for i in chosen.tolist()]
             frames = self.pipeline(
-                class_labels=None if labels is None else labels[chosen].tolist(),
+                class_labels=None if labels is None else [MOTIONS[label] for label in labels[chosen].tolist()],
                 guidance_scale=self.sampling.guidance,
                 num_inference_steps=self.sampling.steps,
                 generator=generators,

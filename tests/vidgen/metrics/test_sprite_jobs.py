@@ -13,7 +13,6 @@ from vidgen.metrics.sprite_jobs import SpriteJobs, SpriteSampling, kept
 from vidgen.metrics.sprite_scorer import DrawnSprites
 
 SIZES = dict(num_frames=4, resolution=32)
-STILL = MOTIONS.index("still")
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +65,8 @@ class Pipeline:
         self.calls.append(SimpleNamespace(class_labels=class_labels, generator=generator, **options))
         given = structure if dynamics is None else dynamics
         if self.deaf or given is None:
-            clips = torch.stack([self._clip(STILL if self.deaf else label, i) for i, label in enumerate(class_labels)])
+            wanted = ["still" if self.deaf else name for name in class_labels]
+            clips = torch.stack([self._clip(MOTIONS.index(name), i) for i, name in enumerate(wanted)])
         else:
             clips = given
         return SimpleNamespace(frames=((clips + 1) / 2).transpose(1, 2))
@@ -103,7 +103,7 @@ def test_every_clip_has_its_class_and_its_own_noise(sprites, others):
     pipeline = Pipeline(others)
     jobs(pipeline, sprites, others).generate(others)
     (call,) = pipeline.calls
-    assert call.class_labels == sprites.targets["motion"].tolist()
+    assert call.class_labels == [*MOTIONS] * 4
     assert [generator.initial_seed() for generator in call.generator] == [*range(4, 36)]
     assert (call.num_inference_steps, call.guidance_scale) == (3, 1.5)
 
@@ -119,7 +119,7 @@ def test_what_is_given_is_kept_or_not(sprites, others, job):
     (call,) = pipeline.calls
     stream = {"animate": "structure", "retarget": "dynamics"}[job]
     assert getattr(call, f"{stream}_strength") == 0.25
-    assert call.class_labels == (sprites.targets["motion"].tolist() if job == "animate" else None)
+    assert call.class_labels == ([*MOTIONS] * 4 if job == "animate" else None)
 
 
 def test_other_clips_are_known_by_chance_alone(sprites):
