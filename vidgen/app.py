@@ -14,7 +14,7 @@ import secrets
 import tempfile
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -25,7 +25,7 @@ from typing import Any
 import gradio as gr
 import numpy as np
 import torch
-from gradio_client.utils import is_http_url_like
+from gradio import processing_utils
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
@@ -40,7 +40,7 @@ from .errors import UserError
 from .files import to_uint8
 from .metrics.reconstruction import psnr_of
 from .streaming import Together, component_frames, reenacted_frames, video_geometry
-from .uploads import UploadLimits, open_image, open_video
+from .uploads import IMAGE_ENDINGS, UploadLimits, open_image, open_video
 
 GENERATED_FPS = 8  # frames a second, as `vidgen generate` has it
 MOST_VIDEOS = 16  # made at once
@@ -214,9 +214,7 @@ class Studio:
 
     def animate(
         self,
-        kind: str,
-        image: str | None,
-        video: str | None,
+        given: str | None,
         label: int | None,
         strength: float,
         count: int,
@@ -226,18 +224,18 @@ class Studio:
         request: gr.Request,
         progress: gr.Progress = gr.Progress(),
     ) -> str:
-        """What is given, and `count` videos with its structure (`strength` 0: kept) and motion of a class."""
+        """An image or video, and `count` videos with its structure (`strength` 0: kept) and motion of a class."""
         with self._run(request, "animate") as run:
             _, frames, height, width = self.vae.clip_shape
-            if kind == "image":
-                if image is None:
-                    raise UserError("Choose an image first.")
-                given = [open_image(image, self.limits)]
+            if given is None:
+                raise UserError("Choose an image or a video first.")
+            if Path(given).suffix.lower() in IMAGE_ENDINGS:
+                pictures = [open_image(given, self.limits)]
             else:
-                with self._open(video, fps=GENERATED_FPS) as reader:
-                    given = [Image.fromarray(frame) for frame in itertools.islice(reader, frames)]
-                given += given[-1:] * (frames - len(given))
-            given = [ImageOps.fit(picture, (width, height)) for picture in given]
+                with self._open(given, fps=GENERATED_FPS) as reader:
+                    pictures = [Image.fromarray(frame) for frame in itertools.islice(reader, frames)]
+                pictures += pictures[-1:] * (frames - len(pictures))
+            pictures = [ImageOps.fit(picture, (width, height)) for picture in pictures]
             made = self._sample(
                 run,
                 progress,
@@ -246,10 +244,10 @@ class Studio:
                 guidance,
                 seed,
                 class_labels=label,
-                structure=given,
+                structure=pictures,
                 structure_strength=strength,
             )
-            shown = np.broadcast_to(np.stack(given), made.shape[1:])
+            shown = np.broadcast_to(np.stack(pictures), made.shape[1:])
             name = next((f", {name}" for name, number in self.classes if number == label), "")
             captions = ["given", *[f"animated{name}"] * count]
             return self._write(run, progress, [(shown, *made)], GENERATED_FPS, frames, captions)
@@ -314,7 +312,7 @@ class Studio:
             num_videos_per_prompt=count,
             num_inference_steps=steps,
             guidance_scale=guidance,
-            generator=[torch.Generator().manual_seed(int(seed) + i) for i in range(count)] * classes,
+            generator=[torch.Generator().manual_seed(int(seed or 0) + i) for i in range(count)] * classes,
             output_type="pt",
             callback_on_step_end=stepped,
             **given,
@@ -325,7 +323,7 @@ class Studio:
         self,
         run: Run,
         progress: gr.Progress,
-        together: Iterator[Together] | Sequence[Together],
+        together: Iterable[Together],
         fps: float | Fraction,
         num_frames: int,
         captions: Sequence[str],
@@ -335,14 +333,18 @@ class Studio:
         path = self.folder / secrets.token_hex(16) / f"{run.word}.mp4"
         chunks = (grid(clips, captions, columns or len(captions)) for clips in together)
         progress((0, num_frames), desc="Reading", unit="frames")
-        first = next(chunks)
-        done = 0
-        with open_writer(path, fps=fps, width=first.shape[2], height=first.shape[1]) as writer:
-            for chunk in itertools.chain([first], chunks):
-                run.check()
-                writer.write(chunk)
-                done += len(chunk)
-                progress((done, num_frames), desc="Making the video", unit="frames")
+        try:
+            first = next(chunks)
+            done = 0
+            with open_writer(path, fps=fps, width=first.shape[2], height=first.shape[1]) as writer:
+                for chunk in itertools.chain([first], chunks):
+                    run.check()
+                    writer.write(chunk)
+                    done += len(chunk)
+                    progress((done, num_frames), desc="Making the video", unit="frames")
+        finally:
+            if isinstance(together, Generator):
+                together.close()  # at once, not when the error that stopped it is forgotten: a thread reads ahead
         return str(path)
 
 
@@ -377,36 +379,8 @@ def _caption(text: str, width: int) -> np.ndarray:
 # --- the page -------------------------------------------------------------------------------------------------------
 
 
-class _Video(gr.Video):
-    """A video that is uploaded, never fetched."""
-
-    is_template = True
-
-    async def async_move_resource_to_block_cache(self, url_or_file_path: str | Path | None) -> str | None:
-        _refuse_address(url_or_file_path)
-        return await super().async_move_resource_to_block_cache(url_or_file_path)
-
-
-class _Image(gr.Image):
-    """An image that is uploaded, never fetched, and opened by nobody but `open_image`."""
-
-    is_template = True
-
-    def preprocess(self, payload: Any) -> str | None:
-        return payload and payload.path
-
-    async def async_move_resource_to_block_cache(self, url_or_file_path: str | Path | None) -> str | None:
-        _refuse_address(url_or_file_path)
-        return await super().async_move_resource_to_block_cache(url_or_file_path)
-
-
-def _refuse_address(path: str | Path | None) -> None:
-    if is_http_url_like(str(path)):
-        raise gr.Error("Upload the file itself: addresses are not fetched.", print_exception=False)
-
-
-class _NothingFetched:
-    """Refuses what would make Gradio fetch an address, in whoever's name."""
+class _NoAddressServed:
+    """Refuses what would make Gradio fetch an address, and hand on what is there."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -419,23 +393,15 @@ class _NothingFetched:
             await self.app(scope, receive, send)
 
 
-def build_app(
-    model: AutoencoderKLVidTwin | VidTwinPipeline, folder: Path, name: str, limits: UploadLimits = UploadLimits()
-) -> gr.Blocks:
-    """The page.
+def build_app(studio: Studio, name: str) -> gr.Blocks:
+    """The page, with two tabs for a VAE and four for a pipeline.
 
     Args:
-        model: a VAE, for two tabs, or a pipeline, for four.
-        folder: for all files; it must be Gradio's, as in `serve`.
+        studio: what is behind it; its folder must be Gradio's, as in `serve`.
         name: of the model, for the heading.
-        limits: of uploads.
-
-    Raises:
-        UserError: if the pipeline has no autoencoder.
     """
-    studio = Studio(model, folder, limits)
-    clips, stills = _write_examples(folder / "examples", studio.vae)
-    taken = f"at most {limits.megabytes:g} MB and {limits.seconds:g} s"
+    clips, stills = _write_examples(studio.folder / "examples", studio.vae)
+    taken = f"at most {studio.limits.megabytes:g} MB and {studio.limits.seconds:g} s"
     with gr.Blocks(title="vidgen", analytics_enabled=False, delete_cache=(600, KEPT_SECONDS)) as page:
         gr.Markdown(
             f"# vidgen\nVideos as two latents, *structure*: what is there, and *dynamics*: how it moves. Model: {name}"
@@ -479,13 +445,12 @@ def build_app(
                 gr.Markdown("The structure of an image or video, with a motion that is generated.")
                 with gr.Row():
                     with gr.Column(scale=2):
-                        kind = gr.Radio(["image", "video"], value="image", label="Take the look of", elem_id="kind")
-                        image = _Image(
-                            type="filepath", sources=["upload"], height=240, label="Image", elem_id="animate-image"
+                        given = gr.File(
+                            file_types=["image", "video"], label="Image or video", height=120, elem_id="animate-given"
                         )
-                        video = _video_input(f"Video ({taken})", "animate-video", visible=False)
-                        with gr.Group() as of_image:
-                            gr.Examples([[still] for still in stills], [image], label="Or one of these")
+                        gallery = gr.Gallery(
+                            stills, label="Or one of these", columns=4, height=160, allow_preview=False, buttons=[]
+                        )
                         label = _class_input(studio.classes, several=False)
                         change = gr.Slider(
                             0,
@@ -499,21 +464,29 @@ def build_app(
                         buttons = _buttons("Animate")
                     with gr.Column(scale=3):
                         result = _video_output("animate-result")
-                kind.change(
-                    lambda kind: [gr.update(visible=kind == "image")] * 2 + [gr.update(visible=kind == "video")],
-                    kind,
-                    [image, of_image, video],
-                    queue=False,
-                    api_visibility="private",
-                )
-                _connect(studio.animate, studio, buttons, [kind, image, video, label, change, *settings], [result])
+                gallery.select(lambda chosen: stills[chosen.index], None, given, queue=False, api_visibility="private")
+                _connect(studio.animate, studio, buttons, [given, label, change, *settings], [result])
         page.unload(studio.leave)
-    page.studio = studio
     return page.queue(max_size=MOST_WAITING)
 
 
+@contextmanager
+def _no_address_uploaded() -> Iterator[None]:
+    """What is uploaded by its address Gradio fetches, if it is a public one; here it is refused."""
+
+    async def refuse(url: str, cache_dir: str) -> str:
+        raise gr.Error("Upload the file itself: addresses are not fetched.", print_exception=False)
+
+    fetch = processing_utils.async_ssrf_protected_download
+    processing_utils.async_ssrf_protected_download = refuse
+    try:
+        yield
+    finally:
+        processing_utils.async_ssrf_protected_download = fetch
+
+
 def _video_input(label: str, name: str, height: int = 240, **options: Any) -> gr.Video:
-    return _Video(sources=["upload"], height=height, label=label, elem_id=name, **options)
+    return gr.Video(sources=["upload"], height=height, label=label, elem_id=name, **options)
 
 
 def _video_output(name: str) -> gr.Video:
@@ -594,17 +567,21 @@ def serve(
     """The page, for as long as the block lasts; yields its address. Afterwards its folder is gone.
 
     Args:
-        model, name, limits: as for `build_app`.
+        model: a VAE or a pipeline, in evaluation mode, where it is to compute.
+        name: of the model, for the heading.
+        limits: of uploads.
         host, port: where it listens; with 0.0.0.0 others on the network reach it.
         share: also through a public address of Gradio's.
 
     Raises:
-        UserError: if the port is taken, or what `build_app` raises.
+        UserError: if the port is taken, or the pipeline has no autoencoder.
     """
     with tempfile.TemporaryDirectory(prefix="vidgen-app-", ignore_cleanup_errors=True) as temporary:
         folder = Path(temporary).resolve()
-        with _environment(GRADIO_TEMP_DIR=str(folder), GRADIO_EXAMPLES_CACHE=str(folder / "cached-examples")):
-            page = build_app(model, folder, name, limits)
+        settings = {"GRADIO_TEMP_DIR": str(folder), "GRADIO_EXAMPLES_CACHE": str(folder / "cached-examples")}
+        with _environment(**settings), _no_address_uploaded():
+            studio = Studio(model, folder, limits)
+            page = build_app(studio, name)
             try:
                 _, local, public = page.launch(
                     server_name=host,
@@ -613,7 +590,7 @@ def serve(
                     quiet=True,
                     prevent_thread_lock=True,
                     max_file_size=int(limits.megabytes * 1e6),
-                    app_kwargs={"middleware": [Middleware(_NothingFetched)]},
+                    app_kwargs={"middleware": [Middleware(_NoAddressServed)]},
                     theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
                     css=STYLE,
                     footer_links=[],
@@ -624,11 +601,12 @@ def serve(
                     pwa=False,
                     inbrowser=False,
                 )
-                yield public or local
             except OSError as error:
                 raise UserError(f"{host}:{port} cannot be listened at: {error}") from error
+            try:
+                yield public or local
             finally:
-                page.studio.turns.stop_all()
+                studio.turns.stop_all()
                 page.close(verbose=False)
 
 

@@ -13,7 +13,8 @@ from .data.streams import FrameReader
 from .data.video import probe, read_header
 from .errors import UserError
 
-IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,10 @@ def open_image(path: str | os.PathLike, limits: UploadLimits) -> Image.Image:
                 return ImageOps.exif_transpose(image).convert("RGB")
     except UserError:
         raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: it is not a whole PNG, JPEG, WebP, GIF or BMP image.") from error
+    except Image.DecompressionBombError as error:  # Pillow's own limit, met before the size is known
+        raise UserError(f"{path}: at most {limits.side} pixels a side are taken, and it has many more.") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{path}: it is not a whole PNG, JPEG, WebP or BMP image.") from error
 
 
 def _check_bytes(path: Path, limits: UploadLimits) -> None:

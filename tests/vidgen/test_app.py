@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import secrets
 import shutil
@@ -22,10 +21,11 @@ import pytest
 import torch
 from PIL import Image
 
-from autoencoder import AutoencoderKLVidTwin
+from autoencoder import AutoencoderKLVidTwin, TwinLatents
 from pipelines import VidTwinPipeline, VidTwinTransformer3DModel, default_scheduler
 from vidgen import commands
 from vidgen.cli import main
+from vidgen.data.dataset import frames_to_clip
 from vidgen.data.sprites import render_sprite, sample_factors
 from vidgen.data.streams import FrameReader
 from vidgen.data.video import write_video
@@ -75,7 +75,14 @@ def video(tmp_path_factory, frames) -> Path:
 @dataclass
 class Page:
     url: str
-    folder: Path
+    studio: app.Studio
+
+    @property
+    def folder(self) -> Path:
+        return self.studio.folder
+
+    def runs_of(self, visitor: Visitor) -> list[app.Run]:
+        return [run for run in self.studio.turns._runs.copy() if run.session == visitor.session]
 
     def written(self, word: str) -> set[Path]:
         """Results of a word, finished or not."""
@@ -87,8 +94,11 @@ def served(model, **limits) -> Iterator[Page]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    with app.serve(model, "tiny", UploadLimits(**limits), port=port) as url:
-        yield Page(url, Path(os.environ["GRADIO_TEMP_DIR"]))
+    build_app, studios = app.build_app, []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(app, "build_app", lambda studio, name: studios.append(studio) or build_app(studio, name))
+        with app.serve(model, "tiny", UploadLimits(**limits), port=port) as url:
+            yield Page(url, *studios)
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +202,17 @@ def cells(frames: np.ndarray, columns: int, side: int) -> list[np.ndarray]:
     return np.split(row, columns, axis=2)
 
 
+def clip_of(path: Path) -> torch.Tensor:
+    """A file's frames as the model sees them, (1, C, T, H, W)."""
+    with FrameReader(path) as reader:
+        return frames_to_clip(torch.from_numpy(np.stack(list(reader))))[None]
+
+
+def pixels_of(clip: torch.Tensor) -> np.ndarray:
+    """Of the first clip, (T, H, W, C), 0 to 255."""
+    return ((clip[0].movedim(0, -1) + 1) * 127.5).clamp(0, 255).numpy()
+
+
 GENERATE = ([0], 1, 4, 1.0, 0)  # classes, count, steps, guidance, seed
 
 
@@ -203,31 +224,33 @@ def test_reconstruct_shows_the_components_and_says_the_numbers(visitor, video, p
     result, words = visitor.gets("reconstruct", visitor.upload(video))
     shown = visitor.frames_of(result)
     assert shown.shape[0] == 8 and shown.shape[2] == 4 * CELL
-    with FrameReader(video) as reader:
-        source = np.stack(list(reader))
-    clip = torch.from_numpy(source).permute(3, 0, 1, 2)[None] / 127.5 - 1
+    clip = clip_of(video)
     parts = cells(shown, 4, 48)
-    assert np.abs(parts[0].astype(int) - source).mean() < 4
+    assert np.abs(parts[0] - pixels_of(clip)).mean() < 4
     for part, components in zip(parts[1:], ("both", "structure", "dynamics"), strict=True):
         made = pipeline.vae(clip, components=components).sample
-        expected = ((made[0].permute(1, 2, 3, 0) + 1) * 127.5).clamp(0, 255).numpy()
-        assert np.abs(part - expected).mean() < 6
+        assert np.abs(part - pixels_of(made)).mean() < 6
         assert f"{psnr(made, clip).item():.1f} dB" in words
     assert "8 frames of 48 x 48" in words
 
 
-def test_reenact_shows_both_and_the_mixture(visitor, video, tmp_path):
+@torch.no_grad()
+def test_reenact_shows_both_and_the_mixture(visitor, video, pipeline, tmp_path):
     other = tmp_path / "other.mp4"
-    write_video(other, render_sprite(sample_factors(np.random.default_rng(1), "spin", num_frames=16)), 16)
+    write_video(other, render_sprite(sample_factors(np.random.default_rng(1), "spin", resolution=48)), 8)
+    latents = [pipeline.vae.encode(clip_of(path)[:, :, :8]).latent_dist.mode() for path in (video, other)]
+    mixed = TwinLatents(latents[0].structure, latents[1].dynamics, latents[0].geometry)
+    expected = [pixels_of(pipeline.vae.decode(z).sample) for z in (latents[0], mixed)]
     a, b = visitor.upload(video), visitor.upload(other)
-    (own,) = visitor.gets("reenact", a, b, 0)
-    (full,) = visitor.gets("reenact", a, b, 1)
-    own, full = visitor.frames_of(own), visitor.frames_of(full)
-    assert own.shape == full.shape == (8, CAPTION + CELL, 3 * CELL, 3)
-    difference = [
-        np.abs(x.astype(int) - y).mean() for x, y in zip(*(cells(f, 3, 48) for f in (own, full)), strict=True)
-    ]
-    assert max(difference[:2]) < 2 < difference[2]
+    for strength in (0, 1):
+        (result,) = visitor.gets("reenact", a, b, strength)
+        shown = visitor.frames_of(result)
+        assert shown.shape == (8, CAPTION + CELL, 3 * CELL, 3)
+        first, second, made = cells(shown, 3, 48)
+        assert np.abs(first - pixels_of(clip_of(video))).mean() < 4
+        assert np.abs(second - pixels_of(clip_of(other))[:8]).mean() < 4
+        errors = [np.abs(made - clip).mean() for clip in expected]
+        assert np.argmin(errors) == strength
 
 
 def test_generate_makes_what_the_pipeline_makes_of_the_seed(visitor, pipeline):
@@ -254,12 +277,12 @@ def test_animate_takes_an_image_or_a_video(visitor, video, frames, tmp_path, pip
     Image.fromarray(frames[0]).save(tmp_path / "still.png")
     still, clip = visitor.upload(tmp_path / "still.png"), visitor.upload(video)
     side, length = pipeline.vae.clip_shape[3], pipeline.vae.clip_shape[1]
-    for kind, fields in {"image": (still, None), "video": (None, clip)}.items():
-        (result,) = visitor.gets("animate", kind, *fields, 1, 0, 2, 4, 1.0, 0)
+    for given in (still, clip):
+        (result,) = visitor.gets("animate", given, 1, 0, 2, 4, 1.0, 0)
         parts = cells(visitor.frames_of(result), 3, side)
         assert len(parts[0]) == length
         moved = np.abs(parts[0][0].astype(int) - parts[0][-1]).mean()
-        assert moved < 1 if kind == "image" else moved > 1
+        assert moved < 1 if given is still else moved > 1
         assert np.abs(parts[1].astype(int) - parts[2]).mean() > 1
 
 
@@ -280,7 +303,9 @@ def test_examples_stay_and_uploads_and_results_go(visitor, page, video):
     examples = [part["props"]["samples"] for part in visitor.config["components"] if part["type"] == "dataset"]
     paths = [cell["path"] for samples in examples for sample in samples for cell in sample]
     assert len(paths) >= 8
-    blocks = next(blocks for blocks in gradio.Blocks.get_instances() if blocks.local_url == page.url)
+    blocks = next(
+        blocks for blocks in gradio.Blocks.get_instances() if blocks.local_url.rstrip("/") == page.url.rstrip("/")
+    )
     delete_files_created_by_app(blocks, age=0)
     assert all(visitor.http.get(f"/gradio_api/file={path}").status_code == 200 for path in paths)
     assert not Path(upload["path"]).exists() and not Path(result["path"]).exists()
@@ -326,14 +351,11 @@ def test_bad_videos_are_refused_in_a_sentence(visitor, page, video, tmp_path):
 def test_bad_images_and_fields_are_refused_in_a_sentence(visitor, video, tmp_path):
     rest = (0, 0, 1, 4, 1.0, 0)
     Image.new("1", (20000, 20)).save(tmp_path / "wide.png")
-    assert "20000 x 20 pixels" in visitor.is_told(
-        "animate", "image", visitor.upload(tmp_path / "wide.png"), None, *rest
-    )
+    assert "20000 x 20 pixels" in visitor.is_told("animate", visitor.upload(tmp_path / "wide.png"), *rest)
     no_image = tmp_path / "text.png"
     no_image.write_text("text")
-    assert "not a whole PNG" in visitor.is_told("animate", "image", visitor.upload(no_image), None, *rest)
-    assert visitor.is_told("animate", "image", None, None, *rest) == "Choose an image first."
-    assert visitor.is_told("animate", "video", None, None, *rest) == "Choose a video first."
+    assert "not a whole PNG" in visitor.is_told("animate", visitor.upload(no_image), *rest)
+    assert visitor.is_told("animate", None, *rest) == "Choose an image or a video first."
     assert visitor.is_told("generate", [], *GENERATE[1:]) == "Choose a class, or several."
     for wrong in ([5], 1, 4, 1.0, 0), ([0], 99, 4, 1.0, 0), ([0], 1, 10**6, 1.0, 0), ([0], 1, 4, 1.0, -1):
         assert visitor.is_told("generate", *wrong)
@@ -403,18 +425,13 @@ def test_cancelling_stops_ones_own_run_alone(page, video, gate, word):
     second.click("generate", *GENERATE)
     second.click(f"{word}-cancel")  # stops nothing of the first one's
     time.sleep(0.2)
-    assert not any(run.stop.is_set() for run in runs(page) if run.session == first.session)
+    assert not any(run.stop.is_set() for run in page.runs_of(first))
     first.click(f"{word}-cancel")
     ending = next(message for message in messages if message["msg"] == "process_completed")
     assert ending["output"].get("error") == "Cancelled."
     if word == "reconstruct":
         assert page.written(f"{word}.mp4") == before
     gate.set()
-
-
-def runs(page: Page) -> set[app.Run]:
-    blocks = next(blocks for blocks in gradio.Blocks.get_instances() if blocks.local_url == page.url)
-    return blocks.studio.turns._runs
 
 
 @pytest.mark.parametrize("word", ["generate", "reconstruct"])
@@ -426,11 +443,11 @@ def test_a_closed_tab_frees_the_model_and_leaves_no_file(page, video, gate, word
         next(heartbeat.iter_lines())
         leaving.click(word, *fields)
         next(message for message in leaving.messages() if message["msg"] == "process_starts")
-        while not any(run.session == leaving.session for run in runs(page)):
+        while not page.runs_of(leaving):
             time.sleep(0.01)
     leaving.http.close()
     deadline = time.monotonic() + PATIENCE
-    while any(run.session == leaving.session for run in runs(page)):
+    while page.runs_of(leaving):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert page.written(f"{word}.mp4") == before
@@ -487,7 +504,7 @@ def test_no_address_is_fetched(visitor, page):
         ):
             assert "addresses are not fetched" in visitor.is_told("reconstruct", visitor.file(address))
             given = visitor.file(address)
-            assert "addresses are not fetched" in visitor.is_told("animate", "image", given, None, 0, 0, 1, 4, 1.0, 0)
+            assert "addresses are not fetched" in visitor.is_told("animate", given, 0, 0, 1, 4, 1.0, 0)
             for route in ("file=", "proxy="):
                 for written in (address, quote(address, safe="")):
                     assert visitor.http.get(f"/gradio_api/{route}{written}").status_code in (403, 404)
@@ -598,7 +615,7 @@ def test_in_a_browser(browser, page, video, tmp_path, gate):
     tab.click("#generate-cancel")
     tab.wait_for_selector("#generate-result :text('Denoising')", state="detached")
     deadline = time.monotonic() + PATIENCE
-    while runs(page):
+    while page.studio.turns._runs:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert not complaints

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import tracemalloc
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -104,11 +105,16 @@ def test_absurd_sizes_are_refused_before_they_take_memory(tmp_path):
     gif = tmp_path / "absurd.gif"
     side = struct.pack("<HH", 65535, 65535)
     gif.write_bytes(b"GIF89a" + side + b"\x80\0\0" + bytes(6) + b"," + bytes(4) + side + b"\0\x02\x02L\x01\0;")
-    png = tmp_path / "absurd.png"
-    Image.new("1", (30000, 30000)).save(png)
+    large, absurd = tmp_path / "large.png", tmp_path / "absurd.png"
+    for png, size in ((large, 3000), (absurd, 60000)):
+        header = b"IHDR" + struct.pack(">IIBBBBB", size, size, 8, 2, 0, 0, 0)
+        png.write_bytes(b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header)))
+        with png.open("ab") as file:
+            file.write(struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT")))
     tracemalloc.start()
     try:
-        assert "pixels, and at most 200 a side" in refused(png, open_image)
+        assert refused(large, open_image) == "it has 3000 x 3000 pixels, and at most 200 a side are taken."
+        assert "at most 200 pixels a side" in refused(absurd, open_image)
         refused(gif, open_image)
         refused(gif)
         assert tracemalloc.get_traced_memory()[1] < 10e6
@@ -130,4 +136,4 @@ def test_what_is_no_image_is_refused(tmp_path, video):
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:60])
     (tmp_path / "drawing.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
     for path in (tmp_path / "cut.png", tmp_path / "drawing.svg", video):
-        assert refused(path, open_image) == "it is not a whole PNG, JPEG, WebP, GIF or BMP image."
+        assert refused(path, open_image) == "it is not a whole PNG, JPEG, WebP or BMP image."
