@@ -53,7 +53,8 @@ COMPONENTS = ("original", "both latents", "structure alone", "dynamics alone")
 ANY_FOLDER = "(?:[^\\s/]+/)*"
 
 STYLE = """
-.gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
+.gradio-container { width: 100%; }
+.gradio-container main { width: 100%; max-width: 1200px; margin: 0 auto; }
 .result video { image-rendering: pixelated; }
 """
 
@@ -424,7 +425,7 @@ def build_app(studio: Studio, name: str) -> gr.Blocks:
                     with gr.Row():
                         a = _video_input("A: the look", "reenact-a", height=200)
                         b = _video_input("B: the motion", "reenact-b", height=200)
-                    gr.Examples([list(pair) for pair in itertools.pairwise(clips)], [a, b], label="Or one of these")
+                    gr.Examples([clips[:2], clips[2:4]], [a, b], label="Or one of these")
                     strength = gr.Slider(0, 1, 1, step=0.05, label="Strength", info="0: A's own motion, 1: B's")
                     buttons = _buttons("Reenact")
                 with gr.Column(scale=3):
@@ -446,10 +447,13 @@ def build_app(studio: Studio, name: str) -> gr.Blocks:
                 with gr.Row():
                     with gr.Column(scale=2):
                         given = gr.File(
-                            file_types=["image", "video"], label="Image or video", height=120, elem_id="animate-given"
+                            file_types=["image", "video"],
+                            label="Image or video, or one of these",
+                            height=140,
+                            elem_id="animate-given",
                         )
                         gallery = gr.Gallery(
-                            stills, label="Or one of these", columns=4, height=160, allow_preview=False, buttons=[]
+                            stills, columns=4, height="auto", show_label=False, allow_preview=False, buttons=[]
                         )
                         label = _class_input(studio.classes, several=False)
                         change = gr.Slider(
@@ -464,7 +468,11 @@ def build_app(studio: Studio, name: str) -> gr.Blocks:
                         buttons = _buttons("Animate")
                     with gr.Column(scale=3):
                         result = _video_output("animate-result")
-                gallery.select(lambda chosen: stills[chosen.index], None, given, queue=False, api_visibility="private")
+
+                def choose(chosen: gr.SelectData) -> str:
+                    return stills[chosen.index]
+
+                gallery.select(choose, None, given, queue=False, api_visibility="private")
                 _connect(studio.animate, studio, buttons, [given, label, change, *settings], [result])
         page.unload(studio.leave)
     return page.queue(max_size=MOST_WAITING)
@@ -526,7 +534,7 @@ def _buttons(word: str) -> tuple[str, gr.Button, gr.Button]:
     name = word.lower()
     with gr.Row():
         begin = gr.Button(word, variant="primary", elem_id=name)
-        cancel = gr.Button("Cancel", variant="stop", elem_id=f"{name}-cancel")
+        cancel = gr.Button("Cancel", elem_id=f"{name}-cancel")
     return name, begin, cancel
 
 
