@@ -303,8 +303,8 @@ class Studio:
         """`count` clips of each class, uint8 (N, T, H, W, 3), as `vidgen generate` makes them of this seed."""
 
         def stepped(pipeline: VidTwinPipeline, step: int, timestep: torch.Tensor, tensors: dict) -> dict:
-            run.check()
             progress((step + 1, pipeline.num_timesteps), desc="Denoising", unit="steps")
+            run.check()
             return tensors
 
         classes = len(class_labels) if isinstance(class_labels, list) else 1
