@@ -55,7 +55,6 @@ ANY_FOLDER = "(?:[^\\s/]+/)*"
 STYLE = """
 .gradio-container { width: 100%; }
 .gradio-container main { width: 100%; max-width: 1200px; margin: 0 auto; }
-.result video { image-rendering: pixelated; }
 """
 
 
@@ -453,7 +452,7 @@ def build_app(studio: Studio, name: str) -> gr.Blocks:
                             elem_id="animate-given",
                         )
                         gallery = gr.Gallery(
-                            stills, columns=4, height="auto", show_label=False, allow_preview=False, buttons=[]
+                            stills, columns=4, height=130, show_label=False, allow_preview=False, buttons=[]
                         )
                         label = _class_input(studio.classes, several=False)
                         change = gr.Slider(
@@ -499,12 +498,11 @@ def _video_input(label: str, name: str, height: int = 240, **options: Any) -> gr
 
 def _video_output(name: str) -> gr.Video:
     return gr.Video(
-        label="Result",
+        show_label=False,  # it would cover a caption
         interactive=False,
         autoplay=True,
         loop=True,
         elem_id=name,
-        elem_classes="result",
         buttons=["download"],
     )
 
@@ -521,12 +519,10 @@ def _sampling_settings() -> list[gr.components.Component]:
     """Fields for `count`, `steps`, `guidance` and `seed`."""
     with gr.Row():
         count = gr.Slider(1, 4, 2, step=1, label="Videos of each")
-        steps = gr.Slider(1, 200, 50, step=1, label="Denoising steps")
+        steps = gr.Slider(1, 200, 50, step=1, label="Steps")
     with gr.Row():
-        guidance = gr.Slider(1, 15, 2, step=0.1, label="Guidance", info="How strictly the class is kept to; 1: off")
-        seed = gr.Number(
-            0, minimum=0, maximum=2**32 - 1, precision=0, label="Seed", info="The same seed gives the same videos"
-        )
+        guidance = gr.Slider(1, 15, 2, step=0.1, label="Guidance", info="To the class; 1: none")
+        seed = gr.Number(0, minimum=0, maximum=2**32 - 1, precision=0, label="Seed", info="The same gives the same")
     return [count, steps, guidance, seed]
 
 
@@ -607,6 +603,7 @@ def serve(
                     ssr_mode=False,
                     mcp_server=False,
                     pwa=False,
+                    _frontend=False,  # it would ask itself, by any proxy, and give up where the answer is slow
                     inbrowser=False,
                 )
             except OSError as error:

@@ -355,7 +355,8 @@ def app(
     load = load_pipeline if is_pipeline(model) else load_vae
     loaded = load(model).to(_device(device), getattr(torch, dtype))
     limits = UploadLimits(megabytes=max_upload_mb, seconds=max_seconds, short_side=max_size)
-    with serve(loaded, Path(model).name, limits, host=host, port=port, share=share) as address:
+    name = "/".join(Path(model).parts[-2:])
+    with serve(loaded, name, limits, host=host, port=port, share=share) as address:
         print(f"{address} has the page; Ctrl-C ends it.", flush=True)
         threading.Event().wait()
 
