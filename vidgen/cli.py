@@ -189,13 +189,41 @@ def build_parser() -> argparse.ArgumentParser:
         "--timeout", type=float, default=60.0, metavar="SECONDS", help="the longest a file may take (default: 60)"
     )
 
+    app = command(
+        "app",
+        "a page on which to try a model in a browser",
+        "Reconstruct and reenact videos; with a pipeline also generate and animate. It listens on this machine only, "
+        "until Ctrl-C, and keeps uploads and results in a folder that is gone then. Needs pip install 'vidgen[web]'.",
+    )
+    _model_options(app, what="a VAE or pipeline: folder or user/name (default: models/sprites)", required=False)
+    app.add_argument(
+        "--host", default="127.0.0.1", help="where to listen; 0.0.0.0: also to others (default: %(default)s)"
+    )
+    app.add_argument("--port", type=int, default=7860, help="(default: %(default)s)")
+    app.add_argument("--share", action="store_true", help="also through a public address of Gradio's")
+    app.add_argument(
+        "--max-upload-mb", type=float, default=50, metavar="MB", help="of a file taken (default: %(default)s)"
+    )
+    app.add_argument(
+        "--max-seconds", type=float, default=60, metavar="SECONDS", help="of a video taken (default: %(default)s)"
+    )
+    app.add_argument(
+        "--max-size",
+        type=int,
+        default=256,
+        metavar="PIXELS",
+        help="videos with a longer short side are scaled down to it (default: %(default)s)",
+    )
+
     info = command("info", "a model's config, parameters, compression rate and FLOPs")
     info.add_argument("model", help="a VAE or pipeline: folder or user/name on the Hub")
     return parser
 
 
-def _model_options(parser: argparse.ArgumentParser, what: str = "a VAE or pipeline: folder or user/name") -> None:
-    parser.add_argument("--model", required=True, help=what)
+def _model_options(
+    parser: argparse.ArgumentParser, what: str = "a VAE or pipeline: folder or user/name", required: bool = True
+) -> None:
+    parser.add_argument("--model", required=required, help=what)
     parser.add_argument("--device", help="cuda, cuda:1, mps, cpu ... (default: the accelerator there is, or cpu)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="what the model computes in")
 

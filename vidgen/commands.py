@@ -8,9 +8,9 @@ length (`vidgen.streaming`). Outputs appear when whole, or not at all.
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -23,12 +23,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from autoencoder import AutoencoderKLVidTwin, TwinLatents
+from autoencoder import AutoencoderKLVidTwin
 from autoencoder.tiling import ClipGeometry
 from pipelines.rollout import rollout
 
 from .data.check import check_videos, write_reports
-from .data.dataset import VideoFile, clip_to_frames, crop, frames_to_clip, list_videos, resize_to_cover
+from .data.dataset import VideoFile, list_videos
 from .data.shards import write_shards
 from .data.sprites import write_sprites
 from .data.streams import FrameReader, open_writer
@@ -43,14 +43,16 @@ from .progress import progress
 from .streaming import (
     Components,
     WindowLatents,
+    component_frames,
     decode_windows,
     encode_windows,
     in_background,
-    original_frames,
+    reenacted_frames,
     video_geometry,
     windows,
 )
 
+SHIPPED_MODEL = Path(__file__).parents[1] / "models" / "sprites"
 SAVED_MODEL = re.compile(r"config\.json|README\.md|diffusion_pytorch_model.*\.(safetensors|json)")
 
 
@@ -171,20 +173,10 @@ def reenact(
     setting = Reading(**reading)
     vae = setting.prepare(load_vae(setting.model))
     with setting.open(structure) as ours, FrameReader(dynamics, fps=ours.fps) as theirs:
-        frames = min(ours.num_frames, theirs.num_frames)
-        geometry = video_geometry(vae, frames, ours.height, ours.width)
-        fitted = (_fitted(frame, ours.height, ours.width) for frame in theirs)
-        pairs = in_background(zip(windows(ours, geometry), windows(fitted, geometry), strict=True))
-        a, b = itertools.tee(pairs)
-        mixed = (
-            WindowLatents(x.start, _with_dynamics(x.latents, y.latents, strength))
-            for x, y in zip(
-                encode_windows((pair[0] for pair in a), vae),
-                encode_windows((pair[1] for pair in b), vae),
-                strict=True,
-            )
-        )
-        return _write(output, decode_windows(mixed, vae, geometry), geometry, ours.fps, "reenacting")
+        length = min(ours.num_frames, theirs.num_frames)
+        geometry = video_geometry(vae, length, ours.height, ours.width)
+        frames = (mixed for _, _, mixed in reenacted_frames(ours, theirs, vae, geometry, strength))
+        return _write(output, frames, geometry, ours.fps, "reenacting")
 
 
 def components(
@@ -197,14 +189,8 @@ def components(
     vae = setting.prepare(load_vae(setting.model))
     with setting.open(video) as reader:
         geometry = video_geometry(vae, reader.num_frames, reader.height, reader.width)
-        shown, to_encode = itertools.tee(in_background(windows(reader, geometry)))
-        latents = itertools.tee(encode_windows(to_encode, vae), 3)
-        parts = [
-            decode_windows(z, vae, geometry, kind)
-            for z, kind in zip(latents, ("both", "structure", "dynamics"), strict=True)
-        ]
-        rows = (np.concatenate(row, axis=2) for row in zip(original_frames(shown, geometry), *parts, strict=True))
-        return _write(output, rows, geometry, reader.fps, "components", columns=1 + len(parts))
+        rows = (np.concatenate(together, axis=2) for together in component_frames(reader, vae, geometry))
+        return _write(output, rows, geometry, reader.fps, "components", columns=4)
 
 
 def generate(
@@ -360,6 +346,41 @@ def data_check(
         print(dataset_histograms(Path(output, "histograms.png"), durations, sizes, rates))
 
 
+def app(
+    *,
+    model: str | None = None,
+    device: str | None = None,
+    dtype: str = "float32",
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    share: bool = False,
+    max_upload_mb: float = 50,
+    max_seconds: float = 60,
+    max_size: int = 256,
+) -> None:
+    """A page on which to try a model, until interrupted; without `model` the one that comes with the repository."""
+    if max_upload_mb <= 0 or max_seconds <= 0 or max_size < 2:
+        raise UserError("--max-upload-mb and --max-seconds must be positive, and --max-size at least 2.")
+    if model is None:
+        if not SHIPPED_MODEL.is_dir():
+            raise UserError(f"No model comes with this installation ({SHIPPED_MODEL}): name one with --model.")
+        model = str(SHIPPED_MODEL)
+    try:
+        from .app import serve
+        from .uploads import UploadLimits
+    except ImportError as error:
+        if (error.name or "").split(".")[0] != "gradio":
+            raise
+        raise UserError("The page needs Gradio: pip install 'vidgen[web]'.") from error
+    load = load_pipeline if is_pipeline(model) else load_vae
+    loaded = load(model).to(_device(device), getattr(torch, dtype))
+    limits = UploadLimits(megabytes=max_upload_mb, seconds=max_seconds, short_side=max_size)
+    name = "/".join(Path(model).parts[-2:])
+    with serve(loaded, name, limits, host=host, port=port, share=share) as address:
+        print(f"{address} has the page; Ctrl-C ends it.", flush=True)
+        threading.Event().wait()
+
+
 def info(model: str) -> dict[str, object]:
     """A model's config, parameters, compression rate, and FLOPs of encode and decode."""
     from .metrics.flops import decode_flops, encode_flops
@@ -429,17 +450,6 @@ def _counted(latents: Iterable[WindowLatents], geometry: ClipGeometry, descripti
 def _size_of(geometry: ClipGeometry, fps: Fraction, columns: int = 1) -> str:
     frames, height, width = geometry.size
     return f"{frames} frame{'s'[: frames != 1]} of {columns * width} x {height} at {float(fps):g} fps"
-
-
-def _fitted(frame: np.ndarray, height: int, width: int) -> np.ndarray:
-    """A frame (H, W, 3) resized until it covers another size, and the middle of it."""
-    clip = resize_to_cover(frames_to_clip(torch.from_numpy(frame)[None]), (height, width))
-    return clip_to_frames(crop(clip, (height, width), 0.5, 0.5))[0].numpy()
-
-
-def _with_dynamics(ours: TwinLatents, theirs: TwinLatents, strength: float) -> TwinLatents:
-    """Our structure, and a mixture of our dynamics and theirs."""
-    return TwinLatents(ours.structure, torch.lerp(ours.dynamics, theirs.dynamics, strength), ours.geometry)
 
 
 def _numbered(output: str, names: list[str | None], num: int) -> list[str]:

@@ -7,10 +7,12 @@ thread of its own (`in_background`), work on different windows at the same time.
 
 from __future__ import annotations
 
+import itertools
 import queue
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from operator import itemgetter
 from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -19,10 +21,12 @@ import torch
 from autoencoder import AutoencoderKLVidTwin, TwinLatents
 from autoencoder.tiling import ClipGeometry, axis_starts, ramp
 
-from .data.dataset import clip_to_frames, frames_to_clip
+from .data.dataset import clip_to_frames, crop, frames_to_clip, resize_to_cover
+from .data.streams import FrameReader
 
 Item = TypeVar("Item")
 Components = Literal["both", "structure", "dynamics"]
+Together = tuple[np.ndarray, ...]  # the next frames of several videos, each uint8 (T, H, W, 3)
 
 FRAMES_AT_ONCE = 4  # rounded to pixels: a window's worth of intermediate values would set the peak of memory
 
@@ -131,6 +135,58 @@ def original_frames(video: Iterable[Window], geometry: ClipGeometry) -> Iterator
 def _following_starts(geometry: ClipGeometry) -> list[int]:
     """For each window, the number of the first frame that is the next one's, too, or the end."""
     return [*window_starts(geometry)[1:], geometry.size[0]]
+
+
+# --- what is made of a video's latents -------------------------------------------------------------------------------
+
+
+def component_frames(video: FrameReader, vae: AutoencoderKLVidTwin, geometry: ClipGeometry) -> Iterator[Together]:
+    """A video, and what the model makes of both its latents, of structure alone and of dynamics alone: four."""
+    shown, to_encode = itertools.tee(in_background(windows(video, geometry)))
+    latents = itertools.tee(encode_windows(to_encode, vae), 3)
+    decoded = [
+        decode_windows(z, vae, geometry, kind)
+        for z, kind in zip(latents, ("both", "structure", "dynamics"), strict=True)
+    ]
+    yield from zip(original_frames(shown, geometry), *decoded, strict=True)
+
+
+def reenacted_frames(
+    ours: FrameReader, theirs: FrameReader, vae: AutoencoderKLVidTwin, geometry: ClipGeometry, strength: float
+) -> Iterator[Together]:
+    """Our video, theirs resized and cropped to our frames, and what ours looks like, moving as theirs: three.
+
+    `strength`: how much of their dynamics, 0 to 1. Both videos are of one rate.
+    """
+    fitted = (_fitted(frame, ours.height, ours.width) for frame in theirs)
+    pairs = in_background(zip(windows(ours, geometry), windows(fitted, geometry), strict=True))
+    ours_shown, theirs_shown, ours_to_encode, theirs_to_encode = (
+        map(itemgetter(which), copy) for which, copy in zip((0, 1, 0, 1), itertools.tee(pairs, 4), strict=True)
+    )
+    mixed = (
+        WindowLatents(a.start, _with_dynamics(a.latents, b.latents, strength))
+        for a, b in zip(encode_windows(ours_to_encode, vae), encode_windows(theirs_to_encode, vae), strict=True)
+    )
+    yield from zip(
+        original_frames(ours_shown, geometry),
+        original_frames(theirs_shown, geometry),
+        decode_windows(mixed, vae, geometry),
+        strict=True,
+    )
+
+
+def _fitted(frame: np.ndarray, height: int, width: int) -> np.ndarray:
+    """A frame (H, W, 3) resized until it covers another size, and the middle of it."""
+    clip = resize_to_cover(frames_to_clip(torch.from_numpy(frame)[None]), (height, width))
+    return clip_to_frames(crop(clip, (height, width), 0.5, 0.5))[0].numpy()
+
+
+def _with_dynamics(ours: TwinLatents, theirs: TwinLatents, strength: float) -> TwinLatents:
+    """Our structure, and a mixture of our dynamics and theirs."""
+    return TwinLatents(ours.structure, torch.lerp(ours.dynamics, theirs.dynamics, strength), ours.geometry)
+
+
+# --- threads ---------------------------------------------------------------------------------------------------------
 
 
 def in_background(items: Iterable[Item], ahead: int = 1) -> Iterator[Item]:

@@ -36,6 +36,8 @@ TRANSPARENCY_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own l
 PHANTOMS = 2  # frames: some files announce one or two more than they hold
 HIGHEST_RATE = 1000  # frames a second; a slip of the finger would else ask for gigabytes of frames
 LARGEST_FRAME = 8192 * 8192  # pixels; a damaged header would else ask for gigabytes
+# FFmpeg's names of formats that hold their own pictures; playlists and scripts make it open the files they name.
+SELF_CONTAINED_FORMATS = ("mov", "matroska", "avi", "gif")
 # These leave out the frames that no other frame needs (many B-frames) when told so, from one packet to the next.
 SKIPPING_DECODERS = {"h264", "hevc", "mpeg4", "mpeg2video"}
 INDEX_CACHE_FRAMES = 5_000_000  # about 100 MB in each process; UCF-101 has 2.5 million frames
@@ -89,6 +91,37 @@ class VideoInfo:
             wanted = f"{num_frames} frames at {fps:g} fps need more than {span:.2f} s"
             raise VideoError(f"too short: it lasts {self.duration:.2f} s, {wanted}", self.path)
         return max(0.0, self.duration - span - 2 * EPSILON)
+
+
+@dataclass(frozen=True)
+class VideoHeader:
+    """What a file says of itself: pixels before rotation, seconds; 0 where it does not say."""
+
+    width: int
+    height: int
+    duration: float
+
+
+def read_header(path: VideoSource) -> VideoHeader:
+    """The size and length that a stranger's file announces, before any of its frames is decoded.
+
+    Raises `VideoError` unless it is a mp4, mov, mkv, webm, avi or gif, told by its content, not its name: no other
+    file is opened for it.
+    """
+    trusted = {
+        "format_whitelist": ",".join(SELF_CONTAINED_FORMATS),
+        "protocol_whitelist": "file,subfile",
+        "max_pixels": str(LARGEST_FRAME),
+    }
+    try:
+        with _open(_as_source(path), trusted) as container:
+            if container.format.name.split(",")[0] not in SELF_CONTAINED_FORMATS:  # had the option no effect
+                raise VideoError("it is not a mp4, mov, mkv, webm, avi or gif", path)
+            stream = _main_stream(container, path)
+            lengths = (container.duration or 0) / av.time_base, float((stream.duration or 0) * stream.time_base)
+            return VideoHeader(stream.codec_context.width, stream.codec_context.height, max(lengths))
+    except (av.FFmpegError, OSError, UnicodeDecodeError) as error:
+        raise VideoError("it is not a whole mp4, mov, mkv, webm, avi or gif", path) from error
 
 
 def probe(path: VideoSource) -> VideoInfo:
@@ -275,11 +308,12 @@ def _as_source(path: VideoSource) -> Path | ShardMember:
     return path if isinstance(path, ShardMember) else Path(path)
 
 
-def _open(source: Path | ShardMember) -> av.container.InputContainer:
+def _open(source: Path | ShardMember, options: dict[str, str] | None = None) -> av.container.InputContainer:
     """Open for reading; FFmpeg itself reads a shard's slice, and takes no name for a protocol's."""
+    name = f"file:{source}"
     if isinstance(source, ShardMember):
-        return av.open(f"subfile,,start,{source.offset},end,{source.offset + source.size},,:{source.shard}")
-    return av.open(f"file:{source}")
+        name = f"subfile,,start,{source.offset},end,{source.offset + source.size},,:{source.shard}"
+    return av.open(name, options=options)
 
 
 def _read_index(path: Path | ShardMember) -> VideoIndex:

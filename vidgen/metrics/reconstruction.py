@@ -42,8 +42,13 @@ def psnr(
     reconstruction, target = _pixels(reconstruction, target, quantize)
     squared = (reconstruction.double() - target.double()).square()
     mse = squared.mean(dim=(1, 2, 3, 4)) if per == "clip" else squared.mean(dim=(1, 3, 4))
-    values = (20 * math.log10(PIXEL_RANGE) - 10 * mse.log10()).clamp(max=MAX_PSNR)
+    values = psnr_of(mse)
     return values if per == "clip" else values.mean(dim=1)
+
+
+def psnr_of(mse: torch.Tensor) -> torch.Tensor:
+    """Mean squared errors of pixels 0..255 in dB, at most `MAX_PSNR`."""
+    return (20 * math.log10(PIXEL_RANGE) - 10 * mse.log10()).clamp(max=MAX_PSNR)
 
 
 def ssim(reconstruction: torch.Tensor, target: torch.Tensor, *, quantize: bool = True) -> torch.Tensor:
