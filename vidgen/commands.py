@@ -37,7 +37,7 @@ from .data.video import exact_rate
 from .errors import UserError
 from .files import refuse_to_replace, written_aside_folder
 from .latent_file import LatentFile, write_latents
-from .models import is_pipeline, load_pipeline, load_vae, weights_hash
+from .models import SHIPPED_MODEL, is_pipeline, load_pipeline, load_vae, weights_hash
 from .plots import dataset_histograms
 from .progress import progress
 from .streaming import (
@@ -52,7 +52,6 @@ from .streaming import (
     windows,
 )
 
-SHIPPED_MODEL = Path(__file__).parents[1] / "models" / "sprites"
 SAVED_MODEL = re.compile(r"config\.json|README\.md|diffusion_pytorch_model.*\.(safetensors|json)")
 
 

@@ -36,11 +36,11 @@ from .files import written_aside
 from .metrics.detectors import get_detector
 from .metrics.frechet import FeatureStatistics, RankDeficientWarning, frechet_distance
 from .metrics.reconstruction import ReconstructionMetrics, mean_colour, shrunk
+from .models import SHIPPED_MODEL
 from .plots import class_grid, component_grid, loss_curves, reenactment_grid, save_clip_grid_video
 from .report import Report
 
 REPOSITORY = Path(__file__).parents[1]
-IN_THE_BOX = REPOSITORY / "models" / "sprites"
 FPS = 8
 DETECTOR = "pooled_pixels"
 VALIDATION_PER_CLASS = 8
@@ -128,7 +128,7 @@ def launch(program: str, recipe: str, settings: list[str], overrides: list[str])
 
 def trained_before(root: Path) -> Path:
     """A picture of clips of every class, and beside it a video, from the model that comes with the repository."""
-    pipeline = VidTwinPipeline.from_pretrained(IN_THE_BOX)
+    pipeline = VidTwinPipeline.from_pretrained(SHIPPED_MODEL)
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
     pipeline.set_progress_bar_config(disable=True)
     names = sorted(pipeline.labels, key=pipeline.labels.get)

@@ -17,6 +17,7 @@ from pipelines.hub import Repository
 from .errors import UserError
 
 Model = TypeVar("Model")
+SHIPPED_MODEL = Path(__file__).parents[1] / "models" / "sprites"  # a pipeline, in a clone of the repository
 
 
 def load_vae(name: str) -> AutoencoderKLVidTwin:
