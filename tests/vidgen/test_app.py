@@ -630,9 +630,9 @@ def test_in_a_browser(browser, page, video, tmp_path, gate):
 
     gate.clear()
     tab.click("#generate")
-    tab.wait_for_selector("#generate-result :text('Denoising')")
+    tab.wait_for_selector("#generate-result :text('processing')")
     tab.click("#generate-cancel")
-    tab.wait_for_selector("#generate-result :text('Denoising')", state="detached")
+    tab.wait_for_selector("#generate-result :text('processing')", state="detached")
     page.awaits(lambda: not page.studio.turns._runs)
     assert not complaints
     assert not [url for url in elsewhere if not re.match(rf"{page.url}|data:|blob:", url)]

@@ -364,7 +364,8 @@ def test_help_says_enough_to_work_from():
     text = parser.format_help()
     commands = parser._subparsers._group_actions[0].choices
     assert list(commands) == [
-        "encode", "decode", "reconstruct", "reenact", "components", "generate", "convert", "shards", "data", "info",
+        "encode", "decode", "reconstruct", "reenact", "components", "generate", "convert", "shards", "data", "app",
+        "info",
     ]  # fmt: skip
     for name, command in commands.items():
         assert name in text
