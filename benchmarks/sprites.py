@@ -1,7 +1,7 @@
 """One model, four jobs: what the model of sprites generates, animates, retargets and rolls out, judged by a scorer.
 
-    python benchmarks/sprites.py --scale cpu --pipeline models/sprites
-    python benchmarks/sprites.py --scale cpu --pipeline models/sprites --ablations
+    python benchmarks/sprites.py --scale cpu --pipeline FOLDER
+    python benchmarks/sprites.py --scale cpu --pipeline FOLDER --ablations
 
 The scorer is trained first, on sprites of its own, and says on others how far it can be trusted. With `--ablations`
 DiTs are trained on the latents of the pipeline's autoencoder, from one seed and for as many steps each: by the recipe,
@@ -57,7 +57,6 @@ SMOKE = [
 READ = {  # as `kept` has them, with what they are in
     "motion": "moves as the sprite's class",
     "shape": "shape",
-    "texture": "texture",
     "colours": "colours off, levels of 255",
     "position": "place off, pixels",
 }
@@ -76,7 +75,9 @@ def run(options: argparse.Namespace) -> Results | None:
     if options.pipeline is None and scale == "smoke":
         options.pipeline = ucf101_fvd.train_tiny(options.work_dir / "ucf101_fvd")
     if options.pipeline is None:
-        raise UserError("name a pipeline of sprites: --pipeline models/sprites.")
+        raise UserError(
+            "name a pipeline that was trained on sprites, with a timestep for each stream: --pipeline FOLDER."
+        )
     pipeline = _loaded(options.pipeline)
     sizes = dict(zip(("num_frames", "resolution"), pipeline.vae.clip_shape[1:3], strict=True))
     sprites, others = (DrawnSprites(len(MOTIONS) * PER_MOTION[scale], SEEDS[s], **sizes) for s in ("tested", "others"))

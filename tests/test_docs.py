@@ -1,4 +1,4 @@
-"""The guides' Python examples run as they stand, on an untrained model of the demo's shape and the one in the box."""
+"""The guides' Python examples run as they stand, on an untrained model of the demo's shape."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ def folder(tmp_path_factory) -> Path:
     pipeline = VidTwinPipeline(vae, transformer, default_scheduler(), {"0": "orbit", "1": "bounce"})
     pipeline.save_pretrained(folder / "runs" / "demo" / "dit" / "final")
     vae.save_pretrained(folder / "runs" / "demo" / "vae" / "final")
-    (folder / "models").symlink_to(ROOT / "models")
     return folder
 
 

@@ -195,7 +195,9 @@ def build_parser() -> argparse.ArgumentParser:
         "Reconstruct and reenact videos; with a pipeline also generate and animate. It listens on this machine only, "
         "until Ctrl-C, and keeps uploads and results in a folder that is gone then. Needs pip install 'vidgen[web]'.",
     )
-    _model_options(app, what="a VAE or pipeline: folder or user/name (default: models/sprites)", required=False)
+    _model_options(
+        app, what="a VAE or pipeline: folder or user/name (default: models/sprites, where it is)", required=False
+    )
     app.add_argument(
         "--host", default="127.0.0.1", help="where to listen; 0.0.0.0: also to others (default: %(default)s)"
     )

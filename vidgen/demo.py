@@ -28,7 +28,7 @@ from rich.table import Table
 from autoencoder import AutoencoderKLVidTwin
 from pipelines import VidTwinPipeline
 
-from .config import DiffusionConfig, DiTTrainingConfig, load_config
+from .config import DiTTrainingConfig, load_config
 from .data.dataset import ClipDataset, collate_clips
 from .data.sprites import write_sprites
 from .errors import UserError, run_program
@@ -36,7 +36,6 @@ from .files import written_aside
 from .metrics.detectors import get_detector
 from .metrics.frechet import FeatureStatistics, RankDeficientWarning, frechet_distance
 from .metrics.reconstruction import ReconstructionMetrics, mean_colour, shrunk
-from .models import SHIPPED_MODEL
 from .plots import class_grid, component_grid, loss_curves, reenactment_grid, save_clip_grid_video
 from .report import Report
 
@@ -62,20 +61,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     def announce(step: str) -> None:
         console.print(f"\n[bold]{step}[/bold]  [dim]{time.monotonic() - started:.0f} s[/dim]")
 
-    announce("1/6  Generating with the model in the box, models/sprites")
-    console.print(f"First pictures: {trained_before(root)}")
-
-    announce("2/6  Writing sprites: shapes over backgrounds, eight motions, as .mp4 files")
+    announce("1/5  Writing sprites: shapes over backgrounds, eight motions, as .mp4 files")
     write_sprites(root / "data" / "train", options.clips_per_class, seed=0, show_progress=True)
     write_sprites(root / "data" / "validation", VALIDATION_PER_CLASS, seed=1)
     validation = ClipDataset(root / "data" / "validation", num_frames=16, fps=FPS, resolution=64, train=False)
     first_of_each = first_clips(validation)
     picture = class_grid(root / "sprites.png", first_of_each, validation.classes)
-    console.print(f"Clips to learn from: {picture}")
+    console.print(f"First picture: {picture}")
 
     for run in ("vae", "dit"):  # of an earlier demo: this one shows a training from its start
         shutil.rmtree(root / run, ignore_errors=True)
-    announce("3/6  Training the autoencoder")
+    announce("2/5  Training the autoencoder")
     train_data = f"data.root={root / 'data' / 'train'}"
     launch(
         "train_vae.py",
@@ -84,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.vae,
     )
 
-    announce("4/6  Training the DiT on its latents")
+    announce("3/5  Training the DiT on its latents")
     launch(
         "train_dit.py",
         "dit/sprites.yaml",
@@ -92,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.dit,
     )
 
-    announce("5/6  Generating and measuring")
+    announce("4/5  Generating and measuring")
     pipeline = VidTwinPipeline.from_pretrained(root / "dit" / "final")
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
     pipeline.set_progress_bar_config(disable=True)
@@ -101,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     summary |= generation(pipeline, train, options.samples_per_class, root)
     summary["seconds"] = round(time.monotonic() - started, 1)
 
-    announce("6/6  Writing the report")
+    announce("5/5  Writing the report")
     with written_aside(root / "summary.json") as path:
         path.write_text(json.dumps(summary, indent=2) + "\n")
     page = write_report(summary, pipeline, root)
@@ -124,33 +120,6 @@ def launch(program: str, recipe: str, settings: list[str], overrides: list[str])
     absolute = [REPOSITORY / program, "--config", REPOSITORY / "configs" / recipe, *settings, *overrides]
     if subprocess.run([*launcher, *map(str, absolute)], check=False).returncode:
         raise UserError(f"{program} failed; what it said stands above.")
-
-
-def trained_before(root: Path) -> Path:
-    """A picture of clips of every class, and beside it a video, from the model that comes with the repository."""
-    pipeline = VidTwinPipeline.from_pretrained(SHIPPED_MODEL)
-    pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
-    pipeline.set_progress_bar_config(disable=True)
-    names = sorted(pipeline.labels, key=pipeline.labels.get)
-    clips = sampled(pipeline, names, 2, DiffusionConfig(guidance_scale=2.0, num_inference_steps=25))
-    labels = [name for name in names for _ in range(2)]
-    save_clip_grid_video(root / "trained_before.mp4", clips, FPS, columns=8, labels=labels)
-    return class_grid(root / "trained_before.png", clips, labels)
-
-
-def sampled(
-    pipeline: VidTwinPipeline, classes: int | list[str], each: int, diffusion: DiffusionConfig
-) -> torch.Tensor:
-    """Clips (classes * each, 3, T, H, W) in [-1, 1], on the CPU; the same ones every time."""
-    frames = pipeline(
-        class_labels=classes,
-        num_videos_per_prompt=each,
-        guidance_scale=diffusion.guidance_scale,
-        num_inference_steps=diffusion.num_inference_steps,
-        generator=torch.Generator().manual_seed(classes if isinstance(classes, int) else 0),
-        output_type="pt",
-    ).frames
-    return 2 * frames.cpu().transpose(1, 2) - 1
 
 
 def first_clips(dataset: ClipDataset) -> torch.Tensor:
@@ -205,7 +174,15 @@ def generation(pipeline: VidTwinPipeline, train: ClipDataset, per_class: int, ro
     clips = []
     for label, name in enumerate(names):
         console.print(f"  {per_class} clips of {name}")
-        clips.append(sampled(pipeline, label, per_class, diffusion))
+        frames = pipeline(
+            class_labels=label,
+            num_videos_per_prompt=per_class,
+            guidance_scale=diffusion.guidance_scale,
+            num_inference_steps=diffusion.num_inference_steps,
+            generator=torch.Generator().manual_seed(label),
+            output_type="pt",
+        ).frames
+        clips.append(2 * frames.cpu().transpose(1, 2) - 1)
 
     def first(count: int) -> tuple[torch.Tensor, list[str]]:
         labels = [name for name, group in zip(names, clips, strict=True) for _ in group[:count]]
@@ -261,12 +238,6 @@ def write_report(summary: dict[str, Any], pipeline: VidTwinPipeline, root: Path)
             "time": f"{summary['seconds'] / 60:.1f} min",
         }
     )
-    report.section(
-        "The model in the box",
-        "Two clips of each class from models/sprites, which comes with the repository: the same models, somewhat "
-        "larger and trained for hours instead of minutes. All that follows was trained just now.",
-    )
-    report.video(root / "trained_before.mp4").image(root / "trained_before.png")
     report.section(
         "Generated clips",
         "Four clips of each class, sampled by the DiT with the class as its only input and decoded by VidTwin.",

@@ -29,6 +29,7 @@ from vidgen.data.dataset import frames_to_clip
 from vidgen.data.sprites import render_sprite, sample_factors
 from vidgen.data.streams import FrameReader
 from vidgen.data.video import write_video
+from vidgen.files import to_uint8
 from vidgen.metrics.reconstruction import psnr
 from vidgen.uploads import UploadLimits
 
@@ -126,7 +127,9 @@ class Visitor:
     def upload(self, path: Path) -> dict:
         answer = self.http.post("/gradio_api/upload", files={"files": (path.name, path.read_bytes())})
         assert answer.status_code == 200, answer.text
-        return self.file(answer.json()[0])
+        (path,) = answer.json()
+        assert Path(path).is_relative_to(self.page.folder)
+        return self.file(path)
 
     def file(self, path: str) -> dict:
         return {"path": path, "meta": {"_type": "gradio.FileData"}, "orig_name": Path(path).name}
@@ -181,6 +184,7 @@ class Visitor:
 
     def frames_of(self, file: dict) -> np.ndarray:
         """A result's frames (T, H, W, 3), fetched through the page."""
+        assert Path(file["path"]).is_relative_to(self.page.folder)
         answer = self.http.get(f"/gradio_api/file={file['path']}")
         assert answer.status_code == 200 and answer.headers["content-type"] == "video/mp4"
         copy = self.page.folder / f"fetched-{secrets.token_hex(5)}"
@@ -196,11 +200,14 @@ def visitor(page) -> Visitor:
 
 @pytest.fixture
 def gate(monkeypatch) -> Iterator[threading.Event]:
-    """Runs come to a halt within the model, until it is set."""
-    gate = threading.Event()
+    """Runs come to a halt at their first step or window, until it is set."""
+    gate, begun = threading.Event(), set()
     check = app.Run.check
 
     def halted(run: app.Run) -> None:
+        if run not in begun:  # it takes its turn
+            begun.add(run)
+            return check(run)
         while not gate.is_set() and not run.stop.is_set():
             time.sleep(0.01)
         check(run)
@@ -422,6 +429,34 @@ def test_two_visitors_wait_in_line_and_get_their_own(page, pipeline, gate):
         assert np.abs(made - 255 * expected).mean() < 8
 
 
+def test_different_tabs_wait_for_each_other(page, video, gate):
+    first, second = Visitor(page), Visitor(page)
+    first.click("generate", *GENERATE)
+    page.awaits(lambda: page.runs_of(first))
+    second.click("reconstruct", second.upload(video))
+    messages = second.messages()
+    assert next(message for message in messages if message["msg"] == "estimation")["queue_size"] == 1
+    gate.set()
+    assert first.ending()["success"]
+    assert next(message for message in messages if message["msg"] == "process_completed")["success"]
+
+
+def test_a_run_waits_for_one_that_is_still_leaving():
+    turns, order = app.Turns(), []
+
+    def second() -> None:
+        with turns.take("second", "generate"):
+            order.append("second")
+
+    thread = threading.Thread(target=second)
+    with turns.take("first", "generate"):
+        thread.start()
+        thread.join(0.2)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"] and not turns._runs
+
+
 def test_progress_is_told(visitor):
     visitor.click("generate", *GENERATE)
     told = [unit for message in visitor.messages() for unit in message.get("progress_data") or ()]
@@ -429,7 +464,9 @@ def test_progress_is_told(visitor):
 
 
 @pytest.mark.parametrize("word", ["generate", "reconstruct"])
-def test_cancelling_stops_ones_own_run_alone(page, video, gate, word):
+def test_cancelling_stops_ones_own_run_alone(page, video, gate, word, monkeypatch):
+    decoded = []
+    monkeypatch.setattr(app, "to_uint8", lambda clips: decoded.append(clips) or to_uint8(clips))
     first, second = Visitor(page), Visitor(page)
     before = page.written(f"{word}.mp4")
     event = first.click(word, *(GENERATE if word == "generate" else (first.upload(video),)))
@@ -440,7 +477,7 @@ def test_cancelling_stops_ones_own_run_alone(page, video, gate, word):
     first.cancel(word, event)
     page.awaits(lambda: not page.runs_of(first))
     assert first.ending()["output"] == {}
-    assert page.written(f"{word}.mp4") == before
+    assert page.written(f"{word}.mp4") == before and not decoded
     gate.set()
     assert second.ending()["success"]
 
@@ -630,9 +667,9 @@ def test_in_a_browser(browser, page, video, tmp_path, gate):
 
     gate.clear()
     tab.click("#generate")
-    tab.wait_for_selector("#generate-result :text('Denoising')")
+    tab.wait_for_selector("#generate-result :text('processing')")
     tab.click("#generate-cancel")
-    tab.wait_for_selector("#generate-result :text('Denoising')", state="detached")
+    tab.wait_for_selector("#generate-result :text('processing')", state="detached")
     page.awaits(lambda: not page.studio.turns._runs)
     assert not complaints
     assert not [url for url in elsewhere if not re.match(rf"{page.url}|data:|blob:", url)]

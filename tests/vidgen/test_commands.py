@@ -380,7 +380,7 @@ def test_help_says_enough_to_work_from():
     commands = parser._subparsers._group_actions[0].choices
     assert list(commands) == [
         "encode", "decode", "reconstruct", "reenact", "components", "generate", "convert", "shards",
-        "sprites", "data", "info",
+        "sprites", "data", "app", "info",
     ]  # fmt: skip
     for name, command in commands.items():
         assert name in text
