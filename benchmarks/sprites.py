@@ -4,8 +4,8 @@
     python benchmarks/sprites.py --scale cpu --pipeline FOLDER --ablations
 
 The scorer is trained first, on sprites of its own, and says on others how far it can be trusted. With `--ablations`
-DiTs are trained on the latents of the pipeline's autoencoder, from one seed and for as many steps each: by the recipe,
-and with one thing less. Started again after an interruption it goes on.
+DiTs are trained on the latents of the pipeline's autoencoder, from one seed and for as many steps each: by the recipe
+on coarser patches, and with one thing less. Started again after an interruption it goes on.
 """
 
 from __future__ import annotations
@@ -37,10 +37,16 @@ from vidgen.training.train_dit import train_dit
 SCORER = {"smoke": dict(steps=2, batch_size=4, sprites=16, width=8, dim=8), "cpu": dict(steps=1500, batch_size=16)}
 SEEDS = {"scorer": 1000, "tested": 2000, "others": 3000}  # of sprites; trainings have small ones
 PER_MOTION = {"smoke": 2, "cpu": 32}  # sprites to compare with, and clips made for each job
+ABLATION_PER_MOTION = {"smoke": 2, "cpu": 64}  # the same, of the ablations, which lie closer together
 ROLLOUTS = {"smoke": 1, "cpu": 4}  # of each motion
 ROLLOUT_FRAMES, OVERLAP = 64, 2
 STEPS = {"smoke": 2, "cpu": 25}
 STRENGTHS = (0.0, 0.25, 0.5, 0.75)  # of what is given
+# What all are trained with: 32 tokens instead of 80, so that it takes minutes.
+COARSE = [
+    *("model.overrides.structure_patch_size=[4,2,2]", "diffusion.prediction_type=sample"),
+    *("optim.learning_rate=1.5e-3", "optim.lr_warmup_steps=200"),
+]
 # Trained with one thing less than the recipe, which is the first.
 ABLATIONS: dict[str, list[str]] = {
     "the recipe": [],
@@ -65,6 +71,7 @@ READ = {  # as `kept` has them, with what they are in
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pipeline", metavar="FOLDER", help="of a model of sprites, trained with a timestep a stream")
     parser.add_argument("--ablations", action="store_true", help="train and judge the recipe with one thing less, too")
+    parser.add_argument("--data", metavar="FOLDER", help="sprites to train ablations on (default: 80 of each motion)")
     parser.add_argument("--guidance", type=float, default=2.0, help="classifier-free guidance (default: 2)")
 
 
@@ -80,12 +87,16 @@ def run(options: argparse.Namespace) -> Results | None:
         )
     pipeline = _loaded(options.pipeline)
     sizes = dict(zip(("num_frames", "resolution"), pipeline.vae.clip_shape[1:3], strict=True))
-    sprites, others = (DrawnSprites(len(MOTIONS) * PER_MOTION[scale], SEEDS[s], **sizes) for s in ("tested", "others"))
+
+    def drawn(per_motion: int) -> list[DrawnSprites]:
+        return [DrawnSprites(len(MOTIONS) * per_motion, SEEDS[name], **sizes) for name in ("tested", "others")]
+
     scorer = scorer_of(options, sizes)
     ablations = {}
     for name, settings in ABLATIONS.items() if options.ablations else ():
         ablated = _loaded(trained(name, settings, options))
-        ablations[name] = judged(ablated, scorer, sprites, others, options, strengths=(0.0,))
+        ablations[name] = judged(ablated, scorer, *drawn(ABLATION_PER_MOTION[scale]), options, strengths=(0.0,))
+    sprites, others = drawn(PER_MOTION[scale])
     if not PartialState().is_main_process:
         return None
     return {
@@ -119,9 +130,17 @@ def scorer_of(options: argparse.Namespace, sizes: dict[str, int]) -> SpriteScore
 def trained(name: str, settings: Sequence[str], options: argparse.Namespace) -> Path:
     """The pipeline of a DiT that the recipe with these settings gives, trained unless it has been."""
     folder = options.work_dir / "sprites" / name.replace(" ", "-")
-    data = vae_runs.data_sets(argparse.Namespace(**{**vars(options), "clips": None}))["sprites"][:1]
-    own = [*data, f"vae={options.pipeline}", f"latent_cache={folder.parent / 'latents'}", f"output_dir={folder}"]
-    own += [f"train.max_train_steps={ABLATION_STEPS[options.scale]}", "train.report_to=none", "resume=latest"]
+    if options.data is None:
+        data = vae_runs.data_sets(argparse.Namespace(**{**vars(options), "clips": None}))["sprites"][:1]
+    else:
+        data = [f"data.root={options.data}"]
+    own = [*data, *COARSE, f"vae={options.pipeline}", f"latent_cache={folder.parent / 'latents'}"]
+    own += [
+        f"output_dir={folder}",
+        f"train.max_train_steps={ABLATION_STEPS[options.scale]}",
+        "train.report_to=none",
+        "resume=latest",
+    ]
     own += [*(SMOKE if options.scale == "smoke" else ()), *settings]
     if (folder / "final" / "model_index.json").exists():
         return folder / "final"
