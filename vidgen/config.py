@@ -57,8 +57,9 @@ class TrainConfig:
 
 @dataclass
 class OptimConfig:
-    """AdamW and its schedule."""
+    """The optimizer and its schedule."""
 
+    name: str = "adamw"  # adamw; muon: for the matrices of the model's blocks, with AdamW for all else
     learning_rate: float = 1.6e-4  # at its highest
     adam_beta1: float = 0.9  # decay of the gradients' mean
     adam_beta2: float = 0.99  # decay of their squares' mean

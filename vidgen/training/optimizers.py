@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from diffusers import ModelMixin
 from diffusers.optimization import get_scheduler
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
@@ -11,20 +14,72 @@ from ..config import OptimConfig
 from ..errors import UserError
 
 
-def build_optimizer(groups: dict[str, tuple[list[nn.Parameter], float]], config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over groups of parameters.
+class MuonWithAdamW(torch.optim.Optimizer):
+    """Muon (Jordan et al. 2024) and AdamW as one optimizer, each with groups of its own.
+
+    As fused AdamW does, it leaves weights and state as they are where `found_inf`, a scalar on the device, is above 0.
+    """
+
+    def __init__(self, muon: torch.optim.Muon, adamw: torch.optim.AdamW) -> None:
+        self.parts = {"muon": muon, "adamw": adamw}
+        super().__init__(self._groups(), {})
+
+    def _groups(self) -> list[dict[str, Any]]:
+        return [group for part in self.parts.values() for group in part.param_groups]
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        muon, adamw = self.parts.values()
+        adamw.found_inf = found_inf = getattr(self, "found_inf", None)
+        adamw.step()
+        if found_inf is None:
+            muon.step()
+            return
+        weights = [p for group in muon.param_groups for p in group["params"] if p.grad is not None]
+        momenta = [muon.state[p].get("momentum_buffer") for p in weights]
+        before = [None if x is None else x.clone() for x in (*weights, *momenta)]
+        muon.step()
+        momenta = [muon.state[p]["momentum_buffer"] for p in weights]
+        for now, former in zip((*weights, *momenta), before, strict=True):
+            now.copy_(torch.where(found_inf > 0, torch.zeros_like(now) if former is None else former, now))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: part.state_dict() for name, part in self.parts.items()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for name, part in self.parts.items():
+            part.load_state_dict(state_dict[name])
+        self.param_groups = self._groups()
+
+
+def build_optimizer(
+    groups: dict[str, tuple[list[nn.Parameter], float]], config: OptimConfig, model: ModelMixin | None = None
+) -> torch.optim.Optimizer:
+    """The optimizer of a recipe, over groups of parameters.
+
+    With "muon" the group `matrices` has what `block_matrices` finds, taken out of the other groups. Muon's updates are
+    as long as AdamW's would be (Liu et al., arXiv 2502.16982), so one learning rate serves both.
 
     Args:
         groups: by name, the parameters and the factor on the learning rate.
         config: what they share.
+        model: whose matrices Muon trains; AdamW asks for none.
 
     Raises:
-        UserError: if a value is out of range.
+        UserError: if the name is unknown or a value is out of range.
     """
+    if config.name not in ("adamw", "muon"):
+        raise UserError(f"optim.name must be adamw or muon, not {config.name}.")
+    matrices = block_matrices(model) if config.name == "muon" else []
+    others = set(map(id, matrices))
     try:
-        return torch.optim.AdamW(
+        adamw = torch.optim.AdamW(
             [
-                {"name": name, "params": parameters, "lr": factor * config.learning_rate}
+                {
+                    "name": name,
+                    "params": [p for p in parameters if id(p) not in others],
+                    "lr": factor * config.learning_rate,
+                }
                 for name, (parameters, factor) in groups.items()
             ],
             lr=config.learning_rate,
@@ -33,11 +88,31 @@ def build_optimizer(groups: dict[str, tuple[list[nn.Parameter], float]], config:
             eps=config.adam_epsilon,
             fused=True,  # one kernel, and one that skips an update on the device's own word
         )
+        if not matrices:
+            return adamw
+        muon = torch.optim.Muon(
+            [{"name": "matrices", "params": matrices}],
+            lr=config.learning_rate,
+            weight_decay=config.adam_weight_decay,
+            adjust_lr_fn="match_rms_adamw",
+        )
     except ValueError as error:
         raise UserError(f"optim or gan.lr_scale does not fit: {error}.") from error
+    return MuonWithAdamW(muon, adamw)
 
 
-def start_state(optimizer: torch.optim.AdamW) -> None:
+def block_matrices(model: ModelMixin) -> list[nn.Parameter]:
+    """Weights of the linear layers in a model's blocks, but of those that make modulations."""
+    blocks = [module for module in model.modules() if type(module).__name__ in model._no_split_modules]
+    return [
+        layer.weight
+        for block in blocks
+        for name, layer in block.named_modules()
+        if isinstance(layer, nn.Linear) and layer.weight.requires_grad and "modulation" not in name
+    ]
+
+
+def start_state(optimizer: torch.optim.Optimizer) -> None:
     """Give every parameter the state that its first update would: a sharded checkpoint must name all there will be."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:

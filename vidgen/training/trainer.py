@@ -49,6 +49,7 @@ Losses = dict[str, torch.Tensor]
 
 TRAINER_STATE, AVERAGED_WEIGHTS = "trainer.json", "averaged.safetensors"
 # What a file that is not what it should be makes torch, safetensors and Accelerate raise.
+SHARDING = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 UNREADABLE = (RuntimeError, ValueError, OSError, KeyError, EOFError, SafetensorError, UnpicklingError)
 
 
@@ -162,7 +163,7 @@ class Trainer(ABC):
             first is the model's. By default all that the objective trains.
 
     Raises:
-        UserError: if the data set is empty.
+        UserError: if the data set is empty, or the optimizer is unknown or does not fit the launcher.
     """
 
     def __init__(
@@ -201,7 +202,11 @@ class Trainer(ABC):
         objective._no_split_modules = model._no_split_modules  # what FSDP wraps
         if groups is None:
             groups = {"model": ([p for p in objective.parameters() if p.requires_grad], 1.0)}
-        optimizer = build_optimizer(groups, config.optim)
+        if config.optim.name != "adamw" and accelerator.distributed_type in SHARDING:
+            raise UserError(
+                f"optim.name={config.optim.name} needs whole matrices, which FSDP and DeepSpeed split: take adamw."
+            )
+        optimizer = build_optimizer(groups, config.optim, model)
         self.objective, self.optimizer, self.loader = accelerator.prepare(objective, optimizer, loader)
         if accelerator.distributed_type == DistributedType.FSDP:
             start_state(self.optimizer.optimizer)

@@ -54,8 +54,12 @@ def assert_same_run(a: Path, b: Path) -> None:
     assert_same_tensors(a / "final", b / "final")
     last = max(numbers(a))
     assert_same_tensors(a / f"checkpoint-{last}", b / f"checkpoint-{last}")
-    optimizers = [
-        torch.load(run / f"checkpoint-{last}" / "optimizer.bin", weights_only=True)["state"] for run in (a, b)
-    ]
-    for one, other in zip(*(state.values() for state in optimizers), strict=True):
+    for one, other in zip(*(_optimizer_state(run / f"checkpoint-{last}") for run in (a, b)), strict=True):
         assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def _optimizer_state(checkpoint: Path) -> list[dict[str, torch.Tensor]]:
+    """What the optimizer, or each of which it is made, keeps of every parameter."""
+    saved = torch.load(checkpoint / "optimizer.bin", weights_only=True)
+    parts = [saved] if "state" in saved else saved.values()
+    return [kept for part in parts for kept in part["state"].values()]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
+from autoencoder import AutoencoderKLVidTwin
+from pipelines import VidTwinTransformer3DModel
 from vidgen.config import OptimConfig
 from vidgen.errors import UserError
-from vidgen.training.optimizers import build_lr_scheduler, build_optimizer
+from vidgen.training.optimizers import MuonWithAdamW, block_matrices, build_lr_scheduler, build_optimizer
 
 
 def groups() -> dict[str, tuple[list[nn.Parameter], float]]:
@@ -50,3 +54,107 @@ def test_what_does_not_fit_is_one_sentence():
     for name in ("square", "piecewise_constant"):
         with pytest.raises(UserError, match=r"optim\.lr_scheduler"):
             build_lr_scheduler(build_optimizer(groups(), OptimConfig()), OptimConfig(lr_scheduler=name), 9)
+
+
+# --- Muon -----------------------------------------------------------------------------------------------------------
+
+MUON = OptimConfig(name="muon", learning_rate=0.01, adam_weight_decay=0.1)
+
+
+def model(seed: int = 0) -> VidTwinTransformer3DModel:
+    torch.manual_seed(seed)
+    return VidTwinTransformer3DModel.from_preset("tiny-test", num_classes=2)
+
+
+def muon_of(trained: VidTwinTransformer3DModel, other: nn.Parameter) -> MuonWithAdamW:
+    return build_optimizer({"model": (list(trained.parameters()), 1.0), "other": ([other], 0.5)}, MUON, trained)
+
+
+def give_gradients(parameters: list[nn.Parameter], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in parameters:
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+
+
+def test_muon_has_the_matrices_of_blocks_and_adamw_all_else():
+    trained, other = model(), nn.Parameter(torch.ones(2, 2))
+    groups = {group["name"]: group for group in muon_of(trained, other).param_groups}
+    assert [*groups] == ["matrices", "model", "other"]
+    assert [group["lr"] for group in groups.values()] == [0.01, 0.01, 0.005]
+    names = {id(parameter): name for name, parameter in trained.named_parameters()}
+    matrices = [names[id(parameter)] for parameter in groups["matrices"]["params"]]
+    per_block = ["attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out", "ff.net.0.proj", "ff.net.2"]
+    blocks = range(len(trained.transformer_blocks))
+    assert matrices == [f"transformer_blocks.{i}.{layer}.weight" for i in blocks for layer in per_block]
+    rest = [names[id(parameter)] for parameter in groups["model"]["params"]]
+    assert sorted(matrices + rest) == sorted(names.values()) and groups["other"]["params"] == [other]
+
+
+def test_an_autoencoders_matrices_are_those_of_its_blocks_and_of_the_q_former():
+    vae = AutoencoderKLVidTwin.from_preset("tiny-test", heads="residual")
+    matrices = {id(weight) for weight in block_matrices(vae)}
+    names = [name for name, parameter in vae.named_parameters() if id(parameter) in matrices]
+    assert len(names) == len(block_matrices(vae)) and not any("patch_embed" in n or "proj_out" in n for n in names)
+    for part in ("encoder.transformer", "decoder.transformer", "structure_encoder.temporal_pool.layers"):
+        assert any(name.startswith(part) for name in names)
+
+
+def test_it_steps_as_muon_and_adamw_do():
+    (ours, theirs), others = (model(), model()), [nn.Parameter(torch.ones(3)) for _ in range(2)]
+    together = muon_of(ours, others[0])
+    ids = {id(weight) for weight in block_matrices(theirs)}
+    rest = [p for p in theirs.parameters() if id(p) not in ids]
+    shared = dict(lr=0.01, weight_decay=0.1)
+    muon = torch.optim.Muon(block_matrices(theirs), adjust_lr_fn="match_rms_adamw", **shared)
+    adamw = torch.optim.AdamW(
+        [{"params": rest}, {"params": [others[1]], "lr": 0.005}], betas=(0.9, 0.99), fused=True, **shared
+    )
+    for seed in range(3):
+        give_gradients([*ours.parameters(), others[0]], seed)
+        give_gradients([*theirs.parameters(), others[1]], seed)
+        together.step()
+        muon.step()
+        adamw.step()
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+    assert torch.equal(*others)
+
+
+@pytest.mark.parametrize("before", [0, 2])
+def test_what_is_not_finite_leaves_weights_and_state_as_they_were(before):
+    (bad, good), other = (model(), model()), nn.Parameter(torch.ones(3))
+    optimizers = [muon_of(trained, nn.Parameter(torch.ones(3))) for trained in (bad, good)]
+    for step in range(before):
+        for trained, optimizer in zip((bad, good), optimizers, strict=True):
+            give_gradients(list(trained.parameters()), step)
+            optimizer.found_inf = torch.zeros(())
+            optimizer.step()
+    give_gradients([*bad.parameters(), other], 9)
+    block_matrices(bad)[0].grad.fill_(torch.nan)
+    optimizers[0].found_inf = torch.ones(())
+    optimizers[0].step()
+    assert all(torch.equal(a, b) for a, b in zip(bad.parameters(), good.parameters(), strict=True))
+    for trained, optimizer in zip((bad, good), optimizers, strict=True):
+        give_gradients(list(trained.parameters()), 10)
+        optimizer.found_inf = torch.zeros(())
+        optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(bad.parameters(), good.parameters(), strict=True))
+
+
+def test_its_state_is_taken_up_again():
+    ours, theirs = model(), model()
+    first, second = (muon_of(trained, nn.Parameter(torch.ones(3))) for trained in (ours, theirs))
+    give_gradients(list(ours.parameters()), 0)
+    first.step()
+    theirs.load_state_dict(ours.state_dict())
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    for group in (*first.param_groups, *second.param_groups):
+        group["lr"] = 0.003  # as a schedule sets it, before and after
+    for trained, optimizer in ((ours, first), (theirs, second)):
+        give_gradients(list(trained.parameters()), 1)
+        optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+
+
+def test_an_unknown_optimizer_is_one_sentence():
+    with pytest.raises(UserError, match=r"optim\.name must be adamw or muon, not sgd"):
+        build_optimizer(groups(), OptimConfig(name="sgd"))

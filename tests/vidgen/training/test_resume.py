@@ -42,10 +42,12 @@ def test_an_ignored_signal_stays_ignored(vae_config, tmp_path, monkeypatch):
     assert max(losses(tmp_path)) == 4
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("ema", ["0", "0.9"])
-def test_a_resumed_vae_run_equals_an_uninterrupted_one(vae_config, tmp_path, ema, workers):
+@pytest.mark.parametrize(
+    ("ema", "workers", "optimizer"), [("0", 0, "adamw"), ("0.9", 0, "muon"), ("0", 2, "muon"), ("0.9", 2, "adamw")]
+)
+def test_a_resumed_vae_run_equals_an_uninterrupted_one(vae_config, tmp_path, ema, workers, optimizer):
     settings = ["train.checkpointing_steps=3", f"train.ema_decay={ema}", "train.logging_steps=2", STEADY, *FULL]
+    settings += [f"optim.name={optimizer}"]
     settings += [f"train.dataloader_num_workers={workers}", "data.flip=true"]
     train_vae(vae_config(tmp_path / "whole", "train.max_train_steps=8", *settings))
     # Cut between two logged steps, in the second epoch, with the discriminator at work.
