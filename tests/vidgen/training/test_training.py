@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 
 from autoencoder import AutoencoderKLVidTwin
@@ -15,6 +16,7 @@ from pipelines import VidTwinPipeline
 from runs import FULL, WEIGHTS, assert_same_tensors, logged, losses, numbers
 from vidgen.errors import UserError
 from vidgen.objectives.diffusion import DiffusionObjective
+from vidgen.training import trainer
 from vidgen.training.checkpoints import list_checkpoints
 from vidgen.training.train_dit import train_dit
 from vidgen.training.train_vae import VAETrainer, train_vae
@@ -299,3 +301,18 @@ def test_real_videos_train_resume_and_are_labelled(vae_config, shared_data, tmp_
         rebuilt = AutoencoderKLVidTwin.from_pretrained(final)(dataset[0]["video"][None]).sample
     assert rebuilt.shape == (1, 3, 4, 32, 32)
     assert rebuilt.isfinite().all()
+
+
+def test_muon_trains_the_dit_by_two_rates_in_step_and_otherwise_than_adamw(dit_config, tmp_path):
+    for name in ("adamw", "muon"):
+        train_dit(dit_config(tmp_path / name, "train.max_train_steps=5", f"optim.name={name}"))
+    first, last = (numbers(tmp_path / "muon")[step] for step in (1, 5))
+    for entry in (first, last):
+        assert entry["learning_rate/matrices"] == entry["learning_rate"]
+    assert last["grad_norm/matrices"] > 0 and losses(tmp_path / "adamw")[5] != losses(tmp_path / "muon")[5]
+
+
+def test_muon_is_refused_where_matrices_are_split(vae_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "SHARDING", (DistributedType.NO,))
+    with pytest.raises(UserError, match="needs whole matrices, which FSDP and DeepSpeed split: take adamw"):
+        train_vae(vae_config(tmp_path, "optim.name=muon"))
