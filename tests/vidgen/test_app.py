@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import secrets
@@ -459,10 +460,20 @@ def test_a_run_waits_for_one_that_is_still_leaving():
     assert order == ["first", "second"] and not turns._runs
 
 
-def test_progress_is_told(visitor):
+def test_progress_is_told(visitor, page, monkeypatch):
+    told, checks = set(), itertools.count()
+
+    def waits(run: studio.Run) -> None:
+        """Gradio tells what is under way from time to time: nothing goes on before it has."""
+        number, steps = next(checks), GENERATE[2]
+        if number > 0:  # when the run takes its turn there is nothing to tell
+            page.awaits(lambda: ("steps" if number <= steps else "frames") in told)
+
+    monkeypatch.setattr(studio.Run, "check", waits)
     visitor.click("generate", *GENERATE)
-    told = [unit for message in visitor.messages() for unit in message.get("progress_data") or ()]
-    assert {"steps", "frames"} <= {unit["unit"] for unit in told}
+    for message in visitor.messages():
+        told |= {unit["unit"] for unit in message.get("progress_data") or ()}
+    assert told == {"steps", "frames"}
 
 
 @pytest.mark.parametrize("word", ["generate", "reconstruct"])
