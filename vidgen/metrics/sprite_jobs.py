@@ -1,4 +1,4 @@
-"""How well a pipeline does its jobs, on sprites, where the truth is known: generate, animate and retarget.
+"""How well a pipeline does its jobs, on sprites, where the truth is known: rebuild, generate, animate and retarget.
 
 A scorer (`vidgen.metrics.sprite_scorer`) reads what clips show. Beside every figure stands what would be had by
 chance, from clips that have nothing to do with the one in question, and what the scorer makes of the real clips and of
@@ -14,11 +14,13 @@ import torch
 
 from autoencoder import TwinLatents
 from pipelines import VidTwinPipeline
+from pipelines.sampling import estimate_clean, noise_levels, normalize_latents
 
 from ..data.sprites import MOTIONS
 from ..progress import progress
 from .frechet import FeatureStatistics, frechet_distance, quiet_about_rank
 from .probes import Score, mean, share
+from .reconstruction import mean_colour, psnr, shrunk
 from .reenactment import CLASSES, strangers
 from .sprite_scorer import DrawnSprites, Reading, SpriteScorer
 
@@ -56,6 +58,49 @@ class SpriteJobs:
     scorer: SpriteScorer
     sprites: DrawnSprites
     sampling: SpriteSampling
+
+    def reconstruct(self) -> dict[str, Any]:
+        """The sprites through the autoencoder: PSNR in dB, per clip, beside that of two cheap ways.
+
+        Returns:
+            `psnr` by what was shown: `reconstructed`, the clip `shrunk` to as many values as a latent has, and its
+            mean `colour`; `rate`, the latent's values for each of the clip's.
+        """
+        clips, values = self.sprites.clips(), self.pipeline.vae.latent_size
+        shown = {"reconstructed": self._reconstructed(), "shrunk": shrunk(clips, values), "colour": mean_colour(clips)}
+        return {
+            "psnr": {name: _score(mean(psnr(made, clips))) for name, made in shown.items()},
+            "rate": values / clips[0].numel(),
+        }
+
+    @torch.no_grad()
+    def denoise(self, levels: int = 10) -> dict[str, float]:
+        """How well the model knows clean latents from noisy ones, both streams noised alike and the class given.
+
+        Nothing is sampled, so it tells models of one autoencoder apart that are too close for the scorer.
+
+        Args:
+            levels: of noise, evenly over the timesteps up to the last.
+
+        Returns:
+            `error`, the mean square of what the estimate of normalised latents is off, made without self-conditioning;
+            and `chance`, the same with the sprites' mean for the estimate.
+        """
+        pipeline, transformer = self.pipeline, self.pipeline.transformer
+        clean = normalize_latents(TwinLatents(*self._latents()).pack(), pipeline.vae)
+        labels = torch.tensor(pipeline.get_label_ids([MOTIONS[i] for i in self.sprites.targets["motion"].tolist()]))
+        noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(self.sampling.seed)).to(clean)
+        last = pipeline.scheduler.config.num_train_timesteps - 1
+        off = []
+        for timestep in torch.linspace(last / levels, last, levels).round().long().tolist():
+            for z, e, label in zip(*(x.split(BATCH) for x in (clean, noise, labels.to(clean.device))), strict=True):
+                times = torch.full((len(z),), timestep, device=z.device)
+                alpha, sigma = (level[:, None] for level in noise_levels(pipeline.scheduler, times))
+                noisy = alpha * z + sigma * e
+                prediction = transformer(noisy.to(transformer.dtype), times, label).sample.float()
+                off.append((estimate_clean(pipeline.scheduler, prediction, times, noisy) - z).square().mean(dim=1))
+        chance = (clean - clean.mean(dim=0)).square().mean()
+        return {"error": torch.cat(off).mean().item(), "chance": chance.item()}
 
     def generate(self, others: DrawnSprites) -> dict[str, Any]:
         """Clips of every class, as many as there are sprites: do they move as their class says, and how far are they?

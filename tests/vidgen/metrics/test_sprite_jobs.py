@@ -7,8 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from autoencoder import TwinLatents
+from autoencoder import AutoencoderKLVidTwin, TwinLatents
+from pipelines import VidTwinPipeline, VidTwinTransformer3DModel, default_scheduler
+from pipelines.sampling import noise_levels, normalize_latents
 from vidgen.data.sprites import MOTIONS
+from vidgen.metrics.reconstruction import mean_colour, psnr, shrunk
 from vidgen.metrics.sprite_jobs import SpriteJobs, SpriteSampling, kept
 from vidgen.metrics.sprite_scorer import DrawnSprites
 
@@ -41,7 +44,7 @@ class Judge:
 class Latents:
     """An autoencoder whose structure is the clip, and whose dynamics is the clip, too."""
 
-    device, dtype = torch.device("cpu"), torch.float32
+    device, dtype, latent_size = torch.device("cpu"), torch.float32, 3 * 2 * 8 * 8
 
     def encode(self, clips):
         packed = torch.cat([clips.flatten(1), clips.flatten(1)], dim=1)
@@ -139,3 +142,45 @@ def test_the_places_of_two_shapes_do_not_count(sprites):
     assert kept(moved, targets)["position"]["value"] == 0
     moved = targets | {"position": targets["position"] + 3 * ~two[:, None, None]}
     assert kept(moved, targets)["position"]["value"] == pytest.approx(3 * 2**0.5)
+
+
+def test_reconstruct_has_the_autoencoders_psnr_and_what_is_cheaper(sprites):
+    pipeline = Pipeline(sprites)
+    clips = sprites.clips()
+    pipeline.vae = type("Dull", (Latents,), {"__call__": lambda self, x: SimpleNamespace(sample=0.9 * x)})()
+    found = jobs(pipeline, sprites).reconstruct()
+    assert found["rate"] == 3 * 2 * 8 * 8 / (3 * 4 * 32 * 32)
+    expected = {"reconstructed": 0.9 * clips, "shrunk": shrunk(clips, 384), "colour": mean_colour(clips)}
+    for name, made in expected.items():
+        assert found["psnr"][name]["value"] == pytest.approx(psnr(made, clips).mean().item())
+    assert found["psnr"]["reconstructed"]["value"] > found["psnr"]["shrunk"]["value"]
+
+
+@pytest.mark.parametrize("prediction_type", ["sample", "v_prediction"])
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_denoise_is_the_error_of_the_estimate(monkeypatch, prediction_type, share):
+    """Of a transformer that gives back this share of the clean latents."""
+    torch.manual_seed(0)
+    vae = AutoencoderKLVidTwin.from_preset("tiny-test", heads="residual").eval()
+    transformer = VidTwinTransformer3DModel.from_preset("tiny-test", vae=vae, num_classes=8)
+    scheduler = default_scheduler(prediction_type)
+    names = dict(zip(map(str, range(8)), reversed(MOTIONS), strict=True))
+    pipeline = VidTwinPipeline(vae, transformer.eval(), scheduler, names)
+    sprites = DrawnSprites(40, seed=3, num_frames=vae.clip_shape[1], resolution=vae.clip_shape[3])
+    with torch.no_grad():
+        clean = normalize_latents(vae.encode(sprites.clips()).latent_dist.mode(), vae)
+    asked = []
+
+    def knows(noisy, timestep, label):
+        first = sum(len(batch) for batch, *_ in asked) % 40
+        asked.append((label, timestep[0].item()))
+        z = share * clean[first : first + len(noisy)]
+        alpha, sigma = (level[:, None] for level in noise_levels(scheduler, timestep))
+        return SimpleNamespace(sample=z if prediction_type == "sample" else (alpha * noisy - z) / sigma)
+
+    monkeypatch.setattr(transformer, "forward", knows)
+    found = SpriteJobs(pipeline, Judge(sprites), sprites, SpriteSampling()).denoise(levels=3)
+    assert found["error"] == pytest.approx(0 if share else clean.square().mean().item(), abs=1e-5)
+    assert found["chance"] == pytest.approx(clean.var(dim=0, correction=0).mean().item(), rel=1e-4)
+    assert [timestep for _, timestep in asked[::2]] == [333, 666, 999]
+    assert torch.cat([label for label, _ in asked[:2]]).tolist() == [7 - i % 8 for i in range(40)]
