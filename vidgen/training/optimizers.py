@@ -66,18 +66,20 @@ def build_optimizer(
         model: whose matrices Muon trains; AdamW asks for none.
 
     Raises:
-        UserError: if the name is unknown or a value is out of range.
+        UserError: if the name is unknown, torch is too old for it, or a value is out of range.
     """
     if config.name not in ("adamw", "muon"):
         raise UserError(f"optim.name must be adamw or muon, not {config.name}.")
+    if config.name == "muon" and not hasattr(torch.optim, "Muon"):
+        raise UserError(f"optim.name=muon needs torch 2.9 or newer; this is torch {torch.__version__}.")
     matrices = block_matrices(model) if config.name == "muon" else []
-    others = set(map(id, matrices))
+    taken = set(map(id, matrices))
     try:
         adamw = torch.optim.AdamW(
             [
                 {
                     "name": name,
-                    "params": [p for p in parameters if id(p) not in others],
+                    "params": [p for p in parameters if id(p) not in taken],
                     "lr": factor * config.learning_rate,
                 }
                 for name, (parameters, factor) in groups.items()

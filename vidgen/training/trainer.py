@@ -48,8 +48,8 @@ TrainingConfig = VAETrainingConfig | DiTTrainingConfig
 Losses = dict[str, torch.Tensor]
 
 TRAINER_STATE, AVERAGED_WEIGHTS = "trainer.json", "averaged.safetensors"
+SHARDING = (DistributedType.FSDP, DistributedType.DEEPSPEED)  # no process has a whole matrix
 # What a file that is not what it should be makes torch, safetensors and Accelerate raise.
-SHARDING = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 UNREADABLE = (RuntimeError, ValueError, OSError, KeyError, EOFError, SafetensorError, UnpicklingError)
 
 

@@ -158,3 +158,9 @@ def test_its_state_is_taken_up_again():
 def test_an_unknown_optimizer_is_one_sentence():
     with pytest.raises(UserError, match=r"optim\.name must be adamw or muon, not sgd"):
         build_optimizer(groups(), OptimConfig(name="sgd"))
+
+
+def test_a_torch_without_muon_is_one_sentence(monkeypatch):
+    monkeypatch.delattr(torch.optim, "Muon")
+    with pytest.raises(UserError, match=r"optim\.name=muon needs torch 2\.9 or newer"):
+        build_optimizer(groups(), MUON, model())
