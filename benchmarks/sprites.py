@@ -320,7 +320,7 @@ def plot(results: Results, path: Path) -> None:
 BENCHMARK = Benchmark(
     name="sprites",
     title="One model, four jobs, on sprites",
-    needs="nothing: sprites are this project's own",
+    needs="other clips than sprites, which are this project's own and small",
     run=run,
     tables=tables,
     plot=plot,
