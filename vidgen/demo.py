@@ -2,8 +2,8 @@
 
     python -m vidgen.demo --output-dir runs/demo          (what `make demo` runs)
 
-Everything is done by the programs a user runs; this one calls them in order, generates, measures and writes
-OUTPUT_DIR/report.html and OUTPUT_DIR/summary.json.
+It opens with what the model in the box, models/sprites, generates. The rest is done by the programs a user runs; this
+one calls them in order, generates, measures and writes OUTPUT_DIR/report.html and OUTPUT_DIR/summary.json.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from .files import written_aside
 from .metrics.detectors import get_detector
 from .metrics.frechet import FeatureStatistics, RankDeficientWarning, frechet_distance
 from .metrics.reconstruction import ReconstructionMetrics, mean_colour, shrunk
+from .models import SHIPPED_MODEL
 from .plots import class_grid, component_grid, loss_curves, reenactment_grid, save_clip_grid_video
 from .report import Report
 
@@ -61,17 +62,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     def announce(step: str) -> None:
         console.print(f"\n[bold]{step}[/bold]  [dim]{time.monotonic() - started:.0f} s[/dim]")
 
-    announce("1/5  Writing sprites: shapes over backgrounds, eight motions, as .mp4 files")
+    announce("1/6  Generating with the model in the box, models/sprites")
+    console.print(f"First picture: {generated_in_the_box(root)}")
+
+    announce("2/6  Writing sprites: shapes over backgrounds, eight motions, as .mp4 files")
     write_sprites(root / "data" / "train", options.clips_per_class, seed=0, show_progress=True)
     write_sprites(root / "data" / "validation", VALIDATION_PER_CLASS, seed=1)
     validation = ClipDataset(root / "data" / "validation", num_frames=16, fps=FPS, resolution=64, train=False)
     first_of_each = first_clips(validation)
-    picture = class_grid(root / "sprites.png", first_of_each, validation.classes)
-    console.print(f"First picture: {picture}")
+    class_grid(root / "sprites.png", first_of_each, validation.classes)
 
     for run in ("vae", "dit"):  # of an earlier demo: this one shows a training from its start
         shutil.rmtree(root / run, ignore_errors=True)
-    announce("2/5  Training the autoencoder")
+    announce("3/6  Training the autoencoder")
     train_data = f"data.root={root / 'data' / 'train'}"
     launch(
         "train_vae.py",
@@ -80,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.vae,
     )
 
-    announce("3/5  Training the DiT on its latents")
+    announce("4/6  Training the DiT on its latents")
     launch(
         "train_dit.py",
         "dit/sprites.yaml",
@@ -88,22 +91,45 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.dit,
     )
 
-    announce("4/5  Generating and measuring")
-    pipeline = VidTwinPipeline.from_pretrained(root / "dit" / "final")
-    pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
-    pipeline.set_progress_bar_config(disable=True)
+    announce("5/6  Generating and measuring")
+    pipeline = loaded(root / "dit" / "final")
     summary = reconstruction(pipeline.vae, validation, root)
     train = ClipDataset(root / "data" / "train", num_frames=16, fps=FPS, resolution=64, train=False)
     summary |= generation(pipeline, train, options.samples_per_class, root)
     summary["seconds"] = round(time.monotonic() - started, 1)
 
-    announce("5/5  Writing the report")
+    announce("6/6  Writing the report")
     with written_aside(root / "summary.json") as path:
         path.write_text(json.dumps(summary, indent=2) + "\n")
     page = write_report(summary, pipeline, root)
     show(summary)
     for name, path in {"report": page, "figures": root / "summary.json", "pipeline": root / "dit" / "final"}.items():
         console.print(f"{name:9} {path}")
+
+
+def generated_in_the_box(root: Path) -> Path:
+    """Clips of every class by the model in the box: a video, and a picture of eight of each one's frames."""
+    pipeline = loaded(SHIPPED_MODEL)
+    names = sorted(pipeline.labels, key=pipeline.labels.get)
+    clips = sampled(pipeline, names, num_videos_per_prompt=4, guidance_scale=2.0, num_inference_steps=25)
+    labels = [name for name in names for _ in range(4)]
+    save_clip_grid_video(root / "in_the_box.mp4", clips, FPS, columns=8, labels=labels)
+    return class_grid(root / "in_the_box.png", clips[::4], names)
+
+
+def loaded(folder: Path) -> VidTwinPipeline:
+    """A pipeline on the device there is, without bars."""
+    pipeline = VidTwinPipeline.from_pretrained(folder)
+    pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def sampled(pipeline: VidTwinPipeline, labels: int | list[str], seed: int = 0, **options: Any) -> torch.Tensor:
+    """Generated clips (N, 3, T, H, W) in [-1, 1], on the CPU."""
+    generator = torch.Generator().manual_seed(seed)
+    frames = pipeline(class_labels=labels, generator=generator, output_type="pt", **options).frames
+    return 2 * frames.cpu().transpose(1, 2) - 1
 
 
 def launch(program: str, recipe: str, settings: list[str], overrides: list[str]) -> None:
@@ -174,15 +200,15 @@ def generation(pipeline: VidTwinPipeline, train: ClipDataset, per_class: int, ro
     clips = []
     for label, name in enumerate(names):
         console.print(f"  {per_class} clips of {name}")
-        frames = pipeline(
-            class_labels=label,
+        made = sampled(
+            pipeline,
+            label,
+            seed=label,
             num_videos_per_prompt=per_class,
             guidance_scale=diffusion.guidance_scale,
             num_inference_steps=diffusion.num_inference_steps,
-            generator=torch.Generator().manual_seed(label),
-            output_type="pt",
-        ).frames
-        clips.append(2 * frames.cpu().transpose(1, 2) - 1)
+        )
+        clips.append(made)
 
     def first(count: int) -> tuple[torch.Tensor, list[str]]:
         labels = [name for name, group in zip(names, clips, strict=True) for _ in group[:count]]
@@ -239,8 +265,14 @@ def write_report(summary: dict[str, Any], pipeline: VidTwinPipeline, root: Path)
         }
     )
     report.section(
+        "The model in the box",
+        "What models/sprites generates, trained for an hour and a half on two cores: four clips of each class.",
+    )
+    report.video(root / "in_the_box.mp4").image(root / "in_the_box.png", "One of each class, eight of its frames.")
+    report.section(
         "Generated clips",
-        "Four clips of each class, sampled by the DiT with the class as its only input and decoded by VidTwin.",
+        "What this demo trained: four clips of each class, sampled by the DiT with the class as its only input and "
+        "decoded by VidTwin.",
     )
     report.video(root / "generated.mp4").image(root / "generated.png", "Two of each class, eight of their frames.")
     report.table(

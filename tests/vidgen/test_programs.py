@@ -67,6 +67,6 @@ def test_the_demo_runs_whole(tmp_path):
     assert summary["psnr_mean_colour"] < summary["psnr_shrunk"]
     assert {"psnr", "ssim", "frechet_generated", "frechet_real_vs_real", "seconds"} <= set(summary)
     page = (tmp_path / "report.html").read_text()
-    assert page.count("data:video/mp4") == 2
-    assert page.count("data:image/png") == 6
+    assert page.count("data:video/mp4") == 3
+    assert page.count("data:image/png") == 7
     assert (tmp_path / "dit" / "final" / "model_index.json").exists()
