@@ -299,7 +299,7 @@ def plot(results: Results, path: Path) -> None:
     drift_axes.set_xlabel("first frame of a window")
     for axes in (kept_axes, drift_axes):
         axes.set_ylim(0, 1.03)
-        axes.legend(frameon=False, fontsize=8, loc="lower left")
+        axes.legend(frameon=False, fontsize=8, loc=(0.02, 0.2))
     change_axes.plot(range(1, len(rolled["moved"]) + 1), rolled["moved"], color="#1e3a8a")
     step = frames[1] - frames[0] if len(frames) > 1 else 0
     for frame in frames[1:] if step else ():
