@@ -4,14 +4,16 @@
     python benchmarks/sprites.py --scale cpu --pipeline FOLDER --ablations
 
 The scorer is trained first, on sprites of its own, and says on others how far it can be trusted. With `--ablations`
-DiTs are trained on the latents of the pipeline's autoencoder, from one seed and for as many steps each: by the recipe,
-and with one thing less. Started again after an interruption it goes on.
+DiTs of fewer tokens are trained on the latents of the pipeline's autoencoder, from one seed and for as many steps
+each: by the recipe, and with one thing less. Started again after an interruption it goes on; a training by other
+settings than those asked for is refused.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -23,26 +25,28 @@ from benchmark import REPOSITORY, Benchmark, Results, markdown_table
 
 from pipelines import VidTwinPipeline
 from pipelines.rollout import rollout
-from vidgen.config import DiTTrainingConfig, load_config
+from vidgen.config import DiTTrainingConfig, config_fields, load_config, nested_config
 from vidgen.data.sprites import MOTIONS
 from vidgen.errors import UserError
 from vidgen.files import written_aside_folder
 from vidgen.metrics.reenactment import CLASSES
-from vidgen.metrics.rollouts import rollout_scores
+from vidgen.metrics.rollouts import rollout_scores, seam_starts
 from vidgen.metrics.sprite_jobs import SpriteJobs, SpriteSampling, kept
 from vidgen.metrics.sprite_scorer import DrawnSprites, SpriteScorer, train_scorer
-from vidgen.models import load_pipeline
+from vidgen.models import load_pipeline, load_vae, weights_hash
 from vidgen.training.train_dit import train_dit
 
 SCORER = {"smoke": dict(steps=2, batch_size=4, sprites=16, width=8, dim=8), "cpu": dict(steps=1500, batch_size=16)}
+SCORER_SIZES = {"num_frames": 16, "resolution": 64}  # of the clips of a scorer whose folder does not name them
 SEEDS = {"scorer": 1000, "tested": 2000, "others": 3000}  # of sprites; trainings have small ones
 PER_MOTION = {"smoke": 2, "cpu": 32}  # sprites to compare with, and clips made for each job
-ABLATION_PER_MOTION = {"smoke": 2, "cpu": 64}  # the same, of the ablations, which lie closer together
 ROLLOUTS = {"smoke": 1, "cpu": 4}  # of each motion
 ROLLOUT_FRAMES, OVERLAP = 64, 2
 STEPS = {"smoke": 2, "cpu": 25}
 STRENGTHS = (0.0, 0.5)  # of what is given
-# Trained with one thing less than the recipe, which is the first.
+# Trained with one thing less than the recipe, which is the first; all with a quarter of its structure's tokens, so
+# that a training is minutes.
+FOLDED = "model.overrides.structure_patch_size=[4,2,2]"
 ABLATIONS: dict[str, list[str]] = {
     "the recipe": [],
     "one timestep for both streams": ["diffusion.independent_timesteps=0"],
@@ -50,6 +54,14 @@ ABLATIONS: dict[str, list[str]] = {
     "no zero terminal SNR": ["diffusion.zero_terminal_snr=false"],
 }
 ABLATION_STEPS = {"smoke": 2, "cpu": 2000}
+# Settings that leave a training's weights as they are; of the autoencoder the weights are compared, not the path.
+BESIDE_WEIGHTS = (
+    *("vae", "output_dir", "resume", "latent_cache", "latents.batch_size", "latents.shard_size"),
+    *("data.validation_root", "data.num_validation_videos"),  # a DiT trains on all clips
+    *("diffusion.guidance_scale", "diffusion.num_inference_steps"),  # of samples drawn on the way
+    *(f"train.{name}_steps" for name in ("logging", "validation", "checkpointing")),
+    *("train.checkpoints_total_limit", "train.dataloader_num_workers", "train.report_to"),
+)
 SMOKE = [
     *("model.overrides.structure_patch_size=[3,2,2]", "model.overrides.dynamics_patch_size=[4,4]"),
     *("model.overrides.num_layers=1", "model.overrides.num_attention_heads=1", "data.num_frames=4", "data.fps=4"),
@@ -58,7 +70,7 @@ SMOKE = [
 READ = {  # as `kept` has them, with what they are in
     "motion": "moves as the sprite's class",
     "shape": "shape",
-    "colours": "colours off, levels of 255",
+    "colours": "colours off, RGB distance (441 at most)",
     "position": "place off, pixels",
 }
 
@@ -82,16 +94,15 @@ def run(options: argparse.Namespace) -> Results | None:
         )
     pipeline = _loaded(options.pipeline)
     sizes = dict(zip(("num_frames", "resolution"), pipeline.vae.clip_shape[1:3], strict=True))
-
-    def drawn(per_motion: int) -> list[DrawnSprites]:
-        return [DrawnSprites(len(MOTIONS) * per_motion, SEEDS[name], **sizes) for name in ("tested", "others")]
-
+    count = len(MOTIONS) * PER_MOTION[scale]
+    sprites, others = (DrawnSprites(count, SEEDS[name], **sizes) for name in ("tested", "others"))
     scorer = scorer_of(options, sizes)
-    ablations = {}
-    for name, settings in ABLATIONS.items() if options.ablations else ():
-        ablated = _loaded(trained(name, settings, options))
-        ablations[name] = judged(ablated, scorer, *drawn(ABLATION_PER_MOTION[scale]), options, strengths=(0.0,))
-    sprites, others = drawn(PER_MOTION[scale])
+    asked = ABLATIONS if options.ablations else {}
+    folders = {name: trained(name, settings, options) for name, settings in asked.items()}  # or refused, before judged
+    ablations = {
+        name: judged(_loaded(folder), scorer, sprites, others, options, strengths=(0.0,))
+        for name, folder in folders.items()
+    }
     if not PartialState().is_main_process:
         return None
     return {
@@ -112,8 +123,10 @@ def _loaded(folder: str | Path) -> VidTwinPipeline:
 
 
 def scorer_of(options: argparse.Namespace, sizes: dict[str, int]) -> SpriteScorer:
-    """The scorer of the work folder, trained unless it has been, on the process's device."""
+    """The work folder's scorer of clips of these sizes, trained unless it has been, on the process's device."""
     folder = options.work_dir / "sprites" / "scorer"
+    if sizes != SCORER_SIZES:
+        folder = folder.with_name("scorer-{num_frames}x{resolution}".format(**sizes))
     if not (folder / "config.json").exists():
         scorer = train_scorer(Accelerator(), seed=SEEDS["scorer"], **sizes, **SCORER[options.scale])
         if PartialState().is_main_process:
@@ -124,7 +137,11 @@ def scorer_of(options: argparse.Namespace, sizes: dict[str, int]) -> SpriteScore
 
 
 def trained(name: str, settings: Sequence[str], options: argparse.Namespace) -> Path:
-    """The pipeline of a DiT that the recipe with these settings gives, trained unless it has been."""
+    """The pipeline of a DiT that the recipe with these settings gives, trained unless it has been.
+
+    Raises:
+        UserError: if the folder holds a training by other settings, and whatever the training raises.
+    """
     folder = options.work_dir / "sprites" / name.replace(" ", "-")
     if options.data is None:
         data = vae_runs.data_sets(argparse.Namespace(**{**vars(options), "clips": None}))["sprites"][:1]
@@ -137,11 +154,39 @@ def trained(name: str, settings: Sequence[str], options: argparse.Namespace) -> 
         "train.report_to=none",
         "resume=latest",
     ]
-    own += [*(SMOKE if options.scale == "smoke" else ()), *settings]
-    if (folder / "final" / "model_index.json").exists():
-        return folder / "final"
+    own += [*(SMOKE if options.scale == "smoke" else (FOLDED,)), *settings]
     recipe = REPOSITORY / "configs" / "dit" / "sprites_long.yaml"
-    return train_dit(load_config(DiTTrainingConfig, ["--config", str(recipe), *own]))
+    config = load_config(DiTTrainingConfig, ["--config", str(recipe), *own])
+    finished = (folder / "final" / "model_index.json").exists()
+    if finished or (folder / "config.yaml").exists():
+        differences = trained_otherwise(folder, config)
+        if finished and _rounded_hash(folder / "final") != _rounded_hash(config.vae):
+            differences.append(f"on another autoencoder than that of {config.vae}")
+        if differences:
+            raise UserError(
+                f"{folder} was trained {', '.join(differences)}: delete it first, or ask for what it was trained with."
+            )
+    return folder / "final" if finished else train_dit(config)
+
+
+def trained_otherwise(folder: Path, config: DiTTrainingConfig) -> list[str]:
+    """In what a run's settings differ from those of a config, of those that its weights depend on, in words.
+
+    Data are told by their path. An unfinished run's latent cache refuses another autoencoder's latents by itself.
+    """
+    saved = load_config(DiTTrainingConfig, ["--config", str(folder / "config.yaml")])
+    leaves = [key for key, f in config_fields(DiTTrainingConfig).items() if nested_config(f) is None]
+    keys = [key for key in leaves if key not in BESIDE_WEIGHTS]
+    was, now = (
+        {key: attrgetter(key)(one) for key in keys} | {"data.root": str(Path(one.data.root).resolve())}
+        for one in (saved, config)
+    )
+    return [f"with {key} {was[key]}, not {now[key]}" for key in keys if was[key] != now[key]]
+
+
+def _rounded_hash(vae: str | Path) -> str:
+    """Of an autoencoder's weights in bf16, which those of the model in the box are rounded to."""
+    return weights_hash(load_vae(str(vae)).bfloat16())
 
 
 def jobs_of(
@@ -198,9 +243,10 @@ def tables(results: Results | None) -> str:
     real = results["scorer"]
     said = (
         f"Scorer: on {made['clips']} real sprites it has not seen it tells the motion of {_text(real, 'motion')}, the "
-        f"shape of {_text(real, 'shape')}, the texture of {_text(real, 'texture')}; colours {_text(real, 'colours')} "
-        f"levels of 255 off, places {_text(real, 'position')} pixels. In brackets the middle 95 % of bootstrap "
-        f"resamples, after the bar what chance gives. {sampling['steps']} steps, guidance {sampling['guidance']:g}."
+        f"shape of {_text(real, 'shape')}, the texture of {_text(real, 'texture')}; colours are "
+        f"{_text(real, 'colours')} off, a distance in RGB of levels of 255, so at most 441, and places "
+        f"{_text(real, 'position')} pixels. In the tables, in brackets the middle 95 % of bootstrap resamples, after "
+        f"the bar what chance gives. {sampling['steps']} steps, guidance {sampling['guidance']:g}."
     )
     rebuilt = results["reconstruct"]
     psnr = {name: f"{score['value']:.2f} dB" for name, score in rebuilt["psnr"].items()}
@@ -224,7 +270,8 @@ def tables(results: Results | None) -> str:
         rows.append(["both latents of the sprite", *_row(next(iter(by_strength.values()))["reconstructed"])])
         parts.append(markdown_table(header, rows))
     if results["ablations"]:
-        parts += ["Trained alike, with one thing less:", ablation_table(results["ablations"])]
+        said = "Trained alike for fewer steps, on fewer tokens, and with one thing less:"
+        parts += [said, ablation_table(results["ablations"])]
     return "\n\n".join([*parts, rollout_text(results["rollouts"])])
 
 
@@ -248,7 +295,8 @@ def rollout_text(found: dict[str, Any]) -> str:
         [window["first_frame"], *(_figure(window[name]) for name in ("motion", "shape", "colours"))]
         for window in found["windows"]
     ]
-    header = ["window from frame", "moves as its class", "first window's shape", "colours off the first's, levels"]
+    header = ["a window's length from frame", "moves as its class", "first window's shape"]
+    header += ["colours off the first's, RGB distance"]
     said = f"Roll-outs: {found['videos']} videos of {found['frames']} frames, windows overlap by {found['overlap']}."
     if "jumps" in seams:
         said += (
@@ -264,8 +312,8 @@ def _row(scores: dict[str, dict[str, float]]) -> list[str]:
 
 
 def _text(scores: dict[str, dict[str, float]], name: str) -> str:
-    value = scores[name]["value"]
-    return f"{value:.1%}" if name in CLASSES else f"{value:.2g}"
+    form = ".1%" if name in CLASSES else ".3g"
+    return f"{scores[name]['value']:{form}} (chance {scores[name]['chance']:{form}})"
 
 
 def _figure(score: dict[str, float]) -> str:
@@ -296,14 +344,14 @@ def plot(results: Results, path: Path) -> None:
         ("shape", "has the first window's shape", "#2563eb"),
     ):
         drift_axes.plot(frames, [w[name]["value"] for w in rolled["windows"]], "o-", color=colour, label=words)
-    drift_axes.set_xlabel("first frame of a window")
+    drift_axes.set_xlabel("first frame of a window's length")
     for axes in (kept_axes, drift_axes):
         axes.set_ylim(0, 1.03)
         axes.legend(frameon=False, fontsize=8, loc=(0.02, 0.2))
     change_axes.plot(range(1, len(rolled["moved"]) + 1), rolled["moved"], color="#1e3a8a")
-    step = frames[1] - frames[0] if len(frames) > 1 else 0
-    for frame in frames[1:] if step else ():
-        change_axes.axvspan(frame - 0.5, frame + rolled["overlap"] + 0.5, color="#e5e7eb", lw=0)
+    step, overlap = frames[1] - frames[0], rolled["overlap"]  # roll-outs have three windows and more
+    for frame in seam_starts(rolled["frames"], step + overlap, overlap):
+        change_axes.axvspan(frame - 0.5, frame + overlap + 0.5, color="#e5e7eb", lw=0)
     change_axes.set_ylim(0)
     change_axes.set_xlabel("frame (grey: windows meet)")
     change_axes.set_ylabel("pixels that the shape moves")

@@ -5,6 +5,7 @@ Latents are packed (B, L) tensors, so every Diffusers scheduler works on them el
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 from collections.abc import Callable
@@ -214,11 +215,6 @@ class GivenStreams:
         alpha, sigma = (spread_streams(level, self.sizes) for level in noise_levels(scheduler, timestep[None]))
         return torch.where(self.known, alpha * self.clean + sigma * noise, latents)
 
-    def moved(self, step: int, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
-        """Latents (B, L) after a step: those that have not begun stay as they were."""
-        streams = zip(self.begins, before.split(self.sizes, 1), after.split(self.sizes, 1), strict=True)
-        return torch.cat([new if step >= begin else old for begin, old, new in streams], dim=1)
-
 
 def retrieve_timesteps(
     scheduler: SchedulerMixin,
@@ -419,7 +415,10 @@ def denoise(
     step_kwargs = {k: v for k, v in extra.items() if k in inspect.signature(scheduler.step).parameters}
     latents = latents * getattr(scheduler, "init_noise_sigma", 1.0)  # flow schedulers have none
     shown = timesteps.to(latents.device)
+    solvers, begins, sizes = [scheduler], (0,), (latents.shape[1],)
     if given is not None:
+        # Solvers go by the steps they took before, and those are not the same where one stream begins later.
+        solvers, begins, sizes = [scheduler, copy.deepcopy(scheduler)], given.begins, given.sizes
         shown = stream_timesteps(timesteps, given.begins).to(latents.device)
         noise, latents = latents, given.start(scheduler, shown, latents)
     estimate = None
@@ -434,9 +433,14 @@ def denoise(
         if self_conditioning:
             levels = timestep if given is None else spread_streams(timestep, given.sizes)
             estimate = estimate_clean(scheduler, prediction, levels, model_input)
-        # A third axis: some schedulers (thresholding) ask for more than batch and channel.
-        stepped = scheduler.step(prediction[..., None], t, latents[..., None], **step_kwargs, return_dict=False)[0]
-        latents = stepped.squeeze(-1) if given is None else given.moved(i, latents, stepped.squeeze(-1))
+        streams = list(latents.split(sizes, dim=1))
+        for j, predicted in enumerate(prediction.split(sizes, dim=1)):
+            if i >= begins[j]:
+                # A third axis: some schedulers (thresholding) ask for more than batch and channel.
+                x = streams[j][..., None]
+                x = solvers[j].step(predicted[..., None], t, x, **step_kwargs, return_dict=False)[0]
+                streams[j] = x.squeeze(-1)
+        latents = torch.cat(streams, dim=1)
         if callback is not None:
             latents = callback(i, t, latents)
     return latents if given is None else given.imposed(scheduler, None, latents, noise)

@@ -106,8 +106,7 @@ def build_app(studio: Studio, name: str) -> gr.Blocks:
                 gr.Markdown("The structure of an image or video, with a motion that is generated.")
                 with gr.Row():
                     with gr.Column(scale=2):
-                        given = gr.File(
-                            file_types=["image", "video"],
+                        given = gr.File(  # of any name: Gradio would judge by that, `Studio` does by the content
                             label="Image or video, or one of these",
                             height=140,
                             elem_id="animate-given",

@@ -32,11 +32,12 @@ from .errors import UserError
 from .files import to_uint8
 from .metrics.reconstruction import psnr_of
 from .streaming import Together, component_frames, reenacted_frames, video_geometry
-from .uploads import IMAGE_ENDINGS, UploadLimits, open_image, open_video
+from .uploads import UploadLimits, open_image_or_video, open_video
 
 GENERATED_FPS = 8  # frames a second, as `vidgen generate` has it
 MOST_VIDEOS = 16  # made at once
 SMALLEST_CELL = 192  # pixels; smaller videos are enlarged by a whole factor
+WIDEST_GRID = 4096  # pixels, to which videos are enlarged; beyond 16384 x264 writes none
 CAPTION_HEIGHT = 24  # pixels
 COMPONENTS = ("original", "both latents", "structure alone", "dynamics alone")
 ANY_FOLDER = "(?:[^\\s/]+/)*"
@@ -213,10 +214,11 @@ class Studio:
             _, frames, height, width = self.vae.clip_shape
             if given is None:
                 raise UserError("Choose an image or a video first.")
-            if Path(given).suffix.lower() in IMAGE_ENDINGS:
-                pictures = [open_image(given, self.limits)]
+            opened = open_image_or_video(given, self.limits, GENERATED_FPS)
+            if isinstance(opened, Image.Image):
+                pictures = [opened]
             else:
-                with self._open(given, fps=GENERATED_FPS) as reader:
+                with opened as reader:
                     pictures = [Image.fromarray(frame) for frame in itertools.islice(reader, frames)]
                 pictures += pictures[-1:] * (frames - len(pictures))
             pictures = [ImageOps.fit(picture, (width, height)) for picture in pictures]
@@ -340,7 +342,8 @@ def grid(clips: Sequence[np.ndarray], captions: Sequence[str], columns: int) -> 
         captions: one for each.
         columns: in a row.
     """
-    factor = -(-SMALLEST_CELL // clips[0].shape[1])
+    height, width = clips[0].shape[1:3]
+    factor = max(1, min(-(-SMALLEST_CELL // height), WIDEST_GRID // (columns * width)))
     cells = []
     for clip, caption in zip(clips, captions, strict=True):
         large = clip.repeat(factor, axis=1).repeat(factor, axis=2)

@@ -7,14 +7,14 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .data.streams import FrameReader
-from .data.video import probe, read_header
+from .data.video import VideoError, probe, read_header
 from .errors import UserError
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+MOST_ELONGATED = 8  # the longer side over the shorter; of several thinner ones in a row little could be seen
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,31 @@ def open_image(path: str | os.PathLike, limits: UploadLimits) -> Image.Image:
         raise UserError(f"{path}: it is not a whole PNG, JPEG, WebP or BMP image.") from error
 
 
+def open_image_or_video(
+    path: str | os.PathLike, limits: UploadLimits, fps: float | None = None
+) -> Image.Image | FrameReader:
+    """As `open_image` or `open_video`, whichever the content is for, whatever the name.
+
+    Raises:
+        UserError: for any other file.
+    """
+    try:
+        return open_image(path, limits)
+    except UserError as error:
+        if not isinstance(error.__cause__, UnidentifiedImageError):  # an image, but damaged or too large
+            raise
+    try:
+        read_header(path)
+    except VideoError as error:
+        raise UserError(f"{path}: it is not a whole PNG, JPEG, WebP or BMP image, and {error.reason}.") from error
+    return open_video(path, limits, fps)
+
+
 def _check_bytes(path: Path, limits: UploadLimits) -> None:
-    size = path.stat().st_size
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError as error:  # uploads go after a while, also from under a page that is still open
+        raise UserError(f"{path}: the file is no longer kept, and must be uploaded again.") from error
     if size == 0:
         raise UserError(f"{path}: the file is empty.")
     if size > limits.megabytes * 1e6:
@@ -89,3 +112,8 @@ def _check_bytes(path: Path, limits: UploadLimits) -> None:
 def _check_size(path: Path, width: int, height: int, limits: UploadLimits) -> None:
     if max(width, height) > limits.side:
         raise UserError(f"{path}: it has {width} x {height} pixels, and at most {limits.side} a side are taken.")
+    if max(width, height) > MOST_ELONGATED * min(width, height):
+        raise UserError(
+            f"{path}: it has {width} x {height} pixels, and its longer side may be at most {MOST_ELONGATED} times "
+            "the shorter."
+        )

@@ -92,6 +92,32 @@ def test_strength_is_the_share_of_steps(pipe, latents, timesteps):
     assert [int(told[0, 0]) for told in timesteps] == [int(steps[max(i, 1)]) for i in range(STEPS)]
 
 
+@pytest.mark.parametrize("solver", [None, diffusers.DPMSolverMultistepScheduler, diffusers.UniPCMultistepScheduler])
+@pytest.mark.parametrize("prediction_type", ["sample", "v_prediction", "flow_prediction"])
+def test_a_varied_stream_ends_where_its_noise_leads(prediction_type, solver):
+    """Of normal data the best prediction is known, and so is the end: the same number of deviations from the mean."""
+    scheduler = default_scheduler(prediction_type)
+    scheduler = scheduler if solver is None else other_solver(scheduler, solver)
+    steps, deviation = retrieve_timesteps(scheduler, 50), 0.3
+    clean, noise = torch.randn(2, 8, sum(SIZES), generator=torch.Generator().manual_seed(0))
+    given = GivenStreams(deviation * clean, (25, 0), SIZES)
+
+    def levels(timestep):
+        return (level.repeat_interleave(torch.tensor(SIZES), dim=1) for level in noise_levels(scheduler, timestep))
+
+    def model_fn(noisy, timestep, estimate):
+        alpha, sigma = levels(timestep)
+        x0 = alpha * deviation**2 / (alpha**2 * deviation**2 + sigma**2) * noisy
+        eps = (noisy - alpha * x0) / sigma
+        return {"sample": x0, "v_prediction": alpha * eps - sigma * x0, "flow_prediction": eps - x0}[prediction_type]
+
+    out = denoise(model_fn, scheduler, noise, steps, given=given)
+    alpha, sigma = levels(torch.stack([steps[25], steps[0]])[None])
+    start = torch.cat([(alpha * deviation * clean + sigma * noise)[:, : SIZES[0]], noise[:, SIZES[0] :]], dim=1)
+    start_deviation = (alpha**2 * deviation**2 + sigma**2).sqrt()
+    assert (out - deviation * start / start_deviation).square().mean().sqrt() < 0.02
+
+
 @pytest.mark.parametrize("prediction_type", ["sample", "v_prediction", "flow_prediction"])
 def test_a_waiting_stream_is_what_is_given_with_its_timesteps_noise(prediction_type):
     scheduler = default_scheduler(prediction_type)

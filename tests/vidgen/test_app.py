@@ -237,6 +237,7 @@ def pixels_of(clip: torch.Tensor) -> np.ndarray:
 
 
 GENERATE = ([0], 1, 4, 1.0, 0)  # classes, count, steps, guidance, seed
+ANIMATE = (0, 0, 1, 4, 1.0, 0)  # class, change, count, steps, guidance, seed
 
 
 # --- what it does ---------------------------------------------------------------------------------------------------
@@ -309,6 +310,21 @@ def test_animate_takes_an_image_or_a_video(visitor, video, frames, tmp_path, pip
         assert np.abs(parts[1].astype(int) - parts[2]).mean() > 1
 
 
+def test_animate_goes_by_content_whatever_the_name(visitor, video, frames, tmp_path):
+    still = tmp_path / "photo.jfif"
+    Image.fromarray(frames[0]).save(still, format="JPEG")
+    clip = shutil.copy(video, tmp_path / "clip.png")
+    nameless = shutil.copy(still, tmp_path / "photo")
+    for given in (still, clip, nameless):
+        visitor.gets("animate", visitor.upload(given), *ANIMATE)
+
+
+def test_wide_videos_are_enlarged_as_far_as_a_video_can_be_wide():
+    for height, width, factor in ((64, 64, 3), (64, 512, 2), (128, 1024, 1), (256, 2048, 1)):
+        shown = studio.grid([np.zeros((1, height, width, 3), np.uint8)] * 4, [""] * 4, 4)
+        assert shown.shape == (1, CAPTION + factor * height, factor * 4 * width, 3)
+
+
 def test_a_vae_alone_has_two_tabs(pipeline, video):
     with served(pipeline.vae) as page:
         visitor = Visitor(page)
@@ -331,6 +347,8 @@ def test_examples_stay_and_uploads_and_results_go(visitor, page, video):
     delete_files_created_by_app(blocks, age=0)
     assert all(visitor.http.get(f"/gradio_api/file={path}").status_code == 200 for path in examples)
     assert not Path(upload["path"]).exists() and not Path(result["path"]).exists()
+    said = f"{video.name}: the file is no longer kept, and must be uploaded again."
+    assert visitor.is_told("reconstruct", upload) == visitor.is_told("animate", upload, *ANIMATE) == said
 
 
 # --- what it survives -----------------------------------------------------------------------------------------------
@@ -371,13 +389,12 @@ def test_bad_videos_are_refused_in_a_sentence(visitor, page, video, tmp_path):
 
 
 def test_bad_images_and_fields_are_refused_in_a_sentence(visitor, video, tmp_path):
-    rest = (0, 0, 1, 4, 1.0, 0)
     Image.new("1", (20000, 20)).save(tmp_path / "wide.png")
-    assert "20000 x 20 pixels" in visitor.is_told("animate", visitor.upload(tmp_path / "wide.png"), *rest)
+    assert "20000 x 20 pixels" in visitor.is_told("animate", visitor.upload(tmp_path / "wide.png"), *ANIMATE)
     no_image = tmp_path / "text.png"
     no_image.write_text("text")
-    assert "not a whole PNG" in visitor.is_told("animate", visitor.upload(no_image), *rest)
-    assert visitor.is_told("animate", None, *rest) == "Choose an image or a video first."
+    assert "not a whole PNG" in visitor.is_told("animate", visitor.upload(no_image), *ANIMATE)
+    assert visitor.is_told("animate", None, *ANIMATE) == "Choose an image or a video first."
     assert visitor.is_told("generate", [], *GENERATE[1:]) == "Choose a class, or several."
     for wrong in ([5], 1, 4, 1.0, 0), ([0], 99, 4, 1.0, 0), ([0], 1, 10**6, 1.0, 0), ([0], 1, 4, 1.0, -1):
         assert visitor.is_told("generate", *wrong)
@@ -572,7 +589,7 @@ def test_no_address_is_fetched(visitor, page):
         ):
             assert "addresses are not fetched" in visitor.is_told("reconstruct", visitor.file(address))
             given = visitor.file(address)
-            assert "addresses are not fetched" in visitor.is_told("animate", given, 0, 0, 1, 4, 1.0, 0)
+            assert "addresses are not fetched" in visitor.is_told("animate", given, *ANIMATE)
             for route in ("file=", "proxy="):
                 for written in (address, quote(address, safe="")):
                     answer = visitor.http.get(f"/gradio_api/{route}{written}")

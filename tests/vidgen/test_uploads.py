@@ -15,7 +15,7 @@ from vidgen.data.sprites import render_sprite, sample_factors
 from vidgen.data.streams import open_writer
 from vidgen.data.video import write_video
 from vidgen.errors import UserError
-from vidgen.uploads import UploadLimits, open_image, open_video
+from vidgen.uploads import UploadLimits, open_image, open_image_or_video, open_video
 
 LIMITS = UploadLimits(megabytes=1, seconds=3, side=200, short_side=48)
 
@@ -99,6 +99,39 @@ def test_what_is_empty_cut_off_long_large_or_heavy_is_refused(tmp_path, video, f
     heavy = tmp_path / "heavy.mp4"
     heavy.write_bytes(bytes(1_200_000))
     assert refused(heavy) == "it has 1 MB, and at most 1 MB are taken."
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_what_is_very_thin_is_refused(tmp_path, turned):
+    for long, name in ((128, "long"), (136, "thin")):
+        frame = np.zeros((long, 16, 3) if turned else (16, long, 3), np.uint8)
+        write_video(tmp_path / f"{name}.mp4", frame[None], 1)
+        Image.fromarray(frame).save(tmp_path / f"{name}.png")
+    assert max(open_image(tmp_path / "long.png", LIMITS).size) == 128
+    assert open_video(tmp_path / "long.mp4", LIMITS).num_frames == 1
+    size = "16 x 136" if turned else "136 x 16"
+    expected = f"it has {size} pixels, and its longer side may be at most 8 times the shorter."
+    assert refused(tmp_path / "thin.png", open_image) == refused(tmp_path / "thin.mp4") == expected
+
+
+@pytest.mark.parametrize("open_it", [open_image, open_video, open_image_or_video])
+def test_what_is_gone_is_to_be_uploaded_again(tmp_path, open_it):
+    assert refused(tmp_path / "gone", open_it) == "the file is no longer kept, and must be uploaded again."
+
+
+@pytest.mark.parametrize("name", ["photo.jfif", "photo.mp4", "photo"])
+def test_an_image_or_video_is_told_by_its_content(tmp_path, video, name):
+    path = tmp_path / name
+    Image.new("RGB", (30, 20), "red").save(path, format="JPEG")
+    assert open_image_or_video(path, LIMITS).size == (30, 20)
+    path.write_bytes(path.read_bytes()[:400])
+    assert refused(path, open_image_or_video) == "it is not a whole PNG, JPEG, WebP or BMP image."
+    path.write_bytes(video.read_bytes())
+    assert open_image_or_video(path, LIMITS, fps=4).num_frames == 8
+    path.write_text("just text")
+    assert refused(path, open_image_or_video) == (
+        "it is not a whole PNG, JPEG, WebP or BMP image, and it is not a whole mp4, mov, mkv, webm, avi or gif."
+    )
 
 
 def test_absurd_sizes_are_refused_before_they_take_memory(tmp_path):

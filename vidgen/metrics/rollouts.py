@@ -13,6 +13,17 @@ from .sprite_scorer import SpriteScorer
 BATCH = 8
 
 
+def seam_starts(frames: int, window: int, overlap: int) -> range:
+    """The first frame that each window of a roll-out has in common with the one before; a last one that is cut counts.
+
+    Args:
+        frames: of the whole video.
+        window, overlap: as in `rollout_scores`.
+    """
+    step = window - overlap
+    return range(step, frames - overlap, step)  # a window is only made if it adds a frame
+
+
 def rollout_scores(
     videos: torch.Tensor, labels: torch.Tensor, scorer: SpriteScorer, *, window: int, overlap: int
 ) -> dict[str, Any]:
@@ -27,15 +38,18 @@ def rollout_scores(
 
     Returns:
         `windows`: for each whole window the `first_frame`, and scores: `motion`, the share that still moves as its
-        class says; `shape`, the share that still shows the first window's shape; `colours`, how many levels of 255
-        they are off the first window's. `change`: the mean absolute change of a pixel, in levels of 255, from each
-        frame to the next, (F - 1). `moved`: likewise how many pixels the shape's centre moves. `seams`: what lies
-        between two windows, the frames that fade and the change after them, against all other changes: ratios of
-        `change` and `moved`, and the share of `jumps`, seams where a shape moves farther than anywhere in the first
-        window of its video by a quarter and a pixel.
+        class says; `shape`, the share that still shows the first window's shape; `colours`, how far they are off the
+        first window's, a distance in RGB of levels of 255, so at most 441. A last window that is cut is too short to
+        be read alone: the last entry then has the video's last T frames, which begin in the window before.
+        `change`: the mean absolute change of a pixel, in levels of 255, from each frame to the next, (F - 1).
+        `moved`: likewise how many pixels the shape's centre moves. `seams`: what lies between two windows, the frames
+        that fade and the change after them, against all other changes: ratios of `change` and `moved`, and the share
+        of `jumps`, seams where a shape moves farther than anywhere in the first window of its video by a quarter and
+        a pixel.
     """
     step, frames = window - overlap, videos.shape[2]
-    starts = range(0, frames - window + 1, step)
+    last = max(frames - window, 0)
+    starts = [*range(0, last, step), last]
     read = [scorer.read(videos[:, :, start : start + window]) for start in starts]
     first = read[0]
     windows = []
@@ -51,7 +65,7 @@ def rollout_scores(
     position = torch.cat([scorer.read(v)["position"] for v in videos.split(BATCH)])
     moved = position.diff(dim=1).norm(dim=2)
     between = torch.zeros(frames - 1, dtype=torch.bool)
-    for start in starts[1:]:
+    for start in seam_starts(frames, window, overlap):
         between[start - 1 : start + overlap] = True
     limit = 1.25 * moved[:, : step - 1].amax(dim=1, keepdim=True) + 1
     seams = {"frames": int(between.sum())}

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from diffusers import SchedulerMixin
 
 from autoencoder import TwinLatents
 from pipelines import VidTwinPipeline
@@ -80,7 +81,7 @@ class SpriteJobs:
         Nothing is sampled, so it tells models of one autoencoder apart that are too close for the scorer.
 
         Args:
-            levels: of noise, evenly over the timesteps up to the last.
+            levels: of noise, the same whatever the model's schedule (`even_timesteps`).
 
         Returns:
             `error`, the mean square of what the estimate of normalised latents is off, made without self-conditioning;
@@ -90,9 +91,8 @@ class SpriteJobs:
         clean = normalize_latents(TwinLatents(*self._latents()).pack(), pipeline.vae)
         labels = torch.tensor(pipeline.get_label_ids([MOTIONS[i] for i in self.sprites.targets["motion"].tolist()]))
         noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(self.sampling.seed)).to(clean)
-        last = pipeline.scheduler.config.num_train_timesteps - 1
         off = []
-        for timestep in torch.linspace(last / levels, last, levels).round().long().tolist():
+        for timestep in even_timesteps(pipeline.scheduler, levels):
             for z, e, label in zip(*(x.split(BATCH) for x in (clean, noise, labels.to(clean.device))), strict=True):
                 times = torch.full((len(z),), timestep, device=z.device)
                 alpha, sigma = (level[:, None] for level in noise_levels(pipeline.scheduler, times))
@@ -205,8 +205,8 @@ def kept(shown: Reading, targets: Reading) -> dict[str, dict[str, float]]:
         targets: `sprite_targets` of the N sprites they were made from.
 
     Returns:
-        Shares for `motion`, `shape` and `texture`; for `colours` how many levels of 255 they are off, and for
-        `position`, of sprites with one shape, how many pixels.
+        Shares for `motion`, `shape` and `texture`; for `colours` how far they are off, a distance in RGB of levels of
+        255, so at most 441, and for `position`, of sprites with one shape, how many pixels.
     """
     n = len(targets["motion"])
     other = strangers((torch.arange(n) + 1) % n)
@@ -222,7 +222,20 @@ def kept(shown: Reading, targets: Reading) -> dict[str, dict[str, float]]:
     return result
 
 
+def even_timesteps(scheduler: SchedulerMixin, levels: int) -> list[int]:
+    """A schedule's timesteps that are nearest to given shares of noise in the variance, the same for every schedule.
+
+    The shares are those of the cosine schedule at the middles of equal parts of its time. So pure noise is none of
+    them, which a schedule without zero terminal SNR does not have.
+    """
+    alpha, sigma = noise_levels(scheduler, torch.arange(scheduler.config.num_train_timesteps))
+    noise = sigma.square() / (alpha.square() + sigma.square())  # flow matching does not preserve the variance
+    wanted = torch.sin(torch.pi / 2 * (torch.arange(levels) + 0.5) / levels).square()
+    return (noise - wanted[:, None]).abs().argmin(dim=1).tolist()
+
+
 def _off(points: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """(N,): the mean Euclidean distance of a clip's points."""
     return (points - others).norm(dim=2).mean(dim=1)
 
 

@@ -2,8 +2,8 @@
 
 It reads generated clips of `vidgen.data.sprites`: the class of motion, the shape, its texture, its colours, and where
 the shape is in each frame; and its features serve a Fréchet distance that sees motion and shape. It is trained on
-sprites drawn for it, half of them blurred or noisy so that it judges what a clip shows and not how sharp it is, and
-its own accuracy on sprites it has not seen is to be told with every number that rests on it.
+sprites drawn for it, three in four of them blurred, noisy or both so that it judges what a clip shows and not how
+sharp it is, and its own accuracy on sprites it has not seen is to be told with every number that rests on it.
 
     scorer = train_scorer(Accelerator(), steps=1500)
     scorer.read(clips)["motion"]

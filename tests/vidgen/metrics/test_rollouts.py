@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vidgen.metrics.rollouts import rollout_scores
+from vidgen.metrics.rollouts import rollout_scores, seam_starts
 
 WINDOW, OVERLAP, FRAMES, SIZE = 4, 1, 10, 32
 
@@ -53,6 +53,22 @@ def test_a_jump_between_windows_is_seen_and_where_it_is():
     assert found["moved"][2] == pytest.approx(12)
     assert found["seams"]["jumps"] > 0
     assert found["seams"]["moved"] > 1.5
+
+
+@pytest.mark.parametrize("frames", [8, 9])
+def test_the_last_window_is_judged_though_it_is_cut(frames):
+    jumps = scores(video([2 * t + (10 if t >= 6 else 0) for t in range(frames)]))  # it begins with frame 6
+    assert jumps["seams"]["frames"] == 4 and jumps["seams"]["jumps"] == 1 / 4
+    becomes = scores(video([8] * frames, [4] * (frames - 1) + [8]))
+    assert [window["first_frame"] for window in becomes["windows"]] == [0, 3, frames - WINDOW]
+    assert [window["shape"]["value"] for window in becomes["windows"]] == [1, 1, 0]
+
+
+def test_seams_are_where_windows_were_made():
+    assert [*seam_starts(64, 16, 2)] == [14, 28, 42, 56]
+    assert [*seam_starts(59, 16, 2)] == [14, 28, 42, 56]
+    assert [*seam_starts(58, 16, 2)] == [14, 28, 42]  # its last frames are the window's before
+    assert not seam_starts(16, 16, 2)
 
 
 def test_a_jump_within_a_window_is_not_laid_on_the_seams():

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from diffusers import SchedulerMixin
 
 from autoencoder import AutoencoderKLVidTwin, TwinLatents
 from pipelines import VidTwinPipeline, VidTwinTransformer3DModel, default_scheduler
@@ -156,16 +157,21 @@ def test_reconstruct_has_the_autoencoders_psnr_and_what_is_cheaper(sprites):
     assert found["psnr"]["reconstructed"]["value"] > found["psnr"]["shrunk"]["value"]
 
 
+def tiny_pipeline(scheduler: SchedulerMixin) -> VidTwinPipeline:
+    torch.manual_seed(0)
+    vae = AutoencoderKLVidTwin.from_preset("tiny-test", heads="residual").eval()
+    transformer = VidTwinTransformer3DModel.from_preset("tiny-test", vae=vae, num_classes=8)
+    names = dict(zip(map(str, range(8)), reversed(MOTIONS), strict=True))
+    return VidTwinPipeline(vae, transformer.eval(), scheduler, names)
+
+
 @pytest.mark.parametrize("prediction_type", ["sample", "v_prediction"])
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_denoise_is_the_error_of_the_estimate(monkeypatch, prediction_type, share):
     """Of a transformer that gives back this share of the clean latents."""
-    torch.manual_seed(0)
-    vae = AutoencoderKLVidTwin.from_preset("tiny-test", heads="residual").eval()
-    transformer = VidTwinTransformer3DModel.from_preset("tiny-test", vae=vae, num_classes=8)
     scheduler = default_scheduler(prediction_type)
-    names = dict(zip(map(str, range(8)), reversed(MOTIONS), strict=True))
-    pipeline = VidTwinPipeline(vae, transformer.eval(), scheduler, names)
+    pipeline = tiny_pipeline(scheduler)
+    vae, transformer = pipeline.vae, pipeline.transformer
     sprites = DrawnSprites(40, seed=3, num_frames=vae.clip_shape[1], resolution=vae.clip_shape[3])
     with torch.no_grad():
         clean = normalize_latents(vae.encode(sprites.clips()).latent_dist.mode(), vae)
@@ -182,5 +188,31 @@ def test_denoise_is_the_error_of_the_estimate(monkeypatch, prediction_type, shar
     found = SpriteJobs(pipeline, Judge(sprites), sprites, SpriteSampling()).denoise(levels=3)
     assert found["error"] == pytest.approx(0 if share else clean.square().mean().item(), abs=1e-5)
     assert found["chance"] == pytest.approx(clean.var(dim=0, correction=0).mean().item(), rel=1e-4)
-    assert [timestep for _, timestep in asked[::2]] == [333, 666, 999]
+    assert [timestep for _, timestep in asked[::2]] == pytest.approx([1000 / 6, 500, 5000 / 6], abs=10)
     assert torch.cat([label for label, _ in asked[:2]]).tolist() == [7 - i % 8 for i in range(40)]
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        default_scheduler("v_prediction"),
+        default_scheduler("v_prediction", rescale_betas_zero_snr=False),
+        default_scheduler("epsilon"),
+        default_scheduler("flow_prediction"),
+    ],
+)
+def test_all_schedules_are_judged_at_the_same_noise(monkeypatch, scheduler):
+    pipeline = tiny_pipeline(scheduler)
+    _, frames, size, _ = pipeline.vae.clip_shape[:4]
+    sprites = DrawnSprites(8, seed=3, num_frames=frames, resolution=size)
+    asked = []
+
+    def hears(noisy, timestep, label):
+        asked.append(timestep[:1])
+        return SimpleNamespace(sample=noisy)
+
+    monkeypatch.setattr(pipeline.transformer, "forward", hears)
+    SpriteJobs(pipeline, Judge(sprites), sprites, SpriteSampling()).denoise(levels=4)
+    alpha, sigma = noise_levels(scheduler, torch.cat(asked))
+    share = sigma**2 / (alpha**2 + sigma**2)
+    assert share.tolist() == pytest.approx([0.0381, 0.3087, 0.6913, 0.9619], abs=0.002)
