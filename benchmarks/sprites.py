@@ -4,9 +4,9 @@
     python benchmarks/sprites.py --scale cpu --pipeline FOLDER --ablations
 
 The scorer is trained first, on sprites of its own, and says on others how far it can be trusted. With `--ablations`
-DiTs of fewer tokens are trained on the latents of the pipeline's autoencoder, from one seed and for as many steps
-each: by the recipe, and with one thing less. Started again after an interruption it goes on; a training by other
-settings than those asked for is refused.
+DiTs are trained on the latents of the pipeline's autoencoder, from one seed and for as many steps each: by the recipe,
+and with one thing less. Started again after an interruption it goes on; a training by other settings than those asked
+for is refused.
 """
 
 from __future__ import annotations
@@ -44,9 +44,7 @@ ROLLOUTS = {"smoke": 1, "cpu": 4}  # of each motion
 ROLLOUT_FRAMES, OVERLAP = 64, 2
 STEPS = {"smoke": 2, "cpu": 25}
 STRENGTHS = (0.0, 0.5)  # of what is given
-# Trained with one thing less than the recipe, which is the first; all with a quarter of its structure's tokens, so
-# that a training is minutes.
-FOLDED = "model.overrides.structure_patch_size=[4,2,2]"
+# Trained with one thing less than the recipe, which is the first.
 ABLATIONS: dict[str, list[str]] = {
     "the recipe": [],
     "one timestep for both streams": ["diffusion.independent_timesteps=0"],
@@ -154,7 +152,7 @@ def trained(name: str, settings: Sequence[str], options: argparse.Namespace) -> 
         "train.report_to=none",
         "resume=latest",
     ]
-    own += [*(SMOKE if options.scale == "smoke" else (FOLDED,)), *settings]
+    own += [*(SMOKE if options.scale == "smoke" else ()), *settings]
     recipe = REPOSITORY / "configs" / "dit" / "sprites_long.yaml"
     config = load_config(DiTTrainingConfig, ["--config", str(recipe), *own])
     finished = (folder / "final" / "model_index.json").exists()
@@ -270,8 +268,7 @@ def tables(results: Results | None) -> str:
         rows.append(["both latents of the sprite", *_row(next(iter(by_strength.values()))["reconstructed"])])
         parts.append(markdown_table(header, rows))
     if results["ablations"]:
-        said = "Trained alike for fewer steps, on fewer tokens, and with one thing less:"
-        parts += [said, ablation_table(results["ablations"])]
+        parts += ["Trained alike for fewer steps, and with one thing less:", ablation_table(results["ablations"])]
     return "\n\n".join([*parts, rollout_text(results["rollouts"])])
 
 
