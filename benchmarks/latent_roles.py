@@ -283,7 +283,8 @@ def _probe_table(roles: dict) -> str:
     for target, label in TARGETS.items():
         scores = roles["probes"][target]
         for measure in next(iter(scores.values())):
-            unit = "levels of 255" if measure == "distance" and target in ("colours", "background") else units[measure]
+            coloured = measure == "distance" and target in ("colours", "background")
+            unit = "RGB distance (441 at most)" if coloured else units[measure]
             cells = [_cell(scores[name][measure]) for name in FEATURES]
             rows.append([label, unit, *cells, f"{scores['both'][measure]['chance']:.2f}"])
     return markdown_table(header, rows)

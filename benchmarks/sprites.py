@@ -94,9 +94,10 @@ def run(options: argparse.Namespace) -> Results | None:
     sizes = dict(zip(("num_frames", "resolution"), pipeline.vae.clip_shape[1:3], strict=True))
     count = len(MOTIONS) * PER_MOTION[scale]
     sprites, others = (DrawnSprites(count, SEEDS[name], **sizes) for name in ("tested", "others"))
-    scorer = scorer_of(options, sizes)
     asked = ABLATIONS if options.ablations else {}
-    folders = {name: trained(name, settings, options) for name, settings in asked.items()}  # or refused, before judged
+    # Before the scorer: a process keeps the precision of its first `Accelerator`, and a recipe insists on its own.
+    folders = {name: trained(name, settings, options) for name, settings in asked.items()}
+    scorer = scorer_of(options, sizes)
     ablations = {
         name: judged(_loaded(folder), scorer, sprites, others, options, strengths=(0.0,))
         for name, folder in folders.items()

@@ -40,14 +40,15 @@ def rollout(
             back and forth, to 1, so that each window is another video.
         loop: let the last window end with the frames that the first one begins with: after its last frame the video
             goes on with its first.
-        first: the first window (B, T, 3, H, W) in [0, 1]; generated where None.
+        first: the first window (B, T, 3, H, W) in [0, 1], one for each video or one for all; generated where None.
         options: given on to the pipeline, such as `num_videos_per_prompt`, `guidance_scale` and `generator`.
 
     Returns:
         (B, num_frames, 3, H, W) in [0, 1].
 
     Raises:
-        ValueError: if windows cannot overlap so or make no loop of this length, or for what the pipeline refuses.
+        ValueError: if windows cannot overlap so or make no loop of this length, if there are as many first windows as
+            fit no number of videos, or for what the pipeline refuses.
     """
     length = pipeline.vae.config.num_frames
     step = length - overlap
@@ -68,6 +69,11 @@ def rollout(
     if class_labels is not None:
         options["class_labels"] = [label for label in pipeline.get_label_ids(class_labels) for _ in range(each)]
         each = 1
+    videos = len(options.get("class_labels", range(each)))
+    if first is not None and len(first) == 1:
+        first = first.expand(videos, *first.shape[1:])
+    elif first is not None and videos not in (1, len(first)):
+        raise ValueError(f"first has {len(first)} windows for {videos} videos; give one, or one for each.")
     video = pipeline(num_videos_per_prompt=each, **options).frames if first is None else first
     options |= {"structure_strength": structure_strength, "dynamics_strength": dynamics_strength}
     whole = num_frames + overlap * loop

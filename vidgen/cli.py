@@ -193,7 +193,7 @@ def build_parser() -> argparse.ArgumentParser:
         "app",
         "a page on which to try a model in a browser",
         "Reconstruct and reenact videos; with a pipeline also generate and animate. It listens on this machine only, "
-        "until Ctrl-C, and keeps uploads and results in a folder that is gone then. Needs pip install 'vidgen[web]'.",
+        "until Ctrl-C, and keeps uploads and results in a folder that is gone then. Needs pip install -e '.[web]'.",
     )
     _model_options(
         app, what="a VAE or pipeline: folder or user/name (default: models/sprites, where it is)", required=False

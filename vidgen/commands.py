@@ -370,7 +370,7 @@ def app(
     except ImportError as error:
         if (error.name or "").split(".")[0] != "gradio":
             raise
-        raise UserError("The page needs Gradio: pip install 'vidgen[web]'.") from error
+        raise UserError("The page needs Gradio: pip install -e '.[web]'.") from error
     load = load_pipeline if is_pipeline(model) else load_vae
     loaded = load(model).to(_device(device), getattr(torch, dtype))
     limits = UploadLimits(megabytes=max_upload_mb, seconds=max_seconds, short_side=max_size)

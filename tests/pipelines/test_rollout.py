@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from autoencoder.latents import TwinLatents
+from pipelines import VidTwinPipeline
 from pipelines.rollout import faded, interpolate, rollout
 
 STEPS, FRAMES, OVERLAP = 2, 4, 2  # of the tiny model
@@ -69,6 +70,20 @@ def test_a_given_clip_is_continued(pipe, told):
     assert torch.equal(video[:, : FRAMES - OVERLAP], clip[:, : FRAMES - OVERLAP])
 
 
+@pytest.mark.parametrize(
+    ("labels", "each", "windows", "videos"),
+    [([0, 1], 1, 1, 2), (0, 2, 1, 2), (None, 2, 1, 2), (0, 1, 3, 3), ([0, 1], 1, 2, 2)],
+)
+def test_a_given_clip_serves_every_video(pipe, make_transformer, labels, each, windows, videos):
+    clip = torch.rand(windows, FRAMES, 3, 32, 32)
+    if labels is None:
+        pipe = VidTwinPipeline(pipe.vae, make_transformer(num_classes=None), pipe.scheduler)
+    video = rollout(pipe, 6, labels, overlap=OVERLAP, first=clip, num_videos_per_prompt=each, **options())
+    assert video.shape[:2] == (videos, 6)
+    kept = FRAMES - OVERLAP
+    assert torch.equal(video[:, :kept], clip.expand(videos, -1, -1, -1, -1)[:, :kept])
+
+
 def test_fading_goes_from_one_to_the_other_in_equal_steps():
     zeros, ones = torch.zeros(1, 5, 1, 1, 1), torch.ones(1, 6, 1, 1, 1)
     assert faded(zeros, ones, 3).flatten().tolist() == [0, 0, 0.25, 0.5, 0.75, 1, 1, 1]
@@ -105,6 +120,7 @@ def test_a_loop_of_many_windows_ends_where_the_first_began(pipe, told):
         (dict(loop=True, num_frames=7), "nearest is 8"),
         (dict(loop=True, num_frames=2), "nearest is 4"),
         (dict(class_labels="orbt"), "orbt"),
+        (dict(first=torch.zeros(3, 4, 3, 32, 32), class_labels=[0, 1]), "first has 3 windows for 2 videos"),
         (dict(first=torch.zeros(1, 3, 3, 32, 32)), "first must be a window of 4 frames, not of 3"),
     ],
 )

@@ -34,7 +34,7 @@ from vidgen.files import to_uint8
 from vidgen.metrics.reconstruction import psnr
 from vidgen.uploads import UploadLimits
 
-gradio = pytest.importorskip("gradio", reason="the page needs the extra: pip install 'vidgen[web]'")
+gradio = pytest.importorskip("gradio", reason="the page needs the extra: pip install -e '.[web]'")
 import httpx  # noqa: E402, what gradio comes with
 
 from vidgen import app, studio  # noqa: E402
@@ -621,7 +621,7 @@ def test_without_gradio_the_command_names_the_extra(monkeypatch, capsys, tmp_pat
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.delitem(sys.modules, "vidgen.app")
     monkeypatch.delattr("vidgen.app")
-    assert says(capsys, "app", "--model", str(tmp_path)) == "error: The page needs Gradio: pip install 'vidgen[web]'."
+    assert says(capsys, "app", "--model", str(tmp_path)) == "error: The page needs Gradio: pip install -e '.[web]'."
 
 
 def test_wrong_words_end_in_a_sentence(monkeypatch, capsys, tmp_path):
