@@ -52,14 +52,7 @@ ABLATIONS: dict[str, list[str]] = {
     "no zero terminal SNR": ["diffusion.zero_terminal_snr=false"],
 }
 ABLATION_STEPS = {"smoke": 2, "cpu": 2000}
-# Settings that leave a training's weights as they are; of the autoencoder the weights are compared, not the path.
-BESIDE_WEIGHTS = (
-    *("vae", "output_dir", "resume", "latent_cache", "latents.batch_size", "latents.shard_size"),
-    *("data.validation_root", "data.num_validation_videos"),  # a DiT trains on all clips
-    *("diffusion.guidance_scale", "diffusion.num_inference_steps"),  # of samples drawn on the way
-    *(f"train.{name}_steps" for name in ("logging", "validation", "checkpointing")),
-    *("train.checkpoints_total_limit", "train.dataloader_num_workers", "train.report_to"),
-)
+PLACES = ("vae", "output_dir", "latent_cache", "resume")  # settings that say where things lie, not what is trained
 SMOKE = [
     *("model.overrides.structure_patch_size=[3,2,2]", "model.overrides.dynamics_patch_size=[4,4]"),
     *("model.overrides.num_layers=1", "model.overrides.num_attention_heads=1", "data.num_frames=4", "data.fps=4"),
@@ -169,13 +162,13 @@ def trained(name: str, settings: Sequence[str], options: argparse.Namespace) -> 
 
 
 def trained_otherwise(folder: Path, config: DiTTrainingConfig) -> list[str]:
-    """In what a run's settings differ from those of a config, of those that its weights depend on, in words.
+    """In what a run's settings differ from those of a config, in words, but for where its files and autoencoder lie.
 
     Data are told by their path. An unfinished run's latent cache refuses another autoencoder's latents by itself.
     """
     saved = load_config(DiTTrainingConfig, ["--config", str(folder / "config.yaml")])
     leaves = [key for key, f in config_fields(DiTTrainingConfig).items() if nested_config(f) is None]
-    keys = [key for key in leaves if key not in BESIDE_WEIGHTS]
+    keys = [key for key in leaves if key not in PLACES]
     was, now = (
         {key: attrgetter(key)(one) for key in keys} | {"data.root": str(Path(one.data.root).resolve())}
         for one in (saved, config)

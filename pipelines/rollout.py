@@ -47,8 +47,8 @@ def rollout(
         (B, num_frames, 3, H, W) in [0, 1].
 
     Raises:
-        ValueError: if windows cannot overlap so or make no loop of this length, if there are as many first windows as
-            fit no number of videos, or for what the pipeline refuses.
+        ValueError: if windows cannot overlap so or make no loop of this length, if first windows are neither one nor
+            one for each video, or for what the pipeline refuses.
     """
     length = pipeline.vae.config.num_frames
     step = length - overlap

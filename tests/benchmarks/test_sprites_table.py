@@ -70,8 +70,8 @@ def test_a_training_is_taken_for_what_it_is(options, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     vae = load_vae(str(options.pipeline))
     vae.bfloat16().save_pretrained("rounded")
-    beside = ["train.report_to=all", "train.logging_steps=7", "latent_cache=elsewhere", "resume=null"]
-    assert ablation(options, *beside, data="data", pipeline="rounded") == final
+    places = ["latent_cache=elsewhere", "resume=null"]
+    assert ablation(options, *places, data="data", pipeline="rounded") == final
     vae.decoder.requires_grad_(True)
     with torch.no_grad():
         next(vae.decoder.parameters()).add_(1)
@@ -81,6 +81,7 @@ def test_a_training_is_taken_for_what_it_is(options, tmp_path, monkeypatch):
         (["model.overrides.self_conditioning=false"], {}, "with model.overrides {.*"),
         ([], {"data": "other"}, f"with data.root {tmp_path / 'data'}, not {tmp_path / 'other'}: delete"),
         ([], {"pipeline": "another"}, "was trained on another autoencoder than that of another: delete"),
+        (["train.logging_steps=7"], {}, "with train.logging_steps 100, not 7: delete"),
         (["seed=1", "optim.name=adamw"], {}, "with seed 0, not 1, with optim.name muon, not adamw: delete"),
     ):
         with pytest.raises(UserError, match=says):

@@ -319,12 +319,6 @@ def test_animate_goes_by_content_whatever_the_name(visitor, video, frames, tmp_p
         visitor.gets("animate", visitor.upload(given), *ANIMATE)
 
 
-def test_wide_videos_are_enlarged_as_far_as_a_video_can_be_wide():
-    for height, width, factor in ((64, 64, 3), (64, 512, 2), (128, 1024, 1), (256, 2048, 1)):
-        shown = studio.grid([np.zeros((1, height, width, 3), np.uint8)] * 4, [""] * 4, 4)
-        assert shown.shape == (1, CAPTION + factor * height, factor * 4 * width, 3)
-
-
 def test_a_vae_alone_has_two_tabs(pipeline, video):
     with served(pipeline.vae) as page:
         visitor = Visitor(page)
@@ -459,22 +453,6 @@ def test_different_tabs_wait_for_each_other(page, video, gate):
     gate.set()
     assert first.ending()["success"]
     assert next(message for message in messages if message["msg"] == "process_completed")["success"]
-
-
-def test_a_run_waits_for_one_that_is_still_leaving():
-    turns, order = studio.Turns(), []
-
-    def second() -> None:
-        with turns.take("second", "generate"):
-            order.append("second")
-
-    thread = threading.Thread(target=second)
-    with turns.take("first", "generate"):
-        thread.start()
-        thread.join(0.2)
-        order.append("first")
-    thread.join()
-    assert order == ["first", "second"] and not turns._runs
 
 
 def test_progress_is_told(visitor, page, monkeypatch):

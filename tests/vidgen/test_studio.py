@@ -1,0 +1,31 @@
+"""What the page computes, without the page: who has the model when, and what is shown."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+
+from vidgen import studio
+
+
+def test_a_run_waits_for_one_that_is_still_leaving():
+    turns, order = studio.Turns(), []
+
+    def second() -> None:
+        with turns.take("second", "generate"):
+            order.append("second")
+
+    thread = threading.Thread(target=second)
+    with turns.take("first", "generate"):
+        thread.start()
+        thread.join(0.2)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"] and not turns._runs
+
+
+def test_wide_videos_are_enlarged_as_far_as_a_video_can_be_wide():
+    for height, width, factor in ((64, 64, 3), (64, 512, 2), (128, 1024, 1), (256, 2048, 1)):
+        shown = studio.grid([np.zeros((1, height, width, 3), np.uint8)] * 4, [""] * 4, 4)
+        assert shown.shape == (1, studio.CAPTION_HEIGHT + factor * height, factor * 4 * width, 3)
