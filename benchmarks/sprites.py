@@ -246,11 +246,13 @@ def tables(results: Results | None) -> str:
         f"Rebuilt by the autoencoder, from {rebuilt['rate']:.2%} of a clip's values: {psnr['reconstructed']} PSNR; "
         f"the clip shrunk to as many values {psnr['shrunk']}, its mean colour {psnr['colour']}."
     )
+    read = {"motion": "accuracy", "shape": "shape"} if "shape" in made else {"motion": "accuracy"}
     rows = [
-        [name, _figure(made["accuracy"][name]), f"{made['distance'][name]:.3g}"]
+        [name, *(_figure(made[key][name]) for key in read.values()), f"{made['distance'][name]:.3g}"]
         for name in ("generated", "reconstructed", "real")
     ]
-    generated = markdown_table([f"{made['clips']} clips", "motion read rightly", "Fréchet distance"], rows)
+    header = [f"{made['clips']} clips", *(f"{name} read rightly" for name in read), "Fréchet distance"]
+    generated = markdown_table(header, rows)
     classes = markdown_table(
         ["class", "generated clips read rightly"], [[name, _figure(made["per_class"][name])] for name in MOTIONS]
     )

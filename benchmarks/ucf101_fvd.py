@@ -201,7 +201,7 @@ def sample_grid(path: Path, pipeline: VidTwinPipeline, sampling: Sampling, proto
     numbers = range(GRID)
     balanced = replace(sampling, class_sampling="balanced")
     [batch] = generated_clips(pipeline, balanced, protocol)([numbers])
-    names = {number: name for name, number in pipeline.labels.items()}
+    names = {number: name for name, number in (pipeline.labels | pipeline.subclasses).items()}
     labels = class_labels(pipeline, numbers, balanced) or numbers
     class_grid(path, batch.clips.cpu(), [str(names.get(label, label)) for label in labels])
 

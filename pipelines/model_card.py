@@ -59,7 +59,7 @@ latents = pipeline({label}{label and ", "}output_type="latent").frames  # packed
             ""
             if vae is None
             else f"Together {vae.latent_size} values, {100 * vae.compression_rate:.3g} % of a clip's.",
-            class_list(num_classes, pipeline.config.id2label),
+            class_list(num_classes, pipeline.labels, pipeline.subclasses),
             LICENCE,
         ],
         tags=["vidtwin", "video-generation", "unconditional" if num_classes is None else "class-conditional"],
@@ -88,7 +88,7 @@ noise = torch.randn(1, transformer.latent_size)  # packed latents (B, L)
 prediction = transformer(noise, torch.tensor([999]){label}).sample
 ```""",
             latent_table(transformer.structure_shape, transformer.dynamics_shape),
-            class_list(num_classes, {}),
+            class_list(num_classes, {}, {}),
             LICENCE,
         ],
         tags=["vidtwin", "video-generation", "unconditional" if num_classes is None else "class-conditional"],
@@ -100,8 +100,13 @@ def layers_and_tokens(transformer: VidTwinTransformer3DModel) -> str:
     return f"{transformer.config.num_layers} layers, {structure} + {dynamics} tokens"
 
 
-def class_list(num_classes: int | None, id2label: dict[str, str]) -> str:
+def class_list(num_classes: int | None, labels: dict[str, int], subclasses: dict[str, int]) -> str:
     if num_classes is None:
         return ""
-    names = [f"{label_id} {label}" for label_id, label in sorted(id2label.items(), key=lambda item: int(item[0]))]
-    return f"## Classes\n\n{num_classes} classes{', by id: ' + ', '.join(names) if names else ', by id alone'}."
+    names = ["by id alone"]
+    if labels:
+        names = [f"{label} {name}" for name, label in sorted(labels.items(), key=lambda item: item[1])]
+    text = f"## Classes\n\n{num_classes - len(subclasses)} classes, {'by id: ' if labels else ''}{', '.join(names)}."
+    if subclasses:
+        text += f"\n\nAnd {len(subclasses)} sub-classes, by name: {', '.join(sorted(subclasses))}."
+    return text

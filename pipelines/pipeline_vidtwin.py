@@ -19,6 +19,7 @@ from huggingface_hub import ModelCard
 from autoencoder.autoencoder_kl_vidtwin import AutoencoderKLVidTwin
 from autoencoder.model_card import ModelCardMixin
 
+from .classes import subclass_ids, superclass_name
 from .given import STREAMS, Given, given_latent
 from .hub import download_pipeline
 from .model_card import pipeline_card
@@ -150,8 +151,25 @@ class VidTwinPipeline(ModelCardMixin, DiffusionPipeline):
 
     @property
     def labels(self) -> dict[str, int]:
-        """Class ids by name."""
-        return dict(sorted((label, int(label_id)) for label_id, label in self.config.id2label.items()))
+        """Class ids by name, without `subclasses`."""
+        named = self._ids_by_name
+        return {name: label for name, label in named.items() if superclass_name(name) not in named}
+
+    @property
+    def subclasses(self) -> dict[str, int]:
+        """Ids by name of the classes that are kinds of another, such as `jump/dog` of `jump`."""
+        labels = self.labels
+        return {name: label for name, label in self._ids_by_name.items() if name not in labels}
+
+    @property
+    def class_ids(self) -> list[int]:
+        """The ids of all classes but sub-classes; none of an unconditional model."""
+        below = set(self.subclasses.values())
+        return [label for label in range(self.transformer.config.num_classes or 0) if label not in below]
+
+    @property
+    def _ids_by_name(self) -> dict[str, int]:
+        return dict(sorted((name, int(label)) for label, name in self.config.id2label.items()))
 
     def get_label_ids(self, class_labels: int | str | list[int | str]) -> list[int]:
         """Class ids of names and ids.
@@ -173,14 +191,35 @@ class VidTwinPipeline(ModelCardMixin, DiffusionPipeline):
             if not 0 <= int(label) < num_classes:
                 raise ValueError(f"Class {label} is out of range: this model has classes 0 to {num_classes - 1}.")
             return int(label)
-        labels = self.labels
+        labels = self._ids_by_name
         if label in labels:
             return labels[label]
         if not labels:
             raise ValueError(f"Unknown class {label!r}: this pipeline has no id2label; use 0 to {num_classes - 1}.")
         by_lower_case = {name.lower(): name for name in labels}
         nearest = by_lower_case[difflib.get_close_matches(label.lower(), by_lower_case, n=1, cutoff=0.0)[0]]
-        raise ValueError(f"Unknown class {label!r}; did you mean {nearest!r}? `labels` lists all {len(labels)}.")
+        more = f" and `subclasses` {len(self.subclasses)} more" if self.subclasses else ""
+        listed = f"`labels` lists all {len(self.labels)}{more}"
+        raise ValueError(f"Unknown class {label!r}; did you mean {nearest!r}? {listed}.")
+
+    def draw_subclasses(
+        self, label_ids: Sequence[int], generator: torch.Generator | list[torch.Generator] | None = None
+    ) -> list[int]:
+        """One of its sub-classes at random for each class that has some; others stay as they are.
+
+        Args:
+            label_ids: one for each video.
+            generator: one for all videos, or a list with one for each.
+        """
+        below = subclass_ids(self._ids_by_name)
+        drawn = []
+        for i, label in enumerate(label_ids):
+            if label in below:
+                source = generator[i] if isinstance(generator, list) else generator
+                place = torch.rand((), generator=source, device=None if source is None else source.device)
+                label = below[label][int(place * len(below[label]))]
+            drawn.append(label)
+        return drawn
 
     @property
     def guidance_scale(self) -> float | tuple[float, float]:
@@ -364,7 +403,8 @@ class VidTwinPipeline(ModelCardMixin, DiffusionPipeline):
         each stream (`diffusion.independent_timesteps`).
 
         Args:
-            class_labels: ids or names, one video each (see `labels`); None: one video of no class.
+            class_labels: ids or names, one video each (see `labels` and `subclasses`); None: one video of no class.
+                A class that has sub-classes gives each video one of them at random, where no stream is given.
             num_videos_per_prompt: videos per class, standing together in the result.
             guidance_scale: classifier-free guidance where above 1; the paper's is 5. Or one for structure and one for
                 dynamics, which steer content and motion apart.
@@ -420,7 +460,10 @@ class VidTwinPipeline(ModelCardMixin, DiffusionPipeline):
         labels = None
         if null_class is not None:
             label_ids = label_ids * count if len(label_ids) == 1 else label_ids
-            labels = torch.tensor(label_ids, device=device).repeat_interleave(num_videos_per_prompt)
+            label_ids = [label for label in label_ids for _ in range(num_videos_per_prompt)]
+            if clean is None:
+                label_ids = self.draw_subclasses(label_ids, generator)
+            labels = torch.tensor(label_ids, device=device)
 
         # 2. Noise and timesteps
         latents = self.prepare_latents(batch_size, generator, latents, device)

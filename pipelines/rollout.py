@@ -67,7 +67,10 @@ def rollout(
     each = options.pop("num_videos_per_prompt", 1)
     options |= {"output_type": "pt"}
     if class_labels is not None:
-        options["class_labels"] = [label for label in pipeline.get_label_ids(class_labels) for _ in range(each)]
+        label_ids = [label for label in pipeline.get_label_ids(class_labels) for _ in range(each)]
+        if first is None:  # or each window would draw its own
+            label_ids = pipeline.draw_subclasses(label_ids, options.get("generator"))
+        options["class_labels"] = label_ids
         each = 1
     videos = len(options.get("class_labels", range(each)))
     if first is not None and len(first) == 1:

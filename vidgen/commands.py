@@ -222,10 +222,11 @@ def generate(
     pipeline = load_pipeline(model).to(_device(device), getattr(torch, dtype))
     if pipeline.vae is None:
         raise UserError(f"The pipeline in {model} has no autoencoder, which videos need.")
-    names = {number: name for name, number in pipeline.labels.items()}
-    count = pipeline.transformer.config.num_classes
-    wanted = class_labels or (None if count is None else [str(number) for number in range(count)])
-    labels = [None] if wanted is None else pipeline.get_label_ids([_label(text, pipeline.labels) for text in wanted])
+    known = pipeline.labels | pipeline.subclasses
+    names = {number: name for name, number in known.items()}
+    labels = pipeline.class_ids or [None]
+    if class_labels:
+        labels = pipeline.get_label_ids([_label(text, known) for text in class_labels])
     own_frames, height, width = pipeline.vae.clip_shape[1:]
     frames = own_frames if frames is None else frames
     paths = _numbered(output, [None if label is None else str(names.get(label, label)) for label in labels], num)
@@ -402,6 +403,8 @@ def info(model: str) -> dict[str, object]:
         facts["DiT tokens"] = " + ".join(map(str, pipeline.transformer.num_tokens))
         facts["scheduler"] = type(pipeline.scheduler).__name__
         facts["classes"] = ", ".join(pipeline.labels) or str(pipeline.transformer.config.num_classes)
+        if pipeline.subclasses:
+            facts["sub-classes"] = ", ".join(pipeline.subclasses)
     config = {name: value for name, value in vae.config.items() if not name.startswith("_")}
     for name, value in facts.items():
         print(f"{name:17} {value:,}" if isinstance(value, int) else f"{name:17} {value}")

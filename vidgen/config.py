@@ -156,6 +156,7 @@ class DiffusionConfig:
     logit_std: float = 1.0  # likewise, its spread
     independent_timesteps: float = 0.0  # share of clips whose streams get timesteps of their own; else one for both
     class_dropout: float = 0.2  # share of clips trained without their class, for classifier-free guidance
+    subclass_dropout: float = 0.0  # share of clips trained as the class above theirs: jump for jump/dog
     guidance_scale: float = 5.0  # of the samples drawn at validation
     num_inference_steps: int = 50  # likewise
 

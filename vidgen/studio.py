@@ -125,11 +125,12 @@ class Studio:
 
     @property
     def classes(self) -> list[tuple[str, int]]:
-        """Names and ids of what the pipeline can be asked for; none of a VAE, or of a model without classes."""
+        """Names and ids of what the pipeline can be asked for, sub-classes last; none without classes."""
         if self.pipeline is None:
             return []
         names = {number: name for name, number in self.pipeline.labels.items()}
-        return [(names.get(i, str(i)), i) for i in range(self.pipeline.transformer.config.num_classes or 0)]
+        classes = [(names.get(i, str(i)), i) for i in self.pipeline.class_ids]
+        return classes + list(self.pipeline.subclasses.items())
 
     def reconstruct(
         self, video: str | None, request: gr.Request, progress: gr.Progress = gr.Progress()

@@ -9,6 +9,7 @@ from autoencoder import AutoencoderKLVidTwin
 from pipelines import VidTwinPipeline, VidTwinTransformer3DModel, default_scheduler
 
 CLASSES = {0: "Biking", 1: "Diving", 2: "Yo Yo"}
+KINDS = {0: "jump", 1: "run", 2: "jump/dog", 3: "jump/cat", 4: "run/dog"}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -44,5 +45,13 @@ def transformer(make_transformer) -> VidTwinTransformer3DModel:
 @pytest.fixture
 def pipe(vae, transformer) -> VidTwinPipeline:
     pipeline = VidTwinPipeline(vae, transformer, default_scheduler(), id2label=CLASSES)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture
+def pipe_of_kinds(vae, make_transformer) -> VidTwinPipeline:
+    """Two classes with three sub-classes."""
+    pipeline = VidTwinPipeline(vae, make_transformer(num_classes=5), default_scheduler(), id2label=KINDS)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -136,6 +136,47 @@ def test_classes_by_name_and_by_id(pipe):
     assert not torch.allclose(sample(pipe, "Diving"), sample(pipe, "Biking"))
 
 
+def test_sub_classes_stand_apart_and_are_known_by_name(pipe_of_kinds):
+    assert pipe_of_kinds.labels == {"jump": 0, "run": 1} and pipe_of_kinds.class_ids == [0, 1]
+    assert pipe_of_kinds.subclasses == {"jump/cat": 3, "jump/dog": 2, "run/dog": 4}
+    assert pipe_of_kinds.get_label_ids(["jump/dog", "run", 3]) == [2, 1, 3]
+    with pytest.raises(ValueError, match=r"did you mean 'jump/dog'\? `labels` lists all 2 and `subclasses` 3 more"):
+        pipe_of_kinds.get_label_ids("jumps/dog")
+
+
+def test_a_class_gives_each_video_one_of_its_sub_classes(pipe_of_kinds):
+    """As if that had been asked for; drawn by the generator, for each video anew; a sub-class gives itself."""
+    noise = torch.randn(12, pipe_of_kinds.vae.latent_size, generator=seeded())
+    drawn = pipe_of_kinds.draw_subclasses([0] * 12, seeded(3))
+    assert set(drawn) == {2, 3} and drawn == pipe_of_kinds.draw_subclasses([0] * 12, seeded(3))
+    made = sample(pipe_of_kinds, "jump", num_videos_per_prompt=12, latents=noise, generator=seeded(3))
+    assert torch.equal(made, sample(pipe_of_kinds, drawn, latents=noise))
+    assert not torch.equal(made, sample(pipe_of_kinds, "jump", num_videos_per_prompt=12, latents=noise))
+    assert pipe_of_kinds.draw_subclasses([2, 1, 4], [seeded(i) for i in range(3)]) == [2, 4, 4]
+    together = sample(pipe_of_kinds, [0, 0, 0], generator=[seeded(i) for i in range(3)])
+    alone = torch.cat([sample(pipe_of_kinds, "jump", generator=seeded(i)) for i in range(3)])
+    torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
+
+
+def test_around_a_given_stream_a_class_is_itself(pipe_of_kinds, monkeypatch):
+    """What is given says which of its sub-classes it is."""
+    seen = []
+    forward = pipe_of_kinds.transformer.forward
+    monkeypatch.setattr(
+        pipe_of_kinds.transformer,
+        "forward",
+        lambda latents, timestep, labels, *rest, **more: (
+            seen.extend(labels.tolist()) or forward(latents, timestep, labels, *rest, **more)
+        ),
+    )
+    clip = torch.rand(1, *pipe_of_kinds.vae.clip_shape).transpose(1, 2)
+    sample(pipe_of_kinds, "jump", structure=clip)
+    assert set(seen) == {0, 5}  # and no class, for guidance
+    seen.clear()
+    sample(pipe_of_kinds, "run")
+    assert set(seen) == {4, 5}
+
+
 def test_guidance_doubles_the_batch_and_changes_the_video(pipe, batch_sizes):
     guided = sample(pipe, [0, 1], guidance_scale=4.0)
     assert batch_sizes == [4] * STEPS

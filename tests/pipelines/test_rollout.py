@@ -63,6 +63,23 @@ def test_a_window_continues_what_the_one_before_showed_last(pipe, told):
     assert torch.equal(video[:, -(FRAMES - OVERLAP) :], third.made[:, OVERLAP:])
 
 
+def test_all_windows_are_of_one_sub_class(pipe_of_kinds, monkeypatch):
+    asked = []
+    original = type(pipe_of_kinds).__call__
+    monkeypatch.setattr(
+        type(pipe_of_kinds),
+        "__call__",
+        lambda self, **kwargs: asked.append(kwargs["class_labels"]) or original(self, **kwargs),
+    )
+    rollout(pipe_of_kinds, 8, "jump", overlap=OVERLAP, num_videos_per_prompt=12, **options())
+    assert len(asked) == 3 and asked[0] == asked[1] == asked[2]
+    assert set(asked[0]) == {2, 3}
+    asked.clear()
+    first = torch.rand(1, FRAMES, 3, 32, 32)
+    rollout(pipe_of_kinds, 6, "jump", overlap=OVERLAP, first=first, **options())
+    assert asked == [[0]]  # which one is seen in what is given
+
+
 def test_a_given_clip_is_continued(pipe, told):
     clip = torch.rand(1, FRAMES, 3, 32, 32)
     video = rollout(pipe, 6, 0, overlap=OVERLAP, first=clip, **options())

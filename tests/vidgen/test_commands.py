@@ -167,6 +167,22 @@ def test_generate_writes_a_video_for_each_class_and_number(model, tmp_path, caps
     assert "did you mean 'spin'" in says(capsys, *words, tmp_path / "x.mp4", "--class", "spinn")
 
 
+def test_generate_draws_sub_classes_or_takes_the_one_named(tmp_path, capsys):
+    torch.manual_seed(0)
+    vae = AutoencoderKLVidTwin.from_preset("tiny-test", heads="residual")
+    transformer = VidTwinTransformer3DModel.from_preset("tiny-test", vae=vae, num_classes=4)
+    names = {"0": "orbit", "1": "spin", "2": "orbit/star", "3": "spin/disc"}
+    model = tmp_path / "model"
+    VidTwinPipeline(vae, transformer, default_scheduler(), names).save_pretrained(model)
+    words = ["generate", "--model", str(model), "--steps", "2"]
+    main([*words, str(tmp_path / "all.gif")])
+    assert sorted(path.name for path in tmp_path.glob("*.gif")) == ["all-orbit-0.gif", "all-spin-0.gif"]
+    main([*words, str(tmp_path / "two.gif"), "--class", "orbit/star", "--class", "spin"])
+    assert (tmp_path / "two-orbit_star-0.gif").exists() and (tmp_path / "two-spin-0.gif").exists()
+    main(["info", str(model)])
+    assert "sub-classes       orbit/star, spin/disc" in capsys.readouterr().out
+
+
 def test_convert_and_info(tmp_path, capsys, golden):
     folder = tmp_path / "vae"
     main(["convert", str(golden), str(folder), "--attention-heads", "4", "--qformer-heads", "4"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -29,3 +30,13 @@ def test_wide_videos_are_enlarged_as_far_as_a_video_can_be_wide():
     for height, width, factor in ((64, 64, 3), (64, 512, 2), (128, 1024, 1), (256, 2048, 1)):
         shown = studio.grid([np.zeros((1, height, width, 3), np.uint8)] * 4, [""] * 4, 4)
         assert shown.shape == (1, studio.CAPTION_HEIGHT + factor * height, factor * 4 * width, 3)
+
+
+def test_sub_classes_can_be_chosen_too():
+    class Model:
+        transformer = SimpleNamespace(config=SimpleNamespace(num_classes=4))
+        labels, subclasses, class_ids = {"jump": 1}, {"jump/dog": 2}, [0, 1, 3]
+
+    page = studio.Studio.__new__(studio.Studio)
+    page.pipeline = Model()
+    assert page.classes == [("0", 0), ("jump", 1), ("3", 3), ("jump/dog", 2)]

@@ -11,6 +11,7 @@ clockwise on the screen.
 from __future__ import annotations
 
 import colorsys
+import csv
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -272,6 +273,11 @@ def _signed_distance(kind: str, u: np.ndarray, v: np.ndarray, radius: float) -> 
     return (a - outer) * normal[0] + b * normal[1]
 
 
+def subclass(factors: dict) -> str:
+    """The motion and what moves, such as `orbit/star`; both shapes in order for two, `swap/ring-disc`."""
+    return f"{factors['motion']}/{'-'.join(shape['kind'] for shape in factors['shapes'])}"
+
+
 # --- a folder of them --------------------------------------------------------------------------------------------
 
 
@@ -287,11 +293,12 @@ def write_sprites(
 ) -> list[Path]:
     """Write `root/<motion>/<motion>_<index:04d>.mp4` (H.264) and, beside each, its factors as .json.
 
-    Clip i of a class depends on (seed, class, i) only, so a larger set begins with the smaller one. `resolution` is
-    in pixels and even, `fps` in frames a second. Returns the clips' paths, class by class.
+    As a data set the folder has the motions for classes; `root/shapes.csv` has the sub-classes of `subclass`. Clip i
+    of a class depends on (seed, class, i) only, so a larger set begins with the smaller one. `resolution` is in
+    pixels and even, `fps` in frames a second. Returns the clips' paths, class by class.
     """
 
-    def write(task: tuple[int, int]) -> Path:
+    def write(task: tuple[int, int]) -> tuple[Path, str]:
         label, index = task
         motion = MOTIONS[label]
         rng = np.random.default_rng([seed, label, index])
@@ -299,9 +306,14 @@ def write_sprites(
         path = Path(root) / motion / f"{motion}_{index:04d}.mp4"
         with written_aside(path.with_suffix(".json")) as unfinished:
             unfinished.write_text(json.dumps(factors) + "\n")
-        return write_video(path, render_sprite(factors), fps)
+        return write_video(path, render_sprite(factors), fps), subclass(factors)
 
     tasks = [(label, index) for label in range(len(MOTIONS)) for index in range(clips_per_class)]
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # numpy and x264 both let go of the GIL
         done = pool.map(write, tasks)
-        return list(progress(done, "sprites", total=len(tasks)) if show_progress else done)
+        written = list(progress(done, "sprites", total=len(tasks)) if show_progress else done)
+    with written_aside(Path(root) / "shapes.csv") as unfinished, unfinished.open("w", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["path", "label"])
+        table.writerows([path.relative_to(root).as_posix(), label] for path, label in written)
+    return [path for path, _ in written]

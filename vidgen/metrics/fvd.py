@@ -408,13 +408,14 @@ def class_labels(
     frequencies: Sequence[float] | None = None,
 ) -> list[int] | None:
     """Class ids of samples by their numbers; None for a pipeline without classes."""
-    num_classes = pipeline.transformer.config.num_classes
-    if num_classes is None:
+    class_ids = pipeline.class_ids
+    if not class_ids:
         return None
     if sampling.class_sampling == "balanced":
-        return [number % num_classes for number in numbers]
+        return [class_ids[number % len(class_ids)] for number in numbers]
     draws = (np.random.default_rng(_seed(sampling.seed, number, "class")) for number in numbers)
-    return [int(rng.choice(num_classes, p=frequencies)) for rng in draws]
+    choices = class_ids if frequencies is None else pipeline.transformer.config.num_classes
+    return [int(rng.choice(choices, p=frequencies)) for rng in draws]
 
 
 def class_frequencies(
@@ -432,7 +433,7 @@ def class_frequencies(
     num_classes = pipeline.transformer.config.num_classes
     if num_classes is None:
         return None
-    known = pipeline.labels or {name: number for number, name in enumerate(classes)}
+    known = pipeline.labels | pipeline.subclasses or {name: number for number, name in enumerate(classes)}
     counts = [0] * num_classes
     for file in files:
         name = None if file.label is None else classes[file.label]

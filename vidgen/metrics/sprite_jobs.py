@@ -15,9 +15,10 @@ from diffusers import SchedulerMixin
 
 from autoencoder import TwinLatents
 from pipelines import VidTwinPipeline
+from pipelines.classes import superclass_name
 from pipelines.sampling import estimate_clean, noise_levels, normalize_latents
 
-from ..data.sprites import MOTIONS
+from ..data.sprites import MOTIONS, SHAPES, subclass
 from ..progress import progress
 from .frechet import FeatureStatistics, frechet_distance, quiet_about_rank
 from .probes import Score, mean, share
@@ -48,7 +49,8 @@ class SpriteJobs:
     """The jobs of one pipeline, judged by one scorer on the same sprites.
 
     Args:
-        pipeline: of a model of sprites; its classes have the names of `MOTIONS`, in whatever order.
+        pipeline: of a model of sprites; its classes have the names of `MOTIONS`, in whatever order, and its
+            sub-classes, if any, those of `subclass`.
         scorer: the judge.
         sprites: real clips that neither was trained on, motions in turn, as many of each: to compare with, and to
             take structure and dynamics from.
@@ -103,18 +105,23 @@ class SpriteJobs:
         return {"error": torch.cat(off).mean().item(), "chance": chance.item()}
 
     def generate(self, others: DrawnSprites) -> dict[str, Any]:
-        """Clips of every class, as many as there are sprites: do they move as their class says, and how far are they?
+        """A clip of each sprite's class: does it move as that says, and how far is it from real ones?
+
+        Where the pipeline has sub-classes they are asked for, and the shapes that they name are looked for.
 
         Args:
             others: more real clips, as many, whose distance from the first is what chance alone makes.
 
         Returns:
             `accuracy` by what was read: `generated`, `real`, `reconstructed`; `per_class` that of the generated;
-            and `distance`, Fréchet distances of the scorer's features from those of `others`.
+            `distance`, Fréchet distances of the scorer's features from those of `others`; and with sub-classes
+            `shape`, as `accuracy`.
         """
         labels = self.sprites.targets["motion"]
+        known = self.pipeline.subclasses
+        names = [subclass(factors) for factors in self.sprites.factors]
         clips = {
-            "generated": self._sampled(labels),
+            "generated": self._sampled([name if name in known else superclass_name(name) for name in names]),
             "real": self.sprites.clips(),
             "reconstructed": self._reconstructed(),
         }
@@ -127,6 +134,8 @@ class SpriteJobs:
                 for name, reading in read.items()
             }
         chance = 1 / len(MOTIONS)
+        shapes = self.sprites.targets["shape"]
+        shown = {name: _score(share(found["shape"] == shapes, 1 / len(SHAPES))) for name, found in read.items()}
         return {
             "accuracy": {name: _score(share(hits, chance)) for name, hits in right.items()},
             "per_class": {
@@ -134,6 +143,7 @@ class SpriteJobs:
             },
             "distance": distance,
             "clips": len(labels),
+            **({"shape": shown} if known else {}),
         }
 
     def animate(self, strength: float = 0.0) -> dict[str, Any]:
@@ -143,9 +153,8 @@ class SpriteJobs:
             By what was read, `animated` and `reconstructed`, the scores of `kept`.
         """
         given = TwinLatents(*self._latents())
-        animated = self._sampled(
-            self.sprites.targets["motion"], structure=given.structure, structure_strength=strength
-        )
+        motions = [MOTIONS[i] for i in self.sprites.targets["motion"].tolist()]
+        animated = self._sampled(motions, structure=given.structure, structure_strength=strength)
         return self._compared(animated=animated)
 
     def retarget(self, strength: float = 0.0) -> dict[str, Any]:
@@ -177,7 +186,7 @@ class SpriteJobs:
         latents = vae.unpack(packed)
         return latents.structure, latents.dynamics
 
-    def _sampled(self, labels: torch.Tensor | None, **given: Any) -> torch.Tensor:
+    def _sampled(self, labels: list[str] | None, **given: Any) -> torch.Tensor:
         """Clips (N, 3, T, H, W) in [-1, 1], on the CPU; each has its own noise, whatever the batch."""
         made = []
         streams = {name: value for name, value in given.items() if isinstance(value, torch.Tensor)}
@@ -185,7 +194,7 @@ class SpriteJobs:
         for chosen in progress(torch.arange(len(self.sprites)).split(BATCH), "sampling"):
             generators = [torch.Generator().manual_seed(self.sampling.seed + i) for i in chosen.tolist()]
             frames = self.pipeline(
-                class_labels=None if labels is None else [MOTIONS[label] for label in labels[chosen].tolist()],
+                class_labels=None if labels is None else [labels[i] for i in chosen.tolist()],
                 guidance_scale=self.sampling.guidance,
                 num_inference_steps=self.sampling.steps,
                 generator=generators,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from diffusers import SchedulerMixin
 from torch import nn
 
 from pipelines import VidTwinTransformer3DModel
+from pipelines.classes import superclass_ids
 from pipelines.sampling import PREDICTION_TYPES, estimate_clean, noise_levels, prediction_type_of, spread_streams
 
 from ..config import DiffusionConfig
@@ -30,19 +32,32 @@ class DiffusionObjective(nn.Module):
 
     A timestep belongs to a clip, or for a share `independent_timesteps` of the clips to each of its streams: then the
     DiT also learns one stream while the other is clean or nearly so. A share `class_dropout` is given the null class,
-    which guidance needs. A self-conditioned transformer is shown its own estimate of the clean latents for half of the
+    which guidance needs, and a share `subclass_dropout` the class above its own (`jump` for `jump/dog`), where there
+    is one. A self-conditioned transformer is shown its own estimate of the clean latents for half of the
     clips, and none for the others (Chen et al., arXiv 2208.04202). The estimate is made for all, at the price of one
     more forward pass, so that a clip's loss does not depend on the batch it is in.
+
+    Args:
+        transformer: the DiT.
+        scheduler: what it is sampled with.
+        config: of the recipe.
+        classes: names of the classes, by id; only `subclass_dropout` needs them.
 
     Raises:
         UserError: if a value of the config is unknown or out of range.
     """
 
     def __init__(
-        self, transformer: VidTwinTransformer3DModel, scheduler: SchedulerMixin, config: DiffusionConfig
+        self,
+        transformer: VidTwinTransformer3DModel,
+        scheduler: SchedulerMixin,
+        config: DiffusionConfig,
+        classes: Sequence[str] = (),
     ) -> None:
         super().__init__()
         check_diffusion(config)
+        if config.subclass_dropout:
+            self.register_buffer("superclass_ids", torch.tensor(superclass_ids(classes)), persistent=False)
         self.transformer = transformer
         self.scheduler = scheduler
         self.config = config
@@ -74,7 +89,7 @@ class DiffusionObjective(nn.Module):
         noisy = alpha * latents + sigma * noise
         null_class = self.transformer.config.num_classes
         if null_class is not None:
-            labels = labels.masked_fill(dropped < self.config.class_dropout, null_class)
+            labels = self._drop(labels, dropped, null_class)
         estimate = None
         if self.transformer.config.self_conditioning:
             estimate = self._estimate(noisy, timestep, labels) * (conditioned < 0.5)[:, None]
@@ -89,6 +104,14 @@ class DiffusionObjective(nn.Module):
         if self.config.loss_weighting == "min_snr":
             error = error * min_snr_weight(prediction_type, alpha, sigma, self.config.min_snr_gamma)
         return {"loss": error.mean(), "structure": structure, "dynamics": dynamics}
+
+    def _drop(self, labels: torch.Tensor, dropped: torch.Tensor, null_class: int) -> torch.Tensor:
+        """Classes (B,) with some exchanged for the class above or for none; of a uniform draw (B,)."""
+        kept_until = self.config.class_dropout
+        if self.config.subclass_dropout:
+            widened = dropped < kept_until + self.config.subclass_dropout
+            labels = torch.where(widened, self.superclass_ids[labels], labels)
+        return labels.masked_fill(dropped < kept_until, null_class)
 
     def _timesteps(self, first: torch.Tensor, second: torch.Tensor, independent: torch.Tensor) -> torch.Tensor:
         """(B,) for both streams, or (B, 2) where some clips have one for each; of three uniform draws (B,)."""
@@ -120,9 +143,14 @@ def check_diffusion(config: DiffusionConfig) -> None:
     for name, known in {"loss_weighting": LOSS_WEIGHTINGS, "timestep_sampling": TIMESTEP_SAMPLINGS}.items():
         if getattr(config, name) not in known:
             raise UserError(f"diffusion.{name} must be one of {', '.join(known)}, not {getattr(config, name)!r}.")
-    for name in ("independent_timesteps", "class_dropout"):
+    for name in ("independent_timesteps", "class_dropout", "subclass_dropout"):
         if not 0 <= getattr(config, name) <= 1:
             raise UserError(f"diffusion.{name} is a share from 0 to 1, not {getattr(config, name)}.")
+    if config.class_dropout + config.subclass_dropout > 1:
+        raise UserError(
+            "diffusion.class_dropout and diffusion.subclass_dropout are shares of the same clips, at most 1 together, "
+            f"not {config.class_dropout} and {config.subclass_dropout}."
+        )
     for name in ("min_snr_gamma", "logit_std"):
         if not getattr(config, name) > 0:
             raise UserError(f"diffusion.{name} must be above 0, not {getattr(config, name)}.")

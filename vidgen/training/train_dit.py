@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.utils.data import default_collate
 
 from autoencoder import AutoencoderKLVidTwin, TwinPosterior
 from pipelines import VidTwinPipeline, VidTwinTransformer3DModel, default_scheduler
+from pipelines.classes import superclass_names
 from pipelines.sampling import normalize_latents
 
 from ..config import DiffusionConfig, DiTTrainingConfig
@@ -43,12 +45,30 @@ def train_dit(config: DiTTrainingConfig) -> Path:
         BadVideos(Path(config.output_dir) / "bad_videos.jsonl").add(cache.bad_videos)
     if vae.config.latents_mean is None:  # a converted official VAE comes without statistics
         vae.register_to_config(latents_mean=cache.mean, latents_std=cache.std)
-    transformer = build_transformer(config, vae, num_classes=len(cache.classes) or None)
+    superclasses = superclasses_of(config.diffusion, cache.classes)
+    transformer = build_transformer(config, vae, num_classes=len(superclasses) + len(cache.classes) or None)
     accelerator.print(
         f"{transformer.num_parameters():,} parameters; {sum(transformer.num_tokens)} tokens; "
         f"{len(cache)} clips in {len(cache.classes)} classes."
     )
-    return DiTTrainer(config, accelerator, vae, transformer, scheduler, cache).fit()
+    return DiTTrainer(config, accelerator, vae, transformer, scheduler, cache, superclasses).fit()
+
+
+def superclasses_of(config: DiffusionConfig, classes: Sequence[str]) -> list[str]:
+    """The classes above the data set's own that the DiT learns as well; they come first in its table.
+
+    Raises:
+        UserError: if a recipe asks for such where there are none.
+    """
+    if not config.subclass_dropout:
+        return []
+    above = [name for name in superclass_names(classes) if name not in classes]
+    if not superclass_names(classes):
+        raise UserError(
+            "diffusion.subclass_dropout needs classes with sub-classes, such as jump/dog of jump: give them in a CSV "
+            f"file (path,label); this data set's are {', '.join(list(classes)[:4]) or 'none'}."
+        )
+    return above
 
 
 def build_transformer(
@@ -102,21 +122,24 @@ class DiTTrainer(Trainer):
         transformer: VidTwinTransformer3DModel,
         scheduler: SchedulerMixin,
         cache: LatentCache,
+        superclasses: Sequence[str] = (),
     ) -> None:
-        objective = DiffusionObjective(transformer, scheduler, config.diffusion)
+        self.classes = [*superclasses, *cache.classes]
+        self.first_label = len(superclasses)
+        objective = DiffusionObjective(transformer, scheduler, config.diffusion, self.classes)
         noise_size = transformer.latent_size * (2 if config.latents.sample else 1)
         super().__init__(config, accelerator, objective, transformer, cache, default_collate, noise_size)
         self.vae = vae
         self.scheduler = scheduler
         self.cache = cache
-        self.classes = cache.classes
 
     def compute_losses(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         latents, noise = batch["mean"], batch["noise"]
         if self.config.latents.sample:
             noise, drawn = noise.chunk(2, dim=1)
             latents = latents + TwinPosterior(latents, batch["logvar"]).std * drawn
-        return self.objective(normalize_latents(latents, self.vae), batch["label"], noise, batch["uniform"])
+        labels = batch["label"] + self.first_label
+        return self.objective(normalize_latents(latents, self.vae), labels, noise, batch["uniform"])
 
     def describe_batch(self, batch: dict[str, Any]) -> list[str]:
         return [self.cache.describe(index) for index in batch["index"].tolist()]

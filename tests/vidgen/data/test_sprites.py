@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from vidgen.data.dataset import list_videos
 from vidgen.data.sprites import MOTIONS, SHAPES, render_sprite, sample_factors, write_sprites
 from vidgen.data.video import probe, read_clip
 
@@ -34,7 +35,7 @@ def test_factors_are_json_and_alone_decide_the_pixels(motion):
 
 
 def test_files_hold_what_the_factors_say(sprites):
-    assert sorted(p.name for p in sprites.iterdir()) == sorted(MOTIONS)
+    assert sorted(p.name for p in sprites.iterdir()) == sorted([*MOTIONS, "shapes.csv"])
     for motion in MOTIONS:
         path = sprites / motion / f"{motion}_0001.mp4"
         info = probe(path)
@@ -43,6 +44,16 @@ def test_files_hold_what_the_factors_say(sprites):
         assert factors["motion"] == motion
         error = read_clip(path, fps=8, num_frames=16).numpy().astype(float) - render_sprite(factors)
         assert np.sqrt((error**2).mean()) < 12  # H.264 with halved colour planes
+
+
+def test_the_table_has_the_shapes_for_sub_classes(sprites):
+    files, classes = list_videos(sprites / "shapes.csv")
+    assert sorted(file.path for file in files) == sorted(sprites.glob("*/*.mp4"))
+    for file in files:
+        factors = json.loads(file.path.with_suffix(".json").read_text())
+        kinds = [shape["kind"] for shape in factors["shapes"]]
+        assert classes[file.label] == f"{factors['motion']}/{'-'.join(kinds)}"
+    assert {file.label for file in list_videos(sprites)[0]} == set(range(len(MOTIONS)))
 
 
 def test_a_clip_does_not_depend_on_how_many_are_written(sprites, tmp_path):

@@ -420,6 +420,18 @@ def test_classes_take_turns_or_come_as_often_as_in_the_data(pipeline, sprites):
         Sampling(class_sampling="equal")
 
 
+def test_sub_classes_are_drawn_within_their_class(pipeline, sprites):
+    names = ["bounce", "orbit", "bounce/disc", "bounce/ring", "orbit/disc", "orbit/ring", "orbit/star", "bounce/star"]
+    kinds = VidTwinPipeline(pipeline.vae, pipeline.transformer, pipeline.scheduler, id2label=dict(enumerate(names)))
+    assert class_labels(kinds, range(5), SAMPLING) == [0, 1, 0, 1, 0]
+    as_in_data = replace(SAMPLING, class_sampling="prior")
+    assert set(class_labels(kinds, range(50), as_in_data)) == {0, 1}
+    files = [file._replace(label=i) for i, file in enumerate(list_videos(sprites)[0][:2])]
+    frequencies = class_frequencies(kinds, files, ["orbit/star", "bounce"])
+    assert frequencies == [0.5, 0, 0, 0, 0, 0, 0.5, 0]
+    assert set(class_labels(kinds, range(50), as_in_data, frequencies)) == {0, 6}
+
+
 def test_classes_come_as_often_as_in_the_clips_that_are_compared_with(evaluate, sprites):
     """Of videos of which any clip is taken, long ones count more."""
     prior, protocol = replace(SAMPLING, class_sampling="prior"), replace(PROTOCOL, windows="any", fps=None, real=8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 
 import pytest
@@ -10,8 +11,9 @@ from diffusers import SchedulerMixin
 
 from autoencoder import AutoencoderKLVidTwin, TwinLatents
 from pipelines import VidTwinPipeline, VidTwinTransformer3DModel, default_scheduler
+from pipelines.classes import superclass_name
 from pipelines.sampling import noise_levels, normalize_latents
-from vidgen.data.sprites import MOTIONS
+from vidgen.data.sprites import MOTIONS, subclass
 from vidgen.metrics.reconstruction import mean_colour, psnr, shrunk
 from vidgen.metrics.sprite_jobs import SpriteJobs, SpriteSampling, kept
 from vidgen.metrics.sprite_scorer import DrawnSprites
@@ -62,21 +64,22 @@ class Latents:
 class Pipeline:
     """Shows a sprite of the class that is asked for, or what is given; keeps what it was called with."""
 
-    def __init__(self, sprites: DrawnSprites, *, deaf: bool = False) -> None:
+    def __init__(self, sprites: DrawnSprites, *, deaf: bool = False, subclasses: Sequence[str] = ()) -> None:
         self.vae, self.sprites, self.deaf, self.calls = Latents(), sprites, deaf, []
+        self.subclasses = subclasses
 
     def __call__(self, class_labels, *, structure=None, dynamics=None, generator, **options):
         self.calls.append(SimpleNamespace(class_labels=class_labels, generator=generator, **options))
         given = structure if dynamics is None else dynamics
         if self.deaf or given is None:
             wanted = ["still" if self.deaf else name for name in class_labels]
-            clips = torch.stack([self._clip(MOTIONS.index(name), i) for i, name in enumerate(wanted)])
+            clips = torch.stack([self._clip(name, i) for i, name in enumerate(wanted)])
         else:
             clips = given
         return SimpleNamespace(frames=((clips + 1) / 2).transpose(1, 2))
 
-    def _clip(self, label: int, number: int) -> torch.Tensor:
-        return self.sprites[label + len(MOTIONS) * (number % 3)]["clip"]
+    def _clip(self, motion: str, number: int) -> torch.Tensor:
+        return self.sprites[MOTIONS.index(motion) + len(MOTIONS) * (number % 3)]["clip"]
 
 
 def jobs(pipeline: Pipeline, sprites: DrawnSprites, *known: DrawnSprites) -> SpriteJobs:
@@ -93,6 +96,31 @@ def test_a_pipeline_that_shows_its_classes_is_right_and_one_that_does_not_is_not
     found = jobs(pipeline, sprites, others).generate(others)
     assert found["accuracy"]["generated"]["value"] == 1 / 8 and found["accuracy"]["real"]["value"] == 1
     assert {name: score["value"] for name, score in found["per_class"].items() if score["value"]} == {"still": 1}
+
+
+def test_shapes_that_sub_classes_name_are_looked_for(sprites, others):
+    names = [subclass(factors) for factors in sprites.factors]
+    known = set(names[:-1])
+    asked = [name if name in known else superclass_name(name) for name in names]
+
+    class Shapes(Pipeline):
+        """Shows the sprites that its sub-classes were named for, or others that move alike."""
+
+        def __call__(self, class_labels, **options):
+            assert class_labels == asked and asked != names
+            return super().__call__(class_labels, **options)
+
+        def _clip(self, motion: str, number: int) -> torch.Tensor:
+            return self.sprites[number]["clip"]
+
+    right, wrong = (
+        jobs(Shapes(shown, subclasses=known), sprites, others).generate(others) for shown in (sprites, others)
+    )
+    assert right["accuracy"]["generated"] == wrong["accuracy"]["generated"]  # of motions
+    assert right["shape"]["generated"] == right["shape"]["real"] == wrong["shape"]["reconstructed"]
+    assert right["shape"]["generated"]["value"] == 1 and right["shape"]["generated"]["chance"] == 1 / 6
+    assert wrong["shape"]["generated"]["value"] < 0.5
+    assert "shape" not in jobs(Pipeline(others), sprites, others).generate(others)
 
 
 def test_the_distance_is_to_the_other_clips(sprites, others):

@@ -272,6 +272,21 @@ def test_class_dropout_gives_the_null_class(dropout, expected):
     assert torch.equal(seen[~dropped], labels[~dropped])
 
 
+def test_subclass_dropout_gives_the_class_above():
+    objective, clean, labels = make("sample", batch=1000, class_dropout=0.2)
+    config = DiffusionConfig(class_dropout=0.2, subclass_dropout=0.3)
+    names = ["jump", "jump/dog", "run/cat"]
+    objective = DiffusionObjective(objective.transformer, objective.scheduler, config, names)
+    objective(clean, labels)
+    [seen] = objective.transformer.labels
+    of_dogs = seen[labels == 1]
+    for label, share in ((3, 0.2), (0, 0.3), (1, 0.5)):
+        assert (of_dogs == label).float().mean().item() == pytest.approx(share, abs=0.08)
+    for label in (0, 2):  # nothing lies above
+        assert set(seen[labels == label].tolist()) == {label, 3}
+    assert "superclass_ids" not in objective.state_dict()
+
+
 @pytest.mark.parametrize("independent", [0.0, 1.0])
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
 def test_self_conditioning_shows_half_of_the_clips_their_estimate(prediction_type, independent):

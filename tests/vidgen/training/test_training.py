@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 from autoencoder import AutoencoderKLVidTwin
 from pipelines import VidTwinPipeline
 from runs import FULL, WEIGHTS, assert_same_tensors, logged, losses, numbers
+from vidgen.data.dataset import list_videos
+from vidgen.data.sprites import MOTIONS
 from vidgen.errors import UserError
 from vidgen.objectives.diffusion import DiffusionObjective
 from vidgen.training import trainer
@@ -165,6 +167,26 @@ def test_a_dit_run_leaves_a_pipeline_and_resumes(dit_config, trained_vae, tmp_pa
     saved, ours = (AutoencoderKLVidTwin.from_pretrained(folder) for folder in (whole / "vae", trained_vae))
     assert saved.config.latents_std == ours.config.latents_std
     assert (tmp_path / "whole" / "samples" / "step-6.gif").exists()
+
+
+def test_a_dit_learns_sub_classes_and_the_classes_above(dit_config, sprites, tmp_path, monkeypatch):
+    learnt = []
+    drop = DiffusionObjective._drop
+    monkeypatch.setattr(DiffusionObjective, "_drop", lambda *args: learnt.append(drop(*args)) or learnt[-1])
+    table = [f"data.root={sprites / 'shapes.csv'}", "diffusion.class_dropout=0", "train.max_train_steps=4"]
+    final = train_dit(dit_config(tmp_path / "above", *table, "diffusion.subclass_dropout=1"))
+    pipeline = VidTwinPipeline.from_pretrained(final)
+    _, kinds = list_videos(sprites / "shapes.csv")
+    assert pipeline.labels == {name: label for label, name in enumerate(sorted(MOTIONS))}
+    assert pipeline.subclasses == {name: label for label, name in enumerate(kinds, start=8)}
+    above = torch.cat(learnt)  # every clip once
+    assert above.sort().values.tolist() == [label for label in range(8) for _ in range(2)]
+    learnt.clear()
+    train_dit(dit_config(tmp_path / "below", *table, "diffusion.subclass_dropout=1e-9"))
+    names = [kinds[label - 8] for label in torch.cat(learnt).tolist()]
+    assert [name.split("/")[0] for name in names] == [sorted(MOTIONS)[label] for label in above.tolist()]
+    with pytest.raises(UserError, match=r"needs classes with sub-classes, such as jump/dog of jump: .* bounce, orbit"):
+        train_dit(dit_config(tmp_path / "none", "diffusion.subclass_dropout=0.1"))
 
 
 @pytest.mark.parametrize(
