@@ -70,7 +70,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pipeline", metavar="FOLDER", help="of a model of sprites, trained with a timestep a stream")
     parser.add_argument("--ablations", action="store_true", help="train and judge the recipe with one thing less, too")
     parser.add_argument("--data", metavar="FOLDER", help="sprites to train ablations on (default: 80 of each motion)")
-    parser.add_argument("--guidance", type=float, default=2.0, help="classifier-free guidance (default: 2)")
+    parser.add_argument("--guidance", type=float, default=3.0, help="classifier-free guidance (default: 3)")
 
 
 def run(options: argparse.Namespace) -> Results | None:

@@ -26,6 +26,7 @@ from .model_card import pipeline_card
 from .pipeline_output import VidTwinPipelineOutput
 from .sampling import (
     GivenStreams,
+    check_generators,
     denoise,
     denormalize_latents,
     guidance_steps,
@@ -210,7 +211,11 @@ class VidTwinPipeline(ModelCardMixin, DiffusionPipeline):
         Args:
             label_ids: one for each video.
             generator: one for all videos, or a list with one for each.
+
+        Raises:
+            ValueError: if a list of generators has another length.
         """
+        check_generators(generator, len(label_ids))
         below = subclass_ids(self._ids_by_name)
         drawn = []
         for i, label in enumerate(label_ids):
@@ -404,7 +409,8 @@ class VidTwinPipeline(ModelCardMixin, DiffusionPipeline):
 
         Args:
             class_labels: ids or names, one video each (see `labels` and `subclasses`); None: one video of no class.
-                A class that has sub-classes gives each video one of them at random, where no stream is given.
+                A class that has sub-classes gives each video one of them, drawn by `generator`, all as often; where a
+                stream is given it is itself.
             num_videos_per_prompt: videos per class, standing together in the result.
             guidance_scale: classifier-free guidance where above 1; the paper's is 5. Or one for structure and one for
                 dynamics, which steer content and motion apart.

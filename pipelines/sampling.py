@@ -304,11 +304,12 @@ def initial_noise(
     Raises:
         ValueError: if the list is not B long.
     """
-    _check_generators(generator, shape[0])
+    check_generators(generator, shape[0])
     return randn_tensor(shape, generator=generator, device=torch.device(device or "cpu"), dtype=dtype)
 
 
-def _check_generators(generator: Generator, batch_size: int) -> None:
+def check_generators(generator: Generator, batch_size: int) -> None:
+    """Raise a `ValueError` for a list of generators that is not one for each video."""
     if isinstance(generator, list) and len(generator) != batch_size:
         raise ValueError(f"{len(generator)} generators were given for {batch_size} videos; give one, or one for each.")
 
@@ -409,7 +410,7 @@ def denoise(
     Raises:
         ValueError: if a list of generators is not B long.
     """
-    _check_generators(generator, latents.shape[0])
+    check_generators(generator, latents.shape[0])
     # DDIM takes the root of 1 - alpha - sigma^2, which at eta = 1 and zero terminal SNR rounds to below zero.
     extra = {"eta": min(eta, 1 - 1e-5), "generator": generator}
     step_kwargs = {k: v for k, v in extra.items() if k in inspect.signature(scheduler.step).parameters}

@@ -181,7 +181,7 @@ def _sampling_settings() -> list[gr.components.Component]:
         count = gr.Slider(1, 4, 2, step=1, label="Videos of each")
         steps = gr.Slider(1, 200, 50, step=1, label="Steps")
     with gr.Row():
-        guidance = gr.Slider(1, 15, 2, step=0.1, label="Guidance", info="To the class; 1: none")
+        guidance = gr.Slider(1, 15, 3, step=0.1, label="Guidance", info="To the class; 1: none")
         seed = gr.Number(0, minimum=0, maximum=2**32 - 1, precision=0, label="Seed", info="The same gives the same")
     return [count, steps, guidance, seed]
 

@@ -299,7 +299,9 @@ class Studio:
             num_videos_per_prompt=count,
             num_inference_steps=steps,
             guidance_scale=guidance,
-            generator=[torch.Generator().manual_seed(int(seed or 0) + i) for i in range(count)] * classes,
+            generator=[
+                torch.Generator().manual_seed(int(seed or 0) + i) for _ in range(classes) for i in range(count)
+            ],
             output_type="pt",
             callback_on_step_end=stepped,
             **given,

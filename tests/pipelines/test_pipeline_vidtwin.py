@@ -153,6 +153,8 @@ def test_a_class_gives_each_video_one_of_its_sub_classes(pipe_of_kinds):
     assert torch.equal(made, sample(pipe_of_kinds, drawn, latents=noise))
     assert not torch.equal(made, sample(pipe_of_kinds, "jump", num_videos_per_prompt=12, latents=noise))
     assert pipe_of_kinds.draw_subclasses([2, 1, 4], [seeded(i) for i in range(3)]) == [2, 4, 4]
+    with pytest.raises(ValueError, match="1 generators were given for 3 videos"):
+        sample(pipe_of_kinds, [0, 0, 0], generator=[seeded(0)])
     together = sample(pipe_of_kinds, [0, 0, 0], generator=[seeded(i) for i in range(3)])
     alone = torch.cat([sample(pipe_of_kinds, "jump", generator=seeded(i)) for i in range(3)])
     torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)

@@ -6,6 +6,7 @@ import threading
 from types import SimpleNamespace
 
 import numpy as np
+import torch
 
 from vidgen import studio
 
@@ -30,6 +31,23 @@ def test_wide_videos_are_enlarged_as_far_as_a_video_can_be_wide():
     for height, width, factor in ((64, 64, 3), (64, 512, 2), (128, 1024, 1), (256, 2048, 1)):
         shown = studio.grid([np.zeros((1, height, width, 3), np.uint8)] * 4, [""] * 4, 4)
         assert shown.shape == (1, studio.CAPTION_HEIGHT + factor * height, factor * 4 * width, 3)
+
+
+def test_every_class_begins_with_the_seed():
+    """And so makes the same, whatever else is asked for."""
+    seeds = []
+
+    class Model:
+        num_timesteps = 1
+
+        def __call__(self, class_labels, *, num_videos_per_prompt, generator, **options):
+            seeds.extend(torch.rand((), generator=one).item() for one in generator)
+            return SimpleNamespace(frames=torch.zeros(len(generator), 2, 3, 4, 4))
+
+    page = studio.Studio.__new__(studio.Studio)
+    page.pipeline = Model()
+    page._sample(None, None, 2, 4, 1.0, 7, class_labels=[0, 1])
+    assert seeds[:2] == seeds[2:] and seeds[0] != seeds[1]
 
 
 def test_sub_classes_can_be_chosen_too():

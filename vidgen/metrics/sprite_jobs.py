@@ -134,8 +134,8 @@ class SpriteJobs:
                 for name, reading in read.items()
             }
         chance = 1 / len(MOTIONS)
-        shapes = self.sprites.targets["shape"]
-        shown = {name: _score(share(found["shape"] == shapes, 1 / len(SHAPES))) for name, found in read.items()}
+        asked = torch.tensor([name in known for name in names])
+        shapes = {name: found["shape"] == self.sprites.targets["shape"] for name, found in read.items()}
         return {
             "accuracy": {name: _score(share(hits, chance)) for name, hits in right.items()},
             "per_class": {
@@ -143,7 +143,11 @@ class SpriteJobs:
             },
             "distance": distance,
             "clips": len(labels),
-            **({"shape": shown} if known else {}),
+            **(
+                {"shape": {n: _score(share(hits[asked], 1 / len(SHAPES))) for n, hits in shapes.items()}}
+                if known
+                else {}
+            ),
         }
 
     def animate(self, strength: float = 0.0) -> dict[str, Any]:

@@ -57,7 +57,13 @@ class DiffusionObjective(nn.Module):
         super().__init__()
         check_diffusion(config)
         if config.subclass_dropout:
-            self.register_buffer("superclass_ids", torch.tensor(superclass_ids(classes)), persistent=False)
+            if len(classes) != transformer.config.num_classes:
+                raise UserError(
+                    "diffusion.subclass_dropout needs the names of all classes of the transformer, "
+                    f"{transformer.config.num_classes}, not {len(classes)}."
+                )
+            above = [*superclass_ids(classes), len(classes)]  # no class stays none
+            self.register_buffer("superclass_ids", torch.tensor(above), persistent=False)
         self.transformer = transformer
         self.scheduler = scheduler
         self.config = config

@@ -17,7 +17,7 @@ from pipelines.classes import superclass_names
 from pipelines.sampling import normalize_latents
 
 from ..config import DiffusionConfig, DiTTrainingConfig
-from ..data.dataset import BadVideos
+from ..data.dataset import BadVideos, list_training_videos
 from ..errors import UserError
 from ..files import written_aside_folder
 from ..latent_cache import LatentCache, prepare_cache
@@ -38,6 +38,7 @@ def train_dit(config: DiTTrainingConfig) -> Path:
     """
     accelerator = build_accelerator(config)
     check_diffusion(config.diffusion)
+    superclasses = superclasses_of(config)
     scheduler = build_scheduler(config.diffusion)
     vae = load_vae(config.vae).to(accelerator.device)
     cache = prepare_cache(config, vae, accelerator)
@@ -45,7 +46,6 @@ def train_dit(config: DiTTrainingConfig) -> Path:
         BadVideos(Path(config.output_dir) / "bad_videos.jsonl").add(cache.bad_videos)
     if vae.config.latents_mean is None:  # a converted official VAE comes without statistics
         vae.register_to_config(latents_mean=cache.mean, latents_std=cache.std)
-    superclasses = superclasses_of(config.diffusion, cache.classes)
     transformer = build_transformer(config, vae, num_classes=len(superclasses) + len(cache.classes) or None)
     accelerator.print(
         f"{transformer.num_parameters():,} parameters; {sum(transformer.num_tokens)} tokens; "
@@ -54,21 +54,22 @@ def train_dit(config: DiTTrainingConfig) -> Path:
     return DiTTrainer(config, accelerator, vae, transformer, scheduler, cache, superclasses).fit()
 
 
-def superclasses_of(config: DiffusionConfig, classes: Sequence[str]) -> list[str]:
+def superclasses_of(config: DiTTrainingConfig) -> list[str]:
     """The classes above the data set's own that the DiT learns as well; they come first in its table.
 
     Raises:
-        UserError: if a recipe asks for such where there are none.
+        UserError: if a recipe asks for such where there are none, and what `list_training_videos` raises.
     """
-    if not config.subclass_dropout:
+    if not config.diffusion.subclass_dropout:
         return []
-    above = [name for name in superclass_names(classes) if name not in classes]
-    if not superclass_names(classes):
+    _, classes = list_training_videos(config.data)
+    above = superclass_names(classes)
+    if not above:
         raise UserError(
-            "diffusion.subclass_dropout needs classes with sub-classes, such as jump/dog of jump: give them in a CSV "
-            f"file (path,label); this data set's are {', '.join(list(classes)[:4]) or 'none'}."
+            "diffusion.subclass_dropout needs classes with sub-classes, such as jump/dog of jump: name them in a CSV "
+            f"file (path,label); this data set's are {', '.join(classes[:4]) or 'none'}."
         )
-    return above
+    return [name for name in above if name not in classes]
 
 
 def build_transformer(
@@ -139,6 +140,8 @@ class DiTTrainer(Trainer):
             noise, drawn = noise.chunk(2, dim=1)
             latents = latents + TwinPosterior(latents, batch["logvar"]).std * drawn
         labels = batch["label"] + self.first_label
+        if self.classes:  # a clip may have none
+            labels = torch.where(batch["label"] < 0, len(self.classes), labels)
         return self.objective(normalize_latents(latents, self.vae), labels, noise, batch["uniform"])
 
     def describe_batch(self, batch: dict[str, Any]) -> list[str]:
