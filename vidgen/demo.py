@@ -111,7 +111,7 @@ def generated_in_the_box(root: Path) -> Path:
     """Clips of every class by the model in the box: a video, and a picture of eight of each one's frames."""
     pipeline = loaded(SHIPPED_MODEL)
     names = sorted(pipeline.labels, key=pipeline.labels.get)
-    clips = sampled(pipeline, names, num_videos_per_prompt=4, guidance_scale=2.0, num_inference_steps=25)
+    clips = sampled(pipeline, names, num_videos_per_prompt=4, guidance_scale=3.0, num_inference_steps=25)
     labels = [name for name in names for _ in range(4)]
     save_clip_grid_video(root / "in_the_box.mp4", clips, FPS, columns=8, labels=labels)
     return class_grid(root / "in_the_box.png", clips[::4], names)
@@ -266,7 +266,7 @@ def write_report(summary: dict[str, Any], pipeline: VidTwinPipeline, root: Path)
     )
     report.section(
         "The model in the box",
-        "What models/sprites generates, trained for an hour and a half on two cores: four clips of each class.",
+        "What models/sprites generates, trained for two hours on two cores: four clips of each class.",
     )
     report.video(root / "in_the_box.mp4").image(root / "in_the_box.png", "One of each class, eight of its frames.")
     report.section(
