@@ -169,10 +169,16 @@ def test_a_dit_run_leaves_a_pipeline_and_resumes(dit_config, trained_vae, tmp_pa
     assert (tmp_path / "whole" / "samples" / "step-6.gif").exists()
 
 
-def test_a_dit_learns_sub_classes_and_the_classes_above(dit_config, sprites, tmp_path, monkeypatch):
-    learnt = []
+@pytest.fixture
+def learnt(monkeypatch) -> list[torch.Tensor]:
+    """The classes that a DiT is trained on, step by step."""
+    classes = []
     drop = DiffusionObjective._drop
-    monkeypatch.setattr(DiffusionObjective, "_drop", lambda *args: learnt.append(drop(*args)) or learnt[-1])
+    monkeypatch.setattr(DiffusionObjective, "_drop", lambda *args: classes.append(drop(*args)) or classes[-1])
+    return classes
+
+
+def test_a_dit_learns_sub_classes_and_the_classes_above(dit_config, sprites, tmp_path, learnt):
     table = [f"data.root={sprites / 'shapes.csv'}", "diffusion.class_dropout=0", "train.max_train_steps=4"]
     final = train_dit(dit_config(tmp_path / "above", *table, "diffusion.subclass_dropout=1"))
     pipeline = VidTwinPipeline.from_pretrained(final)
@@ -189,13 +195,10 @@ def test_a_dit_learns_sub_classes_and_the_classes_above(dit_config, sprites, tmp
         train_dit(dit_config(tmp_path / "none", "diffusion.subclass_dropout=0.1"))
 
 
-def test_clips_without_a_class_are_learnt_as_of_none(dit_config, sprites, tmp_path, monkeypatch):
+def test_clips_without_a_class_are_learnt_as_of_none(dit_config, sprites, tmp_path, learnt):
     head, first, *rows = (sprites / "shapes.csv").read_text().splitlines()
     rows = [head, *(f"{sprites}/{row}" for row in [first.split(",")[0] + ",", *rows])]
     (tmp_path / "some.csv").write_text("\n".join(rows))
-    learnt = []
-    drop = DiffusionObjective._drop
-    monkeypatch.setattr(DiffusionObjective, "_drop", lambda *args: learnt.append(drop(*args)) or learnt[-1])
     settings = [f"data.root={tmp_path / 'some.csv'}", "diffusion.class_dropout=0", "train.max_train_steps=4"]
     final = train_dit(dit_config(tmp_path / "run", *settings, "diffusion.subclass_dropout=0.5"))
     pipeline = VidTwinPipeline.from_pretrained(final)
