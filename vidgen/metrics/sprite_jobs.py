@@ -134,21 +134,20 @@ class SpriteJobs:
                 for name, reading in read.items()
             }
         chance = 1 / len(MOTIONS)
-        asked = torch.tensor([name in known for name in names])
-        shapes = {name: found["shape"] == self.sprites.targets["shape"] for name, found in read.items()}
-        return {
+        found = {
             "accuracy": {name: _score(share(hits, chance)) for name, hits in right.items()},
             "per_class": {
                 name: _score(share(right["generated"][labels == label], chance)) for label, name in enumerate(MOTIONS)
             },
             "distance": distance,
             "clips": len(labels),
-            **(
-                {"shape": {n: _score(share(hits[asked], 1 / len(SHAPES))) for n, hits in shapes.items()}}
-                if known
-                else {}
-            ),
         }
+        if known:
+            asked = torch.tensor([name in known for name in names])
+            shapes = self.sprites.targets["shape"]
+            hits = {name: (reading["shape"] == shapes)[asked] for name, reading in read.items()}
+            found["shape"] = {name: _score(share(those, 1 / len(SHAPES))) for name, those in hits.items()}
+        return found
 
     def animate(self, strength: float = 0.0) -> dict[str, Any]:
         """Dynamics made for the structure of real clips, by their class: is what they look like kept?
