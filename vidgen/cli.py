@@ -228,7 +228,13 @@ def _model_options(
 ) -> None:
     parser.add_argument("--model", required=required, help=what)
     parser.add_argument("--device", help="cuda, cuda:1, mps, cpu ... (default: the accelerator there is, or cpu)")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="what the model computes in")
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", *DTYPES),
+        default="auto",
+        help="what the model computes in (default: auto, bfloat16 where the device is clearly faster in it, else "
+        "float32)",
+    )
 
 
 def _reading_options(parser: argparse.ArgumentParser) -> None:

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from rich.table import Table
 
 from autoencoder import AutoencoderKLVidTwin
 from autoencoder.tiling import ClipGeometry
+from pipelines import VidTwinPipeline
 from pipelines.rollout import rollout
 
 from .data.check import check_videos, write_reports
@@ -39,6 +41,7 @@ from .files import refuse_to_replace, written_aside_folder
 from .latent_file import LatentFile, write_latents
 from .models import SHIPPED_MODEL, is_pipeline, load_pipeline, load_vae, weights_hash
 from .plots import dataset_histograms
+from .precision import resolve_dtype
 from .progress import progress
 from .streaming import (
     Components,
@@ -52,6 +55,7 @@ from .streaming import (
     windows,
 )
 
+Model = TypeVar("Model", bound=AutoencoderKLVidTwin | VidTwinPipeline)
 SAVED_MODEL = re.compile(r"config\.json|README\.md|diffusion_pytorch_model.*\.(safetensors|json)")
 
 
@@ -61,14 +65,15 @@ class Reading:
 
     Attributes:
         model: a VAE or pipeline, as `load_vae` takes it.
-        device, dtype: where and in what it computes; None: the accelerator there is, or the CPU.
+        device: where the model computes; None: the accelerator there is, or the CPU.
+        dtype: in what it computes, as `resolve_dtype` takes it.
         fps, size: frames a second and short side in pixels; None: the video's own.
         tile_overlap, window_overlap: pixels and frames; None: a quarter of the model's own.
     """
 
     model: str
     device: str | None = None
-    dtype: str = "float32"
+    dtype: str = "auto"
     fps: float | None = None
     size: int | None = None
     tile_overlap: int | None = None
@@ -93,7 +98,7 @@ class Reading:
                 raise UserError(f"--window-overlap must be 0 to {frames - 1} frames here, not {self.window_overlap}.")
             strides["tile_sample_stride_num_frames"] = frames - self.window_overlap
         vae.enable_tiling(**strides)
-        return vae.to(_device(self.device), getattr(torch, self.dtype))
+        return _place(vae, self.device, self.dtype)
 
 
 def encode(
@@ -122,7 +127,7 @@ def decode(
     *,
     model: str,
     device: str | None = None,
-    dtype: str = "float32",
+    dtype: str = "auto",
     components: Components = "both",
     fps: float | None = None,
     any_model: bool = False,
@@ -134,7 +139,7 @@ def decode(
         raise UserError(f"{latents} was saved without a frame rate; give one with --fps.")
     vae = load_vae(model)
     file.check_model(vae, None if any_model else weights_hash(vae))
-    vae.to(_device(device), getattr(torch, dtype))
+    _place(vae, device, dtype)
     geometry = file.geometry or video_geometry(vae, *vae.clip_shape[1:])
     chunks = decode_windows(file.windows(vae.device, vae.dtype), vae, geometry, components)
     return _write(video, chunks, geometry, rate, "decoding")
@@ -197,7 +202,7 @@ def generate(
     *,
     model: str,
     device: str | None = None,
-    dtype: str = "float32",
+    dtype: str = "auto",
     class_labels: list[str] | None = None,
     num: int = 1,
     steps: int = 50,
@@ -219,7 +224,7 @@ def generate(
     low, high = guidance_interval
     if not 0 <= low <= high <= 1:
         raise UserError(f"--guidance-interval must be two numbers from 0 to 1, the lower first, not {low:g} {high:g}.")
-    pipeline = load_pipeline(model).to(_device(device), getattr(torch, dtype))
+    pipeline = _place(load_pipeline(model), device, dtype)
     if pipeline.vae is None:
         raise UserError(f"The pipeline in {model} has no autoencoder, which videos need.")
     known = pipeline.labels | pipeline.subclasses
@@ -350,7 +355,7 @@ def app(
     *,
     model: str | None = None,
     device: str | None = None,
-    dtype: str = "float32",
+    dtype: str = "auto",
     host: str = "127.0.0.1",
     port: int = 7860,
     share: bool = False,
@@ -373,7 +378,7 @@ def app(
             raise
         raise UserError("The page needs Gradio: pip install -e '.[web]'.") from error
     load = load_pipeline if is_pipeline(model) else load_vae
-    loaded = load(model).to(_device(device), getattr(torch, dtype))
+    loaded = _place(load(model), device, dtype)
     limits = UploadLimits(megabytes=max_upload_mb, seconds=max_seconds, short_side=max_size)
     name = "/".join(Path(model).parts[-2:])
     with serve(loaded, name, limits, host=host, port=port, share=share) as address:
@@ -424,6 +429,14 @@ def _device(name: str | None) -> torch.device:
         return torch.device(name)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {name} is not to be had here: {str(error).splitlines()[0]}") from error
+
+
+def _place(model: Model, device: str | None, dtype: str) -> Model:
+    """Move a model or pipeline to a device and dtype, and print which."""
+    target = _device(device)
+    torch_dtype = resolve_dtype(dtype, target)
+    print(f"computing on {target} in {str(torch_dtype).removeprefix('torch.')}", file=sys.stderr, flush=True)
+    return model.to(target, torch_dtype)
 
 
 def _write(

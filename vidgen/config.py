@@ -44,7 +44,7 @@ class TrainConfig:
     max_train_steps: int = 100_000  # optimizer steps; schedules end there
     gradient_accumulation_steps: int = 1  # batches to an optimizer step
     gradient_checkpointing: bool = False  # compute activations twice, keep a fraction of them
-    mixed_precision: str = "bf16"  # no, fp16, bf16
+    mixed_precision: str = "auto"  # no, fp16, bf16; auto: what is fastest on the device, or what the resumed run had
     max_grad_norm: float = 1.0  # gradients of each player are scaled down to it; 0 leaves them
     ema_decay: float = 0.999  # 0 trains without an average
     logging_steps: int = 10  # a line of metrics every so many steps, the mean over them

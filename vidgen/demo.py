@@ -10,11 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shlex
 import shutil
-import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Sequence
@@ -31,8 +27,9 @@ from pipelines import VidTwinPipeline
 from .config import DiTTrainingConfig, load_config
 from .data.dataset import ClipDataset, collate_clips
 from .data.sprites import write_sprites
-from .errors import UserError, run_program
+from .errors import run_program
 from .files import written_aside
+from .launch import launch_training
 from .metrics.detectors import get_detector
 from .metrics.frechet import FeatureStatistics, RankDeficientWarning, frechet_distance
 from .metrics.reconstruction import ReconstructionMetrics, mean_colour, shrunk
@@ -40,7 +37,6 @@ from .models import SHIPPED_MODEL
 from .plots import class_grid, component_grid, loss_curves, reenactment_grid, save_clip_grid_video
 from .report import Report
 
-REPOSITORY = Path(__file__).parents[1]
 FPS = 8
 DETECTOR = "pooled_pixels"
 VALIDATION_PER_CLASS = 8
@@ -76,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         shutil.rmtree(root / run, ignore_errors=True)
     announce("3/6  Training the autoencoder")
     train_data = f"data.root={root / 'data' / 'train'}"
-    launch(
+    launch_training(
         "train_vae.py",
         "vae/sprites.yaml",
         [train_data, f"data.validation_root={root / 'data' / 'validation'}", f"output_dir={root / 'vae'}"],
@@ -84,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
 
     announce("4/6  Training the DiT on its latents")
-    launch(
+    launch_training(
         "train_dit.py",
         "dit/sprites.yaml",
         [f"vae={root / 'vae' / 'final'}", train_data, f"output_dir={root / 'dit'}"],
@@ -130,22 +126,6 @@ def sampled(pipeline: VidTwinPipeline, labels: int | list[str], seed: int = 0, *
     generator = torch.Generator().manual_seed(seed)
     frames = pipeline(class_labels=labels, generator=generator, output_type="pt", **options).frames
     return 2 * frames.cpu().transpose(1, 2) - 1
-
-
-def launch(program: str, recipe: str, settings: list[str], overrides: list[str]) -> None:
-    """Run one of the training programs as a user does.
-
-    Raises:
-        UserError: if it fails; it has said why itself.
-    """
-    command = [program, "--config", f"configs/{recipe}", *settings, *overrides]
-    console.print(f"[dim]$ accelerate launch {shlex.join(command)}[/dim]", soft_wrap=True)
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes=1", "--num_machines=1"]
-    launcher += ["--mixed_precision=no", "--dynamo_backend=no", "--quiet"]
-    launcher.append(f"--num_cpu_threads_per_process={os.environ.get('OMP_NUM_THREADS', os.cpu_count())}")
-    absolute = [REPOSITORY / program, "--config", REPOSITORY / "configs" / recipe, *settings, *overrides]
-    if subprocess.run([*launcher, *map(str, absolute)], check=False).returncode:
-        raise UserError(f"{program} failed; what it said stands above.")
 
 
 def first_clips(dataset: ClipDataset) -> torch.Tensor:

@@ -34,11 +34,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..config import DiTTrainingConfig, VAETrainingConfig, save_config
 from ..data.dataset import BadVideos
-from ..environment import environment
+from ..environment import environment, set_cpu_threads
 from ..errors import Stopped, UserError
 from ..files import written_aside
+from ..precision import agree_on_mixed_precision
 from ..progress import progress
-from .checkpoints import checkpoint_step, clear_remains, find_checkpoint, save_checkpoint
+from .checkpoints import checkpoint_step, clear_remains, find_checkpoint, list_checkpoints, save_checkpoint
 from .optimizers import build_lr_scheduler, build_optimizer, start_state
 from .samples import EpochStream, TrainingSamples, collate_samples, derived_seed
 from .signals import StopRequest, outlive_first_signal
@@ -56,6 +57,8 @@ UNREADABLE = (RuntimeError, ValueError, OSError, KeyError, EOFError, SafetensorE
 def build_accelerator(config: TrainingConfig) -> Accelerator:
     """The Accelerator of a run: precision, accumulation and trackers from the config; seeds set.
 
+    `train.mixed_precision` of the config is replaced by what `auto` stands for here, so that it is saved with the run.
+
     Raises:
         UserError: if `train.mixed_precision` or `train.report_to` is unknown, `output_dir` cannot be made, or the
             launcher asks for FSDP 1.
@@ -66,6 +69,10 @@ def build_accelerator(config: TrainingConfig) -> Accelerator:
     except OSError as error:
         raise UserError(f"output_dir: the folder {output_dir} cannot be made ({error.strerror}).") from error
     trackers = [] if train.report_to in ("none", "") else [name.strip() for name in train.report_to.split(",")]
+    set_cpu_threads()
+    train.mixed_precision = agree_on_mixed_precision(
+        train.mixed_precision, _precision_of_resumed_run(config)
+    ).precision
     try:
         accelerator = Accelerator(
             mixed_precision=train.mixed_precision,
@@ -93,6 +100,16 @@ def build_accelerator(config: TrainingConfig) -> Accelerator:
         }
     set_seed(config.seed)
     return accelerator
+
+
+def _precision_of_resumed_run(config: TrainingConfig) -> str | None:
+    """The mixed precision saved with the run whose checkpoint `resume` names; None where nothing is resumed."""
+    checkpoint = Path(config.resume) if config.resume not in (None, "latest") else None
+    run = Path(config.output_dir) if checkpoint is None else checkpoint.parent
+    if config.resume is None or not list_checkpoints(run) or not (run / "config.yaml").is_file():
+        return None
+    saved = OmegaConf.select(OmegaConf.load(run / "config.yaml"), "train.mixed_precision")
+    return None if saved == "auto" else saved
 
 
 class TrainingDiverged(UserError):
