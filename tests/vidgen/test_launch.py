@@ -21,7 +21,7 @@ open(sys.argv[1] + "/" + str(os.getpid()), "w").close()
 time.sleep(60)
 """
 # As accelerate launch: a parent that ends at once, and does not pass the signal on.
-LAUNCHER = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[2], sys.argv[1]])"
+LAUNCHER = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[2], sys.argv[1]]).wait()"
 PROGRAM = """
 import sys
 from vidgen.errors import run_program
