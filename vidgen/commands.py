@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +25,6 @@ from rich.table import Table
 
 from autoencoder import AutoencoderKLVidTwin
 from autoencoder.tiling import ClipGeometry
-from pipelines import VidTwinPipeline
 from pipelines.rollout import rollout
 
 from .data.check import check_videos, write_reports
@@ -41,7 +39,7 @@ from .files import refuse_to_replace, written_aside_folder
 from .latent_file import LatentFile, write_latents
 from .models import SHIPPED_MODEL, is_pipeline, load_pipeline, load_vae, weights_hash
 from .plots import dataset_histograms
-from .precision import resolve_dtype
+from .precision import place_model
 from .progress import progress
 from .streaming import (
     Components,
@@ -55,7 +53,6 @@ from .streaming import (
     windows,
 )
 
-Model = TypeVar("Model", bound=AutoencoderKLVidTwin | VidTwinPipeline)
 SAVED_MODEL = re.compile(r"config\.json|README\.md|diffusion_pytorch_model.*\.(safetensors|json)")
 
 
@@ -98,7 +95,7 @@ class Reading:
                 raise UserError(f"--window-overlap must be 0 to {frames - 1} frames here, not {self.window_overlap}.")
             strides["tile_sample_stride_num_frames"] = frames - self.window_overlap
         vae.enable_tiling(**strides)
-        return _place(vae, self.device, self.dtype)
+        return place_model(vae, _device(self.device), self.dtype)
 
 
 def encode(
@@ -139,7 +136,7 @@ def decode(
         raise UserError(f"{latents} was saved without a frame rate; give one with --fps.")
     vae = load_vae(model)
     file.check_model(vae, None if any_model else weights_hash(vae))
-    _place(vae, device, dtype)
+    place_model(vae, _device(device), dtype)
     geometry = file.geometry or video_geometry(vae, *vae.clip_shape[1:])
     chunks = decode_windows(file.windows(vae.device, vae.dtype), vae, geometry, components)
     return _write(video, chunks, geometry, rate, "decoding")
@@ -224,7 +221,7 @@ def generate(
     low, high = guidance_interval
     if not 0 <= low <= high <= 1:
         raise UserError(f"--guidance-interval must be two numbers from 0 to 1, the lower first, not {low:g} {high:g}.")
-    pipeline = _place(load_pipeline(model), device, dtype)
+    pipeline = place_model(load_pipeline(model), _device(device), dtype)
     if pipeline.vae is None:
         raise UserError(f"The pipeline in {model} has no autoencoder, which videos need.")
     known = pipeline.labels | pipeline.subclasses
@@ -378,7 +375,7 @@ def app(
             raise
         raise UserError("The page needs Gradio: pip install -e '.[web]'.") from error
     load = load_pipeline if is_pipeline(model) else load_vae
-    loaded = _place(load(model), device, dtype)
+    loaded = place_model(load(model), _device(device), dtype)
     limits = UploadLimits(megabytes=max_upload_mb, seconds=max_seconds, short_side=max_size)
     name = "/".join(Path(model).parts[-2:])
     with serve(loaded, name, limits, host=host, port=port, share=share) as address:
@@ -429,14 +426,6 @@ def _device(name: str | None) -> torch.device:
         return torch.device(name)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {name} is not to be had here: {str(error).splitlines()[0]}") from error
-
-
-def _place(model: Model, device: str | None, dtype: str) -> Model:
-    """Move a model or pipeline to a device and dtype, and print which."""
-    target = _device(device)
-    torch_dtype = resolve_dtype(dtype, target)
-    print(f"computing on {target} in {str(torch_dtype).removeprefix('torch.')}", file=sys.stderr, flush=True)
-    return model.to(target, torch_dtype)
 
 
 def _write(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -14,6 +14,7 @@ from autoencoder.matmul_speed import CLEARLY_FASTER, matmul_speedup
 from .environment import get_process_state
 from .errors import UserError
 
+Model = TypeVar("Model")  # a module or a Diffusers pipeline
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -94,6 +95,13 @@ def resolve_dtype(name: str, device: torch.device | str) -> torch.dtype:
     if warning := describe_slowness(DTYPES[name], device):
         print(f"warning: {warning}", file=sys.stderr, flush=True)
     return DTYPES[name]
+
+
+def place_model(model: Model, device: torch.device | str, dtype: str = "auto") -> Model:
+    """Move a model or pipeline to a device, in a dtype that `resolve_dtype` takes; print both to stderr."""
+    torch_dtype = resolve_dtype(dtype, device)
+    print(f"computing on {device} in {str(torch_dtype).removeprefix('torch.')}", file=sys.stderr, flush=True)
+    return model.to(device, torch_dtype)
 
 
 def describe_slowness(dtype: torch.dtype, device: torch.device | str) -> str | None:
