@@ -209,7 +209,7 @@ def _denoiser(scale: str, folded: bool) -> VidTwinTransformer3DModel:
 
 
 def sampling(scale: str) -> list[Row]:
-    """DDIM steps with guidance and decoding, by the pipeline against one by one, in bf16 (fp32 on a CPU slow in bf16)."""
+    """DDIM steps with guidance and decoding, by the pipeline against one by one; bf16, or fp32 where bf16 is slow."""
     device, dtype = device_of(scale), fast_dtype(scale)
     preset, steps = SAMPLER[scale]
     vae = AutoencoderKLVidTwin.from_preset(VAE[scale]).to(device, dtype).eval()
@@ -232,7 +232,7 @@ def sampling(scale: str) -> list[Row]:
 
 
 def compiled(scale: str) -> list[Row]:
-    """`torch.compile` as one graph against eager, in bf16 (fp32 on a CPU slow in bf16); the first call compiles."""
+    """`torch.compile` as one graph against eager; bf16, or fp32 where bf16 is slow; the first call compiles."""
     device, rows, dtype = device_of(scale), [], fast_dtype(scale)
     vae = AutoencoderKLVidTwin.from_preset(VAE[scale]).to(device, dtype).eval()
     clip, latents = torch.rand(1, *vae.clip_shape).to(device, dtype), torch.randn(1, vae.latent_size).to(device, dtype)
