@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.utils import logging
 from rich.console import Console
 from rich.table import Table
 
@@ -35,6 +36,7 @@ from .metrics.frechet import FeatureStatistics, RankDeficientWarning, frechet_di
 from .metrics.reconstruction import ReconstructionMetrics, mean_colour, shrunk
 from .models import SHIPPED_MODEL
 from .plots import class_grid, component_grid, loss_curves, reenactment_grid, save_clip_grid_video
+from .precision import place_model
 from .report import Report
 
 FPS = 8
@@ -52,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--vae", action="append", default=[], metavar="KEY=VALUE", help="override of its recipe")
     parser.add_argument("--dit", action="append", default=[], metavar="KEY=VALUE", help="override of its recipe")
     options = parser.parse_args(arguments)
+    logging.set_verbosity_error()  # Diffusers warns of a cast of no module
     root: Path = options.output_dir
     started = time.monotonic()
 
@@ -88,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
 
     announce("5/6  Generating and measuring")
-    pipeline = loaded(root / "dit" / "final")
+    pipeline = load_for_sampling(root / "dit" / "final")
     summary = reconstruction(pipeline.vae, validation, root)
     train = ClipDataset(root / "data" / "train", num_frames=16, fps=FPS, resolution=64, train=False)
     summary |= generation(pipeline, train, options.samples_per_class, root)
@@ -105,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def generated_in_the_box(root: Path) -> Path:
     """Clips of every class by the model in the box: a video, and a picture of eight of each one's frames."""
-    pipeline = loaded(SHIPPED_MODEL)
+    pipeline = load_for_sampling(SHIPPED_MODEL)
     names = sorted(pipeline.labels, key=pipeline.labels.get)
     clips = sampled(pipeline, names, num_videos_per_prompt=4, guidance_scale=3.0, num_inference_steps=25)
     labels = [name for name in names for _ in range(4)]
@@ -113,10 +116,10 @@ def generated_in_the_box(root: Path) -> Path:
     return class_grid(root / "in_the_box.png", clips[::4], names)
 
 
-def loaded(folder: Path) -> VidTwinPipeline:
-    """A pipeline on the device there is, without bars."""
-    pipeline = VidTwinPipeline.from_pretrained(folder)
-    pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+def load_for_sampling(folder: Path) -> VidTwinPipeline:
+    """A pipeline on the accelerator, or the CPU without one, in the precision that is fast there; without bars."""
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    pipeline = place_model(VidTwinPipeline.from_pretrained(folder), device)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -125,7 +128,7 @@ def sampled(pipeline: VidTwinPipeline, labels: int | list[str], seed: int = 0, *
     """Generated clips (N, 3, T, H, W) in [-1, 1], on the CPU."""
     generator = torch.Generator().manual_seed(seed)
     frames = pipeline(class_labels=labels, generator=generator, output_type="pt", **options).frames
-    return 2 * frames.cpu().transpose(1, 2) - 1
+    return 2 * frames.float().cpu().transpose(1, 2) - 1
 
 
 def first_clips(dataset: ClipDataset) -> torch.Tensor:
@@ -147,14 +150,14 @@ def reconstruction(vae: AutoencoderKLVidTwin, validation: ClipDataset, root: Pat
     """PSNR and SSIM of held-out clips beside two references, with the pictures of both latents' roles."""
     metrics = {name: ReconstructionMetrics() for name in ("", "_mean_colour", "_shrunk", "_structure", "_dynamics")}
     for clips in clip_batches(validation, range(len(validation))):
-        latents = vae.encode(clips.to(vae.device)).latent_dist.mode()
+        latents = vae.encode(clips.to(vae.device, vae.dtype)).latent_dist.mode()
         for components, name in zip(COMPONENTS, ("", "_structure", "_dynamics"), strict=True):
             metrics[name].update(vae.decode(latents, components).sample.float().cpu(), clips)
         metrics["_mean_colour"].update(mean_colour(clips), clips)
         metrics["_shrunk"].update(shrunk(clips, vae.latent_size), clips)
 
     clips = first_clips(validation)
-    latents = vae.unpack(vae.encode(clips.to(vae.device)).latent_dist.mode())
+    latents = vae.unpack(vae.encode(clips.to(vae.device, vae.dtype)).latent_dist.mode())
     decoded = [vae.decode(latents, components).sample.float().cpu() for components in COMPONENTS]
     component_grid(root / "components.png", clips, *decoded)
     save_clip_grid_video(root / "components.mp4", torch.cat([clips, *decoded]), FPS, columns=len(clips))
@@ -206,7 +209,9 @@ def generation(pipeline: VidTwinPipeline, train: ClipDataset, per_class: int, ro
     others = {
         "generated": clips,
         "real_vs_real": real,
-        "reconstructed": [pipeline.vae(x.to(pipeline.vae.device)).sample.float().cpu().clamp(-1, 1) for x in real],
+        "reconstructed": [
+            pipeline.vae(x.to(pipeline.device, pipeline.vae.dtype)).sample.float().cpu().clamp(-1, 1) for x in real
+        ],
         "mean_colour": [mean_colour(x) for x in real],
     }
 
