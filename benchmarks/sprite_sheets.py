@@ -1,12 +1,12 @@
-"""Can a stranger name what the model of sprites makes? Sheets to show to one who knows nothing, and what was said.
+"""Sheets of generated clips for blind raters, and the score of their answers.
 
     python benchmarks/sprite_sheets.py FOLDER --pipeline models/sprites --seed 41
     python benchmarks/sprite_sheets.py FOLDER --answers FILE
 
-The first writes sheets of 24 generated clips and, shuffled among them, 8 that the autoencoder rebuilt: what nobody can
-name there is not the generator's doing. `key.json` lies beside them, not to be shown. The reader, a person or a model
-that can see, gets the sheets and `question.txt`, and answers with a line for each clip; the second command counts.
-A scorer names a shape for every clip, whether there is one or not: a reader may say "unclear".
+The first writes sheets of 24 generated clips and, shuffled among them, 8 that the autoencoder rebuilt: what cannot be
+named there is not the generator's fault. `key.json` lies beside them and is not shown. The rater, a person or a
+vision-language model, gets the sheets and `question.txt`, and answers with one line per clip; the second command counts.
+A classifier assigns a shape to every clip, whether or not one is visible: a rater may answer "unclear".
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ Clip = dict[str, Any]  # `kind`, `motion` and `shapes`, from the left as it begi
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="FOLDER", help="of the sheets")
     parser.add_argument("--pipeline", metavar="FOLDER", help="of a model of sprites: make sheets")
-    parser.add_argument("--answers", metavar="FILE", help="what a reader said of them: count")
+    parser.add_argument("--answers", metavar="FILE", help="answers of a rater: count")
     parser.add_argument("--seed", type=int, default=0, help="of noise, shapes and order (default: 0)")
     parser.add_argument("--steps", type=int, default=50, help="of the pipeline (default: 50)")
     parser.add_argument("--guidance", type=float, default=3.0, help="classifier-free guidance (default: 3)")
