@@ -223,7 +223,7 @@ class Trainer(ABC):
             raise UserError(
                 f"optim.name={config.optim.name} needs whole matrices, which FSDP and DeepSpeed split: take adamw."
             )
-        optimizer = build_optimizer(groups, config.optim, model)
+        optimizer = build_optimizer(groups, config.optim, model, config.train.mixed_precision)
         self.objective, self.optimizer, self.loader = accelerator.prepare(objective, optimizer, loader)
         if accelerator.distributed_type == DistributedType.FSDP:
             start_state(self.optimizer.optimizer)
