@@ -34,9 +34,13 @@ def is_clearly_faster(dtype: torch.dtype, device: torch.device | str = "cpu") ->
 @cache
 def _measure_speedup(dtype: torch.dtype, device_type: str, index: int | None) -> float:
     device = torch.device(device_type, index) if index is not None else torch.device(device_type)
-    # A new thread has neither the caller's autocast nor its dispatch modes, such as fake tensors.
-    with ThreadPoolExecutor(1) as executor:
-        return executor.submit(_compare_rates, dtype, device).result()
+    num_threads = torch.get_num_threads()
+    # A new thread has neither the caller's autocast nor its dispatch modes, such as fake tensors, and its own number
+    # of threads: one, whose time the system counts for itself, whatever else the machine is doing.
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as executor:
+        speedup = executor.submit(_compare_rates, dtype, device).result()
+    torch.set_num_threads(num_threads)  # for threads to come
+    return speedup
 
 
 def _compare_rates(dtype: torch.dtype, device: torch.device) -> float:
@@ -45,7 +49,7 @@ def _compare_rates(dtype: torch.dtype, device: torch.device) -> float:
     try:
         matrices = {key: torch.randn(2, size, size, device=device).to(key) for key in best}
         start = time.perf_counter()
-        for _ in range(REPEATS):  # in turns, so that a busy neighbor slows both
+        for _ in range(REPEATS):
             for key, (a, b) in matrices.items():
                 best[key] = min(best[key], _time_product(a, b))
             if time.perf_counter() - start > SECONDS:
@@ -56,9 +60,10 @@ def _compare_rates(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def _time_product(a: torch.Tensor, b: torch.Tensor) -> float:
-    start = time.perf_counter()
+    clock = time.thread_time if a.device.type == "cpu" else time.perf_counter
+    start = clock()
     with torch.no_grad():
         F.linear(a, b)
     if a.device.type != "cpu":
         torch.accelerator.synchronize(a.device)
-    return time.perf_counter() - start
+    return clock() - start

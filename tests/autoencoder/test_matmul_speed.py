@@ -1,5 +1,7 @@
 """The measured rate of half-precision matrix products."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
@@ -42,6 +44,13 @@ def test_it_is_measured_once_and_outside_of_the_callers_modes(monkeypatch):
     assert 0 < first == len(products)
     assert {kind for kind, _, _ in products} == {torch.Tensor}
     assert not any(autocast for _, _, autocast in products)
+
+
+def test_the_number_of_threads_stays():
+    before = torch.get_num_threads()
+    matmul_speedup(torch.bfloat16)
+    in_a_new_thread = ThreadPoolExecutor(1).submit(torch.get_num_threads).result()
+    assert torch.get_num_threads() == in_a_new_thread == before
 
 
 def test_a_type_without_products_is_not_faster(monkeypatch):
