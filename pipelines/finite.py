@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
 
 FLOAT16_MAX = 65504
 
@@ -27,20 +31,21 @@ def check_finite_tensor(name: str, values: torch.Tensor) -> None:
         raise ValueError(f"{name} contains NaN or infinite values.")
 
 
-def check_finite_output(source: str, values: torch.Tensor, dtype: torch.dtype) -> None:
+def check_finite_output(source: str, values: torch.Tensor, model: ModelMixin) -> None:
     """Raise a `NonFiniteError` if a model's output contains NaN or infinite values; waits for the device.
 
     Args:
-        source: what produced them: "the transformer".
-        values: of any shape.
-        dtype: in which it computes; see `compute_dtype`.
+        source: what the model is: "the transformer".
+        values: its output, of any shape.
+        model: names the dtype in which it computed them.
     """
     if not values.isfinite().all():
-        raise NonFiniteError(non_finite_message(source, dtype))
+        raise NonFiniteError(non_finite_message(source, model))
 
 
-def non_finite_message(source: str, dtype: torch.dtype) -> str:
-    """One sentence or two: what is not finite, in which dtype, and which dtype to use instead."""
+def non_finite_message(source: str, model: ModelMixin) -> str:
+    """Two sentences: what is not finite and in which dtype, and which dtype to use instead."""
+    dtype = compute_dtype(model)
     message = f"{source[0].upper()}{source[1:]} produced NaN or infinite values in {str(dtype).removeprefix('torch.')}"
     if dtype == torch.float16:
         return f"{message}, whose largest value is {FLOAT16_MAX}. Use bfloat16 or float32 instead."
@@ -48,7 +53,7 @@ def non_finite_message(source: str, dtype: torch.dtype) -> str:
     return f"{message}. {remedy}." if dtype == torch.float32 else f"{message}. {remedy}, or use float32 instead."
 
 
-def compute_dtype(model: torch.nn.Module) -> torch.dtype:
+def compute_dtype(model: ModelMixin) -> torch.dtype:
     """The dtype of a model's matrix products: autocast's where it is on, else that of the weights."""
     device = model.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.dtype

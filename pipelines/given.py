@@ -11,7 +11,7 @@ import torch
 
 from autoencoder.latents import TwinLatents
 
-from .finite import check_finite_output, check_finite_tensor, compute_dtype
+from .finite import check_finite_output, check_finite_tensor
 
 if TYPE_CHECKING:
     from autoencoder.autoencoder_kl_vidtwin import AutoencoderKLVidTwin
@@ -45,7 +45,7 @@ def given_latent(given: Given, stream: str, vae: AutoencoderKLVidTwin, device: t
         return given.detach().to(device, torch.float32).flatten(1)
     clips = _clips(given, stream, vae)
     latents = vae.encode(clips.to(device, vae.dtype)).latent_dist.mode()
-    check_finite_output("the autoencoder", latents, compute_dtype(vae))
+    check_finite_output("the autoencoder", latents, vae)
     return getattr(vae.unpack(latents), stream).float().flatten(1)
 
 

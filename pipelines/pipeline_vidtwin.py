@@ -20,7 +20,7 @@ from autoencoder.autoencoder_kl_vidtwin import AutoencoderKLVidTwin
 from autoencoder.model_card import ModelCardMixin
 
 from .classes import subclass_ids, superclass_name
-from .finite import check_finite_number, check_finite_output, check_finite_tensor, compute_dtype
+from .finite import check_finite_number, check_finite_output, check_finite_tensor
 from .given import STREAMS, Given, given_latent
 from .hub import download_pipeline
 from .model_card import pipeline_card
@@ -188,7 +188,7 @@ class VidTwinPipeline(ModelCardMixin, DiffusionPipeline):
     def _label_id(self, label: int | str) -> int:
         num_classes = self.transformer.config.num_classes
         if num_classes is None:
-            raise ValueError(f"This model is unconditional: it knows no class {label!r}; leave class_labels out.")
+            raise ValueError(f"This model is unconditional: it knows no class {label!r}; leave the class out.")
         if not isinstance(label, str):
             if not 0 <= int(label) < num_classes:
                 raise ValueError(f"Class {label} is out of range: this model has classes 0 to {num_classes - 1}.")
@@ -554,12 +554,12 @@ class VidTwinPipeline(ModelCardMixin, DiffusionPipeline):
         # 4. Decoding
         frames = latents if self.vae is None else denormalize_latents(latents, self.vae)
         if output_type == "latent":
-            check_finite_output("the transformer", latents, compute_dtype(self.transformer))
+            check_finite_output("the transformer", latents, self.transformer)
         else:
             clips = self.vae.decode(frames.to(self.vae.dtype), return_dict=False)[0]
             if not clips.isfinite().all():  # one look at the device's values; where they went wrong is asked only then
-                check_finite_output("the transformer", latents, compute_dtype(self.transformer))
-                check_finite_output("the autoencoder", clips, compute_dtype(self.vae))
+                check_finite_output("the transformer", latents, self.transformer)
+                check_finite_output("the autoencoder", clips, self.vae)
             frames = self.video_processor.postprocess_video(clips, output_type=output_type)
 
         self.maybe_free_model_hooks()

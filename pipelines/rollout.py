@@ -9,7 +9,7 @@ import torch
 
 from autoencoder.latents import TwinLatents
 
-from .finite import check_finite_number, check_finite_output, check_finite_tensor, compute_dtype
+from .finite import check_finite_number, check_finite_output, check_finite_tensor
 from .given import STREAMS, Given, given_latent
 from .pipeline_vidtwin import VidTwinPipeline
 
@@ -51,6 +51,8 @@ def rollout(
         ValueError: if windows cannot overlap so or make no loop of this length, if first windows are neither one nor
             one for each video, or for what the pipeline refuses.
     """
+    for name, strength in {"structure_strength": structure_strength, "dynamics_strength": dynamics_strength}.items():
+        check_finite_number(name, strength)
     length = pipeline.vae.config.num_frames
     step = length - overlap
     if not 0 < overlap <= length // 2:
@@ -148,7 +150,7 @@ def interpolate(
     if strength == 0:
         with torch.no_grad():
             clips = vae.decode(TwinLatents(**latents).pack().to(vae.dtype)).sample
-        check_finite_output("the autoencoder", clips, compute_dtype(vae))
+        check_finite_output("the autoencoder", clips, vae)
         return pipeline.video_processor.postprocess_video(clips, output_type="pt")
     strengths = {f"{stream}_strength": strength for stream in STREAMS}
     return pipeline(**latents, **strengths, output_type="pt", **options).frames

@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Dataset
 
 from autoencoder import AutoencoderKLVidTwin, TwinPosterior
-from pipelines.finite import compute_dtype, non_finite_message
+from pipelines.finite import non_finite_message
 
 from .config import DataConfig, DiTTrainingConfig, LatentsConfig
 from .data.dataset import BadVideos, ClipDataset, VideoFile, collate_clips, list_training_videos
@@ -217,7 +217,7 @@ def encode_clips(
         encoded = vae.encode(video).latent_dist
         posterior = TwinPosterior(encoded.mean.float().cpu(), encoded.logvar.float().cpu())
         if not (posterior.mean.isfinite().all() and posterior.logvar.isfinite().all()):
-            message = non_finite_message("the autoencoder", compute_dtype(vae))
+            message = non_finite_message("the autoencoder", vae)
             raise UserError(f"{message} (train.mixed_precision) The clips are of {', '.join(batch['path'])}.")
         yield posterior, batch
 

@@ -20,7 +20,7 @@ import torch
 
 from autoencoder import AutoencoderKLVidTwin, TwinLatents
 from autoencoder.tiling import ClipGeometry, axis_starts, ramp
-from pipelines.finite import check_finite_output, compute_dtype
+from pipelines.finite import check_finite_output
 
 from .data.dataset import clip_to_frames, crop, frames_to_clip, resize_to_cover
 from .data.streams import FrameReader
@@ -108,7 +108,7 @@ def _encode(frames: list[np.ndarray], vae: AutoencoderKLVidTwin) -> TwinLatents:
     clip = frames_to_clip(torch.from_numpy(np.stack(frames))).to(vae.device, vae.dtype)
     latents = vae.encode(clip[None]).latent_dist.mode()
     latents = latents if isinstance(latents, TwinLatents) else vae.unpack(latents)
-    check_finite_output("the autoencoder", latents.pack(), compute_dtype(vae))
+    check_finite_output("the autoencoder", latents.pack(), vae)
     return latents
 
 
@@ -127,7 +127,7 @@ def decode_windows(
     shared = None  # decoded frames that the next window shares
     for (start, latents), following in zip(video, _following_starts(geometry), strict=True):
         clip = vae.decode(latents, components).sample[0].float()
-        check_finite_output("the autoencoder", clip, compute_dtype(vae))
+        check_finite_output("the autoencoder", clip, vae)
         if shared is not None:
             overlap = shared.shape[1]
             rise = ramp(overlap, overlap).to(clip.device)[:, None, None]

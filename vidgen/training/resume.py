@@ -80,7 +80,7 @@ def find_changes(
         before, now: the facts of the checkpoint and of the run.
     """
     changes = _config_changes(_read_config(checkpoint), config)
-    if before.get("vae weights") == now.get("vae weights") is not None:
+    if "vae weights" in before and before["vae weights"] == now.get("vae weights"):
         changes = [change for change in changes if change.key != "vae"]  # the same VAE in another folder
     keys = {change.key for change in changes}
     for name, value in now.items():
@@ -171,8 +171,8 @@ def _has_no_effect(key: str, before: dict[str, Any], now: dict[str, Any]) -> boo
         return now[key] == "auto"  # resolved by whoever reads it
     if key == "train.max_train_steps":  # the length of the schedule
         return _schedule(before) == _schedule(now)
-    part = key.split(".")[0]
-    return part in ("gan", "perceptual") and not (before.get(f"{part}.weight", 1) or now[f"{part}.weight"])
+    weight = f"{key.split('.')[0]}.weight"  # a loss that one of both does not have differs by its weight alone
+    return weight in ("gan.weight", "perceptual.weight") and key != weight and not (before.get(weight) and now[weight])
 
 
 def _schedule(leaves: dict[str, Any]) -> tuple[Any, ...] | None:
