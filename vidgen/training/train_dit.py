@@ -140,9 +140,8 @@ class DiTTrainer(Trainer):
         if self.config.latents.sample:
             noise, drawn = noise.chunk(2, dim=1)
             latents = latents + TwinPosterior(latents, batch["logvar"]).std * drawn
-        labels = None
-        if self.classes:  # without any the DiT is unconditional; with some, single clips may have none
-            labels = torch.where(batch["label"] < 0, len(self.classes), batch["label"] + self.first_label)
+        # A clip may have no class; where none has, the DiT is unconditional and the objective drops the labels.
+        labels = torch.where(batch["label"] < 0, len(self.classes), batch["label"] + self.first_label)
         return self.objective(normalize_latents(latents, self.vae), labels, noise, batch["uniform"])
 
     def describe_batch(self, batch: dict[str, Any]) -> list[str]:

@@ -116,6 +116,7 @@ def test_a_vae_run_with_another_objective_is_refused_and_one_with_another_rate_w
 
 def test_a_run_resumed_with_its_own_settings_warns_of_nothing(vae_config, tmp_path, capsys):
     train_vae(vae_config(tmp_path, "train.max_train_steps=2", STEADY))
+    (tmp_path / CONFIG).write_text("seed: 7\n")  # the settings of a checkpoint are its own, not those of the folder
     train_vae(vae_config(tmp_path, "train.max_train_steps=3", STEADY, "resume=latest", "train.logging_steps=2"))
     assert "warning" not in capsys.readouterr().out
 
