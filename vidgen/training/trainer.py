@@ -210,8 +210,6 @@ class Trainer(ABC):
         if accelerator.distributed_type == DistributedType.FSDP:
             start_state(self.optimizer.optimizer)
         self.lr_scheduler = build_lr_scheduler(self.optimizer, config.optim, config.train.max_train_steps)
-        if warning := warmup_warning(config.optim, config.train.max_train_steps):
-            accelerator.print(f"warning: {warning}")
         self.ema = None
         if config.train.ema_decay > 0:
             self.ema = EMAModel(list(model.parameters()), decay=config.train.ema_decay, foreach=True)
@@ -281,6 +279,8 @@ class Trainer(ABC):
             )
             if keep:
                 return final
+        if warning := warmup_warning(self.config.optim, self.config.train.max_train_steps):
+            self.accelerator.print(f"warning: {warning}")
         self._resume(checkpoint)
         self._start_run_folder()
         self.objective.train()
