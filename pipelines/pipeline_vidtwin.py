@@ -20,6 +20,7 @@ from autoencoder.autoencoder_kl_vidtwin import AutoencoderKLVidTwin
 from autoencoder.model_card import ModelCardMixin
 
 from .classes import subclass_ids, superclass_name
+from .finite import check_finite_number, check_finite_output, check_finite_tensor
 from .given import STREAMS, Given, given_latent
 from .hub import download_pipeline
 from .model_card import pipeline_card
@@ -187,7 +188,7 @@ class VidTwinPipeline(ModelCardMixin, DiffusionPipeline):
     def _label_id(self, label: int | str) -> int:
         num_classes = self.transformer.config.num_classes
         if num_classes is None:
-            raise ValueError(f"This model is unconditional: it knows no class {label!r}; leave class_labels out.")
+            raise ValueError(f"This model is unconditional: it knows no class {label!r}; leave the class out.")
         if not isinstance(label, str):
             if not 0 <= int(label) < num_classes:
                 raise ValueError(f"Class {label} is out of range: this model has classes 0 to {num_classes - 1}.")
@@ -251,6 +252,8 @@ class VidTwinPipeline(ModelCardMixin, DiffusionPipeline):
         self,
         num_videos_per_prompt: int,
         num_inference_steps: int,
+        timesteps: Sequence[float] | None,
+        sigmas: Sequence[float] | None,
         guidance_scale: float | tuple[float, float],
         guidance_interval: tuple[float, float],
         strengths: tuple[float, float],
@@ -265,8 +268,12 @@ class VidTwinPipeline(ModelCardMixin, DiffusionPipeline):
             "num_videos_per_prompt": num_videos_per_prompt,
             "num_inference_steps": num_inference_steps,
         }.items():
-            if value < 1:
+            if not 1 <= value < math.inf:
                 raise ValueError(f"{name} must be at least 1, not {value}.")
+        check_finite_number("guidance_scale", guidance_scale)
+        for name, schedule in {"timesteps": timesteps, "sigmas": sigmas}.items():
+            if schedule is not None:
+                check_finite_number(name, list(schedule))
         if isinstance(guidance_scale, tuple | list) and len(guidance_scale) != 2:
             raise ValueError(f"guidance_scale must be a number, or (structure's, dynamics'), not {guidance_scale}.")
         for stream, strength in zip(STREAMS, strengths, strict=True):
@@ -304,12 +311,15 @@ class VidTwinPipeline(ModelCardMixin, DiffusionPipeline):
         """Standard normal noise (B, L) in float32, or the caller's.
 
         Raises:
-            ValueError: if the caller's has another shape, or there are not as many generators as videos.
+            ValueError: if the caller's has another shape or is not finite, or there are not as many generators as
+                videos.
         """
         shape = (batch_size, self.transformer.latent_size)
         noise = initial_noise(shape, generator, device) if latents is None else latents
         if tuple(noise.shape) != shape:
             raise ValueError(f"latents must be (B, L) = {shape}, but have shape {tuple(noise.shape)}.")
+        if latents is not None:
+            check_finite_tensor("latents", latents)
         return noise.to(device, torch.float32)
 
     def prepare_given(
@@ -432,8 +442,10 @@ class VidTwinPipeline(ModelCardMixin, DiffusionPipeline):
             callback_on_step_end_tensor_inputs: which tensors it is given; only "latents" there is.
 
         Raises:
-            ValueError: for an unknown class, an id out of range, a shape or value that does not fit, or a guidance
-                interval where the scheduler or the cache can have none.
+            ValueError: for an unknown class, an id out of range, a shape or value that does not fit or is not finite,
+                or a guidance interval where the scheduler or the cache can have none.
+            NonFiniteError: a ValueError, if the transformer or the autoencoder produces NaN or infinite values. Its
+                message names the dtype in which that happened, and one to use instead.
         """
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
@@ -442,6 +454,8 @@ class VidTwinPipeline(ModelCardMixin, DiffusionPipeline):
         self.check_inputs(
             num_videos_per_prompt,
             num_inference_steps,
+            timesteps,
+            sigmas,
             guidance_scale,
             guidance_interval,
             (structure_strength, dynamics_strength),
@@ -539,8 +553,13 @@ class VidTwinPipeline(ModelCardMixin, DiffusionPipeline):
 
         # 4. Decoding
         frames = latents if self.vae is None else denormalize_latents(latents, self.vae)
-        if output_type != "latent":
+        if output_type == "latent":
+            check_finite_output("the transformer", latents, self.transformer)
+        else:
             clips = self.vae.decode(frames.to(self.vae.dtype), return_dict=False)[0]
+            if not clips.isfinite().all():  # one look at the device's values; where they went wrong is asked only then
+                check_finite_output("the transformer", latents, self.transformer)
+                check_finite_output("the autoencoder", clips, self.vae)
             frames = self.video_processor.postprocess_video(clips, output_type=output_type)
 
         self.maybe_free_model_hooks()

@@ -100,8 +100,8 @@ def build_parser() -> argparse.ArgumentParser:
         dest="class_labels",
         action="append",
         metavar="NAME",
-        help="class, or sub-class such as orbit/star, to generate, by name or number; may be given several times "
-        "(default: every class once)",
+        help="class, or sub-class such as orbit/star, to generate, by name or number; may be given several times; not "
+        "for an unconditional model (default: every class once)",
     )
     generate.add_argument("--num", type=int, default=1, metavar="N", help="videos of each class (default: 1)")
     generate.add_argument("--steps", type=int, default=50, metavar="N", help="denoising steps (default: 50)")

@@ -9,8 +9,11 @@ length (`vidgen.streaming`). Outputs appear when whole, or not at all.
 from __future__ import annotations
 
 import json
+import math
 import re
 import threading
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -212,12 +215,15 @@ def generate(
 ) -> list[Path]:
     """New videos from a trained pipeline: `num` of each class, or of every class.
 
+    A class that is given twice is the same as twice as many videos of it; an unconditional pipeline takes none.
     They are as long as the model's clips, or of `frames` frames, made window by window; with `loop` they end where
     they begin.
     """
     for option, value in (("--num", num), ("--steps", steps), ("--frames", 1 if frames is None else frames)):
         if value < 1:
             raise UserError(f"{option} must be at least 1, not {value}.")
+    if not math.isfinite(guidance):
+        raise UserError(f"--guidance must be a finite number, not {guidance}.")
     low, high = guidance_interval
     if not 0 <= low <= high <= 1:
         raise UserError(f"--guidance-interval must be two numbers from 0 to 1, the lower first, not {low:g} {high:g}.")
@@ -232,6 +238,7 @@ def generate(
     own_frames, height, width = pipeline.vae.clip_shape[1:]
     frames = own_frames if frames is None else frames
     paths = _numbered(output, [None if label is None else str(names.get(label, label)) for label in labels], num)
+    made = Counter()  # videos by class: another one of the same class has the next seed
     writers = iter([open_writer(path, fps=fps, width=width, height=height) for path in paths])  # wrong ones say so now
     for label in labels:
         pipeline.set_progress_bar_config(
@@ -246,10 +253,9 @@ def generate(
             guidance_scale=guidance,
             num_inference_steps=steps,
             guidance_interval=guidance_interval,
-            generator=[torch.Generator().manual_seed(seed + i) for i in range(num)],
+            generator=[torch.Generator().manual_seed(seed + made[label] + i) for i in range(num)],
         )
-        if not videos.isfinite().all():
-            raise UserError("The model made values that are not finite, which no pixel can show.")
+        made[label] += num
         for video, writer in zip(videos.movedim(2, -1).float().cpu().numpy(), writers, strict=False):
             with writer:
                 writer.write((255 * video).round().astype(np.uint8))
@@ -404,7 +410,7 @@ def info(model: str) -> dict[str, object]:
         facts["DiT parameters"] = pipeline.transformer.num_parameters()
         facts["DiT tokens"] = " + ".join(map(str, pipeline.transformer.num_tokens))
         facts["scheduler"] = type(pipeline.scheduler).__name__
-        facts["classes"] = ", ".join(pipeline.labels) or str(pipeline.transformer.config.num_classes)
+        facts["classes"] = ", ".join(pipeline.labels) or pipeline.transformer.config.num_classes or "unconditional"
         if pipeline.subclasses:
             facts["sub-classes"] = ", ".join(pipeline.subclasses)
     config = {name: value for name, value in vae.config.items() if not name.startswith("_")}
@@ -457,14 +463,23 @@ def _size_of(geometry: ClipGeometry, fps: Fraction, columns: int = 1) -> str:
 
 
 def _numbered(output: str, names: list[str | None], num: int) -> list[str]:
-    """A path for each of `num` videos of each class: `output` itself for one, else out-NAME-0.mp4 ..."""
+    """A path for each of `num` videos of each class: `output` itself for one, else out-NAME-0.mp4 ...
+
+    Numbers run on where names repeat, or differ only in what file systems do not tell apart.
+    """
     if len(names) * num == 1:
         return [output]
     target = Path(output)
     if not target.name:
         raise UserError(f"{output}: several videos need a name to number, such as out.mp4.")
     stems = ["-".join([target.stem, *([] if name is None else [name.replace("/", "_")])]) for name in names]
-    return [str(target.with_name(f"{stem}-{i}{target.suffix}")) for stem in stems for i in range(num)]
+    taken: Counter[str] = Counter()
+    paths = []
+    for stem in stems:
+        key = unicodedata.normalize("NFC", stem).casefold()
+        paths += [str(target.with_name(f"{stem}-{taken[key] + i}{target.suffix}")) for i in range(num)]
+        taken[key] += num
+    return paths
 
 
 def _label(text: str, labels: dict[str, int]) -> int | str:

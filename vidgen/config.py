@@ -25,14 +25,14 @@ class DataConfig:
     """Where clips come from and how they are cut."""
 
     root: str = MISSING  # a folder of class folders or of videos, a CSV with the columns path,label, or shards
-    validation_root: str | None = None  # clips to validate on; without it `num_validation_videos` are held out
-    num_validation_videos: int = 8  # held out where there is no validation_root; at most a fifth
+    validation_root: str | None = None  # VAE only: clips to validate on; else `num_validation_videos` are held out
+    num_validation_videos: int = 8  # VAE only: held out where there is no validation_root; at most a fifth
     ucf101_split: int | None = None  # 1, 2 or 3: train on UCF-101's official train list, validate on its test list
     split_files: str | None = None  # folder of those lists; ucfTrainTestlist in or beside `root` where not given
     resolution: int | None = None  # height and width in pixels; the model's own where not given
     num_frames: int | None = None  # likewise
     fps: float = 8.0  # frames a second of a clip, whatever its file's rate
-    flip: bool = False  # mirror clips at random
+    flip: bool = False  # VAE only: mirror clips at random; for the DiT see latents.flips
     clips_per_video: int = 1  # clips cut from each video in an epoch
 
 
@@ -66,7 +66,7 @@ class OptimConfig:
     adam_weight_decay: float = 1e-4  # decoupled, times the learning rate
     adam_epsilon: float = 1e-8  # added to the root of the squares
     lr_scheduler: str = "cosine"  # a name of diffusers.optimization.get_scheduler
-    lr_warmup_steps: int = 5000  # optimizer steps from 0 to learning_rate
+    lr_warmup_steps: int = 5000  # optimizer steps from 0 to learning_rate; a tenth of a run that is shorter than that
 
 
 @dataclass
@@ -157,7 +157,7 @@ class DiffusionConfig:
     independent_timesteps: float = 0.0  # share of clips whose streams get timesteps of their own; else one for both
     class_dropout: float = 0.2  # share of clips trained without their class, for classifier-free guidance
     subclass_dropout: float = 0.0  # share of clips trained as the class above theirs: jump for jump/dog
-    guidance_scale: float = 5.0  # of the samples drawn at validation
+    guidance_scale: float = 5.0  # of the samples drawn at validation; without classes there is none
     num_inference_steps: int = 50  # likewise
 
 

@@ -25,8 +25,9 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Dataset
 
 from autoencoder import AutoencoderKLVidTwin, TwinPosterior
+from pipelines.finite import non_finite_message
 
-from .config import DiTTrainingConfig, LatentsConfig
+from .config import DataConfig, DiTTrainingConfig, LatentsConfig
 from .data.dataset import BadVideos, ClipDataset, VideoFile, collate_clips, list_training_videos
 from .data.video import ShardMember
 from .errors import UserError
@@ -49,6 +50,8 @@ def prepare_cache(config: DiTTrainingConfig, vae: AutoencoderKLVidTwin, accelera
         UserError: if the data cannot be had, or the folder holds the latents of another autoencoder or other data.
     """
     check_latents(config, vae)
+    for key in keys_without_effect(config.data):
+        accelerator.print(f"warning: {key} has no effect here: every video of data.root is encoded for the DiT.")
     folder = Path(config.latent_cache or Path(config.output_dir) / "latents")
     files, classes = list_training_videos(config.data)
     source = cache_source(config, vae, files, classes)
@@ -90,13 +93,31 @@ def prepare_cache(config: DiTTrainingConfig, vae: AutoencoderKLVidTwin, accelera
 
 
 def check_latents(config: DiTTrainingConfig, vae: AutoencoderKLVidTwin) -> None:
-    """Raise a `UserError` for a setting that is not the autoencoder's."""
+    """Raise a `UserError` for a setting that is not the autoencoder's, or that latents do not depend on."""
+    if config.data.flip:
+        raise UserError(
+            "data.flip mirrors clips while a VAE is trained, but the DiT is trained on latents that are encoded once: "
+            "leave data.flip out, and set latents.flips=true to encode every clip mirrored as well."
+        )
+    if config.model.latent_setting is not None:
+        raise UserError(
+            f"model.latent_setting is a setting of the VAE; the DiT takes the latents of {config.vae} as they are. "
+            "Leave it out."
+        )
     for name, own in {"resolution": vae.config.sample_size, "num_frames": vae.config.num_frames}.items():
         if getattr(config.data, name) not in (None, own):
             raise UserError(
                 f"data.{name} is {getattr(config.data, name)}, but the latents of {config.vae} are those of {own}; "
                 f"leave data.{name} out, or train an autoencoder for it."
             )
+
+
+def keys_without_effect(data: DataConfig) -> list[str]:
+    """The keys of `data` that were set and that latents do not depend on: nothing is held out for validation."""
+    keys = ["data.validation_root"] if data.validation_root is not None else []
+    if data.num_validation_videos not in (0, DataConfig.num_validation_videos):
+        keys.append("data.num_validation_videos")
+    return keys
 
 
 def clips_per_video(config: DiTTrainingConfig) -> int:
@@ -177,6 +198,9 @@ def encode_clips(
     """Batches of a data set's clips, by their indices, with the posterior, over (b, L), float32, on the CPU.
 
     With `flips` every clip is also encoded mirrored: the posterior is over (2 b, L), the mirrored ones last.
+
+    Raises:
+        UserError: if the latents of a clip are not finite.
     """
     loader = DataLoader(
         clips,
@@ -190,8 +214,12 @@ def encode_clips(
         video = batch["video"].to(device, vae.dtype, non_blocking=True)
         if flips:
             video = torch.cat([video, video.flip(-1)])
-        posterior = vae.encode(video).latent_dist
-        yield TwinPosterior(posterior.mean.float().cpu(), posterior.logvar.float().cpu()), batch
+        encoded = vae.encode(video).latent_dist
+        posterior = TwinPosterior(encoded.mean.float().cpu(), encoded.logvar.float().cpu())
+        if not (posterior.mean.isfinite().all() and posterior.logvar.isfinite().all()):
+            message = non_finite_message("the autoencoder", vae)
+            raise UserError(f"{message} (train.mixed_precision) The clips are of {', '.join(batch['path'])}.")
+        yield posterior, batch
 
 
 def split_evenly(indices: range, size: int) -> list[range]:

@@ -13,6 +13,9 @@ from torch.optim.lr_scheduler import LRScheduler
 from ..config import OptimConfig
 from ..errors import UserError
 
+CONSTANT_SCHEDULES = ("constant", "constant_with_warmup")  # do not depend on the number of steps
+SHORT_WARMUP = 0.1  # of the steps, where the warm-up would take more than all of them
+
 
 class MuonWithAdamW(torch.optim.Optimizer):
     """Muon (Jordan et al. 2024) and AdamW as one optimizer, each with groups of its own.
@@ -173,6 +176,8 @@ def build_lr_scheduler(
 ) -> LRScheduler:
     """Diffusers' schedule of that name over optimizer steps, as it stands after so many.
 
+    The warm-up takes `warmup_steps`.
+
     Raises:
         UserError: if the name is unknown, or of a schedule that needs more than a recipe says.
     """
@@ -182,9 +187,32 @@ def build_lr_scheduler(
         return get_scheduler(
             config.lr_scheduler,
             optimizer,
-            num_warmup_steps=config.lr_warmup_steps,
+            num_warmup_steps=warmup_steps(config, max_train_steps),
             num_training_steps=max_train_steps,
             last_epoch=after - 1,
         )
     except ValueError as error:
         raise UserError(f"optim.lr_scheduler: {error}.") from error
+
+
+def warmup_steps(config: OptimConfig, max_train_steps: int) -> int:
+    """The warm-up of a run: `lr_warmup_steps`, or a tenth of a run that is shorter than that.
+
+    Otherwise the learning rate would end far below its value, and no schedule would ever begin to decay.
+    """
+    if config.lr_scheduler == "constant" or config.lr_warmup_steps <= max_train_steps:
+        return config.lr_warmup_steps
+    return int(SHORT_WARMUP * max_train_steps)
+
+
+def warmup_warning(config: OptimConfig, max_train_steps: int) -> str | None:
+    """One sentence that says so if the warm-up is shortened, else None."""
+    steps = warmup_steps(config, max_train_steps)
+    if steps == config.lr_warmup_steps or not max_train_steps:
+        return None
+    reached = config.learning_rate * (max_train_steps - 1) / config.lr_warmup_steps
+    return (
+        f"optim.lr_warmup_steps={config.lr_warmup_steps} is more than train.max_train_steps={max_train_steps}, so the "
+        f"learning rate would peak at {reached:.2g} instead of {config.learning_rate:g}; the warm-up is shortened to "
+        f"{steps} steps, and the peak learning rate is {config.learning_rate:g}."
+    )

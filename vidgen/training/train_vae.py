@@ -145,7 +145,8 @@ class VAETrainer(Trainer):
         for metric in metrics.values():
             metric.totals = self.accelerator.reduce(metric.totals, reduction="sum")
         if self.accelerator.is_main_process:
-            self._draw(model)
+            with self.skip_non_finite_pictures():
+                self._draw(model)
         computed = {name: metric.compute() for name, metric in metrics.items()}
         return {
             f"{key}{name}": value

@@ -19,6 +19,7 @@ from vidgen.training.optimizers import (
     build_lr_scheduler,
     build_optimizer,
     orthogonalize,
+    warmup_warning,
 )
 
 
@@ -53,6 +54,33 @@ def test_a_schedule_taken_up_again_goes_on_as_it_was(name):
     whole = rates(0)
     assert whole[0] == [0, 0] and whole[3] == [0.1, 0.05]
     assert all(rates(after) == whole[after:] for after in (1, 4))
+
+
+@pytest.mark.parametrize("name", ["cosine", "constant_with_warmup"])
+@pytest.mark.parametrize(("steps", "peak_step"), [(100, 10), (499, 49), (500, 499), (2000, 500)])
+def test_a_warm_up_longer_than_the_run_is_shortened_and_said(name, steps, peak_step):
+    config = OptimConfig(learning_rate=0.1, lr_scheduler=name, lr_warmup_steps=500)
+    optimizer = build_optimizer(groups(), config)
+    scheduler = build_lr_scheduler(optimizer, config, steps)
+    rates = []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates.index(max(rates)) == peak_step
+    warning = warmup_warning(config, steps)
+    if steps >= 500:
+        assert warning is None
+    else:
+        assert max(rates) == 0.1
+        assert f"optim.lr_warmup_steps=500 is more than train.max_train_steps={steps}" in warning
+        assert f"would peak at {0.1 * (steps - 1) / 500:.2g} instead of 0.1" in warning
+        assert f"shortened to {steps // 10} steps, and the peak learning rate is 0.1" in warning
+
+
+def test_a_run_without_steps_or_warm_up_gets_no_warning():
+    assert warmup_warning(OptimConfig(), 0) is None
+    assert warmup_warning(OptimConfig(lr_scheduler="constant"), 10) is None
 
 
 def test_what_does_not_fit_is_one_sentence():
