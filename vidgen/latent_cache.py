@@ -50,7 +50,7 @@ def prepare_cache(config: DiTTrainingConfig, vae: AutoencoderKLVidTwin, accelera
     """
     check_latents(config, vae)
     folder = Path(config.latent_cache or Path(config.output_dir) / "latents")
-    files, classes = list_training_videos(config.data)
+    files, classes = list_training_videos(config.data, accelerator.print)
     source = cache_source(config, vae, files, classes)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"latent_cache: {folder} is no folder.")
