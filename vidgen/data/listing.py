@@ -316,10 +316,8 @@ def list_training_videos(data: DataConfig, report: Report | None = None) -> tupl
 def _list_existing(root: str, report: Report | None) -> tuple[list[VideoFile], list[str]]:
     files, classes = list_videos(root, report)
     if all(_identity(file.path) is None for file in files):
-        raise UserError(
-            f"{root}: none of its {count(len(files), 'video')} exists, the first at {files[0].path}; paths in a CSV "
-            "are relative to the folder of the CSV"
-        )
+        hint = "; paths in a CSV are relative to its folder" if Path(root).suffix.lower() in TABLE_SUFFIXES else ""
+        raise UserError(f"{root}: none of its videos exists, the first would be {files[0].path}{hint}")
     return files, classes
 
 
