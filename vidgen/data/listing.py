@@ -42,8 +42,8 @@ class VideoFile(NamedTuple):
 def list_videos(root: str | os.PathLike, report: Report | None = None) -> tuple[list[VideoFile], list[str]]:
     """List the videos of a dataset, sorted by path, and the names of its classes, sorted.
 
-    `root` is one of: a folder, where a video's class is the folder that directly holds it, at any depth (UCF-101 as it
-    unpacks), and videos directly in `root` have none; a CSV file, as `vidgen.data.tables.read_table` takes it, whose
+    `root` is one of: a folder, where a video's class is the folder that directly holds it, at any depth (the
+    layout of UCF-101), and videos directly in `root` have none; a CSV file, as `vidgen.data.tables.read_table` takes it, whose
     order is kept; WebDataset shards, as `vidgen.data.shards.find_shards` takes them, in their order. Classes that are
     all whole numbers are sorted as numbers. A leading `~` is the home folder.
 

@@ -48,13 +48,16 @@ def write(path: Path, text: str, encoding: str = "utf-8") -> Path:
 def test_every_ending_is_found_in_folders_and_shards(tmp_path, sprites):
     content = next(sprites.rglob("*.mp4")).read_bytes()  # FFmpeg goes by content, and so do doubtful endings
     assert len(VIDEO_EXTENSIONS) > 80
-    (tmp_path / "run").mkdir()
+    root = tmp_path / "data"
+    (root / "run").mkdir(parents=True)
     for number, ending in enumerate(sorted(VIDEO_EXTENSIONS)):
-        (tmp_path / "run" / f"{number}{ending.upper() if number % 2 else ending}").write_bytes(content)
-    assert len(list_videos(tmp_path)[0]) == len(VIDEO_EXTENSIONS)
-    with tarfile.open(tmp_path.parent / "all.tar", "w") as tar:
-        tar.add(tmp_path / "run", "run")
-    assert len(list_videos(tmp_path.parent / "all.tar")[0]) == len(VIDEO_EXTENSIONS)
+        (root / "run" / f"{number}{ending.upper() if number % 2 else ending}").write_bytes(content)
+    with tarfile.open(tmp_path / "all.tar", "w") as tar:
+        tar.add(root / "run", "run")
+    for where in (root, tmp_path / "all.tar"):
+        files, classes = list_videos(where)
+        assert len(files) == len(VIDEO_EXTENSIONS) and classes == ["run"]
+        assert ClipDataset(files, 4, 8, 32).check() == []
 
 
 def test_every_ending_under_which_ffmpeg_writes_videos_is_found():
@@ -90,6 +93,7 @@ def test_what_shares_an_ending_with_videos_is_told_by_its_content(tmp_path):
     left_out = {
         "run/j.gif": images("GIF")["still"],
         "run/k.webp": images("WEBP")["still"],
+        "run/kk.webp": b"RIFF\x1a\0\0\0WEBPVP8X\x0a\0\0\0\x10" + bytes(9),  # a still image with transparency
         "run/l.apng": images("PNG")["still"],
         "run/m.avif": b"\0\0\0\x20ftypavif\0\0\0\0",
         "run/n.ts": b"export const frames: number[] = [];\n",
@@ -110,8 +114,8 @@ def test_what_shares_an_ending_with_videos_is_told_by_its_content(tmp_path):
     others, contents = summary(root)[1:]
     assert others == "3 files of other endings are left out (.json, .txt, no ending)"
     assert (
-        contents.startswith("8 files are left out because of their content")
-        and "(j.gif, k.webp, l.apng, ...)" in contents
+        contents.startswith("9 files are left out because of their content")
+        and "(j.gif, k.webp, kk.webp, ...)" in contents
     )
 
 
