@@ -42,10 +42,14 @@ class VideoFile(NamedTuple):
 def list_videos(root: str | os.PathLike, report: Report | None = None) -> tuple[list[VideoFile], list[str]]:
     """List the videos of a dataset, sorted by path, and the names of its classes, sorted.
 
-    `root` is one of: a folder, where a video's class is the folder that directly holds it, at any depth (the
-    layout of UCF-101), and videos directly in `root` have none; a CSV file, as `vidgen.data.tables.read_table` takes it, whose
-    order is kept; WebDataset shards, as `vidgen.data.shards.find_shards` takes them, in their order. Classes that are
-    all whole numbers are sorted as numbers. A leading `~` is the home folder.
+    `root` is one of:
+
+    - a folder, where a video's class is the folder that directly holds it, at any depth (the layout of UCF-101);
+      videos directly in `root` have none;
+    - a CSV file, as `vidgen.data.tables.read_table` takes it, whose order is kept;
+    - WebDataset shards, as `vidgen.data.shards.find_shards` takes them, in their order.
+
+    Classes that are all whole numbers are sorted as numbers. A leading `~` is the home folder.
 
     Args:
         report: called with a summary: how many videos there are, of which classes, and what is left out.
