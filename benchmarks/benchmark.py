@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ from rich.markdown import Markdown
 from vidgen.environment import environment, set_cpu_threads
 from vidgen.errors import run_program
 from vidgen.files import written_aside
+from vidgen.options import check_options
 from vidgen.precision import DTYPES
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -75,7 +77,7 @@ class Benchmark:
         )
         if self.add_options:
             self.add_options(parser)
-        options = parser.parse_args(arguments)
+        options = argparse.Namespace(**check_options(vars(parser.parse_args(arguments))))
         options.work_dir = (options.work_dir or Path("runs/benchmarks") / options.scale).resolve()
         default = options.work_dir if options.scale == "smoke" else RESULTS / options.scale
         options.results = options.results or default
@@ -114,10 +116,18 @@ class Benchmark:
 
 
 def from_repository(text: str) -> str:
-    """Paths below the repository, and beside it, as seen from it: a record is for other machines too."""
-    text = text.replace(f"{REPOSITORY}/", "")
+    """Paths below the repository, and beside it, as seen from it: a record is for other machines too.
+
+    Only whole paths are replaced: the same folders may occur in the middle of another path.
+    """
+    text = _replace_path(text, f"{REPOSITORY}/", "")
     beside = REPOSITORY.parent
-    return text.replace(f"{beside}/", "../") if beside.name else text
+    return _replace_path(text, f"{beside}/", "../") if beside.name else text
+
+
+def _replace_path(text: str, path: str, by: str) -> str:
+    """Replace `path` where it begins one: after a blank (of JSON, too), a quote, a bracket or one of =:,;|."""
+    return re.sub(r"""(?:(?<![^\s"'`=:,;|(\[{<])|(?<=\\[nrt]))""" + re.escape(path), lambda _: by, text)
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

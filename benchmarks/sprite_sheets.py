@@ -27,6 +27,7 @@ from vidgen.errors import UserError, run_program
 from vidgen.files import written_aside
 from vidgen.metrics.sprite_scorer import DrawnSprites
 from vidgen.models import load_pipeline
+from vidgen.options import check_options
 from vidgen.plots import class_grid
 
 PER_MOTION, REBUILT, ON_A_SHEET = 3, 8, 8  # clips
@@ -150,7 +151,7 @@ def main(words: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add_options(parser)
-    options = parser.parse_args(words)
+    options = argparse.Namespace(**check_options(vars(parser.parse_args(words))))
     folder = Path(options.folder)
     if (options.pipeline is None) == (options.answers is None):
         raise UserError("name either the pipeline to make sheets of, --pipeline, or the answers to count, --answers.")

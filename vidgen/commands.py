@@ -294,7 +294,9 @@ def shards(
     split_files: str | None = None,
 ) -> None:
     """A data set as WebDataset shards in `folder`; with `ucf101_split` in its sub-folders `train` and `test`."""
-    parts: dict[str, tuple[list[VideoFile], list[str]]] = {folder: list_videos(root)} if ucf101_split is None else {}
+    parts: dict[str, tuple[list[VideoFile], list[str]]] = (
+        {folder: list_videos(root, print)} if ucf101_split is None else {}
+    )
     if ucf101_split is not None:
         train, test, classes = official_split(root, ucf101_split, split_files)
         parts = {str(Path(folder, "train")): (train, classes), str(Path(folder, "test")): (test, classes)}
@@ -332,9 +334,9 @@ def data_check(
     timeout: float = 60.0,
 ) -> None:
     """Look through a data set: `output`/bad_videos.jsonl, `output`/histograms.png, and a table of totals."""
-    if num_frames < 1 or not fps > 0 or not timeout > 0 or (jobs is not None and jobs < 1):
+    if num_frames < 1 or not 0 < fps < math.inf or not timeout > 0 or (jobs is not None and jobs < 1):
         raise UserError("--num-frames, --fps, --jobs and --timeout must be positive")
-    files, classes = list_videos(root)
+    files, classes = list_videos(root, print)
     found = check_videos([f.path for f in files], num_frames=num_frames, fps=fps, jobs=jobs, timeout=timeout)
     reports = list(progress(found, description="checking", total=len(files)))
     listed = write_reports(Path(output, "bad_videos.jsonl"), reports)

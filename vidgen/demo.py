@@ -35,6 +35,7 @@ from .metrics.detectors import get_detector
 from .metrics.frechet import FeatureStatistics, RankDeficientWarning, frechet_distance
 from .metrics.reconstruction import ReconstructionMetrics, mean_colour, shrunk
 from .models import SHIPPED_MODEL
+from .options import expand_home
 from .plots import class_grid, component_grid, loss_curves, reenactment_grid, save_clip_grid_video
 from .precision import place_model
 from .report import Report
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--dit", action="append", default=[], metavar="KEY=VALUE", help="override of its recipe")
     options = parser.parse_args(arguments)
     logging.set_verbosity_error()  # Diffusers warns of a cast of no module
-    root: Path = options.output_dir
+    root = Path(expand_home(options.output_dir))
     started = time.monotonic()
 
     def announce(step: str) -> None:
