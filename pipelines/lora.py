@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import os
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from diffusers.loaders import CogVideoXLoraLoaderMixin, PeftAdapterMixin
 from diffusers.models.attention import AttentionModuleMixin
+from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
 from .lora_files import FETCH_OPTIONS, StateDict, read_lora, refuse_pickle, require_peft
@@ -97,6 +99,7 @@ class LoraAdapterMixin(PeftAdapterMixin):
         refuse_pickle(*args[1:2], **kwargs)
         super().save_lora_adapter(save_directory, adapter_name, *args, **kwargs)
 
+    @functools.wraps(ModelMixin.save_pretrained, assigned=())  # pipelines ask for its signature
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """Diffusers' method; a model with adapters, whose layers have other names, is refused.
 
