@@ -6,6 +6,8 @@ Source: "VidTwin: Video VAE with Decoupled Structure and Dynamics" (arXiv 2412.1
 from __future__ import annotations
 
 import dataclasses
+import os
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -26,7 +28,7 @@ from .latents import LatentShape, TwinLatents, TwinPosterior, numel
 from .model_card import ModelCardMixin, autoencoder_card
 from .presets import preset_config
 from .qformer import QFormer
-from .tiling import Blender, ClipGeometry, cut
+from .tiling import Blender, ClipGeometry, check_stride, cut
 
 Components = Literal["both", "structure", "dynamics"]
 
@@ -254,21 +256,37 @@ class AutoencoderKLVidTwin(
         return cls(**{**preset_config(name, latent_setting), **overrides})
 
     @classmethod
-    def from_single_file(cls, path: str, **overrides: Any) -> AutoencoderKLVidTwin:
-        """The model of an official VidTwin checkpoint, `.safetensors` or `.ckpt`, in evaluation mode.
+    def from_single_file(
+        cls, pretrained_model_link_or_path_or_dict: str | os.PathLike | Mapping[str, Any], **kwargs: Any
+    ) -> AutoencoderKLVidTwin:
+        """Load an official VidTwin checkpoint, in evaluation mode. Nothing in it is unpickled beyond tensors.
 
         Args:
-            path: the file. Nothing in it is unpickled beyond tensors.
-            overrides: `dtype`, and hyperparameters that shapes cannot tell, by our names or the official ones:
+            pretrained_model_link_or_path_or_dict: a `.safetensors` or `.ckpt` file, its address on the Hub
+                ("user/repository/file.safetensors", or the link to it), or a state dict, which stays as it is.
+            config: a Diffusers config (path of the file or its folder, or a Hub repository; of a pipeline its `vae`)
+                to take the sizes from. Without it they are inferred from the shapes of tensors. With it the file may
+                also have the layout of this class's own state dict.
+            subfolder: of `config`; without one, of the Hub repository that holds the file.
+            original_config: a dict of official hyperparameters, taken as the overrides below.
+            torch_dtype, dtype: of the weights; float32 where None.
+            device: to load onto; the CPU where None. `device_map` may name one device as well.
+            low_cpu_mem_usage: do not initialize weights before they are loaded; needs accelerate, and is the default
+                where that is installed.
+            disable_mmap: read a `.safetensors` file as a whole instead of mapping it into memory.
+            force_download, proxies, token, cache_dir, local_files_only, revision, config_revision: of files on the
+                Hub, as `from_pretrained` takes them; `config_revision` is that of `config`.
+            kwargs: also hyperparameters that shapes cannot tell, by our names or the official ones:
                 `num_attention_heads` (default: hidden size / 64), `qformer_heads` (default: 8), `qformer_dropout`,
                 `temporal_causal`.
 
         Raises:
-            ValueError: if the file cannot be read safely, or has a key too many or too few.
+            ValueError: if the file cannot be read safely, has a key too many or too few, or an argument is wrong.
+            OSError: if there is no such file, or the Hub cannot be reached.
         """
-        from .convert_official import load_official_checkpoint
+        from .single_file import load_single_file
 
-        return load_official_checkpoint(cls, path, **overrides)
+        return load_single_file(cls, pretrained_model_link_or_path_or_dict, **kwargs)
 
     def model_card(self, repo_id: str) -> ModelCard:
         """What `push_to_hub` writes as README.md, unless the repository has one with a text.
@@ -314,28 +332,53 @@ class AutoencoderKLVidTwin(
 
     def enable_tiling(
         self,
+        tile_sample_min_height: int | bool | None = None,
+        tile_sample_min_width: int | None = None,
+        tile_sample_min_num_frames: int | None = None,
         tile_sample_stride_height: int | None = None,
         tile_sample_stride_width: int | None = None,
         tile_sample_stride_num_frames: int | None = None,
+        *,
+        use_tiling: bool = True,
     ) -> None:
         """Take clips of any size, through tiles of the model's own; on by default.
 
+        The parameters are those of Diffusers' video autoencoders.
+
         Args:
-            tile_sample_stride_height, tile_sample_stride_width: pixels from one tile to the next; what is missing to
-                `sample_size` is overlap, over which tiles are blended. None: as before, at first three quarters of it.
+            tile_sample_min_height, tile_sample_min_width, tile_sample_min_num_frames: the size of a tile. A VidTwin
+                has tiles of its own size only, so these can be left out.
+            tile_sample_stride_height, tile_sample_stride_width: pixels from one tile to the next; tiles overlap by the
+                rest of `sample_size` and are blended there. None: as before, at first three quarters of it.
             tile_sample_stride_num_frames: frames from one window to the next. None: as before, at first three quarters
                 of `num_frames`.
+            use_tiling: False disables tiling, as `disable_tiling` does. It may be given as the first argument, as
+                older autoencoders take it.
 
         Raises:
-            ValueError: if a stride is not between 1 and the size of a tile.
+            ValueError: if a stride is not a whole number between 1 and the size of a tile, or a tile's size is not the
+                model's.
         """
+        if isinstance(tile_sample_min_height, bool):
+            tile_sample_min_height, use_tiling = None, tile_sample_min_height
+        if not isinstance(use_tiling, bool):
+            raise ValueError(f"use_tiling must be True or False, not {use_tiling!r}.")
         tile = self.clip_shape[1:]
-        strides = (tile_sample_stride_num_frames, tile_sample_stride_height, tile_sample_stride_width)
+        axes = ("num_frames", "height", "width")
+        sizes = (tile_sample_min_num_frames, tile_sample_min_height, tile_sample_min_width)
+        for axis, value, own in zip(axes, sizes, tile, strict=True):
+            if value is not None and (isinstance(value, bool) or value != own):
+                raise ValueError(
+                    f"tile_sample_min_{axis} can only be {own}, not {value!r}: a VidTwin's tiles have its own size. "
+                    f"tile_sample_stride_{axis} sets how much they overlap."
+                )
         before = getattr(self, "_tile_strides", tuple(max(3 * n // 4, 1) for n in tile))
-        strides = tuple(old if new is None else new for new, old in zip(strides, before, strict=True))
-        ClipGeometry(tile, tile, strides)  # says what is wrong with them
-        self._tile_strides = strides
-        self.use_tiling = True
+        given = (tile_sample_stride_num_frames, tile_sample_stride_height, tile_sample_stride_width)
+        self._tile_strides = tuple(
+            old if value is None else check_stride(f"tile_sample_stride_{axis}", value, own)
+            for axis, value, old, own in zip(axes, given, before, tile, strict=True)
+        )
+        self.use_tiling = use_tiling
 
     def geometry(self, num_frames: int, height: int, width: int) -> ClipGeometry | None:
         """The tiles a clip of this size is covered by; None for the model's own size.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pickle
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 
 StateDict = dict[str, torch.Tensor]
 
@@ -79,22 +80,12 @@ HEAD_DIM = 64
 QFORMER_HEADS = 8
 
 
-def load_official_checkpoint(model_class: type, path: str | Path, **overrides: Any) -> Any:
-    """An `AutoencoderKLVidTwin` with the weights of an official checkpoint (see its `from_single_file`)."""
-    dtype = overrides.pop("dtype", None) or overrides.pop("torch_dtype", None)
-    state = read_state_dict(path)
-    config = infer_config(state, path) | translate_overrides(overrides)
-    with torch.device("meta"):
-        expected = {key: value.shape for key, value in model_class(**config).state_dict().items()}
-    converted = convert_state_dict(state)
-    check_keys(converted, expected, path)
-    model = model_class(**config)
-    model.load_state_dict(converted)
-    return model.to(dtype).eval() if dtype is not None else model.eval()
-
-
-def read_state_dict(path: str | Path) -> StateDict:
+def read_state_dict(path: str | Path, disable_mmap: bool = False) -> StateDict:
     """The tensors of a `.safetensors` file or a (Lightning) checkpoint, read without unpickling any code.
+
+    Args:
+        path: of the file.
+        disable_mmap: read a `.safetensors` file as a whole instead of mapping it into memory.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -104,10 +95,12 @@ def read_state_dict(path: str | Path) -> StateDict:
     if not path.is_file():
         raise FileNotFoundError(f"No checkpoint file at {path}.")
     try:
-        if path.suffix == ".safetensors":
-            content = load_file(path)
-        else:
+        if path.suffix != ".safetensors":
             content = torch.load(path, map_location="cpu", weights_only=True)
+        elif disable_mmap:
+            content = load(path.read_bytes())
+        else:
+            content = load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is not a readable .safetensors file: {error}.") from error
     except pickle.UnpicklingError as error:
@@ -119,12 +112,30 @@ def read_state_dict(path: str | Path) -> StateDict:
         ) from error
     except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
         raise ValueError(f"{path} is not a readable PyTorch checkpoint: {first_line(error)}.") from error
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+    return extract_state_dict(content, path)
+
+
+def extract_state_dict(content: Any, source: str | Path) -> StateDict:
+    """The tensors by name in what a checkpoint holds, below any number of `state_dict` keys.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    while isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
-    state = {k: v for k, v in content.items() if isinstance(v, torch.Tensor)} if isinstance(content, dict) else {}
+    state = {k: v for k, v in content.items() if isinstance(v, torch.Tensor)} if isinstance(content, Mapping) else {}
     if not state:
-        raise ValueError(f"{path} holds no state dict: expected tensors by name, or such a dict under 'state_dict'.")
+        raise ValueError(f"{source} holds no state dict: expected tensors by name, or such a dict under 'state_dict'.")
     return state
+
+
+def has_diffusers_keys(state: StateDict) -> bool:
+    """Whether a state dict is one of `AutoencoderKLVidTwin` itself, and not an official one."""
+    return any(key.startswith("encoder.transformer.") for key in state)
+
+
+def to_float32(state: StateDict) -> StateDict:
+    return {key: value.float() for key, value in state.items()}
 
 
 def first_line(error: Exception) -> str:

@@ -11,7 +11,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from .tiling import ClipGeometry
+from .tiling import ClipGeometry, is_whole
 
 LatentShape = tuple[int, ...]
 LatentLayout = tuple[LatentShape, LatentShape, ClipGeometry | None]
@@ -141,7 +141,7 @@ def read_layout(metadata: dict[str, str] | None) -> LatentLayout:
         geometry = layout["geometry"]
         geometry = None if geometry is None else ClipGeometry(**geometry)
         shapes = tuple(layout["structure_shape"]), tuple(layout["dynamics_shape"])
-        if any(not isinstance(size, int) or size < 0 for shape in shapes for size in shape):
+        if not all(is_whole(size) and size >= 0 for shape in shapes for size in shape):
             raise ValueError(f"shapes {shapes}")
         return *shapes, geometry
     except (ValueError, TypeError, KeyError) as error:

@@ -7,7 +7,9 @@ ends where the clip ends; an axis shorter than a tile is padded by its last fram
 from __future__ import annotations
 
 import itertools
+import numbers
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -36,9 +38,9 @@ class ClipGeometry:
     def __post_init__(self) -> None:
         for name in ("size", "tile", "stride"):
             value = tuple(getattr(self, name))
-            object.__setattr__(self, name, value)
-            if len(value) != 3 or any(not isinstance(n, int) or n < 1 for n in value):
+            if len(value) != 3 or not all(is_whole(n) and n >= 1 for n in value):
                 raise ValueError(f"The {name} of a clip's geometry must be three positive numbers, not {value}.")
+            object.__setattr__(self, name, tuple(map(int, value)))
         if any(stride > tile for stride, tile in zip(self.stride, self.tile, strict=True)):
             raise ValueError(f"Tiles of {self.tile} at a stride of {self.stride} leave gaps.")
 
@@ -63,6 +65,21 @@ class ClipGeometry:
 
     def _starts(self) -> list[list[int]]:
         return [axis_starts(*axis) for axis in zip(self.size, self.tile, self.stride, strict=True)]
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a value is a whole number; `True` and `False`, which Python counts among them, are not."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def check_stride(name: str, value: int, tile: int) -> int:
+    """The stride; a `ValueError` unless it is a whole number between 1 and the size of a tile."""
+    if not is_whole(value) or not 1 <= value <= tile:
+        raise ValueError(
+            f"{name} must be a whole number between 1 and the size of a tile, {tile}, not {value!r}; larger strides "
+            "leave gaps."
+        )
+    return int(value)
 
 
 def axis_starts(size: int, tile: int, stride: int) -> list[int]:

@@ -23,6 +23,7 @@ from .classes import subclass_ids, superclass_name
 from .finite import check_finite_number, check_finite_output, check_finite_tensor
 from .given import STREAMS, Given, given_latent
 from .hub import download_pipeline
+from .lora import LoraPipelineMixin
 from .model_card import pipeline_card
 from .pipeline_output import VidTwinPipelineOutput
 from .sampling import (
@@ -39,11 +40,12 @@ from .sampling import (
     stream_timesteps,
 )
 from .transformer_vidtwin import VidTwinTransformer3DModel
+from .vae_options import VaeOptionsMixin
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
-class VidTwinPipeline(ModelCardMixin, DiffusionPipeline):
+class VidTwinPipeline(ModelCardMixin, LoraPipelineMixin, VaeOptionsMixin, DiffusionPipeline):
     """Video generation by class, or without one, over VidTwin's two latents.
 
     Args:

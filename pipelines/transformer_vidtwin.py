@@ -11,7 +11,6 @@ import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.hooks import FasterCacheConfig, TaylorSeerCacheConfig
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
-from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.attention import AttentionModuleMixin, FeedForward
 from diffusers.models.cache_utils import CacheMixin
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
@@ -25,6 +24,7 @@ from autoencoder.latents import TwinLatents
 from autoencoder.model_card import ModelCardMixin
 
 from .embeddings import StreamEmbedding, TwinConditionEmbedding, unpatchify
+from .lora import LoraAdapterMixin
 from .model_card import transformer_card
 from .presets import preset_config
 
@@ -171,7 +171,7 @@ class VidTwinTransformerBlock(nn.Module):
 TransformerBlockRegistry.register(VidTwinTransformerBlock, TransformerBlockMetadata(return_hidden_states_index=0))
 
 
-class VidTwinTransformer3DModel(ModelCardMixin, ModelMixin, ConfigMixin, ProcessorMixin, PeftAdapterMixin, CacheMixin):
+class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, ConfigMixin, ProcessorMixin, CacheMixin):
     """A diffusion transformer over packed VidTwin latents, with a noise level for each of the two streams.
 
     Structure is read as a video (d_S, n_q, h_S, w_S) and dynamics as a one-frame video (d_D, T, w_D + h_D); the tokens

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from autoencoder import AutoencoderKLVidTwin
+from autoencoder.hub import Repository
 from pipelines import VidTwinPipeline
-from pipelines.hub import Repository
 
 from .errors import UserError
 from .options import expand_home

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from unittest import mock
+
 import pytest
 import torch
+from hub_server import TOKEN, HubServer
 
 from autoencoder import AutoencoderKLVidTwin
 from pipelines import VidTwinPipeline, VidTwinTransformer3DModel, default_scheduler
@@ -55,3 +61,57 @@ def pipe_of_kinds(vae, make_transformer) -> VidTwinPipeline:
     pipeline = VidTwinPipeline(vae, make_transformer(num_classes=5), default_scheduler(), id2label=KINDS)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+# --- a stand-in for the Hub, and its clients -----------------------------------------------------------------------
+# huggingface_hub reads its settings when it is imported, so the clients are processes of their own.
+
+
+@pytest.fixture(scope="module")
+def hub():
+    with HubServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def clients(hub, tmp_path_factory):
+    """Run a function in a process of its own, online or offline."""
+    settings = {
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(tmp_path_factory.mktemp("hf_home")),
+        "HF_TOKEN": TOKEN,
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
+    pools = {}
+    for name, offline in (("online", "0"), ("offline", "1")):
+        pools[name] = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+        with mock.patch.dict(os.environ, {**settings, "HF_HUB_OFFLINE": offline}):
+            pools[name].submit(torch.set_num_threads, 1)  # starts it with this environment
+    yield {
+        name: lambda f, *args, _pool=pool, **kw: _pool.submit(f, *args, **kw).result() for name, pool in pools.items()
+    }
+    for wait in (False, True):  # both at once
+        for pool in pools.values():
+            pool.shutdown(wait=wait)
+
+
+@pytest.fixture
+def online(clients, hub):
+    hub.requests.clear()
+    hub.ranges.clear()
+    hub.cuts.clear()
+    yield clients["online"]
+    hub.status = None
+    hub.on_file = lambda path: None
+
+
+@pytest.fixture
+def offline(clients):
+    return clients["offline"]
+
+
+@pytest.fixture
+def cache(tmp_path) -> str:
+    return str(tmp_path / "cache")

@@ -1,7 +1,6 @@
 """To the Hub and back, by huggingface_hub's own client against a stand-in for the Hub on this machine.
 
-huggingface_hub reads its settings when it is imported, so the clients are processes of their own: `online` and
-`offline` run the functions of this module there.
+`online` and `offline` (in conftest.py) run the functions of this module in processes of their own.
 """
 
 from __future__ import annotations
@@ -10,15 +9,14 @@ import json
 import os
 import pickle
 import re
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
-from hub_server import TOKEN, HubServer
+from hub_server import TOKEN
+from safetensors.torch import save
 
 from autoencoder import AutoencoderKLVidTwin
 from pipelines import VidTwinPipeline, VidTwinTransformer3DModel, default_scheduler
@@ -36,10 +34,6 @@ INDEX = "diffusion_pytorch_model.safetensors.index.json"  # asked for, in case t
 
 
 # --- what runs in a client -----------------------------------------------------------------------------------------
-
-
-def start() -> None:
-    torch.set_num_threads(1)
 
 
 def sample(pipe) -> np.ndarray:
@@ -86,57 +80,18 @@ def run_script(code: str, folder: Path) -> list[str]:
     return os.listdir(folder)
 
 
-# --- the server, its clients and what is published -----------------------------------------------------------------
+def load_file_of_hub(address: str, **options) -> dict[str, np.ndarray]:
+    model = AutoencoderKLVidTwin.from_single_file(address, **options)
+    return {name: value.numpy() for name, value in model.state_dict().items()}
 
 
-@pytest.fixture(scope="module")
-def hub():
-    with HubServer() as server:
-        yield server
+def load_lora(folder: Path, repo_id: str, **options) -> np.ndarray:
+    pipe = VidTwinPipeline.from_pretrained(folder)
+    pipe.load_lora_weights(repo_id, **options)
+    return sample(pipe)
 
 
-@pytest.fixture(scope="module")
-def clients(hub, tmp_path_factory):
-    """Run a function in a process of its own, online or offline."""
-    settings = {
-        "HF_ENDPOINT": hub.url,
-        "HF_HOME": str(tmp_path_factory.mktemp("hf_home")),
-        "HF_TOKEN": TOKEN,
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-    }
-    pools = {}
-    for name, offline in (("online", "0"), ("offline", "1")):
-        pools[name] = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
-        with mock.patch.dict(os.environ, {**settings, "HF_HUB_OFFLINE": offline}):
-            pools[name].submit(start)  # with this environment
-    yield {
-        name: lambda f, *args, _pool=pool, **kw: _pool.submit(f, *args, **kw).result() for name, pool in pools.items()
-    }
-    for wait in (False, True):  # both at once
-        for pool in pools.values():
-            pool.shutdown(wait=wait)
-
-
-@pytest.fixture
-def online(clients, hub):
-    hub.requests.clear()
-    hub.ranges.clear()
-    hub.cuts.clear()
-    yield clients["online"]
-    hub.status = None
-    hub.on_file = lambda path: None
-
-
-@pytest.fixture
-def offline(clients):
-    return clients["offline"]
-
-
-@pytest.fixture
-def cache(tmp_path) -> str:
-    return str(tmp_path / "cache")
+# --- what is published ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -267,6 +222,78 @@ def test_a_variant_of_one_part_only(online, offline, hub, files, other_folder, o
 
     with pytest.raises(FileNotFoundError, match=r"transformer/diffusion_pytorch_model\.safetensors of user/mixed"):
         offline(load, "user/mixed", cache_dir=cache)
+
+
+# --- single files and LoRA -----------------------------------------------------------------------------------------
+
+
+GOLDEN = Path(__file__).parents[1] / "data" / "official_golden"
+HEADS = {"num_attention_heads": 4, "qformer_heads": 4}
+
+
+@pytest.mark.parametrize("place", ["user/official", "{hub}/user/official/blob/main", "hf.co/user/official/resolve/v2"])
+def test_a_single_file_by_its_address(online, hub, cache, place):
+    weights = (GOLDEN / "mini_weights.safetensors").read_bytes()
+    repo = hub.create("user/official")
+    repo.commit({"a b/mini.safetensors": weights}, branch="v2" if place.endswith("v2") else "main")
+    address = f"{place.format(hub=hub.url)}/a{'%20' if '://' in place else ' '}b/mini.safetensors?download=true"
+    address = address if "://" in place else address.removesuffix("?download=true")
+    expected = load_file_of_hub(GOLDEN / "mini_weights.safetensors", **HEADS)
+    for options in ({}, {"local_files_only": True}):
+        back = online(load_file_of_hub, address, cache_dir=cache, **options, **HEADS)
+        assert all(np.array_equal(back[name], expected[name]) for name in expected)
+    assert hub.fetched() == ["a b/mini.safetensors"]
+
+
+def test_a_single_file_with_the_config_of_a_repository(online, hub, published, files, cache):
+    """The pipeline's `vae` without being told so, of a revision of its own; `subfolder` and `revision` are obeyed."""
+    weights = files["vae/diffusion_pytorch_model.safetensors"]
+    hub.create("user/loose", {}).commit({"x/model.safetensors": weights}, branch="v2")
+    options = {"revision": "v2", "cache_dir": cache}
+    back = [
+        online(load_file_of_hub, "user/loose/x/model.safetensors", config="user/published", **options),
+        online(
+            load_file_of_hub, "user/loose/x/model.safetensors", config="user/published", subfolder="vae", **options
+        ),
+    ]
+    assert back[0].keys() == back[1].keys()
+    assert all(np.array_equal(back[0][name], back[1][name]) for name in back[0])
+    with pytest.raises(OSError, match="user/loose has no revision 'v3'"):
+        online(load_file_of_hub, f"{hub.url}/user/loose/blob/v3/x/model.safetensors", cache_dir=cache)
+    with pytest.raises(FileNotFoundError, match=r"user/loose at v2 has no file y/model\.safetensors"):
+        online(load_file_of_hub, "user/loose/model.safetensors", subfolder="y", **options)
+
+
+def test_a_single_file_that_is_nowhere(online, offline, hub, cache):
+    for client, reason in ((online, "neither a folder here nor a repository"), (offline, "load it online once")):
+        with pytest.raises(OSError, match=f"No checkpoint file at runs/x/model.ckpt, and none on the Hub: .*{reason}"):
+            client(load_file_of_hub, "runs/x/model.ckpt", cache_dir=cache)
+    hub.requests.clear()
+    for address in ("./runs/x/model.ckpt", "https://example.org/u/r/blob/main/model.ckpt", "u/r/model.gguf"):
+        with pytest.raises(FileNotFoundError, match=r"No checkpoint file at .* A file on the Hub is given as"):
+            online(load_file_of_hub, address, cache_dir=cache)
+    assert not hub.requests
+
+
+@pytest.mark.parametrize("name", ["pytorch_lora_weights", "style"])
+def test_a_lora_of_a_repository(online, hub, folder, expected, cache, name):
+    layer = "transformer.transformer_blocks.0.attn1.to_out"
+    dim = VidTwinTransformer3DModel.from_pretrained(folder / "transformer").structure_embed.proj.out_features
+    weights = {f"{layer}.0.lora_A.weight": torch.ones(2, dim), f"{layer}.0.lora_B.weight": torch.ones(dim, 2)}
+    repo = hub.create("user/lora", {f"{name}.safetensors": save(weights), "x.bin": b"", "sub/x.safetensors": b""})
+    made = online(load_lora, folder, "user/lora", cache_dir=cache)
+    assert not np.allclose(made, expected, atol=1e-3)
+    assert {path for path in hub.fetched() if "." in path} <= {
+        "pytorch_lora_weights.safetensors",
+        f"{name}.safetensors",
+    }
+    named = {"weight_name": f"{name}.safetensors", "cache_dir": cache, "local_files_only": True}
+    assert np.array_equal(online(load_lora, folder, "user/lora", **named), made)
+    with pytest.raises(FileNotFoundError, match=r"user/lora has no other\.safetensors, the weights of a LoRA"):
+        online(load_lora, folder, "user/lora", weight_name="other.safetensors", cache_dir=cache)
+    repo.commit({"pytorch_lora_weights.safetensors": None, "a.safetensors": b"", "b.safetensors": b""})
+    with pytest.raises(ValueError, match=r"user/lora has a\.safetensors, b\.safetensors.*pass weight_name="):
+        online(load_lora, folder, "user/lora", cache_dir=cache)
 
 
 # --- revisions, names and rights -----------------------------------------------------------------------------------

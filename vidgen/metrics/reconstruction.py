@@ -40,7 +40,7 @@ def psnr(
     if per not in ("clip", "frame"):
         raise ValueError(f"per must be 'clip' or 'frame', not {per!r}.")
     reconstruction, target = _pixels(reconstruction, target, quantize)
-    squared = (reconstruction.double() - target.double()).square()
+    squared = (reconstruction - target).square()
     mse = squared.mean(dim=(1, 2, 3, 4)) if per == "clip" else squared.mean(dim=(1, 3, 4))
     values = psnr_of(mse)
     return values if per == "clip" else values.mean(dim=1)
@@ -52,10 +52,11 @@ def psnr_of(mse: torch.Tensor) -> torch.Tensor:
 
 
 def ssim(reconstruction: torch.Tensor, target: torch.Tensor, *, quantize: bool = True) -> torch.Tensor:
-    """Structural similarity of each clip, the mean over its frames: (B,), 1 where they are identical.
+    """Structural similarity of each clip, the mean over its frames: (B,) in float64, 1 where they are identical.
 
-    torchmetrics' SSIM (Wang et al. 2004: 11x11 Gaussian window of sigma 1.5, k = 0.01 and 0.03) of RGB frames with
-    data range 255.
+    SSIM (Wang et al. 2004: 11x11 Gaussian window of sigma 1.5, reflected at the borders, k = 0.01 and 0.03) of RGB
+    frames with data range 255: torchmetrics' values in float64. Its float32 loses the variances of flat areas, which
+    are differences of squares, and its float64 convolutions take 30 times as long on a CPU.
 
     Args:
         reconstruction, target: clips (B, C, T, H, W) in [-1, 1], at least 6 x 6 pixels.
@@ -65,16 +66,45 @@ def ssim(reconstruction: torch.Tensor, target: torch.Tensor, *, quantize: bool =
         UserError: for frames smaller than 6 x 6.
         And what `psnr` raises.
     """
-    from torchmetrics.functional.image import structural_similarity_index_measure
-
     if min(target.shape[-2:]) < 6:
         raise UserError(f"SSIM's window needs frames of 6 x 6 pixels or more, not {tuple(target.shape[-2:])}.")
-    reconstruction, target = _pixels(reconstruction, target, quantize)
-    frames = zip(reconstruction.transpose(1, 2), target.transpose(1, 2), strict=True)  # clip by clip: memory
-    with torch.autocast(target.device.type, enabled=False):  # variances as differences: not in half precision
-        return torch.stack(
-            [structural_similarity_index_measure(a, b, data_range=PIXEL_RANGE) for a, b in frames]
-        )  # each the mean over (T,) images
+    pairs = zip(*_pixels(reconstruction, target, quantize), strict=True)
+    return torch.stack([_frame_ssim(a, b).mean() for a, b in pairs])
+
+
+SSIM_CHUNK = 2**22  # pixel values at a time, which bounds the memory
+
+
+def _frame_ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """SSIM of each frame of two clips (C, T, H, W), pixel values in float64: (T,)."""
+    channels, _, height, width = a.shape
+    frames = max(SSIM_CHUNK // (channels * height * width), 1)
+    c1, c2 = (0.01 * PIXEL_RANGE) ** 2, (0.03 * PIXEL_RANGE) ** 2
+    values = []
+    for x, y in zip(a.split(frames, dim=1), b.split(frames, dim=1), strict=True):
+        mean_x, mean_y, xx, yy, xy = (_gaussian_mean(z) for z in (x, y, x * x, y * y, x * y))
+        squares, product = mean_x.square() + mean_y.square(), mean_x * mean_y
+        variances, covariance = xx + yy - squares, xy - product
+        maps = (2 * product + c1) * (2 * covariance + c2) / ((squares + c1) * (variances + c2))
+        values.append(maps.mean(dim=(0, 2, 3)))
+    return torch.cat(values)
+
+
+def _gaussian_mean(images: torch.Tensor, sigma: float = 1.5, radius: int = 5) -> torch.Tensor:
+    """The mean under a Gaussian window around each pixel of images (N, M, H, W), reflected at their borders."""
+    offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
+    weights = (-0.5 * (offsets / sigma).square()).exp()
+    weights = (weights / weights.sum()).tolist()
+    images = F.pad(images, (radius,) * 4, mode="reflect")
+    for dim in (-2, -1):
+        size = images.shape[dim] - 2 * radius
+        # Sums of shifted images: for float64 many times faster than a convolution on a CPU.
+        summed = images.narrow(dim, radius, size) * weights[radius]
+        for i in range(radius):
+            summed.add_(images.narrow(dim, i, size), alpha=weights[i])
+            summed.add_(images.narrow(dim, 2 * radius - i, size), alpha=weights[i])
+        images = summed
+    return images
 
 
 @torch.no_grad()
@@ -92,7 +122,8 @@ def lpips(
         UserError: for frames too small for the network.
         And what `psnr` raises.
     """
-    reconstruction, target = (x / 127.5 - 1 for x in _pixels(reconstruction, target, quantize))
+    device, pixels = target.device, _pixels(reconstruction, target, quantize)
+    reconstruction, target = (x.to(device, torch.float32) / 127.5 - 1 for x in pixels)
     frames = zip(reconstruction.transpose(1, 2), target.transpose(1, 2), strict=True)  # clip by clip: memory
     with torch.autocast(target.device.type, enabled=False):
         return torch.stack([network(a, b).mean() for a, b in frames])
@@ -220,7 +251,7 @@ def _shrink(clip: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
 
 
 def _pixels(reconstruction: torch.Tensor, target: torch.Tensor, quantize: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both clips in float32 pixel values 0..255."""
+    """Both clips in float64 pixel values 0..255; those of a device without float64 on the CPU."""
     if reconstruction.shape != target.shape or target.ndim != 5:
         raise ValueError(
             "reconstruction and target must be clips (B, C, T, H, W) of one shape, "
@@ -229,6 +260,8 @@ def _pixels(reconstruction: torch.Tensor, target: torch.Tensor, quantize: bool) 
     for name, clip in (("reconstruction", reconstruction), ("target", target)):
         if not torch.isfinite(clip).all():
             raise UserError(f"the {name} of shape {tuple(clip.shape)} holds NaN or infinite values.")
+    if target.device.type == "mps":
+        reconstruction, target = reconstruction.cpu(), target.cpu()
     if quantize:
-        return to_uint8(reconstruction).float(), to_uint8(target).float()
-    return tuple(((clip.float() + 1) * 127.5).clamp(0, PIXEL_RANGE) for clip in (reconstruction, target))
+        return to_uint8(reconstruction).double(), to_uint8(target).double()
+    return tuple(((clip.double() + 1) * 127.5).clamp(0, PIXEL_RANGE) for clip in (reconstruction, target))

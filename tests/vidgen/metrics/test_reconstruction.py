@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torchmetrics.functional.image import structural_similarity_index_measure
 
 from vidgen.errors import UserError
 from vidgen.metrics import ReconstructionMetrics, clip_metrics, lpips, mean_colour, psnr, shrunk, ssim
@@ -55,9 +56,48 @@ def test_psnr_per_frame_is_the_mean_of_frames_and_per_clip_pools_the_error():
 
 def test_ssim_is_one_for_identical_clips_and_falls_with_noise():
     clip = random_clip(2, 3, 3, 16, 16)
-    torch.testing.assert_close(ssim(clip, clip), torch.ones(2), atol=1e-6, rtol=0)
+    torch.testing.assert_close(ssim(clip, clip), torch.ones(2).double(), atol=1e-9, rtol=0)
     weak, strong = (ssim(clip + s * random_clip(2, 3, 3, 16, 16, seed=1), clip) for s in (0.1, 0.5))
     assert (strong < weak).all() and (weak < 1).all()
+
+
+@pytest.mark.parametrize("size", [(6, 6), (13, 8), (20, 33)])
+def test_ssim_is_that_of_torchmetrics_in_float64(size, monkeypatch):
+    monkeypatch.setattr("vidgen.metrics.reconstruction.SSIM_CHUNK", 3 * size[0] * size[1] * 2)  # more than one chunk
+    clip = random_clip(2, 3, 3, *size)
+    off = clip + 0.2 * random_clip(2, 3, 3, *size, seed=1)
+    pixels = [((x.double() + 1) * 127.5).transpose(1, 2) for x in (off, clip)]
+    expected = [structural_similarity_index_measure(a, b, data_range=255.0) for a, b in zip(*pixels, strict=True)]
+    torch.testing.assert_close(ssim(off, clip, quantize=False), torch.stack(expected), atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("level", [0, 96, 254, 255])
+@pytest.mark.parametrize("quantize", [True, False])
+def test_ssim_of_a_flat_clip_with_itself_is_one(level, quantize):
+    """Variances are small differences of large squares there: float32 gives 0.99 for some levels."""
+    color = torch.tensor([level, (level + 100) % 256, 255 - level])
+    clip = (color / 127.5 - 1).view(1, 3, 1, 1, 1).expand(1, 3, 2, 32, 32)
+    assert ssim(clip, clip, quantize=quantize).item() == pytest.approx(1, abs=1e-9)
+
+
+def test_ssim_of_a_faint_difference_is_that_of_exact_arithmetic():
+    """A checkerboard of one level on a bright clip: variance 0.25 beside a mean square of 254^2."""
+    checkers = (torch.arange(32)[:, None] + torch.arange(32)) % 2
+    clip = ((254 + checkers) / 127.5 - 1).expand(1, 3, 2, 32, 32)
+    flat = torch.full_like(clip, 255 / 127.5 - 1)
+    mean, variance, c1, c2 = 254.5, 0.25, (0.01 * 255) ** 2, (0.03 * 255) ** 2  # a window holds equal shares
+    expected = (2 * mean * 255 + c1) / (mean**2 + 255**2 + c1) * c2 / (variance + c2)
+    assert ssim(clip, flat).item() == pytest.approx(expected, abs=1e-8)
+
+
+@pytest.mark.parametrize("quantize", [True, False])
+def test_psnr_of_nearly_identical_clips_keeps_its_digits(quantize):
+    """One of 98 304 values is off by one level: an error far below the clip's own power."""
+    clip = torch.full((1, 3, 8, 64, 64), 254 / 127.5 - 1)
+    off = clip.clone()
+    off[0, 0, 0, 0, 0] = 1.0
+    expected = min(MAX_PSNR, 20 * math.log10(255) + 10 * math.log10(clip.numel()))
+    assert psnr(off, clip, quantize=quantize).item() == pytest.approx(expected, abs=1e-3)
 
 
 def test_ssim_of_flat_clips_is_the_luminance_term():

@@ -1,0 +1,288 @@
+"""`AutoencoderKLVidTwin.from_single_file` with the arguments of Diffusers' `FromOriginalModelMixin`."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import os
+import re
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import torch
+from diffusers.utils import is_accelerate_available
+from huggingface_hub import constants
+
+from .convert_official import (
+    check_keys,
+    convert_state_dict,
+    extract_state_dict,
+    has_diffusers_keys,
+    infer_config,
+    read_state_dict,
+    to_float32,
+    translate_overrides,
+)
+from .hub import Repository
+
+Checkpoint = str | os.PathLike | Mapping[str, Any]
+
+SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+HUB_HOSTS = ("huggingface.co", "hf.co")
+
+
+def load_single_file(
+    model_class: type,
+    checkpoint: Checkpoint,
+    *,
+    config: str | os.PathLike | None = None,
+    original_config: Mapping[str, Any] | None = None,
+    subfolder: str | None = None,
+    torch_dtype: torch.dtype | None = None,
+    dtype: torch.dtype | None = None,
+    device: str | int | torch.device | None = None,
+    device_map: str | dict[str, Any] | None = None,
+    low_cpu_mem_usage: bool | None = None,
+    disable_mmap: bool = False,
+    force_download: bool = False,
+    proxies: dict[str, str] | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike | None = None,
+    local_files_only: bool | None = None,
+    revision: str | None = None,
+    config_revision: str | None = None,
+    quantization_config: Any = None,
+    **overrides: Any,
+) -> Any:
+    """Load an `AutoencoderKLVidTwin` in evaluation mode; see its `from_single_file`."""
+    if config is not None and original_config is not None:
+        raise ValueError("from_single_file takes `config` or `original_config`, not both.")
+    if quantization_config is not None:
+        raise ValueError(
+            "from_single_file does not quantize: call save_pretrained, then "
+            "from_pretrained(folder, quantization_config=...)."
+        )
+    dtype = check_dtype(dtype if dtype is not None else torch_dtype)
+    device = check_device(device if device is not None else device_of_map(device_map))
+    if low_cpu_mem_usage is None:
+        low_cpu_mem_usage = is_accelerate_available()
+    hub = {
+        "token": token,
+        "cache_dir": cache_dir,
+        "local_files_only": bool(local_files_only),
+        "force_download": force_download,
+    }
+    if proxies is not None:
+        hub["proxies"] = proxies
+
+    # 1. Weights
+    if isinstance(checkpoint, Mapping):
+        source = "The state dict"
+        state = extract_state_dict(checkpoint, source)
+    else:
+        folder = subfolder if config is None else None
+        source = locate_checkpoint(checkpoint, revision, folder, hub)
+        state = read_state_dict(source, disable_mmap)
+
+    # 2. Sizes
+    overrides = check_overrides(model_class, {**(check_original_config(original_config) or {}), **overrides})
+    if config is not None:
+        sizes = load_model_config(model_class, config, subfolder, config_revision, hub)
+    elif has_diffusers_keys(state):
+        raise ValueError(
+            f"{source} has the layout of a Diffusers model, whose sizes are in its config.json: pass config= with "
+            "the folder of that file, or load the folder with from_pretrained."
+        )
+    else:
+        sizes = infer_config(state, source)
+    sizes = {**sizes, **overrides}
+
+    # 3. Model
+    with torch.device("meta"):
+        expected = {key: value.shape for key, value in model_class.from_config(sizes).state_dict().items()}
+    converted = to_float32(state) if has_diffusers_keys(state) else convert_state_dict(state)
+    check_keys(converted, expected, source)
+    with empty_weights() if low_cpu_mem_usage else nullcontext():
+        model = model_class.from_config(sizes)
+    if low_cpu_mem_usage and isinstance(checkpoint, Mapping):  # the tensors become the parameters
+        converted = {key: value.clone() for key, value in converted.items()}
+    model.load_state_dict(converted, assign=low_cpu_mem_usage)
+    return model.to(device=device, dtype=dtype).eval()
+
+
+def empty_weights():
+    """A context in which new parameters take no memory and no time.
+
+    Raises:
+        ValueError: without the package accelerate.
+    """
+    if not is_accelerate_available():
+        raise ValueError("low_cpu_mem_usage=True needs the package accelerate: pip install accelerate.")
+    from accelerate import init_empty_weights
+
+    return init_empty_weights()
+
+
+# --- arguments ------------------------------------------------------------------------------------------------------
+
+
+def check_dtype(dtype: torch.dtype | None) -> torch.dtype | None:
+    """Raise a `ValueError` for anything but a floating-point `torch.dtype` or None."""
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ValueError(f"torch_dtype must be a floating-point dtype such as torch.float16, not {dtype!r}.")
+    return dtype
+
+
+def check_device(device: str | int | torch.device | None) -> torch.device | None:
+    """The device; a `ValueError` if there is no such kind of device."""
+    try:
+        return None if device is None else torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device must be a device such as 'cpu' or 'cuda', not {device!r}.") from error
+
+
+def device_of_map(device_map: str | dict[str, Any] | None) -> Any:
+    """The one device that a device map stands for, or None; a `ValueError` for a map of several."""
+    if isinstance(device_map, Mapping) and list(device_map) == [""]:
+        device_map = device_map[""]
+    if isinstance(device_map, Mapping) or device_map in ("auto", "balanced", "balanced_low_0", "sequential"):
+        raise ValueError(
+            f"from_single_file loads onto one device, not device_map={device_map!r}: call save_pretrained, then "
+            "from_pretrained(folder, device_map=...)."
+        )
+    return device_map
+
+
+def check_original_config(original_config: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Raise a `ValueError` for an original config that is not a mapping of sizes."""
+    if original_config is not None and not isinstance(original_config, Mapping):
+        raise ValueError(
+            "original_config must be a dict of the model's official hyperparameters, such as {'num_heads': 12}, not "
+            f"{original_config!r}; sizes are read from the weights, so it may be left out."
+        )
+    return original_config if original_config is None else dict(original_config)
+
+
+def check_overrides(model_class: type, overrides: dict[str, Any]) -> dict[str, Any]:
+    """Hyperparameters by our names.
+
+    Raises:
+        ValueError: naming one that the model does not have, and the names next to it.
+    """
+    translated = translate_overrides(overrides)
+    known = [name for name in inspect.signature(model_class.__init__).parameters if name != "self"]
+    for name in translated:
+        if name not in known:
+            near = difflib.get_close_matches(name, [*known, *STANDARD_ARGUMENTS], n=3)
+            hint = f"; did you mean {' or '.join(near)}?" if near else "."
+            raise ValueError(f"from_single_file has no argument {name!r}, and {model_class.__name__} neither{hint}")
+    return translated
+
+
+STANDARD_ARGUMENTS = [
+    name
+    for name, parameter in inspect.signature(load_single_file).parameters.items()
+    if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+]
+
+
+def load_model_config(
+    model_class: type,
+    config: str | os.PathLike,
+    subfolder: str | None,
+    revision: str | None,
+    hub: dict[str, Any],
+) -> dict[str, Any]:
+    """The sizes in a Diffusers `config.json`: of a file, a folder or a Hub repository; of a pipeline, its `vae`.
+
+    Raises:
+        ValueError: if `config` is not a path or repository, or is of another model.
+        OSError: if there is no such config.
+    """
+    if not isinstance(config, str | os.PathLike):
+        raise ValueError(
+            "config must be the path of a config.json, of a folder with one, or a repository on the Hub, not "
+            f"{type(config).__name__}."
+        )
+    config = os.fspath(config)
+    if subfolder is None and is_pipeline(config, revision, hub):
+        subfolder = "vae"
+    sizes = model_class.load_config(config, subfolder=subfolder, revision=revision, **hub)
+    class_name = sizes.get("_class_name", model_class.__name__)
+    if class_name != model_class.__name__:
+        raise ValueError(f"The config at {config} is of {class_name}, not of {model_class.__name__}.")
+    return sizes
+
+
+def is_pipeline(config: str, revision: str | None, hub: dict[str, Any]) -> bool:
+    """Whether a folder or a Hub repository holds a pipeline."""
+    if os.path.exists(config):
+        return (Path(config) / "model_index.json").is_file()
+    found = Repository(config, revision, hub).find("model_index.json", "config.json")
+    return found is not None and found.name == "model_index.json"
+
+
+# --- where the file is ----------------------------------------------------------------------------------------------
+
+
+def locate_checkpoint(
+    address: str | os.PathLike, revision: str | None, subfolder: str | None, hub: dict[str, Any]
+) -> Path:
+    """A local file, or one of a Hub repository in the cache, downloaded where needed.
+
+    Args:
+        address: a path, "user/repository/path/to/file.safetensors", or the same as a link with `blob` or `resolve`.
+        revision: of the repository; None: that of the link, else "main".
+        subfolder: of the repository, before the file's path.
+        hub: options of `hf_hub_download`.
+
+    Raises:
+        FileNotFoundError: if it is neither a file nor such an address, or the repository has no such file.
+        OSError: if the repository or the revision does not exist or cannot be reached.
+    """
+    address = os.fspath(address)
+    if os.path.isfile(address):
+        return Path(address)
+    parts = split_hub_address(address)
+    if parts is None:
+        raise FileNotFoundError(
+            f"No checkpoint file at {address}. A file on the Hub is given as user/repository/file.safetensors, or as "
+            "the link to it."
+        )
+    repo_id, linked_revision, filename = parts
+    if subfolder:
+        filename = f"{subfolder.strip('/')}/{filename}"
+    repository = Repository(repo_id, revision or linked_revision, hub)
+    try:
+        path = repository.find(filename)
+    except OSError as error:
+        if "://" in address:
+            raise
+        raise type(error)(f"No checkpoint file at {address}, and none on the Hub: {error}") from error
+    if path is None:
+        raise FileNotFoundError(f"{repository} has no file {filename}.")
+    return path
+
+
+def split_hub_address(address: str) -> tuple[str, str | None, str] | None:
+    """(repository, revision or None, path of the file) of an address on the Hub; None for anything else."""
+    hosts = (*HUB_HOSTS, urlsplit(constants.ENDPOINT).netloc)
+    if "://" in address:
+        url = urlsplit(address)
+        if url.scheme not in ("http", "https") or url.netloc not in hosts:
+            return None
+        path = url.path.strip("/")
+    else:
+        host, _, path = address.partition("/")
+        if host not in hosts:
+            path = address
+            if os.path.isdir(os.path.dirname(address)):  # a missing file of a folder here
+                return None
+    match = re.fullmatch(r"([\w.-]+/[\w.-]+)/(?:(?:blob|resolve)/([^/]+)/)?(.+)", path)
+    if match is None or match[1].startswith(".") or not match[3].endswith(SUFFIXES):
+        return None
+    repo_id, revision, filename = match.groups()
+    return repo_id, revision and unquote(revision), unquote(filename)

@@ -1,0 +1,190 @@
+"""The layers of a model that take adapters, and the names by which configs and files of LoRA mean them."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from diffusers.utils import convert_unet_state_dict_to_peft, is_peft_available
+from torch import nn
+
+StateDict = dict[str, torch.Tensor]
+
+
+def adapted_layers(model: nn.Module) -> dict[str, Any]:
+    """Layers that have an adapter, by name: `BaseTunerLayer`s of peft."""
+    if not is_peft_available():
+        return {}
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+
+
+def adaptable_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Linear layers and embeddings by name; of those with an adapter the layer without it."""
+    layers = {name: layer.get_base_layer() for name, layer in adapted_layers(model).items()}
+    inner = tuple(f"{name}." for name in layers)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.Embedding) and not name.startswith(inner):
+            layers.setdefault(name, module)
+    return layers
+
+
+# --- configs --------------------------------------------------------------------------------------------------------
+
+
+def resolve_config(model: nn.Module, config: Any) -> tuple[Any, set[str]]:
+    """A copy of an adapter's config by the model's names, and the layers that it matches.
+
+    Raises:
+        ValueError: naming a target or a pattern that matches nothing.
+    """
+    config, layers, own = copy.copy(config), adaptable_layers(model), type(model).__name__
+    targets, matched = config.target_modules, set()
+    if isinstance(targets, str):
+        matched = set(layers) if targets.lower() == "all-linear" else match_expression(targets, layers)
+        if not matched:
+            raise ValueError(
+                f"target_modules={targets!r}, a regular expression for whole names, matches no layer of {own}"
+                f"{nearest_names(targets, layers)}. A list, such as ['to_q'], matches the ends of names."
+            )
+    elif targets:
+        config.target_modules = type(targets)(resolve_name(target, layers) for target in targets)
+        for target in config.target_modules:
+            found = match_suffix(target, layers)
+            if not found:
+                raise ValueError(
+                    f"The target {target!r} matches no layer of {own} that takes an adapter"
+                    f"{nearest_names(target, layers)}."
+                )
+            matched |= found
+    elif not getattr(config, "target_parameters", None):
+        raise ValueError(f"target_modules is empty: name some of {', '.join(layer_kinds(layers))}.")
+    for name in ("rank_pattern", "alpha_pattern"):
+        for key in getattr(config, name, None) or {}:
+            if not match_expression(rf"(.*\.)?({key})", matched):
+                raise ValueError(f"{name} has {key!r}, which matches none of the targets{nearest_names(key, layers)}.")
+    modules = dict(model.named_modules())
+    for name in getattr(config, "modules_to_save", None) or []:
+        if not match_suffix(name, modules):
+            raise ValueError(f"modules_to_save has {name!r}, which {own} lacks{nearest_names(name, layers)}.")
+    return config, matched
+
+
+def resolve_metadata(model: nn.Module, metadata: dict[str, Any]) -> dict[str, Any]:
+    """The saved arguments of a `LoraConfig` by the model's names."""
+    layers, targets = adaptable_layers(model), metadata.get("target_modules")
+    if not isinstance(targets, Sequence) or isinstance(targets, str):
+        return metadata
+    return {**metadata, "target_modules": [resolve_name(target, layers) for target in targets]}
+
+
+# --- weights --------------------------------------------------------------------------------------------------------
+
+
+def without_prefix(values: Mapping[str, Any], prefix: str | None) -> dict[str, Any]:
+    """The values whose names begin with a prefix, without it; all of them where no name does.
+
+    Raises:
+        ValueError: if only some names do.
+    """
+    if prefix is None or not any(name.startswith(f"{prefix}.") for name in values):
+        return dict(values)
+    others = [name for name in values if not name.startswith(f"{prefix}.")]
+    if others:
+        raise ValueError(f"The LoRA also has weights of another component: {others[0]}. Nothing was loaded.")
+    return {name.removeprefix(f"{prefix}."): value for name, value in values.items()}
+
+
+def resolve_state(model: nn.Module, state: StateDict) -> StateDict:
+    """The weights of a LoRA by the model's names.
+
+    Raises:
+        ValueError: if there are none, or they do not fit the model.
+    """
+    if not state:
+        raise ValueError("The LoRA has no weights.")
+    if not any("lora_A" in key or ".lokr_" in key for key in state):
+        state = convert_unet_state_dict_to_peft(state)  # older names: to_q.lora.down
+    layers, resolved, unknown = adaptable_layers(model), {}, {}
+    for key, value in state.items():
+        name, part = split_key(key)
+        name = resolve_name(name, layers)
+        if part is None or name not in layers:
+            unknown[name] = None
+        resolved[f"{name}{part}"] = value
+    if unknown:
+        first, more = next(iter(unknown)), f" and {len(unknown) - 1} more layers" if len(unknown) > 1 else ""
+        raise ValueError(
+            f"The LoRA has weights for {first}{more}, which {type(model).__name__} lacks"
+            f"{nearest_names(first, layers)}. Nothing was loaded."
+        )
+    check_shapes(resolved, layers)
+    return resolved
+
+
+def check_shapes(state: StateDict, layers: Mapping[str, nn.Module]) -> None:
+    """Raise a `ValueError` if a layer has one matrix of a LoRA's two, or they have not the layer's sizes."""
+    for name in dict.fromkeys(split_key(key)[0] for key in state):
+        layer = layers[name]
+        down, up = (state.get(f"{name}.lora_{part}.weight") for part in "AB")
+        if not isinstance(layer, nn.Linear) or (down is None and up is None):
+            continue
+        if down is None or up is None:
+            raise ValueError(f"The LoRA has only one of its two matrices for {name}. Nothing was loaded.")
+        rank = len(down) if down.ndim else 0
+        if down.shape != (rank, layer.in_features) or up.shape != (layer.out_features, rank):
+            raise ValueError(
+                f"The LoRA is of another model: its matrices for {name} are {tuple(down.shape)} and "
+                f"{tuple(up.shape)}, but that layer has {layer.in_features} inputs and {layer.out_features} outputs "
+                "here. Nothing was loaded."
+            )
+
+
+# --- names ----------------------------------------------------------------------------------------------------------
+
+
+def resolve_name(name: str, layers: Mapping[str, nn.Module]) -> str:
+    """The name of a layer here: `to_out.0`, as other models of Diffusers have it, is `to_out`."""
+    short = name.removesuffix(".0")
+    return short if short != name and not match_suffix(name, layers) and match_suffix(short, layers) else name
+
+
+def match_suffix(name: str, modules: Mapping[str, nn.Module]) -> set[str]:
+    """Modules whose names end with one, at a dot."""
+    return {module for module in modules if module == name or module.endswith(f".{name}")}
+
+
+def match_expression(expression: str, modules: Iterable[str]) -> set[str]:
+    """Names that match a regular expression as a whole; a `ValueError` if that is none."""
+    try:
+        return {module for module in modules if re.fullmatch(expression, module)}
+    except re.error as error:
+        raise ValueError(f"{expression!r} is no regular expression: {error}.") from error
+
+
+def split_key(key: str) -> tuple[str, str | None]:
+    """A weight's layer, and the rest of its name: `to_q.lora_A.weight` -> `to_q`, `.lora_A.weight`; else None."""
+    match = re.search(r"\.(lora_|lokr_)", key)
+    return (key, None) if match is None else (key[: match.start()], key[match.start() :])
+
+
+def layer_kinds(layers: Iterable[str]) -> list[str]:
+    """The ends of layers' names that tell them apart: `to_q`, `net.2`."""
+    parts = (name.split(".") for name in layers)
+    return sorted({".".join(p[-2:] if p[-1].isdigit() else p[-1:]) for p in parts})
+
+
+def nearest_names(name: str, layers: Mapping[str, nn.Module]) -> str:
+    """What a name that matches no layer may have meant, as the end of a sentence; else all kinds of layers."""
+    kinds = layer_kinds(layers)
+    if re.search(r"to_q?kv$", name):
+        return "; it is there after fuse_qkv_projections"
+    candidates = [*layers, *kinds] if "." in name else kinds
+    near = difflib.get_close_matches(name, candidates, n=3)
+    near = near or difflib.get_close_matches(name.split(".")[-1], kinds, n=3)
+    return f"; the nearest are {', '.join(near)}" if near else f"; it has {', '.join(kinds)}"

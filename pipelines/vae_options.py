@@ -1,0 +1,35 @@
+"""The options of a pipeline's autoencoder, by the names that Diffusers' pipelines have for them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from autoencoder.autoencoder_kl_vidtwin import AutoencoderKLVidTwin
+
+
+class VaeOptionsMixin:
+    """Slicing and tiling of `self.vae`; a `ValueError` without one."""
+
+    vae: AutoencoderKLVidTwin | None
+
+    def enable_vae_slicing(self) -> None:
+        """Encode and decode one clip of a batch at a time, in less memory."""
+        self._require_vae("enable_vae_slicing").enable_slicing()
+
+    def disable_vae_slicing(self) -> None:
+        """Encode and decode whole batches; the default."""
+        self._require_vae("disable_vae_slicing").disable_slicing()
+
+    def enable_vae_tiling(self, *args: Any, **kwargs: Any) -> None:
+        """Take clips of any size through tiles; the default. The arguments are those of `vae.enable_tiling`."""
+        self._require_vae("enable_vae_tiling").enable_tiling(*args, **kwargs)
+
+    def disable_vae_tiling(self) -> None:
+        """Take clips of the model's own size only."""
+        self._require_vae("disable_vae_tiling").disable_tiling()
+
+    def _require_vae(self, method: str) -> AutoencoderKLVidTwin:
+        if self.vae is None:
+            raise ValueError(f"{method} needs a vae, but this pipeline has none.")
+        return self.vae
