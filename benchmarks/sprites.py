@@ -85,6 +85,8 @@ def run(options: argparse.Namespace) -> Results | None:
             "name a pipeline that was trained on sprites, with a timestep for each stream: --pipeline FOLDER."
         )
     pipeline = _load(options.pipeline, options.dtype)
+    if missing := [motion for motion in MOTIONS if motion not in pipeline.labels]:
+        raise UserError(f"the pipeline must know the motions of sprites as classes; it has no {missing[0]!r}.")
     sizes = dict(zip(("num_frames", "resolution"), pipeline.vae.clip_shape[1:3], strict=True))
     count = len(MOTIONS) * PER_MOTION[scale]
     sprites, others = (DrawnSprites(count, SEEDS[name], **sizes) for name in ("tested", "others"))

@@ -369,7 +369,7 @@ def app(
     max_size: int = 256,
 ) -> None:
     """A page on which to try a model, until interrupted; without `model` the one that comes with the repository."""
-    if max_upload_mb <= 0 or max_seconds <= 0 or max_size < 2:
+    if not max_upload_mb > 0 or not max_seconds > 0 or max_size < 2:
         raise UserError("--max-upload-mb and --max-seconds must be positive, and --max-size at least 2.")
     if model is None:
         if not SHIPPED_MODEL.is_dir():
