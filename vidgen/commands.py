@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 import threading
 import unicodedata
 from collections import Counter
@@ -295,7 +296,7 @@ def shards(
 ) -> None:
     """A data set as WebDataset shards in `folder`; with `ucf101_split` in its sub-folders `train` and `test`."""
     parts: dict[str, tuple[list[VideoFile], list[str]]] = (
-        {folder: list_videos(root, print)} if ucf101_split is None else {}
+        {folder: list_videos(root, _print_aside)} if ucf101_split is None else {}
     )
     if ucf101_split is not None:
         train, test, classes = official_split(root, ucf101_split, split_files)
@@ -336,7 +337,7 @@ def data_check(
     """Look through a data set: `output`/bad_videos.jsonl, `output`/histograms.png, and a table of totals."""
     if num_frames < 1 or not 0 < fps < math.inf or not timeout > 0 or (jobs is not None and jobs < 1):
         raise UserError("--num-frames, --fps, --jobs and --timeout must be positive")
-    files, classes = list_videos(root, print)
+    files, classes = list_videos(root, _print_aside)
     found = check_videos([f.path for f in files], num_frames=num_frames, fps=fps, jobs=jobs, timeout=timeout)
     reports = list(progress(found, description="checking", total=len(files)))
     listed = write_reports(Path(output, "bad_videos.jsonl"), reports)
@@ -423,6 +424,11 @@ def info(model: str) -> dict[str, object]:
 
 
 # --- what they share -------------------------------------------------------------------------------------------------
+
+
+def _print_aside(text: str) -> None:
+    """Print to stderr: stdout holds results."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def _device(name: str | None) -> torch.device:

@@ -519,7 +519,9 @@ def test_shards_hold_the_data_set(videos, tmp_path, capsys):
     from vidgen.data import list_videos
 
     main(["shards", str(videos), str(tmp_path / "out"), "--max-count", "3"])
-    assert capsys.readouterr().out == f"4 videos in 2 shards in {tmp_path / 'out'}\n"
+    printed = capsys.readouterr()
+    assert printed.out == f"4 videos in 2 shards in {tmp_path / 'out'}\n"
+    assert printed.err.startswith(f"{videos}: 4 videos, 2 classes (orbit, spin)\n")
     files, classes = list_videos(tmp_path / "out")
     assert [file.label for file in files] == [0, 0, 1, 1] and classes == ["orbit", "spin"]
 
