@@ -132,6 +132,13 @@ def _find_in_folder(root: Path) -> _Found:
     for path, name in zip(scan.videos, names, strict=True):
         if name is not None:
             folders[name].add(path.parent)
+    direct = {path.parent for path in scan.videos} - {root}
+    mixed = sorted(direct & {outer for folder in direct for outer in folder.parents})
+    if mixed:
+        notes.append(
+            f"{count(len(mixed), 'class folder')} {'hold' if len(mixed) > 1 else 'holds'} other class folders beside "
+            f"videos ({some([folder.relative_to(root).as_posix() for folder in mixed])})"
+        )
     shared = sorted(name for name, places in folders.items() if len(places) > 1)
     if shared:
         places = [place.relative_to(root).as_posix() for place in sorted(folders[shared[0]])]

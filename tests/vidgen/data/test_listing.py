@@ -141,8 +141,9 @@ def test_the_summary_names_videos_classes_and_all_that_may_surprise(tmp_path):
         f"1 video is listed more than once ({root}/b/1.mp4)",
     ]
     assert summary(root / "c") == ["1 video, no classes"]
-    touch(root, "stray2.mp4")
-    assert "2 videos of 13 lie outside the class folders and have no class (stray.mp4, stray2.mp4)" in summary(root)
+    touch(root, "stray2.mp4", "test/3.mp4")
+    assert "1 class folder holds other class folders beside videos (test)" in summary(root)
+    assert "2 videos of 14 lie outside the class folders and have no class (stray.mp4, stray2.mp4)" in summary(root)
 
 
 def test_folders_that_cannot_be_read_are_named(tmp_path, monkeypatch):
