@@ -43,6 +43,7 @@ class DataConfig(_PathConfig):
     resolution: int | None = None  # height and width in pixels; the model's own where not given
     num_frames: int | None = None  # likewise
     fps: float = 8.0  # frames a second of a clip, whatever its file's rate
+    decoder: str = "pyav"  # pyav, decord, torchcodec: of videos; files that the others cannot read safely go to PyAV
     flip: bool = False  # VAE only: mirror clips at random; for the DiT see latents.flips
     clips_per_video: int = 1  # clips cut from each video in an epoch
 

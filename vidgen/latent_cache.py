@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Dataset
@@ -29,6 +29,7 @@ from pipelines.finite import non_finite_message
 
 from .config import DataConfig, DiTTrainingConfig, LatentsConfig
 from .data.dataset import BadVideos, ClipDataset, VideoFile, collate_clips, list_training_videos
+from .data.decoders import describe_fallbacks
 from .data.video import ShardMember
 from .errors import UserError
 from .files import written_aside
@@ -72,10 +73,11 @@ def prepare_cache(config: DiTTrainingConfig, vae: AutoencoderKLVidTwin, accelera
             seed=config.seed,
             clips_per_video=clips_per_video(config),
             classes=classes,
+            decoder=config.data.decoder,
         )
         mine = missing[accelerator.process_index :: accelerator.num_processes]
         with accelerator.autocast():
-            encode_shards(
+            fallbacks = encode_shards(
                 folder,
                 mine,
                 vae,
@@ -85,6 +87,8 @@ def prepare_cache(config: DiTTrainingConfig, vae: AutoencoderKLVidTwin, accelera
                 accelerator.device,
                 config.train.dataloader_num_workers,
             )
+        if sentence := describe_fallbacks(config.data.decoder, gather_object(fallbacks), len(files)):
+            accelerator.print(sentence)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             write_index(folder, clips, source, vae, config, accelerator.mixed_precision)
@@ -264,16 +268,18 @@ def encode_shards(
     config: LatentsConfig,
     device: torch.device | str,
     num_workers: int,
-) -> None:
+) -> list[tuple[str, str]]:
     """Encode and write some of a cache's shards, by number.
 
     Rows stand in the order of the data set, a clip's mirror image right after it. A clip that stands in for an
-    unreadable one is left out: it has a row of its own.
+    unreadable one is left out: it has a row of its own. Returns the (path, reason) of videos that PyAV read in place
+    of a chosen decoder.
     """
     ranges = split_evenly(range(len(clips)), config.shard_size)
     batches = [batch for shard in mine for batch in split_evenly(ranges[shard], config.batch_size)]
     rows: dict[str, list[torch.Tensor]] = {}
     skipped: list[tuple[str, str]] = []
+    fallbacks: list[tuple[str, str]] = []
     todo = iter(mine)
     shard = next(todo, None)
     encoded = encode_clips(vae, clips, device, batches, num_workers, config.flips)
@@ -290,6 +296,7 @@ def encode_shards(
         for name, values in fields.items():
             rows.setdefault(name, []).append(values[batch["own"]].flatten(0, 1))
         skipped += batch["skipped"]
+        fallbacks += batch["fallbacks"]
         if batch["index"][-1] == ranges[shard][-1]:
             tensors = {name: torch.cat(values).contiguous() for name, values in rows.items()}
             said = {
@@ -301,6 +308,7 @@ def encode_shards(
             with written_aside(shard_path(folder, shard, len(ranges))) as path:
                 save_file(tensors, path, {"vidgen": json.dumps(said)})
             rows, skipped, shard = {}, [], next(todo, None)
+    return fallbacks
 
 
 def read_shard(path: Path) -> dict[str, Any]:

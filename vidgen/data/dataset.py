@@ -18,6 +18,7 @@ from einops import rearrange
 from torch.utils.data import Dataset
 
 from ..files import to_uint8, written_aside
+from .decoders import ClipReader
 from .listing import (
     VideoFile,
     find_videos,
@@ -26,7 +27,7 @@ from .listing import (
     list_videos,
     split_validation,
 )
-from .video import VideoError, probe, read_clip
+from .video import VideoError, probe
 
 __all__ = [
     "BadVideos",
@@ -95,12 +96,14 @@ class ClipDataset(Dataset):
         train: random start, random crop and (with `flip`) random mirroring, drawn from (seed, epoch, index) alone;
             otherwise clips are cut from the middle of the video, in time and space.
         clips_per_video: how often each video is visited; without `train`, at evenly spaced starts.
+        decoder: what decodes the videos, one of `vidgen.data.decoders.DECODERS`.
 
     Asked for by index, or by (epoch, index), which draws anew. A sample is a dict: `video` float32 (3, T, H, W) in
     [-1, 1]; `label` (-1 where there is none); `index`, the one asked for; `path` of the video that was read and
     `start` in it, in seconds; `skipped`, the list of (path, reason) of videos passed over because they are unreadable
-    or too short: the next readable video takes their place.
-    Raises what `list_videos` raises, and `VideoError` if no video at all is readable.
+    or too short: the next readable video takes their place; `fallbacks`, the (path, reason) of the video if PyAV read
+    it although another decoder was chosen.
+    Raises what `list_videos` and `ClipReader` raise, and `VideoError` if no video at all is readable.
     """
 
     def __init__(
@@ -115,7 +118,9 @@ class ClipDataset(Dataset):
         seed: int = 0,
         clips_per_video: int = 1,
         classes: Sequence[str] = (),
+        decoder: str = "pyav",
     ):
+        self.reader = ClipReader(decoder)
         if isinstance(root, str | os.PathLike):
             self.files, self.classes = list_videos(root)
             self.where = f"under {root}"
@@ -136,7 +141,15 @@ class ClipDataset(Dataset):
 
     def centred(self) -> ClipDataset:
         """The same videos, one clip from the middle of each."""
-        return ClipDataset(self.files, self.num_frames, self.fps, self.size, train=False, classes=self.classes)
+        return ClipDataset(
+            self.files,
+            self.num_frames,
+            self.fps,
+            self.size,
+            train=False,
+            classes=self.classes,
+            decoder=self.reader.decoder,
+        )
 
     def check(self) -> list[tuple[str, str]]:
         """Open every video and list (path, reason) of those that cannot give a clip; takes milliseconds for each."""
@@ -184,7 +197,7 @@ class ClipDataset(Dataset):
         else:
             in_time, down, across = (visit + 0.5) / self.clips_per_video, 0.5, 0.5
         start = in_time * probe(path).latest_start(fps=self.fps, num_frames=self.num_frames)
-        frames = read_clip(path, start=start, fps=self.fps, num_frames=self.num_frames)
+        frames, fallback = self.reader.read(path, start=start, fps=self.fps, num_frames=self.num_frames)
         # Resized as bytes, which is within one grey level of resizing floats, and five times as fast or more.
         pixels = crop(resize_to_cover(rearrange(frames, "t h w c -> c t h w"), self.size), self.size, down, across)
         if self.train and self.flip and rng.random() < 0.5:
@@ -195,6 +208,7 @@ class ClipDataset(Dataset):
             "index": index,
             "path": str(path),
             "start": start,
+            "fallbacks": [] if fallback is None else [(str(path), fallback)],
         }
 
 
@@ -202,7 +216,7 @@ def collate_clips(samples: Sequence[dict]) -> dict:
     """Stack samples of `ClipDataset`: `video` (B, 3, T, H, W), `label`, `index` and `start` (B,), `path` a list.
 
     `own` (B,) is false for a clip that stands in for an unreadable one, and will come again in its own place;
-    `skipped` lists each (path, reason) once, in the order met.
+    `skipped` and `fallbacks` list each (path, reason) once, in the order met.
     """
     return {
         "video": torch.stack([sample["video"] for sample in samples]),
@@ -212,6 +226,7 @@ def collate_clips(samples: Sequence[dict]) -> dict:
         "path": [sample["path"] for sample in samples],
         "own": torch.tensor([not sample["skipped"] for sample in samples]),
         "skipped": list(dict.fromkeys(entry for sample in samples for entry in sample["skipped"])),
+        "fallbacks": list(dict.fromkeys(entry for sample in samples for entry in sample.get("fallbacks", ()))),
     }
 
 

@@ -42,7 +42,9 @@ __all__ = [
     "VideoInfo",
     "VideoSource",
     "decode_frames",
+    "decode_numbers",
     "exact_rate",
+    "find_clip",
     "index_video",
     "mp4_file",
     "probe",
@@ -120,21 +122,26 @@ def read_clip(path: VideoSource, *, start: float = 0.0, fps: float, num_frames: 
 
 
 def _read_clip(index: VideoIndex, start: float, fps: float, num_frames: int) -> torch.Tensor:
-    path = index.info.path
+    numbers = find_clip(index, start=start, fps=fps, num_frames=num_frames)
+    try:
+        return torch.from_numpy(decode_numbers(index, numbers))
+    except (av.FFmpegError, OSError) as error:
+        raise VideoError(f"its frames cannot be decoded ({short_reason(error)})", index.info.path) from error
+
+
+def find_clip(index: VideoIndex, *, start: float = 0.0, fps: float, num_frames: int) -> np.ndarray:
+    """The numbers of a clip's frames, int (T,), as `read_clip` chooses them. Raises `VideoError` past the end."""
     latest = index.info.latest_start(fps=fps, num_frames=num_frames)
     if not 0 <= start <= latest + 2 * EPSILON:
-        raise VideoError(f"too short: a clip from {start:.2f} s must start within 0 and {latest:.2f} s", path)
-    numbers = index.numbers_at(start + np.arange(num_frames) / fps)
-    try:
-        return torch.from_numpy(_decode(index, numbers))
-    except (av.FFmpegError, OSError) as error:
-        raise VideoError(f"its frames cannot be decoded ({short_reason(error)})", path) from error
+        expected = f"a clip from {start:.2f} s must start within 0 and {latest:.2f} s"
+        raise VideoError(f"too short: {expected}", index.info.path)
+    return index.numbers_at(start + np.arange(num_frames) / fps)
 
 
 # --- decoding chosen frames ---------------------------------------------------------------------------------------
 
 
-def _decode(index: VideoIndex, numbers: np.ndarray) -> np.ndarray:
+def decode_numbers(index: VideoIndex, numbers: np.ndarray) -> np.ndarray:
     """The frames with these numbers, uint8 (T, H, W, 3)."""
     wanted = set(numbers.tolist())
     found = {}

@@ -16,6 +16,7 @@ from autoencoder import AutoencoderKLVidTwin, TwinLatents
 
 from ..config import ModelConfig, VAETrainingConfig
 from ..data.dataset import ClipDataset, collate_clips, list_train_and_validation
+from ..data.decoders import describe_fallbacks
 from ..errors import UserError
 from ..files import written_aside_folder
 from ..latent_cache import encode_clips, split_evenly, statistics_of, stream_sums
@@ -77,7 +78,9 @@ def build_datasets(
     """
     data = config.data
     files, validation_files, classes = list_train_and_validation(data, config.seed, report)
-    shape = dict(num_frames=model.config.num_frames, resolution=model.config.sample_size, fps=data.fps)
+    shape = dict(
+        num_frames=model.config.num_frames, resolution=model.config.sample_size, fps=data.fps, decoder=data.decoder
+    )
     train_set = ClipDataset(
         files,
         classes=classes,
@@ -200,6 +203,9 @@ class VAETrainer(Trainer):
                 model.save_pretrained(aside)
                 model.model_card(f"{folder.parent.name}").save(aside / "README.md")
             self.accelerator.print(f"{self.bad_videos.count} videos skipped; the trained VAE lies in {folder}.")
+        fallbacks = gather_object(list(self.fallbacks))
+        if sentence := describe_fallbacks(self.config.data.decoder, fallbacks, len(self.dataset.files)):
+            self.accelerator.print(sentence)
 
     def _latent_statistics(self, model: AutoencoderKLVidTwin) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of the latents of training clips, each process encoding its share of them."""

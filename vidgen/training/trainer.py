@@ -206,6 +206,7 @@ class Trainer(ABC):
         self.dataset = dataset
         self.bad_videos = BadVideos(self.output_dir / "bad_videos.jsonl")
         self._skipped: dict[tuple[str, str], None] = {}  # an ordered set
+        self.fallbacks: dict[tuple[str, str], None] = {}  # another: what PyAV read in place of a chosen decoder
         if not len(dataset):
             raise UserError("There is no clip to train on.")
         if config.train.gradient_checkpointing:
@@ -600,6 +601,7 @@ class Trainer(ABC):
     def note_skipped(self, batch: dict[str, Any]) -> None:
         """Keep which videos a batch had to pass over, and why, until they are written to bad_videos.jsonl."""
         self._skipped.update(dict.fromkeys(batch.get("skipped", ())))
+        self.fallbacks.update(dict.fromkeys(batch.get("fallbacks", ())))
 
     def _write_bad_videos(self) -> None:
         skipped = gather_object(list(self._skipped))
