@@ -36,6 +36,7 @@ from vidgen.metrics.fvd import (
 from vidgen.metrics.protocols import PROTOCOLS, Protocol, get_protocol
 from vidgen.models import load_pipeline
 from vidgen.plots import class_grid
+from vidgen.precision import place_model
 
 SAMPLES = {"smoke": 24, "cpu": 512, "paper": None}
 SPRITES_PER_CLASS = {"smoke": 6, "cpu": 128}  # twice the samples: real against real takes others
@@ -135,7 +136,7 @@ def pipeline_of(options: argparse.Namespace, accelerator: Accelerator) -> VidTwi
         raise UserError("name a pipeline, as train_dit.py leaves it in OUTPUT_DIR/final: --pipeline FOLDER.")
     if options.data is None and options.scale == "paper":
         raise UserError("--scale paper compares with UCF-101: give its folder as --data FOLDER.")
-    pipeline = load_pipeline(str(options.pipeline)).to(accelerator.device)
+    pipeline = place_model(load_pipeline(str(options.pipeline)), accelerator.device, options.dtype)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

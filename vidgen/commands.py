@@ -42,6 +42,7 @@ from .files import refuse_to_replace, written_aside_folder
 from .latent_file import LatentFile, write_latents
 from .models import SHIPPED_MODEL, is_pipeline, load_pipeline, load_vae, weights_hash
 from .plots import dataset_histograms
+from .precision import place_model
 from .progress import progress
 from .streaming import (
     Components,
@@ -64,14 +65,15 @@ class Reading:
 
     Attributes:
         model: a VAE or pipeline, as `load_vae` takes it.
-        device, dtype: where and in what it computes; None: the accelerator there is, or the CPU.
+        device: where the model computes; None: the accelerator there is, or the CPU.
+        dtype: in what it computes, as `resolve_dtype` takes it.
         fps, size: frames a second and short side in pixels; None: the video's own.
         tile_overlap, window_overlap: pixels and frames; None: a quarter of the model's own.
     """
 
     model: str
     device: str | None = None
-    dtype: str = "float32"
+    dtype: str = "auto"
     fps: float | None = None
     size: int | None = None
     tile_overlap: int | None = None
@@ -96,7 +98,7 @@ class Reading:
                 raise UserError(f"--window-overlap must be 0 to {frames - 1} frames here, not {self.window_overlap}.")
             strides["tile_sample_stride_num_frames"] = frames - self.window_overlap
         vae.enable_tiling(**strides)
-        return vae.to(_device(self.device), getattr(torch, self.dtype))
+        return place_model(vae, _device(self.device), self.dtype)
 
 
 def encode(
@@ -125,7 +127,7 @@ def decode(
     *,
     model: str,
     device: str | None = None,
-    dtype: str = "float32",
+    dtype: str = "auto",
     components: Components = "both",
     fps: float | None = None,
     any_model: bool = False,
@@ -137,7 +139,7 @@ def decode(
         raise UserError(f"{latents} was saved without a frame rate; give one with --fps.")
     vae = load_vae(model)
     file.check_model(vae, None if any_model else weights_hash(vae))
-    vae.to(_device(device), getattr(torch, dtype))
+    place_model(vae, _device(device), dtype)
     geometry = file.geometry or video_geometry(vae, *vae.clip_shape[1:])
     chunks = decode_windows(file.windows(vae.device, vae.dtype), vae, geometry, components)
     return _write(video, chunks, geometry, rate, "decoding")
@@ -200,7 +202,7 @@ def generate(
     *,
     model: str,
     device: str | None = None,
-    dtype: str = "float32",
+    dtype: str = "auto",
     class_labels: list[str] | None = None,
     num: int = 1,
     steps: int = 50,
@@ -225,7 +227,7 @@ def generate(
     low, high = guidance_interval
     if not 0 <= low <= high <= 1:
         raise UserError(f"--guidance-interval must be two numbers from 0 to 1, the lower first, not {low:g} {high:g}.")
-    pipeline = load_pipeline(model).to(_device(device), getattr(torch, dtype))
+    pipeline = place_model(load_pipeline(model), _device(device), dtype)
     if pipeline.vae is None:
         raise UserError(f"The pipeline in {model} has no autoencoder, which videos need.")
     known = pipeline.labels | pipeline.subclasses
@@ -292,7 +294,9 @@ def shards(
     split_files: str | None = None,
 ) -> None:
     """A data set as WebDataset shards in `folder`; with `ucf101_split` in its sub-folders `train` and `test`."""
-    parts: dict[str, tuple[list[VideoFile], list[str]]] = {folder: list_videos(root)} if ucf101_split is None else {}
+    parts: dict[str, tuple[list[VideoFile], list[str]]] = (
+        {folder: list_videos(root, print)} if ucf101_split is None else {}
+    )
     if ucf101_split is not None:
         train, test, classes = official_split(root, ucf101_split, split_files)
         parts = {str(Path(folder, "train")): (train, classes), str(Path(folder, "test")): (test, classes)}
@@ -330,9 +334,9 @@ def data_check(
     timeout: float = 60.0,
 ) -> None:
     """Look through a data set: `output`/bad_videos.jsonl, `output`/histograms.png, and a table of totals."""
-    if num_frames < 1 or not fps > 0 or not timeout > 0 or (jobs is not None and jobs < 1):
+    if num_frames < 1 or not 0 < fps < math.inf or not timeout > 0 or (jobs is not None and jobs < 1):
         raise UserError("--num-frames, --fps, --jobs and --timeout must be positive")
-    files, classes = list_videos(root)
+    files, classes = list_videos(root, print)
     found = check_videos([f.path for f in files], num_frames=num_frames, fps=fps, jobs=jobs, timeout=timeout)
     reports = list(progress(found, description="checking", total=len(files)))
     listed = write_reports(Path(output, "bad_videos.jsonl"), reports)
@@ -356,7 +360,7 @@ def app(
     *,
     model: str | None = None,
     device: str | None = None,
-    dtype: str = "float32",
+    dtype: str = "auto",
     host: str = "127.0.0.1",
     port: int = 7860,
     share: bool = False,
@@ -379,7 +383,7 @@ def app(
             raise
         raise UserError("The page needs Gradio: pip install -e '.[web]'.") from error
     load = load_pipeline if is_pipeline(model) else load_vae
-    loaded = load(model).to(_device(device), getattr(torch, dtype))
+    loaded = place_model(load(model), _device(device), dtype)
     limits = UploadLimits(megabytes=max_upload_mb, seconds=max_seconds, short_side=max_size)
     name = "/".join(Path(model).parts[-2:])
     with serve(loaded, name, limits, host=host, port=port, share=share) as address:

@@ -53,7 +53,7 @@ def prepare_cache(config: DiTTrainingConfig, vae: AutoencoderKLVidTwin, accelera
     for key in keys_without_effect(config.data):
         accelerator.print(f"warning: {key} has no effect here: every video of data.root is encoded for the DiT.")
     folder = Path(config.latent_cache or Path(config.output_dir) / "latents")
-    files, classes = list_training_videos(config.data)
+    files, classes = list_training_videos(config.data, accelerator.print)
     source = cache_source(config, vae, files, classes)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"latent_cache: {folder} is no folder.")

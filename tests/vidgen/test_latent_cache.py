@@ -88,6 +88,11 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
+def test_the_summary_of_the_data_set_is_printed(prepare, videos, capsys):
+    prepare()
+    assert capsys.readouterr().out.startswith(f"{videos}: {CLIPS} videos, 8 classes (bounce, orbit, ")
+
+
 # --- what it holds --------------------------------------------------------------------------------------------------
 
 

@@ -27,7 +27,16 @@ from av.video.reformatter import VideoReformatter
 from ..errors import UserError
 from ..files import written_aside
 
-VIDEO_EXTENSIONS = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".wmv", ".flv"})
+# Endings of the video files that FFmpeg reads; `vidgen.data.formats` looks into those that other files share. Left out
+# are playlists, sound, still images, raw pixels, and endings that mostly mean something else (.dat, .mod, .drc, .swf).
+_ENDINGS = """
+    mp4 m4v mp4v mov qt 3gp 3g2 3gpp 3gpp2 3gp2 f4v ismv mj2 avif
+    avi divx xvid amv asf wmv wm wtv dvr-ms flv mkv mk3d webm ogv ogm ogx ogg nut rm rmvb rv
+    mpg mpeg mpe mpv m1v m2v m2p mp2v vob vro evo ts mts m2ts m2t tp trp tod mxf gxf dv dif imx
+    gif apng webp flc fli mjpeg mjpg y4m ivf obu vc1 h261 h263 h264 264 avc h265 265 hevc h266 266 vvc
+    nsv nuv roq bik smk viv movie dav pva
+"""
+VIDEO_EXTENSIONS = frozenset(f".{ending}" for ending in _ENDINGS.split())
 
 # Only these find the keyframe asked for: MPEG streams land past it, and then count and decode frames wrongly.
 SEEKABLE_FORMATS = {"mov", "matroska"}  # FFmpeg's first names of mp4, mkv and webm
@@ -84,7 +93,7 @@ class VideoInfo:
 
     def latest_start(self, *, fps: float, num_frames: int) -> float:
         """The latest `start` (seconds) for `read_clip`; raises `VideoError` if the video is too short."""
-        if num_frames < 1 or fps <= 0:
+        if num_frames < 1 or not 0 < fps < math.inf:
             raise UserError(f"a clip has at least 1 frame and a positive fps, got {num_frames} frames at {fps} fps")
         span = (num_frames - 1) / fps
         if self.duration <= span:

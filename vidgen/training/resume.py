@@ -79,7 +79,7 @@ def find_changes(
         config: of the run that resumes it.
         before, now: the facts of the checkpoint and of the run.
     """
-    changes = _config_changes(_read_config(checkpoint), config)
+    changes = _config_changes(read_saved_config(checkpoint), config)
     if "vae weights" in before and before["vae weights"] == now.get("vae weights"):
         changes = [change for change in changes if change.key != "vae"]  # the same VAE in another folder
     keys = {change.key for change in changes}
@@ -123,8 +123,8 @@ def explain_misfit(checkpoint: Path, changes: list[Change]) -> Iterator[None]:
         raise UserError(f"The checkpoint {checkpoint} does not fit this run: {reason}.") from error
 
 
-def _read_config(checkpoint: Path) -> dict[str, Any]:
-    """The leaves of the saved config by dotted key; empty if there is none that can be read."""
+def read_saved_config(checkpoint: Path) -> dict[str, Any]:
+    """The config that a checkpoint was written with, as nested dictionaries; empty if it cannot be read."""
     for path in (checkpoint / CONFIG, checkpoint.parent / CONFIG):
         try:
             saved = OmegaConf.to_container(OmegaConf.load(path))
@@ -168,7 +168,7 @@ def _has_no_effect(key: str, before: dict[str, Any], now: dict[str, Any]) -> boo
     if key in WITHOUT_EFFECT or ("vae" in now and key in WITHOUT_EFFECT_ON_DIT):
         return True
     if key == "train.mixed_precision":
-        return now[key] == "auto"  # resolved by whoever reads it
+        return "auto" in (before[key], now[key])  # runs save what it resolved to
     if key == "train.max_train_steps":  # the length of the schedule
         return _schedule(before) == _schedule(now)
     weight = f"{key.split('.')[0]}.weight"  # a loss that one of both does not have differs by its weight alone

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ def train_vae(config: VAETrainingConfig) -> Path:
     """
     accelerator = build_accelerator(config)
     model = build_vae(config.model, config.data.resolution, config.data.num_frames)
-    train_set, validation_set = build_datasets(config, model)
+    train_set, validation_set = build_datasets(config, model, accelerator.print)
     accelerator.print(
         f"{model.num_parameters():,} parameters; latent {model.latent_size} values, "
         f"{100 * model.compression_rate:.3f} % of a clip; {len(train_set)} training and "
@@ -68,10 +68,15 @@ def build_vae(
         raise UserError(f"The model of this recipe cannot be built: {error}") from error
 
 
-def build_datasets(config: VAETrainingConfig, model: AutoencoderKLVidTwin) -> tuple[ClipDataset, ClipDataset | None]:
-    """Training clips, and the validation clips of their own folder or held out from the same one."""
+def build_datasets(
+    config: VAETrainingConfig, model: AutoencoderKLVidTwin, report: Callable[[str], object] | None = None
+) -> tuple[ClipDataset, ClipDataset | None]:
+    """Training clips, and the validation clips of their own folder or held out from the same one.
+
+    `report` is called with a summary of each data set.
+    """
     data = config.data
-    files, validation_files, classes = list_train_and_validation(data, config.seed)
+    files, validation_files, classes = list_train_and_validation(data, config.seed, report)
     shape = dict(num_frames=model.config.num_frames, resolution=model.config.sample_size, fps=data.fps)
     train_set = ClipDataset(
         files,

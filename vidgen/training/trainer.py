@@ -34,13 +34,22 @@ from pipelines.finite import NonFiniteError
 
 from ..config import DiTTrainingConfig, VAETrainingConfig, save_config
 from ..data.dataset import BadVideos
-from ..environment import environment
+from ..environment import environment, set_cpu_threads
 from ..errors import Stopped, UserError
 from ..files import written_aside
+from ..precision import agree_on_mixed_precision
 from ..progress import progress
 from .checkpoints import checkpoint_step, clear_remains, find_checkpoint, save_checkpoint
 from .optimizers import build_lr_scheduler, build_optimizer, start_state, warmup_warning
-from .resume import CONFIG, Change, describe_changes, explain_misfit, find_changes, refuse_blocking_changes
+from .resume import (
+    CONFIG,
+    Change,
+    describe_changes,
+    explain_misfit,
+    find_changes,
+    read_saved_config,
+    refuse_blocking_changes,
+)
 from .samples import EpochStream, TrainingSamples, collate_samples, derived_seed
 from .signals import StopRequest, outlive_first_signal
 from .tracking import JSONLTracker, SpeedMeter, forget_steps_after
@@ -55,6 +64,8 @@ SHARDING = (DistributedType.FSDP, DistributedType.DEEPSPEED)  # no process has a
 def build_accelerator(config: TrainingConfig) -> Accelerator:
     """The Accelerator of a run: precision, accumulation and trackers from the config; seeds set.
 
+    `train.mixed_precision` of the config is replaced by what `auto` stands for here, so that it is saved with the run.
+
     Raises:
         UserError: if `train.mixed_precision` or `train.report_to` is unknown, `output_dir` cannot be made, or the
             launcher asks for FSDP 1.
@@ -65,6 +76,10 @@ def build_accelerator(config: TrainingConfig) -> Accelerator:
     except OSError as error:
         raise UserError(f"output_dir: the folder {output_dir} cannot be made ({error.strerror}).") from error
     trackers = [] if train.report_to in ("none", "") else [name.strip() for name in train.report_to.split(",")]
+    set_cpu_threads()
+    train.mixed_precision = agree_on_mixed_precision(
+        train.mixed_precision, _precision_of_resumed_run(config)
+    ).precision
     try:
         accelerator = Accelerator(
             mixed_precision=train.mixed_precision,
@@ -92,6 +107,14 @@ def build_accelerator(config: TrainingConfig) -> Accelerator:
         }
     set_seed(config.seed)
     return accelerator
+
+
+def _precision_of_resumed_run(config: TrainingConfig) -> str | None:
+    """The mixed precision of the run whose checkpoint `resume` names; None where nothing is resumed."""
+    checkpoint = find_checkpoint(config.output_dir, config.resume)
+    saved = read_saved_config(checkpoint).get("train", {}) if checkpoint is not None else {}
+    precision = saved.get("mixed_precision")
+    return None if precision == "auto" else precision
 
 
 class TrainingDiverged(UserError):
@@ -205,7 +228,7 @@ class Trainer(ABC):
             raise UserError(
                 f"optim.name={config.optim.name} needs whole matrices, which FSDP and DeepSpeed split: take adamw."
             )
-        optimizer = build_optimizer(groups, config.optim, model)
+        optimizer = build_optimizer(groups, config.optim, model, config.train.mixed_precision)
         self.objective, self.optimizer, self.loader = accelerator.prepare(objective, optimizer, loader)
         if accelerator.distributed_type == DistributedType.FSDP:
             start_state(self.optimizer.optimizer)

@@ -12,11 +12,13 @@ from autoencoder import AutoencoderKLVidTwin
 from pipelines import VidTwinTransformer3DModel
 from vidgen.config import OptimConfig
 from vidgen.errors import UserError
+from vidgen.training import optimizers
 from vidgen.training.optimizers import (
     MuonWithAdamW,
     block_matrices,
     build_lr_scheduler,
     build_optimizer,
+    orthogonalize,
     warmup_warning,
 )
 
@@ -171,6 +173,31 @@ def test_what_is_not_finite_leaves_weights_and_state_as_they_were(before):
         optimizer.found_inf = torch.zeros(())
         optimizer.step()
     assert all(torch.equal(a, b) for a, b in zip(bad.parameters(), good.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("shape", [(24, 8), (8, 24)])
+def test_float32_orthogonalization_is_torchs_without_its_rounding(shape):
+    torch.manual_seed(0)
+    gradient = torch.randn(shape)
+    constants = (3.4445, -4.7750, 2.0315), 5, 1e-7
+    ours = orthogonalize(gradient, *constants)
+    theirs = torch.optim._muon._zeropower_via_newtonschulz(gradient, *constants)
+    assert ours.dtype == torch.float32 and theirs.dtype == torch.bfloat16
+    torch.testing.assert_close(ours, theirs.float(), rtol=0, atol=0.03)
+    assert not torch.equal(ours, theirs.float())
+
+
+@pytest.mark.parametrize(("mixed_precision", "uses_ours"), [("no", True), ("fp16", True), ("bf16", False)])
+def test_only_bf16_runs_orthogonalize_in_bf16(mixed_precision, uses_ours, monkeypatch):
+    called = []
+    monkeypatch.setattr(optimizers, "orthogonalize", lambda gradient, *rest: called.append(1) or gradient)
+    theirs = torch.optim._muon._zeropower_via_newtonschulz
+    trained = model()
+    optimizer = build_optimizer({"model": (list(trained.parameters()), 1.0)}, MUON, trained, mixed_precision)
+    give_gradients(list(trained.parameters()), seed=0)
+    optimizer.step()
+    assert bool(called) is uses_ours
+    assert torch.optim._muon._zeropower_via_newtonschulz is theirs
 
 
 def test_its_state_is_taken_up_again():
