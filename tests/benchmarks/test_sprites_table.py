@@ -135,6 +135,6 @@ def test_there_is_no_paper_scale_and_no_model_but_the_one_named(tmp_path):
 
 
 def test_a_pipeline_without_the_classes_of_sprites_is_refused(monkeypatch):
-    monkeypatch.setattr(sprites, "_loaded", lambda folder: SimpleNamespace(labels={}))
+    monkeypatch.setattr(sprites, "_load", lambda folder, dtype: SimpleNamespace(labels={}))
     with pytest.raises(UserError, match="must know the motions of sprites as classes; it has no"):
-        sprites.run(argparse.Namespace(scale="cpu", pipeline="unconditional"))
+        sprites.run(argparse.Namespace(scale="cpu", pipeline="unconditional", dtype="float32"))

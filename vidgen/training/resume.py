@@ -168,7 +168,7 @@ def _has_no_effect(key: str, before: dict[str, Any], now: dict[str, Any]) -> boo
     if key in WITHOUT_EFFECT or ("vae" in now and key in WITHOUT_EFFECT_ON_DIT):
         return True
     if key == "train.mixed_precision":
-        return now[key] == "auto"  # resolved by whoever reads it
+        return "auto" in (before[key], now[key])  # runs save what it resolved to
     if key == "train.max_train_steps":  # the length of the schedule
         return _schedule(before) == _schedule(now)
     weight = f"{key.split('.')[0]}.weight"  # a loss that one of both does not have differs by its weight alone

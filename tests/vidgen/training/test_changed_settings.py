@@ -14,6 +14,7 @@ from vidgen.training.resume import CONFIG, describe_changes, find_changes
 from vidgen.training.train_dit import train_dit
 from vidgen.training.train_vae import train_vae
 
+BF16 = "train.mixed_precision=bf16"
 STEADY = "optim.lr_scheduler=constant_with_warmup"
 
 
@@ -47,7 +48,8 @@ def changes(folder: Path, config_class: type, before: list[str], now: list[str],
         ([], ["train.max_train_steps=9000"], "train.max_train_steps changed from 100000 to 9000"),
         ([STEADY], [STEADY, "train.max_train_steps=9000"], ""),
         ([STEADY], [STEADY, "train.max_train_steps=50"], "train.max_train_steps changed from 100000 to 50"),
-        ([], ["train.mixed_precision=no"], "train.mixed_precision changed from bf16 to no"),
+        ([BF16], ["train.mixed_precision=no"], "train.mixed_precision changed from bf16 to no"),
+        ([BF16], ["train.mixed_precision=auto"], ""),
         ([], ["data.root=./data", "output_dir=x", "train.logging_steps=3", "train.dataloader_num_workers=0"], ""),
         ([], ["data.num_validation_videos=2"], "data.num_validation_videos changed from 8 to 2"),
     ],
