@@ -10,6 +10,7 @@ import torch
 from autoencoder.latents import TwinLatents
 
 from .given import STREAMS, Given, given_latent
+from .inputs import check_whole_numbers
 from .pipeline_vidtwin import VidTwinPipeline
 
 
@@ -51,6 +52,7 @@ def rollout(
             one for each video, or for what the pipeline refuses.
     """
     length = pipeline.vae.config.num_frames
+    check_whole_numbers(num_frames=num_frames, overlap=overlap)
     step = length - overlap
     if not 0 < overlap <= length // 2:
         raise ValueError(f"overlap must be 1 to {length // 2} for windows of {length} frames, not {overlap}.")
