@@ -17,6 +17,7 @@ from diffusers.utils import is_accelerate_available
 from huggingface_hub import constants
 
 from .convert_official import (
+    OFFICIAL_NAMES,
     check_keys,
     convert_state_dict,
     extract_state_dict,
@@ -110,7 +111,10 @@ def load_single_file(
     if low_cpu_mem_usage and isinstance(checkpoint, Mapping):  # the tensors become the parameters
         converted = {key: value.clone() for key, value in converted.items()}
     model.load_state_dict(converted, assign=low_cpu_mem_usage)
-    return model.to(device=device, dtype=dtype).eval()
+    for target in (device, dtype):
+        if target is not None:
+            model = model.to(target)
+    return model.eval()
 
 
 def empty_weights():
@@ -176,7 +180,7 @@ def check_overrides(model_class: type, overrides: dict[str, Any]) -> dict[str, A
     known = [name for name in inspect.signature(model_class.__init__).parameters if name != "self"]
     for name in translated:
         if name not in known:
-            near = difflib.get_close_matches(name, [*known, *STANDARD_ARGUMENTS], n=3)
+            near = difflib.get_close_matches(name, [*known, *STANDARD_ARGUMENTS, *OFFICIAL_NAMES], n=3)
             hint = f"; did you mean {' or '.join(near)}?" if near else "."
             raise ValueError(f"from_single_file has no argument {name!r}, and {model_class.__name__} neither{hint}")
     return translated

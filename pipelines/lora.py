@@ -18,7 +18,7 @@ from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
-from .lora_files import FETCH_OPTIONS, StateDict, read_lora, refuse_pickle, require_peft
+from .lora_files import FETCH_OPTIONS, StateDict, needs_peft, read_lora, refuse_pickle, require_peft
 from .lora_names import adapted_layers, resolve_config, resolve_metadata, resolve_state, split_key, without_prefix
 
 logger = logging.getLogger(__name__)
@@ -265,6 +265,16 @@ class LoraAdapterMixin(PeftAdapterMixin):
 
 class LoraPipelineMixin(CogVideoXLoraLoaderMixin):
     """Diffusers' LoRA methods of a pipeline whose transformer takes adapters, of safetensors only."""
+
+    unload_lora_weights = needs_peft(CogVideoXLoraLoaderMixin.unload_lora_weights)
+    fuse_lora = needs_peft(CogVideoXLoraLoaderMixin.fuse_lora)
+    set_adapters = needs_peft(CogVideoXLoraLoaderMixin.set_adapters)
+    delete_adapters = needs_peft(CogVideoXLoraLoaderMixin.delete_adapters)
+    enable_lora = needs_peft(CogVideoXLoraLoaderMixin.enable_lora)
+    disable_lora = needs_peft(CogVideoXLoraLoaderMixin.disable_lora)
+    get_active_adapters = needs_peft(CogVideoXLoraLoaderMixin.get_active_adapters)
+    get_list_adapters = needs_peft(CogVideoXLoraLoaderMixin.get_list_adapters)
+    set_lora_device = needs_peft(CogVideoXLoraLoaderMixin.set_lora_device)
 
     @classmethod
     def lora_state_dict(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -36,6 +37,17 @@ def require_peft() -> None:
     """Raise an `ImportError` if peft is not installed."""
     if not is_peft_available():
         raise ImportError("LoRA needs the package peft: pip install peft.")
+
+
+def needs_peft(method: Callable) -> Callable:
+    """The method, with `require_peft` first."""
+
+    @functools.wraps(method)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        require_peft()
+        return method(*args, **kwargs)
+
+    return checked
 
 
 def refuse_pickle(safe_serialization: bool = True, **_: Any) -> None:

@@ -18,13 +18,16 @@ from huggingface_hub import ModelCard
 # Diffusers loads a pipeline's components from modules that are already imported: these two must be, at run time.
 from autoencoder.autoencoder_kl_vidtwin import AutoencoderKLVidTwin
 from autoencoder.model_card import ModelCardMixin
+from autoencoder.tiling import is_whole
 
 from .classes import subclass_ids, superclass_name
 from .finite import check_finite_number, check_finite_output, check_finite_tensor
 from .given import STREAMS, Given, given_latent
 from .hub import download_pipeline
+from .inputs import as_generators, as_labels, check_numbers, check_whole_numbers
 from .lora import LoraPipelineMixin
 from .model_card import pipeline_card
+from .options import OptionsMixin
 from .pipeline_output import VidTwinPipelineOutput
 from .sampling import (
     GivenStreams,
@@ -40,12 +43,11 @@ from .sampling import (
     stream_timesteps,
 )
 from .transformer_vidtwin import VidTwinTransformer3DModel
-from .vae_options import VaeOptionsMixin
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
-class VidTwinPipeline(ModelCardMixin, LoraPipelineMixin, VaeOptionsMixin, DiffusionPipeline):
+class VidTwinPipeline(ModelCardMixin, LoraPipelineMixin, OptionsMixin, DiffusionPipeline):
     """Video generation by class, or without one, over VidTwin's two latents.
 
     Args:
@@ -175,14 +177,14 @@ class VidTwinPipeline(ModelCardMixin, LoraPipelineMixin, VaeOptionsMixin, Diffus
     def _ids_by_name(self) -> dict[str, int]:
         return dict(sorted((name, int(label)) for label, name in self.config.id2label.items()))
 
-    def get_label_ids(self, class_labels: int | str | list[int | str]) -> list[int]:
+    def get_label_ids(self, class_labels: int | str | list[int | str] | torch.Tensor) -> list[int]:
         """Class ids of names and ids.
 
         Raises:
-            ValueError: if a name is unknown (tells the nearest known one), an id out of range or the list empty.
+            ValueError: if a name is unknown (tells the nearest known one), an id out of range or no whole number, or
+                the list empty.
         """
-        if not isinstance(class_labels, list | tuple):
-            class_labels = [class_labels]
+        class_labels = as_labels(class_labels)
         if not class_labels:
             raise ValueError("class_labels is empty: name at least one class, or leave it out for none.")
         return [self._label_id(label) for label in class_labels]
@@ -192,6 +194,9 @@ class VidTwinPipeline(ModelCardMixin, LoraPipelineMixin, VaeOptionsMixin, Diffus
         if num_classes is None:
             raise ValueError(f"This model is unconditional: it knows no class {label!r}; leave the class out.")
         if not isinstance(label, str):
+            label = label.item() if isinstance(label, torch.Tensor) and label.ndim == 0 else label
+            if not is_whole(label):
+                raise ValueError(f"A class is given by its name or its whole number, not by {label!r}.")
             if not 0 <= int(label) < num_classes:
                 raise ValueError(f"Class {label} is out of range: this model has classes 0 to {num_classes - 1}.")
             return int(label)
@@ -286,7 +291,11 @@ class VidTwinPipeline(ModelCardMixin, LoraPipelineMixin, VaeOptionsMixin, Diffus
         frames = self.transformer.dynamics_shape[1]
         if not all(0 <= frame < frames for frame in kept_frames):
             raise ValueError(f"kept_frames must be of 0 to {frames - 1}, not {list(kept_frames)}.")
-        if len(guidance_interval) != 2 or not 0 <= guidance_interval[0] <= guidance_interval[1] <= 1:
+        if (
+            not isinstance(guidance_interval, tuple | list)
+            or len(guidance_interval) != 2
+            or not 0 <= guidance_interval[0] <= guidance_interval[1] <= 1
+        ):
             raise ValueError(
                 "guidance_interval must be (lower, upper) with 0 <= lower <= upper <= 1, where 0 is clean and 1 pure "
                 f"noise, not {guidance_interval}."
@@ -453,6 +462,19 @@ class VidTwinPipeline(ModelCardMixin, LoraPipelineMixin, VaeOptionsMixin, Diffus
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         if callback_on_step_end_tensor_inputs is None:
             callback_on_step_end_tensor_inputs = ["latents"]
+        generator = as_generators(generator)
+        check_whole_numbers(
+            num_videos_per_prompt=num_videos_per_prompt,
+            num_inference_steps=num_inference_steps,
+            kept_frames=kept_frames,
+        )
+        check_numbers(
+            guidance_scale=guidance_scale,
+            guidance_interval=guidance_interval,
+            structure_strength=structure_strength,
+            dynamics_strength=dynamics_strength,
+            eta=eta,
+        )
         self.check_inputs(
             num_videos_per_prompt,
             num_inference_steps,
@@ -536,7 +558,10 @@ class VidTwinPipeline(ModelCardMixin, LoraPipelineMixin, VaeOptionsMixin, Diffus
             if callback_on_step_end is None:
                 return latents
             tensors = {"latents": latents} if callback_on_step_end_tensor_inputs else {}
-            return callback_on_step_end(self, i, t, tensors).pop("latents", latents)
+            outputs = callback_on_step_end(self, i, t, tensors)
+            if not isinstance(outputs, dict):
+                raise ValueError(f"callback_on_step_end must return a dict of tensors, not {type(outputs).__name__}.")
+            return outputs.pop("latents", latents)
 
         with self.progress_bar(total=len(timesteps)) as progress_bar:
             latents = denoise(

@@ -11,6 +11,7 @@ from autoencoder.latents import TwinLatents
 
 from .finite import check_finite_number, check_finite_output, check_finite_tensor
 from .given import STREAMS, Given, given_latent
+from .inputs import check_whole_numbers
 from .pipeline_vidtwin import VidTwinPipeline
 
 
@@ -54,6 +55,7 @@ def rollout(
     for name, strength in {"structure_strength": structure_strength, "dynamics_strength": dynamics_strength}.items():
         check_finite_number(name, strength)
     length = pipeline.vae.config.num_frames
+    check_whole_numbers(num_frames=num_frames, overlap=overlap)
     step = length - overlap
     if not 0 < overlap <= length // 2:
         raise ValueError(f"overlap must be 1 to {length // 2} for windows of {length} frames, not {overlap}.")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoencoder import AutoencoderKLVidTwin, TwinLatents
+from autoencoder.latents import layout_metadata
 from autoencoder.tiling import Blender, ClipGeometry, axis_starts, axis_weights, cut
 
 TILE = (4, 32, 32)
@@ -170,9 +172,48 @@ def test_strides_are_the_users(model):
     tiled.enable_tiling()
     assert tiled.geometry(8, 32, 64).stride == (4, 24, 16)  # as they were left
     assert model.geometry(*TILE) is None
-    for strides in (dict(tile_sample_stride_height=33), dict(tile_sample_stride_num_frames=0)):
-        with pytest.raises(ValueError, match=r"leave gaps|positive"):
-            tiled.enable_tiling(**strides)
+
+
+def test_tiling_is_switched_by_true_and_false_and_sized_as_in_diffusers():
+    tiled = tiny()
+    tiled.enable_tiling(tile_sample_stride_width=16)
+    for on in (dict(use_tiling=True), dict(tile_sample_min_height=True), {}):
+        tiled.disable_tiling()
+        tiled.enable_tiling(**on)
+        assert tiled.use_tiling and tiled.geometry(8, 32, 64).stride == (3, 24, 16)
+    for off in (dict(use_tiling=False), dict(tile_sample_min_height=False)):
+        tiled.enable_tiling()
+        tiled.enable_tiling(**off)
+        assert not tiled.use_tiling
+    tiled.enable_tiling(32, 32, 4, 16, np.int64(8), 2)  # the order of Diffusers' video autoencoders
+    geometry = tiled.geometry(8, 32, 64)
+    assert geometry.tile == TILE and geometry.stride == (2, 16, 8)
+    assert json.loads(layout_metadata((1,), (1,), geometry)["vidtwin_latents"])["geometry"]["stride"] == [2, 16, 8]
+
+
+@pytest.mark.parametrize("value", [True, False, 0, -1, 33, 16.0, 16.5, float("nan"), "16"])
+@pytest.mark.parametrize("axis", ["height", "width", "num_frames"])
+def test_a_stride_is_a_whole_number_up_to_a_tile(value, axis):
+    tiled = tiny()
+    tile = {"height": 32, "width": 32, "num_frames": 4}[axis]
+    with pytest.raises(ValueError, match=f"tile_sample_stride_{axis} must be a whole number between 1 and .*{tile}"):
+        tiled.enable_tiling(**{f"tile_sample_stride_{axis}": value})
+    assert tiled.geometry(8, 32, 64).stride == (3, 24, 24), "nothing was changed"
+
+
+@pytest.mark.parametrize("axis", ["width", "num_frames"])
+@pytest.mark.parametrize("value", [True, 0, 64, float("nan")])
+def test_a_tile_has_the_models_size(value, axis):
+    with pytest.raises(ValueError, match=f"tile_sample_min_{axis} can only be .*tile_sample_stride_{axis}"):
+        tiny().enable_tiling(**{f"tile_sample_min_{axis}": value})
+    with pytest.raises(ValueError, match="use_tiling must be True or False"):
+        tiny().enable_tiling(use_tiling=value if value is not True else None)
+
+
+@pytest.mark.parametrize("stride", [(True, 8, 8), (1.0, 8, 8), (0, 8, 8)])
+def test_geometries_are_of_whole_numbers(stride):
+    with pytest.raises(ValueError, match="three positive numbers"):
+        ClipGeometry((8, 32, 64), TILE, stride)
 
 
 def test_what_cannot_be_served_is_named(model, tmp_path):
@@ -205,3 +246,8 @@ def test_what_cannot_be_served_is_named(model, tmp_path):
     save_file({"latents": torch.zeros(1, 3)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="no vidtwin_latents"):
         TwinLatents.load(tmp_path / "other.safetensors")
+
+
+def test_a_geometry_of_numpys_numbers_is_saved():
+    geometry = ClipGeometry((8, 32, 64), TILE, tuple(np.array([2, 16, 8])))
+    assert json.loads(layout_metadata((1,), (1,), geometry)["vidtwin_latents"])["geometry"]["stride"] == [2, 16, 8]

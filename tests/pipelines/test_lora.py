@@ -330,13 +330,20 @@ def test_fusing_projections_that_have_a_lora_is_refused(model):
 def test_without_peft_there_is_one_sentence(pipe, saved, monkeypatch):
     monkeypatch.setattr("pipelines.lora_files.is_peft_available", lambda: False)
     monkeypatch.setattr("pipelines.lora_names.is_peft_available", lambda: False)
+    monkeypatch.setattr("diffusers.loaders.lora_base.USE_PEFT_BACKEND", False)
     model = pipe.transformer
     for call in (
         lambda: pipe.load_lora_weights(saved[0] / "pipeline"),
         lambda: pipe.fuse_lora(),
         lambda: pipe.unfuse_lora(),
         lambda: pipe.unload_lora_weights(),
+        lambda: pipe.set_adapters("a"),
         lambda: pipe.delete_adapters("a"),
+        lambda: pipe.enable_lora(),
+        lambda: pipe.disable_lora(),
+        lambda: pipe.get_list_adapters(),
+        lambda: pipe.get_active_adapters(),
+        lambda: pipe.set_lora_device(["a"], "cpu"),
         lambda: model.add_adapter(None),
         lambda: model.load_lora_adapter(saved[0] / "model"),
         lambda: model.save_lora_adapter(saved[0] / "model"),

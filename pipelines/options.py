@@ -1,4 +1,4 @@
-"""The options of a pipeline's autoencoder, by the names that Diffusers' pipelines have for them."""
+"""Switches of a pipeline's models, by the names that Diffusers' pipelines have for them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from autoencoder.autoencoder_kl_vidtwin import AutoencoderKLVidTwin
 
+    from .transformer_vidtwin import VidTwinTransformer3DModel
 
-class VaeOptionsMixin:
-    """Slicing and tiling of `self.vae`; a `ValueError` without one."""
+
+class OptionsMixin:
+    """Slicing and tiling of the autoencoder, a `ValueError` without one; fused projections of the transformer."""
 
     vae: AutoencoderKLVidTwin | None
+    transformer: VidTwinTransformer3DModel
 
     def enable_vae_slicing(self) -> None:
         """Encode and decode one clip of a batch at a time, in less memory."""
@@ -28,6 +31,14 @@ class VaeOptionsMixin:
     def disable_vae_tiling(self) -> None:
         """Take clips of the model's own size only."""
         self._require_vae("disable_vae_tiling").disable_tiling()
+
+    def fuse_qkv_projections(self) -> None:
+        """Compute query, key and value of the transformer by one product; see its method."""
+        self.transformer.fuse_qkv_projections()
+
+    def unfuse_qkv_projections(self) -> None:
+        """Undo `fuse_qkv_projections`."""
+        self.transformer.unfuse_qkv_projections()
 
     def _require_vae(self, method: str) -> AutoencoderKLVidTwin:
         if self.vae is None:
