@@ -119,8 +119,9 @@ def _find_damage(index: VideoIndex, packets: PacketList) -> str:
 @contextmanager
 def _captured_errors() -> Iterator[list[str]]:
     """The messages that FFmpeg logs as errors within the block, in this thread."""
-    level = av.logging.get_level()
+    level, skips = av.logging.get_level(), av.logging.get_skip_repeated()
     av.logging.set_level(av.logging.ERROR)
+    av.logging.set_skip_repeated(False)  # else the last message may come while the next file is read
     messages: list[str] = []
     try:
         with av.logging.Capture() as logs:
@@ -128,6 +129,7 @@ def _captured_errors() -> Iterator[list[str]]:
             messages += [message.strip() for _, _, message in logs]
     finally:
         av.logging.set_level(level)
+        av.logging.set_skip_repeated(skips)
 
 
 def check_videos(

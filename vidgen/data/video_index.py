@@ -38,6 +38,7 @@ from .video_packets import (
     is_plain,
     read_packets,
     refuse_truncated,
+    starts_with_keyframe,
 )
 
 # Only these find the keyframe asked for: MPEG streams land past it, and then count and decode frames wrongly.
@@ -332,22 +333,21 @@ def _fails_at_ends(found: PacketList) -> bool:
 
 
 def _find_sound(found: PacketList, line: Timeline) -> tuple[int, int]:
-    """The first frame and the one after the last that are not damaged by what is missing before or after them."""
+    """The first frame and the one after the last that are not damaged by what is missing before or after them.
+
+    More damage than that, of over half the frames, is none of the ends: then these are all frames that come out.
+    """
     first, stop = line.missing[0], len(line.seconds) - line.missing[1]
     if not found.is_scanned:
         return first, stop
-    numbers = _number_outputs(found, line.ticks, line.slots)
+    outputs, numbers = found.outputs, _number_outputs(found, line.ticks, line.slots).tolist()
     # After a beginning without a keyframe, frames are built on what is not there until a keyframe comes.
-    waits = not found.packets[0].is_keyframe and any(output.is_keyframe for output in found.outputs)
-    for output, number in zip(found.outputs, numbers, strict=True):
-        if not output.is_corrupt and (output.is_keyframe or not waits):
-            break
-        first = int(number) + 1
-    for output, number in zip(reversed(found.outputs), numbers[::-1], strict=True):
-        if not output.is_corrupt:
-            break
-        stop = int(number)
-    return first, max(first, stop)
+    waits = not starts_with_keyframe(found) and any(output.is_keyframe for output in outputs)
+    begin = next((i for i, o in enumerate(outputs) if not o.is_corrupt and (o.is_keyframe or not waits)), len(outputs))
+    end = next((i for i, output in enumerate(reversed(outputs)) if not output.is_corrupt), len(outputs))
+    if begin + end > len(outputs) // 2:
+        return first, stop
+    return (numbers[begin] if begin else first), (numbers[-end] if end else stop)
 
 
 def _number_outputs(found: PacketList, ticks: np.ndarray | None, slots: np.ndarray | None) -> np.ndarray:

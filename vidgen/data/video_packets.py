@@ -218,7 +218,7 @@ class Timeline:
 
 def is_plain(found: PacketList) -> bool:
     """Whether the packets alone tell which frames there are and when: nothing about them is unusual."""
-    if found.errors or _is_corrupt(found) or not found.packets[0].is_keyframe:
+    if found.errors or _is_corrupt(found) or not starts_with_keyframe(found):
         return False
     shown = [found.packets[number] for number in found.shown]
     if not all(packet.size for packet in shown):
@@ -232,6 +232,12 @@ def is_plain(found: PacketList) -> bool:
     if None in stamps or len(set(stamps)) != len(stamps) or _clock_jumps(found):
         return False
     return first is not None and found.packets[first].pts == min(stamps)
+
+
+def starts_with_keyframe(found: PacketList) -> bool:
+    """Whether the first packet is a keyframe, and the frame that comes from it does not say otherwise."""
+    first = found.outputs[0]
+    return found.packets[0].is_keyframe and (first.packet != 0 or first.is_keyframe)
 
 
 def build_timeline(found: PacketList, source: Path | ShardMember) -> Timeline:
