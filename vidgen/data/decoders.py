@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import lru_cache
 from itertools import pairwise
 
@@ -78,6 +79,16 @@ def check_package(decoder: str) -> None:
             f"data.decoder={decoder}: the package is installed but cannot be loaded ({reason.rstrip('.:')}); choose "
             "data.decoder=pyav."
         ) from error
+
+
+def installed_decoders() -> list[str]:
+    """Return the names of the decoders that can be used here, PyAV first."""
+    usable = ["pyav"]
+    for name in DECODERS[1:]:
+        with suppress(UserError):
+            check_package(name)
+            usable.append(name)
+    return usable
 
 
 def find_obstacle(path: VideoSource, decoder: str) -> str | None:
