@@ -7,8 +7,12 @@ from diffusers.models.attention import AttentionMixin, AttentionModuleMixin
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from torch import nn
 
-# On a CPU the fused bf16 kernel is several times slower than two plain matmuls on sequences this short, backward
-# most of all (`benchmarks/speed.py attention`); past it the score matrix costs more memory than it saves time.
+from .matmul_speed import is_clearly_faster
+
+# On a CPU with bf16 products the fused bf16 kernel is several times slower than two plain matmuls on sequences this
+# short, backward most of all (`benchmarks/speed.py attention`); past it the score matrix costs more memory than it
+# saves time. A CPU without them multiplies bf16 up to a hundred times slower than float32: there, attention is
+# computed in float32 and rounded. No CPU kernel of float16 was found to be fast.
 MATMUL_MAX_LENGTH = 1024
 
 
@@ -43,9 +47,22 @@ def attention(
         (B, S, heads, d).
     """
     half_on_cpu = query.device.type == "cpu" and query.dtype in (torch.bfloat16, torch.float16)
-    if backend is None and half_on_cpu and key.shape[1] <= MATMUL_MAX_LENGTH:
-        return _matmul_attention(query, key, value, is_causal, dropout_p)
+    if backend is None and half_on_cpu:
+        if not is_clearly_faster(query.dtype):
+            return _float32_attention(query, key, value, is_causal, dropout_p)
+        if key.shape[1] <= MATMUL_MAX_LENGTH:
+            return _matmul_attention(query, key, value, is_causal, dropout_p)
     return dispatch_attention_fn(query, key, value, is_causal=is_causal, dropout_p=dropout_p, backend=backend)
+
+
+def _float32_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, is_causal: bool, dropout_p: float
+) -> torch.Tensor:
+    with torch.autocast(query.device.type, enabled=False):
+        out = dispatch_attention_fn(
+            query.float(), key.float(), value.float(), is_causal=is_causal, dropout_p=dropout_p
+        )
+    return out.to(query.dtype)
 
 
 def _matmul_attention(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -18,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
 from rich.console import Console
 from rich.markdown import Markdown
 
-from vidgen.environment import environment
+from vidgen.environment import environment, set_cpu_threads
 from vidgen.errors import run_program
 from vidgen.files import written_aside
+from vidgen.options import check_options
+from vidgen.precision import DTYPES
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "docs" / "results"
@@ -67,14 +69,19 @@ class Benchmark:
         parser.add_argument("--scale", choices=SCALES, default="smoke", help="how much of it (default: smoke)")
         parser.add_argument("--work-dir", type=Path, help="trained models and caches (default: runs/benchmarks/SCALE)")
         parser.add_argument("--results", type=Path, help="JSON, table and picture (default: docs/results/SCALE)")
+        parser.add_argument(
+            "--dtype",
+            choices=("auto", *DTYPES),
+            default="auto",
+            help="what trained models are evaluated in (default: auto, bfloat16 where the device is fast in it)",
+        )
         if self.add_options:
             self.add_options(parser)
-        options = parser.parse_args(arguments)
+        options = argparse.Namespace(**check_options(vars(parser.parse_args(arguments))))
         options.work_dir = (options.work_dir or Path("runs/benchmarks") / options.scale).resolve()
         default = options.work_dir if options.scale == "smoke" else RESULTS / options.scale
         options.results = options.results or default
-        # First, and with all that a launcher says: without `cpu` every process would take itself for the only one.
-        PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+        set_cpu_threads()
         made_with, started = environment(), time.monotonic()  # before it writes anything: the commit is told clean
         results = self.run(options)
         if results is None or not PartialState().is_main_process:
@@ -109,10 +116,18 @@ class Benchmark:
 
 
 def from_repository(text: str) -> str:
-    """Paths below the repository, and beside it, as seen from it: a record is for other machines too."""
-    text = text.replace(f"{REPOSITORY}/", "")
+    """Paths below the repository, and beside it, as seen from it: a record is for other machines too.
+
+    Only whole paths are replaced: the same folders may occur in the middle of another path.
+    """
+    text = _replace_path(text, f"{REPOSITORY}/", "")
     beside = REPOSITORY.parent
-    return text.replace(f"{beside}/", "../") if beside.name else text
+    return _replace_path(text, f"{beside}/", "../") if beside.name else text
+
+
+def _replace_path(text: str, path: str, by: str) -> str:
+    """Replace `path` where it begins one: after a blank (of JSON, too), a quote, a bracket or one of =:,;|."""
+    return re.sub(r"""(?:(?<![^\s"'`=:,;|(\[{<])|(?<=\\[nrt]))""" + re.escape(path), lambda _: by, text)
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -30,6 +30,7 @@ from vidgen.config import DiTTrainingConfig, load_config
 from vidgen.files import written_aside
 from vidgen.metrics.flops import transformer_flops
 from vidgen.models import load_pipeline
+from vidgen.precision import place_model, resolve_dtype
 from vidgen.training.train_dit import train_dit
 
 Patches = tuple[tuple[int, int, int], tuple[int, int]]  # over (query, row, column), and over (frame, position)
@@ -158,8 +159,9 @@ def train_and_evaluate(name: str, settings: Sequence[str], steps: int, options: 
     pipeline = load_pipeline(str(train_dit(config_of(settings, options, *limit))))
     pipeline.set_progress_bar_config(disable=True)
     accelerator = Accelerator()  # only now: the first one decides on the precision
+    place_model(pipeline, accelerator.device, options.dtype)
     sampling = replace(ucf101_fvd.sampling_of(options), num_inference_steps=SAMPLING_STEPS[options.scale])
-    (evaluated,) = ucf101_fvd.evaluate(pipeline.to(accelerator.device), sampling, options, accelerator) or [None]
+    (evaluated,) = ucf101_fvd.evaluate(pipeline, sampling, options, accelerator) or [None]
     if accelerator.is_main_process:
         with written_aside(finished) as path:
             path.write_text(json.dumps({"evaluation": asdict(evaluated)}, indent=1))
@@ -169,12 +171,13 @@ def train_and_evaluate(name: str, settings: Sequence[str], steps: int, options: 
 
 @torch.no_grad()
 def step_seconds(models: dict[str, VidTwinTransformer3DModel]) -> dict[str, float]:
-    """Time of a denoising step of one clip with guidance, bf16, taken in turns."""
+    """Time of a denoising step of one clip with guidance, taken in turns, in the fast precision."""
     device = PartialState().device
+    dtype = resolve_dtype("auto", device)
     steps = {}
     for name, model in models.items():
-        model = model.to(device, torch.bfloat16)
-        latents = torch.randn(2, model.latent_size, device=device, dtype=torch.bfloat16)
+        model = model.to(device, dtype)
+        latents = torch.randn(2, model.latent_size, device=device, dtype=dtype)
         timestep, labels = torch.full((2,), 500.0, device=device), torch.tensor([0, 8], device=device)
         steps[name] = lambda m=model, x=latents, t=timestep, y=labels: m(x, t, y)
     return alternating(steps, device, repeats=15)

@@ -31,6 +31,7 @@ from vidgen.metrics.reconstruction import shrunk
 from vidgen.models import load_vae
 from vidgen.objectives.perceptual import BACKBONES
 from vidgen.plots import comparison_grid
+from vidgen.precision import place_model
 
 GRID_CLIPS = 4
 PAPERS = "mcl-jcv"  # the protocol of the paper's table; other data sets' are of generated clips
@@ -84,13 +85,13 @@ def run(options: argparse.Namespace) -> Results:
         figures = evaluate_pairs(options.data, options.reconstructed, compression_rate=rate, device=device, **eyes)
         methods[options.reconstructed.stem] = {"data": str(options.data), **figures, "compression_rate": rate}
     for folder in options.vae:
-        vae = load_vae(folder).to(device)
+        vae = place_model(load_vae(folder), device, options.dtype)
         name = named(folder, methods)
         methods[name] = measured(name, vae, clips_of(options, protocol, vae), str(options.data), eyes, options)
     if not methods:
         for data in vae_runs.data_sets(options):
             folder, seconds = vae_runs.full_run(data, 0, options)
-            vae = load_vae(str(folder / "final")).to(device)
+            vae = place_model(load_vae(str(folder / "final")), device, options.dtype)
             clips = vae_runs.held_out_clips(vae, vae_runs.config_of(folder))
             methods[folder.name] = measured(folder.name, vae, clips, data, eyes, options)
             trainings += seconds
@@ -145,7 +146,7 @@ def measured(
         spread = torch.linspace(0, len(clips) - 1, min(GRID_CLIPS, len(clips))).round().long().tolist()
         video = torch.stack([clips[i]["video"] for i in spread]).to(vae.device)
         with torch.no_grad():
-            image = vae(video).sample.float()
+            image = vae(video.to(vae.dtype)).sample.float()
         columns = {"original": video, "reconstruction": image, "shrunk": shrunk(video, figures["num_values"])}
         comparison_grid(options.results / f"reconstruction_{name.replace('/', '-')}.png", columns)
     return {"data": data, "fps": fps_of(clips), "parameters": vae.num_parameters(), **figures}

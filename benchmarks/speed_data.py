@@ -22,6 +22,7 @@ from autoencoder import AutoencoderKLVidTwin
 from vidgen import commands
 from vidgen import streaming as streams
 from vidgen.data.dataset import ClipDataset, collate_clips
+from vidgen.data.decoders import ClipReader, installed_decoders
 from vidgen.data.sprites import write_sprites
 from vidgen.data.streams import FrameReader, open_writer
 from vidgen.metrics.flops import matmul_rate
@@ -100,7 +101,7 @@ def _stages_alone(scale: str, model: Path, path: Path) -> Row:
 
 
 def data(scale: str) -> list[Row]:
-    """16 frames at 8 fps: decoding alone, `ClipDataset`, a loader with one worker; a tiny step's wait for data."""
+    """16 frames at 8 fps: decoding alone, each decoder, `ClipDataset`, one worker; a tiny step's wait for data."""
     rows = []
     count, size, sides = DRIFTING[scale]
     with tempfile.TemporaryDirectory() as folder:
@@ -128,6 +129,9 @@ def _clip_rates(clips: ClipDataset, epochs: int) -> Row:
         "dataset": lambda: [clips[index] for index in range(len(clips))],
         "loader": lambda: list(loader),
     }
+    readers = {f"read by {name}": ClipReader(name) for name in installed_decoders()}
+    for way, reader in readers.items():
+        ways[way] = lambda r=reader: [r.read(path, start=start, fps=8, num_frames=16) for path, start in starts]
     times: dict[str, list[float]] = {way: [] for way in ways}
     for attempt in range(epochs + 1):
         for way, run in ways.items():
@@ -138,6 +142,7 @@ def _clip_rates(clips: ClipDataset, epochs: int) -> Row:
                 times[way].append(clock() - start)
     rates = {way: len(clips) / min(taken) for way, taken in times.items()}
     ratios = {f"{way} / decoding": rates[way] / rates["decoding alone"] for way in ("dataset", "loader")}
+    ratios |= {f"{way} / by pyav": rates[way] / rates["read by pyav"] for way in list(readers)[1:]}
     return {f"{way}, clips/s": rate for way, rate in rates.items()} | ratios
 
 

@@ -15,9 +15,11 @@ from timing import (
     Row,
     alternating,
     device_of,
+    fast_dtype,
     in_own_process,
     once,
     peak_gib,
+    precisions,
     seconds,
     wall_seconds,
 )
@@ -58,7 +60,7 @@ def round_trip(scale: str) -> list[Row]:
     model = AutoencoderKLVidTwin.from_preset(VAE[scale]).to(device).eval()
     video = torch.rand(1, *model.clip_shape, device=device) * 2 - 1
     flops = encode_flops(model) + decode_flops(model)
-    for name, dtype in DTYPES.items():
+    for name, dtype in precisions(scale).items():
         model, clip = model.to(dtype), video.to(dtype)
         with torch.no_grad():
             z = model.encode(clip).latent_dist.mode()
@@ -128,7 +130,7 @@ def modes(scale: str) -> list[Row]:
 def train_step(scale: str) -> list[Row]:
     """Forward and backward at batch 1, and AdamW, each case in a process of its own for its peak memory."""
     rows: list[Row] = []
-    for case in TRAINED[scale]:
+    for case in (case for case in TRAINED[scale] if case[1] in precisions(scale)):
         rows.append(in_own_process(_train_step, scale, *case))
         first = next(row for row in rows if row["size"] == case[0])
         for figure, name in (("forward + backward, s", "of fp32's time"), ("peak, GiB", "of fp32's peak")):
@@ -174,6 +176,8 @@ def dit_step(scale: str) -> list[Row]:
     """A denoising step of the paper's DiT, guidance in one batch, `no_grad`, against the measured matmul rate."""
     device, rows = device_of(scale), []
     for name, clips, folded in DIT_CASES[scale]:
+        if name not in precisions(scale):
+            continue
         model, batch = _denoiser(scale, folded).to(device, DTYPES[name]), 2 * clips
         latents = torch.randn(batch, model.latent_size, device=device, dtype=DTYPES[name])
         timestep = torch.full((batch,), 500.0, device=device)
@@ -205,14 +209,15 @@ def _denoiser(scale: str, folded: bool) -> VidTwinTransformer3DModel:
 
 
 def sampling(scale: str) -> list[Row]:
-    """The pipeline's DDIM steps with guidance and its decoding, bf16, against steps and decoding by themselves."""
-    device, (preset, steps) = device_of(scale), SAMPLER[scale]
-    vae = AutoencoderKLVidTwin.from_preset(VAE[scale]).to(device, torch.bfloat16).eval()
+    """DDIM steps with guidance and decoding, by the pipeline against one by one; bf16, or fp32 where bf16 is slow."""
+    device, dtype = device_of(scale), fast_dtype(scale)
+    preset, steps = SAMPLER[scale]
+    vae = AutoencoderKLVidTwin.from_preset(VAE[scale]).to(device, dtype).eval()
     transformer = VidTwinTransformer3DModel.from_preset(preset, vae, num_classes=CLASSES)
-    transformer = transformer.to(device, torch.bfloat16).eval()
+    transformer = transformer.to(device, dtype).eval()
     pipeline = VidTwinPipeline(vae, transformer, default_scheduler())
     pipeline.set_progress_bar_config(disable=True)
-    latents = torch.randn(2, transformer.latent_size, device=device, dtype=torch.bfloat16)
+    latents = torch.randn(2, transformer.latent_size, device=device, dtype=dtype)
     timestep, labels = torch.full((2,), 500.0, device=device), torch.tensor([0, CLASSES], device=device)
     with torch.no_grad():
         parts = {
@@ -227,8 +232,8 @@ def sampling(scale: str) -> list[Row]:
 
 
 def compiled(scale: str) -> list[Row]:
-    """`torch.compile` as one graph against running as written, bf16, `no_grad`; the first call compiles."""
-    device, rows, dtype = device_of(scale), [], torch.bfloat16
+    """`torch.compile` as one graph against eager; bf16, or fp32 where bf16 is slow; the first call compiles."""
+    device, rows, dtype = device_of(scale), [], fast_dtype(scale)
     vae = AutoencoderKLVidTwin.from_preset(VAE[scale]).to(device, dtype).eval()
     clip, latents = torch.rand(1, *vae.clip_shape).to(device, dtype), torch.randn(1, vae.latent_size).to(device, dtype)
     passes = {"encode": (vae.encode, (clip,)), "decode": (vae.decode, (latents,))}
@@ -262,7 +267,7 @@ def attention(scale: str) -> list[Row]:
         ("DiT, 1008 tokens", 1, 1008, 16, 72),
         ("DiT, 65 tokens", 8, 65, 16, 72),
     ):
-        for name, dtype in DTYPES.items():
+        for name, dtype in precisions(scale).items():
             qkv = torch.randn(3, batch, length, heads, dim, device=device, dtype=dtype)
             row: Row = {"what": what, "length": length, "precision": name}
             for backward in (False, True):
@@ -298,7 +303,7 @@ def qformer(scale: str) -> list[Row]:
     from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
     device, rows = device_of(scale), []
-    for name, dtype in DTYPES.items():
+    for name, dtype in precisions(scale).items():
         ours = QFormer(16, 64, 768, num_layers=6, num_heads=8, ffn_dim=768, dropout=0.0).to(device, dtype)
         theirs = Blip2QFormerModel(
             Blip2QFormerConfig(

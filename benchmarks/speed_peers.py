@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import diffusers
 import torch
 from resources import Patches
-from timing import Row, device_of, in_own_process, once, peak_gib, seconds
+from timing import Row, device_of, fast_dtype, in_own_process, once, peak_gib, seconds
 
 from autoencoder import AutoencoderKLVidTwin
 from pipelines import VidTwinTransformer3DModel
@@ -70,7 +70,7 @@ def peers(scale: str) -> list[Row]:
 
 def _ours(scale: str, name: str) -> Row:
     device = device_of(scale)
-    vae = AutoencoderKLVidTwin.from_preset(OUR_VAE[scale]).to(device, torch.bfloat16).eval()
+    vae = AutoencoderKLVidTwin.from_preset(OUR_VAE[scale]).to(device, fast_dtype(scale)).eval()
     figures = _round_trip(vae, vae.config.num_frames, scale)
     figures["latent"] = grids = vae.structure_shape, vae.dynamics_shape
     if name == FOLDED:  # all queries of a place, all positions of a frame
@@ -86,7 +86,7 @@ def _ours(scale: str, name: str) -> Row:
 def _peer(scale: str, name: str) -> Row:
     peer = PEERS[name]
     torch.manual_seed(0)
-    vae = getattr(diffusers, peer.model)().to(device_of(scale), torch.bfloat16).eval()
+    vae = getattr(diffusers, peer.model)().to(device_of(scale), fast_dtype(scale)).eval()
     figures = _round_trip(vae, peer.frames, scale)
     shape = figures["latent"]
     grid = [math.ceil(size / patch) for size, patch in zip(shape[1:], peer.patch, strict=True)]
@@ -106,7 +106,7 @@ def _peer(scale: str, name: str) -> Row:
 def _round_trip(vae: torch.nn.Module, frames: int, scale: str) -> Row:
     """Times of encoding and decoding a clip, after a warm-up on the same; peak memory; shape of the latent."""
     device = device_of(scale)
-    clip = (torch.rand(1, 3, frames, SIDE[scale], SIDE[scale], device=device) * 2 - 1).bfloat16()
+    clip = (torch.rand(1, 3, frames, SIDE[scale], SIDE[scale], device=device) * 2 - 1).to(fast_dtype(scale))
     with torch.no_grad():
         z = vae.encode(clip).latent_dist.mode()  # the warm-up: minutes for some
         encode = once(lambda: vae.encode(clip), device)
@@ -118,8 +118,8 @@ def _round_trip(vae: torch.nn.Module, frames: int, scale: str) -> Row:
 def _step(dit: VidTwinTransformer3DModel, scale: str) -> Row:
     """Tokens, and seconds of a denoising step of one clip with guidance."""
     device = device_of(scale)
-    dit = dit.to(device, torch.bfloat16).eval()
-    latents = torch.randn(2, dit.latent_size, device=device, dtype=torch.bfloat16)
+    dit = dit.to(device, fast_dtype(scale)).eval()
+    latents = torch.randn(2, dit.latent_size, device=device, dtype=fast_dtype(scale))
     timestep, labels = torch.full((2,), 500.0, device=device), torch.tensor([0, CLASSES], device=device)
     with torch.no_grad():
         step = seconds(lambda: dit(latents, timestep, labels), device, repeats=3)

@@ -1,12 +1,12 @@
-"""Can a stranger name what the model of sprites makes? Sheets to show to one who knows nothing, and what was said.
+"""Sheets of generated clips for blind raters, and the score of their answers.
 
     python benchmarks/sprite_sheets.py FOLDER --pipeline models/sprites --seed 41
     python benchmarks/sprite_sheets.py FOLDER --answers FILE
 
-The first writes sheets of 24 generated clips and, shuffled among them, 8 that the autoencoder rebuilt: what nobody can
-name there is not the generator's doing. `key.json` lies beside them, not to be shown. The reader, a person or a model
-that can see, gets the sheets and `question.txt`, and answers with a line for each clip; the second command counts.
-A scorer names a shape for every clip, whether there is one or not: a reader may say "unclear".
+The first writes sheets of 24 generated clips and, shuffled among them, 8 that the autoencoder rebuilt: what cannot be
+named there is not the generator's fault. `key.json` lies beside them and is not shown. The rater, a person or
+a vision-language model, answers `question.txt` with one line per clip; the second command counts the answers.
+A classifier assigns a shape to every clip, whether or not one is visible: a rater may answer "unclear".
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from vidgen.errors import UserError, run_program
 from vidgen.files import written_aside
 from vidgen.metrics.sprite_scorer import DrawnSprites
 from vidgen.models import load_pipeline
+from vidgen.options import check_options
 from vidgen.plots import class_grid
 
 PER_MOTION, REBUILT, ON_A_SHEET = 3, 8, 8  # clips
@@ -46,7 +47,7 @@ Clip = dict[str, Any]  # `kind`, `motion` and `shapes`, from the left as it begi
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="FOLDER", help="of the sheets")
     parser.add_argument("--pipeline", metavar="FOLDER", help="of a model of sprites: make sheets")
-    parser.add_argument("--answers", metavar="FILE", help="what a reader said of them: count")
+    parser.add_argument("--answers", metavar="FILE", help="answers of a rater: count")
     parser.add_argument("--seed", type=int, default=0, help="of noise, shapes and order (default: 0)")
     parser.add_argument("--steps", type=int, default=50, help="of the pipeline (default: 50)")
     parser.add_argument("--guidance", type=float, default=3.0, help="classifier-free guidance (default: 3)")
@@ -150,7 +151,7 @@ def main(words: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add_options(parser)
-    options = parser.parse_args(words)
+    options = argparse.Namespace(**check_options(vars(parser.parse_args(words))))
     folder = Path(options.folder)
     if (options.pipeline is None) == (options.answers is None):
         raise UserError("name either the pipeline to make sheets of, --pipeline, or the answers to count, --answers.")

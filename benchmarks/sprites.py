@@ -34,6 +34,7 @@ from vidgen.metrics.rollouts import rollout_scores, seam_starts
 from vidgen.metrics.sprite_jobs import SpriteJobs, SpriteSampling, kept
 from vidgen.metrics.sprite_scorer import DrawnSprites, SpriteScorer, train_scorer
 from vidgen.models import load_pipeline, load_vae, weights_hash
+from vidgen.precision import place_model
 from vidgen.training.train_dit import train_dit
 
 SCORER = {"smoke": dict(steps=2, batch_size=4, sprites=16, width=8, dim=8), "cpu": dict(steps=1500, batch_size=16)}
@@ -83,7 +84,9 @@ def run(options: argparse.Namespace) -> Results | None:
         raise UserError(
             "name a pipeline that was trained on sprites, with a timestep for each stream: --pipeline FOLDER."
         )
-    pipeline = _loaded(options.pipeline)
+    pipeline = _load(options.pipeline, options.dtype)
+    if missing := [motion for motion in MOTIONS if motion not in pipeline.labels]:
+        raise UserError(f"the pipeline must know the motions of sprites as classes; it has no {missing[0]!r}.")
     sizes = dict(zip(("num_frames", "resolution"), pipeline.vae.clip_shape[1:3], strict=True))
     count = len(MOTIONS) * PER_MOTION[scale]
     sprites, others = (DrawnSprites(count, SEEDS[name], **sizes) for name in ("tested", "others"))
@@ -92,7 +95,7 @@ def run(options: argparse.Namespace) -> Results | None:
     folders = {name: trained(name, settings, options) for name, settings in asked.items()}
     scorer = scorer_of(options, sizes)
     ablations = {
-        name: judged(_loaded(folder), scorer, sprites, others, options, strengths=(0.0,))
+        name: judged(_load(folder, options.dtype), scorer, sprites, others, options, strengths=(0.0,))
         for name, folder in folders.items()
     }
     if not PartialState().is_main_process:
@@ -108,8 +111,8 @@ def run(options: argparse.Namespace) -> Results | None:
     }
 
 
-def _loaded(folder: str | Path) -> VidTwinPipeline:
-    pipeline = load_pipeline(str(folder)).to(PartialState().device)
+def _load(folder: str | Path, dtype: str) -> VidTwinPipeline:
+    pipeline = place_model(load_pipeline(str(folder)), PartialState().device, dtype)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -16,6 +16,7 @@ import diffusers
 import torch
 
 from vidgen.metrics.flops import clock, matmul_rate
+from vidgen.precision import resolve_dtype
 
 diffusers.utils.logging.set_verbosity_error()  # else each cast of a model warns, of no module at all
 Row = dict[str, Any]
@@ -26,6 +27,17 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 def device_of(scale: str) -> torch.device:
     """Where a scale runs: `paper` on the accelerator, all else on the CPU."""
     return torch.accelerator.current_accelerator() if scale == "paper" else torch.device("cpu")
+
+
+def precisions(scale: str) -> dict[str, torch.dtype]:
+    """Precisions to measure by name: fp32, and bf16 unless the scale's device is slow in it; `smoke` takes both."""
+    is_slow = scale != "smoke" and resolve_dtype("auto", device_of(scale)) == torch.float32
+    return {"fp32": torch.float32} if is_slow else DTYPES
+
+
+def fast_dtype(scale: str) -> torch.dtype:
+    """The precision that the scale's device is fast in: bf16, or fp32 on a CPU without bf16 products."""
+    return precisions(scale).get("bf16", torch.float32)
 
 
 def seconds(run: Callable[[], Any], device: torch.device | str, repeats: int = 5) -> float:

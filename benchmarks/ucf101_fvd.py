@@ -36,6 +36,7 @@ from vidgen.metrics.fvd import (
 from vidgen.metrics.protocols import PROTOCOLS, Protocol, get_protocol
 from vidgen.models import load_pipeline
 from vidgen.plots import class_grid
+from vidgen.precision import place_model
 
 SAMPLES = {"smoke": 24, "cpu": 512, "paper": None}
 SPRITES_PER_CLASS = {"smoke": 6, "cpu": 128}  # twice the samples: real against real takes others
@@ -135,7 +136,7 @@ def pipeline_of(options: argparse.Namespace, accelerator: Accelerator) -> VidTwi
         raise UserError("name a pipeline, as train_dit.py leaves it in OUTPUT_DIR/final: --pipeline FOLDER.")
     if options.data is None and options.scale == "paper":
         raise UserError("--scale paper compares with UCF-101: give its folder as --data FOLDER.")
-    pipeline = load_pipeline(str(options.pipeline)).to(accelerator.device)
+    pipeline = place_model(load_pipeline(str(options.pipeline)), accelerator.device, options.dtype)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -233,12 +234,13 @@ def table_of(result: dict[str, Any]) -> str:
     p, d, s = result["protocol"], result["detector"], result["settings"]
     rate = f"{p['fps']:g} fps" if p["fps"] else f"every {p['stride']}. frame" if p["stride"] > 1 else "own rate"
     low, high = s.get("guidance_interval", (0, 1))
+    unconditional = s.get("transformer_config", {}).get("num_classes", 0) is None
+    classes = "no classes" if unconditional else f"classes {s['class_sampling']}"
     within = "" if (low, high) == (0, 1) else f" at noise levels of {low:g} to {high:g}"
     said = (
         f"Detector `{d['name']}` ({d['dim']} values a {d['row']}; sha256 {(d['sha256'] or 'none: no weights')[:16]}), "
         f"protocol `{p['name']}`: {p['frames']} frames of {p['size']} px, {rate}, split {p['split']}. "
-        f"Guidance {s['guidance_scale']:g}{within}, {s['num_inference_steps']} steps, seed {s['seed']}, classes "
-        f"{s['class_sampling']}."
+        f"Guidance {s['guidance_scale']:g}{within}, {s['num_inference_steps']} steps, seed {s['seed']}, {classes}."
     )
     notes = "".join(f"\n* {note}" for note in result["notes"])
     return said + "\n\n" + markdown_table(header, rows) + (f"\n\nNot comparable where:\n{notes}" if notes else "")

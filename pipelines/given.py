@@ -11,6 +11,8 @@ import torch
 
 from autoencoder.latents import TwinLatents
 
+from .finite import check_finite_output, check_finite_tensor
+
 if TYPE_CHECKING:
     from autoencoder.autoencoder_kl_vidtwin import AutoencoderKLVidTwin
 
@@ -30,7 +32,8 @@ def given_latent(given: Given, stream: str, vae: AutoencoderKLVidTwin, device: t
         device: to encode on.
 
     Raises:
-        ValueError: if it is none of these, or of another size than the model's.
+        ValueError: if it is none of these, of another size than the model's, or not finite.
+        NonFiniteError: if its latent is not finite.
     """
     shape = tuple(getattr(vae, f"{stream}_shape"))
     if isinstance(given, TwinLatents):
@@ -38,9 +41,11 @@ def given_latent(given: Given, stream: str, vae: AutoencoderKLVidTwin, device: t
         if tuple(given.shape[1:]) != shape:
             raise ValueError(f"{stream} must be latents (B, {_sizes(shape)}), but they have shape {_of(given)}.")
     if isinstance(given, torch.Tensor) and tuple(given.shape[1:]) == shape:
+        check_finite_tensor(stream, given)
         return given.detach().to(device, torch.float32).flatten(1)
     clips = _clips(given, stream, vae)
     latents = vae.encode(clips.to(device, vae.dtype)).latent_dist.mode()
+    check_finite_output("the autoencoder", latents, vae)
     return getattr(vae.unpack(latents), stream).float().flatten(1)
 
 
@@ -70,6 +75,7 @@ def _clips(given: Given, stream: str, vae: AutoencoderKLVidTwin) -> torch.Tensor
             f"{stream} must be clips of {frames} frames, or of one, of {height} x {width}, (B, T, {channels}, H, W), "
             f"or latents (B, {_sizes(shape)}), but has shape {_of(given)}."
         )
+    check_finite_tensor(stream, video)
     if video.min() < 0 or video.max() > 1:
         raise ValueError(
             f"{stream}: frames must lie in [0, 1], but reach from {video.min():.3g} to {video.max():.3g}."

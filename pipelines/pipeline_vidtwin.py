@@ -21,6 +21,7 @@ from autoencoder.model_card import ModelCardMixin
 from autoencoder.tiling import is_whole
 
 from .classes import subclass_ids, superclass_name
+from .finite import check_finite_number, check_finite_output, check_finite_tensor
 from .given import STREAMS, Given, given_latent
 from .hub import download_pipeline
 from .inputs import as_generators, as_labels, check_numbers, check_whole_numbers
@@ -191,7 +192,7 @@ class VidTwinPipeline(ModelCardMixin, LoraPipelineMixin, OptionsMixin, Diffusion
     def _label_id(self, label: int | str) -> int:
         num_classes = self.transformer.config.num_classes
         if num_classes is None:
-            raise ValueError(f"This model is unconditional: it knows no class {label!r}; leave class_labels out.")
+            raise ValueError(f"This model is unconditional: it knows no class {label!r}; leave the class out.")
         if not isinstance(label, str):
             label = label.item() if isinstance(label, torch.Tensor) and label.ndim == 0 else label
             if not is_whole(label):
@@ -258,6 +259,8 @@ class VidTwinPipeline(ModelCardMixin, LoraPipelineMixin, OptionsMixin, Diffusion
         self,
         num_videos_per_prompt: int,
         num_inference_steps: int,
+        timesteps: Sequence[float] | None,
+        sigmas: Sequence[float] | None,
         guidance_scale: float | tuple[float, float],
         guidance_interval: tuple[float, float],
         strengths: tuple[float, float],
@@ -272,8 +275,12 @@ class VidTwinPipeline(ModelCardMixin, LoraPipelineMixin, OptionsMixin, Diffusion
             "num_videos_per_prompt": num_videos_per_prompt,
             "num_inference_steps": num_inference_steps,
         }.items():
-            if value < 1:
+            if not 1 <= value < math.inf:
                 raise ValueError(f"{name} must be at least 1, not {value}.")
+        check_finite_number("guidance_scale", guidance_scale)
+        for name, schedule in {"timesteps": timesteps, "sigmas": sigmas}.items():
+            if schedule is not None:
+                check_finite_number(name, list(schedule))
         if isinstance(guidance_scale, tuple | list) and len(guidance_scale) != 2:
             raise ValueError(f"guidance_scale must be a number, or (structure's, dynamics'), not {guidance_scale}.")
         for stream, strength in zip(STREAMS, strengths, strict=True):
@@ -315,12 +322,15 @@ class VidTwinPipeline(ModelCardMixin, LoraPipelineMixin, OptionsMixin, Diffusion
         """Standard normal noise (B, L) in float32, or the caller's.
 
         Raises:
-            ValueError: if the caller's has another shape, or there are not as many generators as videos.
+            ValueError: if the caller's has another shape or is not finite, or there are not as many generators as
+                videos.
         """
         shape = (batch_size, self.transformer.latent_size)
         noise = initial_noise(shape, generator, device) if latents is None else latents
         if tuple(noise.shape) != shape:
             raise ValueError(f"latents must be (B, L) = {shape}, but have shape {tuple(noise.shape)}.")
+        if latents is not None:
+            check_finite_tensor("latents", latents)
         return noise.to(device, torch.float32)
 
     def prepare_given(
@@ -443,8 +453,10 @@ class VidTwinPipeline(ModelCardMixin, LoraPipelineMixin, OptionsMixin, Diffusion
             callback_on_step_end_tensor_inputs: which tensors it is given; only "latents" there is.
 
         Raises:
-            ValueError: for an unknown class, an id out of range, a shape or value that does not fit, or a guidance
-                interval where the scheduler or the cache can have none.
+            ValueError: for an unknown class, an id out of range, a shape or value that does not fit or is not finite,
+                or a guidance interval where the scheduler or the cache can have none.
+            NonFiniteError: a ValueError, if the transformer or the autoencoder produces NaN or infinite values. Its
+                message names the dtype in which that happened, and one to use instead.
         """
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
@@ -466,6 +478,8 @@ class VidTwinPipeline(ModelCardMixin, LoraPipelineMixin, OptionsMixin, Diffusion
         self.check_inputs(
             num_videos_per_prompt,
             num_inference_steps,
+            timesteps,
+            sigmas,
             guidance_scale,
             guidance_interval,
             (structure_strength, dynamics_strength),
@@ -566,8 +580,13 @@ class VidTwinPipeline(ModelCardMixin, LoraPipelineMixin, OptionsMixin, Diffusion
 
         # 4. Decoding
         frames = latents if self.vae is None else denormalize_latents(latents, self.vae)
-        if output_type != "latent":
+        if output_type == "latent":
+            check_finite_output("the transformer", latents, self.transformer)
+        else:
             clips = self.vae.decode(frames.to(self.vae.dtype), return_dict=False)[0]
+            if not clips.isfinite().all():  # one look at the device's values; where they went wrong is asked only then
+                check_finite_output("the transformer", latents, self.transformer)
+                check_finite_output("the autoencoder", clips, self.vae)
             frames = self.video_processor.postprocess_video(clips, output_type=output_type)
 
         self.maybe_free_model_hooks()

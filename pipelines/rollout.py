@@ -9,6 +9,7 @@ import torch
 
 from autoencoder.latents import TwinLatents
 
+from .finite import check_finite_number, check_finite_output, check_finite_tensor
 from .given import STREAMS, Given, given_latent
 from .inputs import check_whole_numbers
 from .pipeline_vidtwin import VidTwinPipeline
@@ -51,6 +52,8 @@ def rollout(
         ValueError: if windows cannot overlap so or make no loop of this length, if first windows are neither one nor
             one for each video, or for what the pipeline refuses.
     """
+    for name, strength in {"structure_strength": structure_strength, "dynamics_strength": dynamics_strength}.items():
+        check_finite_number(name, strength)
     length = pipeline.vae.config.num_frames
     check_whole_numbers(num_frames=num_frames, overlap=overlap)
     step = length - overlap
@@ -66,6 +69,8 @@ def rollout(
         )
     if first is not None and first.shape[1] != length:
         raise ValueError(f"first must be a window of {length} frames, not of {first.shape[1]}.")
+    if first is not None:
+        check_finite_tensor("first", first)
     each = options.pop("num_videos_per_prompt", 1)
     options |= {"output_type": "pt"}
     if class_labels is not None:
@@ -135,6 +140,7 @@ def interpolate(
     unknown = set(streams) - set(STREAMS)
     if unknown:
         raise ValueError(f"streams must be of {', '.join(STREAMS)}, not {', '.join(sorted(unknown))}.")
+    check_finite_number("shares", list(shares))
     way = torch.tensor(list(shares), dtype=torch.float32, device=device)[:, None]
     latents = {}
     for stream in STREAMS:
@@ -146,6 +152,7 @@ def interpolate(
     if strength == 0:
         with torch.no_grad():
             clips = vae.decode(TwinLatents(**latents).pack().to(vae.dtype)).sample
+        check_finite_output("the autoencoder", clips, vae)
         return pipeline.video_processor.postprocess_video(clips, output_type="pt")
     strengths = {f"{stream}_strength": strength for stream in STREAMS}
     return pipeline(**latents, **strengths, output_type="pt", **options).frames

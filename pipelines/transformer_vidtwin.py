@@ -15,6 +15,7 @@ from diffusers.models.attention import AttentionModuleMixin, FeedForward
 from diffusers.models.cache_utils import CacheMixin
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.normalization import FP32LayerNorm
 from huggingface_hub import ModelCard
 from torch import nn
 
@@ -87,7 +88,11 @@ class VidTwinAttention(nn.Module, AttentionModuleMixin):
 
 
 def modulate(
-    hidden_states: torch.Tensor, lengths: tuple[int, int], scale: torch.Tensor, shift: torch.Tensor | None = None
+    hidden_states: torch.Tensor,
+    lengths: tuple[int, int],
+    scale: torch.Tensor,
+    shift: torch.Tensor | None = None,
+    dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     """Scale and shift the tokens of each stream by that stream's vectors.
 
@@ -95,12 +100,23 @@ def modulate(
         hidden_states: (B, S, D), S = sum(lengths).
         lengths: numbers of structure and of dynamics tokens.
         scale, shift: (B, 2, D).
+        dtype: of the result; None: as PyTorch promotes those of the arguments.
     """
     streams = []
     for i, tokens in enumerate(hidden_states.split(lengths, dim=1)):
         tokens = tokens * scale[:, i : i + 1]
         streams.append(tokens if shift is None else tokens + shift[:, i : i + 1])
-    return torch.cat(streams, dim=1)
+    modulated = torch.cat(streams, dim=1)
+    return modulated if dtype is None else modulated.to(dtype)
+
+
+def widen_float16(modulation: torch.Tensor) -> tuple[torch.Tensor, torch.dtype | None]:
+    """A float16 modulation in float32, and the dtype that layers then need their input in; others unchanged and None.
+
+    Gated branches and the residual stream of trained models exceed 65504, the largest value of float16. In float32
+    they also make what they are added to or multiplied with float32.
+    """
+    return (modulation.float(), modulation.dtype) if modulation.dtype == torch.float16 else (modulation, None)
 
 
 class VidTwinTransformerBlock(nn.Module):
@@ -121,7 +137,7 @@ class VidTwinTransformerBlock(nn.Module):
         self.attn1 = VidTwinAttention(dim, heads, dim_head, qk_norm)
         self.attn2 = None
         if cross_attention_dim is not None:
-            self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+            self.norm2 = FP32LayerNorm(dim, eps=1e-6)  # its input is float32 also where its weights are float16
             self.attn2 = VidTwinAttention(dim, heads, dim_head, qk_norm, cross_attention_dim)
         self.norm3 = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
         self.ff = FeedForward(dim, mult=mlp_ratio, activation_fn="gelu-approximate")
@@ -141,12 +157,14 @@ class VidTwinTransformerBlock(nn.Module):
         """
         x = hidden_states
         modulation = self.modulation(conditioning) if modulation is None else modulation
+        modulation, dtype = widen_float16(modulation)
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.chunk(6, dim=-1)
-        attended = self.attn1(modulate(self.norm1(x), lengths, 1 + scale_a, shift_a))
+        attended = self.attn1(modulate(self.norm1(x), lengths, 1 + scale_a, shift_a, dtype))
         x = x + modulate(attended, lengths, gate_a)
         if self.attn2 is not None:
-            x = x + self.attn2(self.norm2(x), encoder_hidden_states)
-        return x + modulate(self.ff(modulate(self.norm3(x), lengths, 1 + scale_m, shift_m)), lengths, gate_m)
+            normed = self.norm2(x)
+            x = x + self.attn2(normed if dtype is None else normed.to(dtype), encoder_hidden_states)
+        return x + modulate(self.ff(modulate(self.norm3(x), lengths, 1 + scale_m, shift_m, dtype)), lengths, gate_m)
 
 
 # Diffusers' hooks that skip whole blocks (FirstBlockCache, MagCache, layer skip) ask here what a block returns.
@@ -388,8 +406,9 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
 
         # 3. Output
         modulation = self.modulation_out(conditioning) if of_output is None else of_output
+        modulation, dtype = widen_float16(modulation)
         shift, scale = modulation.chunk(2, dim=-1)
-        x = modulate(self.norm_out(x), self.num_tokens, 1 + scale, shift)
+        x = modulate(self.norm_out(x), self.num_tokens, 1 + scale, shift, dtype)
         structure, dynamics = x.split(self.num_tokens, dim=1)
         sample = TwinLatents(
             unpatchify(self.structure_out(structure), self.structure_embed.patch_size, self.structure_shape),

@@ -43,6 +43,12 @@ def backends(monkeypatch) -> Iterator[list]:
 
 
 @pytest.fixture
+def fast_bf16(monkeypatch) -> None:
+    """Attention as on a CPU that multiplies bf16 clearly faster than float32, whatever this one does."""
+    monkeypatch.setattr(autoencoder.attention, "is_clearly_faster", lambda dtype: dtype == torch.bfloat16)
+
+
+@pytest.fixture
 def graphs() -> Iterator[Callable[[], int]]:
     """Counts the graphs compiled so far."""
     torch.compiler.reset()

@@ -97,7 +97,7 @@ def build_app(studio: Studio, name: str) -> gr.Blocks:
                 with gr.Row():
                     with gr.Column(scale=2):
                         labels = _class_input(studio.classes, several=True)
-                        settings = _sampling_settings()
+                        settings = _sampling_settings(bool(studio.classes))
                         buttons = _buttons("Generate")
                     with gr.Column(scale=3):
                         result = _video_output("generate-result")
@@ -123,7 +123,7 @@ def build_app(studio: Studio, name: str) -> gr.Blocks:
                             label="Change",
                             info="0: its own look is kept, 1: nothing of it is left",
                         )
-                        settings = _sampling_settings()
+                        settings = _sampling_settings(bool(studio.classes))
                         buttons = _buttons("Animate")
                     with gr.Column(scale=3):
                         result = _video_output("animate-result")
@@ -175,13 +175,13 @@ def _class_input(classes: list[tuple[str, int]], several: bool) -> gr.Dropdown:
     return gr.Dropdown(classes, value=value, multiselect=several, label=label, visible=bool(classes))
 
 
-def _sampling_settings() -> list[gr.components.Component]:
-    """Fields for `count`, `steps`, `guidance` and `seed`."""
+def _sampling_settings(conditional: bool) -> list[gr.components.Component]:
+    """Fields for `count`, `steps`, `guidance` and `seed`; without classes there is no guidance to choose."""
     with gr.Row():
         count = gr.Slider(1, 4, 2, step=1, label="Videos of each")
         steps = gr.Slider(1, 200, 50, step=1, label="Steps")
     with gr.Row():
-        guidance = gr.Slider(1, 15, 3, step=0.1, label="Guidance", info="To the class; 1: none")
+        guidance = gr.Slider(1, 15, 3, step=0.1, label="Guidance", info="To the class; 1: none", visible=conditional)
         seed = gr.Number(0, minimum=0, maximum=2**32 - 1, precision=0, label="Seed", info="The same gives the same")
     return [count, steps, guidance, seed]
 

@@ -18,6 +18,7 @@ from types import FrameType
 from typing import NoReturn
 
 from .errors import UserError, run_program
+from .options import check_options
 
 DTYPES = ("float32", "bfloat16", "float16")
 COMPONENTS = ("both", "structure", "dynamics")
@@ -100,8 +101,8 @@ def build_parser() -> argparse.ArgumentParser:
         dest="class_labels",
         action="append",
         metavar="NAME",
-        help="class, or sub-class such as orbit/star, to generate, by name or number; may be given several times "
-        "(default: every class once)",
+        help="class, or sub-class such as orbit/star, to generate, by name or number; may be given several times; not "
+        "for an unconditional model (default: every class once)",
     )
     generate.add_argument("--num", type=int, default=1, metavar="N", help="videos of each class (default: 1)")
     generate.add_argument("--steps", type=int, default=50, metavar="N", help="denoising steps (default: 50)")
@@ -228,7 +229,13 @@ def _model_options(
 ) -> None:
     parser.add_argument("--model", required=required, help=what)
     parser.add_argument("--device", help="cuda, cuda:1, mps, cpu ... (default: the accelerator there is, or cpu)")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="what the model computes in")
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", *DTYPES),
+        default="auto",
+        help="what the model computes in (default: auto, bfloat16 where the device is clearly faster in it, else "
+        "float32)",
+    )
 
 
 def _reading_options(parser: argparse.ArgumentParser) -> None:
@@ -246,9 +253,10 @@ def _components_option(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; a wrong input ends with one sentence and exit code 2."""
-    options = vars(build_parser().parse_args(arguments))
+    parsed = vars(build_parser().parse_args(arguments))
 
     def run() -> None:
+        options = check_options(parsed)
         # Here, after the words are known to be right: `vidgen --help` answers at once.
         with _interrupts_handled_by(_end_now):  # libraries swallow a KeyboardInterrupt while they are imported
             import torch

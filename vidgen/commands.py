@@ -9,8 +9,12 @@ length (`vidgen.streaming`). Outputs appear when whole, or not at all.
 from __future__ import annotations
 
 import json
+import math
 import re
+import sys
 import threading
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -39,6 +43,7 @@ from .files import refuse_to_replace, written_aside_folder
 from .latent_file import LatentFile, write_latents
 from .models import SHIPPED_MODEL, is_pipeline, load_pipeline, load_vae, weights_hash
 from .plots import dataset_histograms
+from .precision import place_model
 from .progress import progress
 from .streaming import (
     Components,
@@ -61,14 +66,15 @@ class Reading:
 
     Attributes:
         model: a VAE or pipeline, as `load_vae` takes it.
-        device, dtype: where and in what it computes; None: the accelerator there is, or the CPU.
+        device: where the model computes; None: the accelerator there is, or the CPU.
+        dtype: in what it computes, as `resolve_dtype` takes it.
         fps, size: frames a second and short side in pixels; None: the video's own.
         tile_overlap, window_overlap: pixels and frames; None: a quarter of the model's own.
     """
 
     model: str
     device: str | None = None
-    dtype: str = "float32"
+    dtype: str = "auto"
     fps: float | None = None
     size: int | None = None
     tile_overlap: int | None = None
@@ -93,7 +99,7 @@ class Reading:
                 raise UserError(f"--window-overlap must be 0 to {frames - 1} frames here, not {self.window_overlap}.")
             strides["tile_sample_stride_num_frames"] = frames - self.window_overlap
         vae.enable_tiling(**strides)
-        return vae.to(_device(self.device), getattr(torch, self.dtype))
+        return place_model(vae, _device(self.device), self.dtype)
 
 
 def encode(
@@ -122,7 +128,7 @@ def decode(
     *,
     model: str,
     device: str | None = None,
-    dtype: str = "float32",
+    dtype: str = "auto",
     components: Components = "both",
     fps: float | None = None,
     any_model: bool = False,
@@ -134,7 +140,7 @@ def decode(
         raise UserError(f"{latents} was saved without a frame rate; give one with --fps.")
     vae = load_vae(model)
     file.check_model(vae, None if any_model else weights_hash(vae))
-    vae.to(_device(device), getattr(torch, dtype))
+    place_model(vae, _device(device), dtype)
     geometry = file.geometry or video_geometry(vae, *vae.clip_shape[1:])
     chunks = decode_windows(file.windows(vae.device, vae.dtype), vae, geometry, components)
     return _write(video, chunks, geometry, rate, "decoding")
@@ -197,7 +203,7 @@ def generate(
     *,
     model: str,
     device: str | None = None,
-    dtype: str = "float32",
+    dtype: str = "auto",
     class_labels: list[str] | None = None,
     num: int = 1,
     steps: int = 50,
@@ -210,16 +216,19 @@ def generate(
 ) -> list[Path]:
     """New videos from a trained pipeline: `num` of each class, or of every class.
 
+    A class that is given twice is the same as twice as many videos of it; an unconditional pipeline takes none.
     They are as long as the model's clips, or of `frames` frames, made window by window; with `loop` they end where
     they begin.
     """
     for option, value in (("--num", num), ("--steps", steps), ("--frames", 1 if frames is None else frames)):
         if value < 1:
             raise UserError(f"{option} must be at least 1, not {value}.")
+    if not math.isfinite(guidance):
+        raise UserError(f"--guidance must be a finite number, not {guidance}.")
     low, high = guidance_interval
     if not 0 <= low <= high <= 1:
         raise UserError(f"--guidance-interval must be two numbers from 0 to 1, the lower first, not {low:g} {high:g}.")
-    pipeline = load_pipeline(model).to(_device(device), getattr(torch, dtype))
+    pipeline = place_model(load_pipeline(model), _device(device), dtype)
     if pipeline.vae is None:
         raise UserError(f"The pipeline in {model} has no autoencoder, which videos need.")
     known = pipeline.labels | pipeline.subclasses
@@ -230,6 +239,7 @@ def generate(
     own_frames, height, width = pipeline.vae.clip_shape[1:]
     frames = own_frames if frames is None else frames
     paths = _numbered(output, [None if label is None else str(names.get(label, label)) for label in labels], num)
+    made = Counter()  # videos by class: another one of the same class has the next seed
     writers = iter([open_writer(path, fps=fps, width=width, height=height) for path in paths])  # wrong ones say so now
     for label in labels:
         pipeline.set_progress_bar_config(
@@ -244,10 +254,9 @@ def generate(
             guidance_scale=guidance,
             num_inference_steps=steps,
             guidance_interval=guidance_interval,
-            generator=[torch.Generator().manual_seed(seed + i) for i in range(num)],
+            generator=[torch.Generator().manual_seed(seed + made[label] + i) for i in range(num)],
         )
-        if not videos.isfinite().all():
-            raise UserError("The model made values that are not finite, which no pixel can show.")
+        made[label] += num
         for video, writer in zip(videos.movedim(2, -1).float().cpu().numpy(), writers, strict=False):
             with writer:
                 writer.write((255 * video).round().astype(np.uint8))
@@ -286,7 +295,9 @@ def shards(
     split_files: str | None = None,
 ) -> None:
     """A data set as WebDataset shards in `folder`; with `ucf101_split` in its sub-folders `train` and `test`."""
-    parts: dict[str, tuple[list[VideoFile], list[str]]] = {folder: list_videos(root)} if ucf101_split is None else {}
+    parts: dict[str, tuple[list[VideoFile], list[str]]] = (
+        {folder: list_videos(root, _print_aside)} if ucf101_split is None else {}
+    )
     if ucf101_split is not None:
         train, test, classes = official_split(root, ucf101_split, split_files)
         parts = {str(Path(folder, "train")): (train, classes), str(Path(folder, "test")): (test, classes)}
@@ -324,9 +335,9 @@ def data_check(
     timeout: float = 60.0,
 ) -> None:
     """Look through a data set: `output`/bad_videos.jsonl, `output`/histograms.png, and a table of totals."""
-    if num_frames < 1 or not fps > 0 or not timeout > 0 or (jobs is not None and jobs < 1):
+    if num_frames < 1 or not 0 < fps < math.inf or not timeout > 0 or (jobs is not None and jobs < 1):
         raise UserError("--num-frames, --fps, --jobs and --timeout must be positive")
-    files, classes = list_videos(root)
+    files, classes = list_videos(root, _print_aside)
     found = check_videos([f.path for f in files], num_frames=num_frames, fps=fps, jobs=jobs, timeout=timeout)
     reports = list(progress(found, description="checking", total=len(files)))
     listed = write_reports(Path(output, "bad_videos.jsonl"), reports)
@@ -350,7 +361,7 @@ def app(
     *,
     model: str | None = None,
     device: str | None = None,
-    dtype: str = "float32",
+    dtype: str = "auto",
     host: str = "127.0.0.1",
     port: int = 7860,
     share: bool = False,
@@ -359,7 +370,7 @@ def app(
     max_size: int = 256,
 ) -> None:
     """A page on which to try a model, until interrupted; without `model` the one that comes with the repository."""
-    if max_upload_mb <= 0 or max_seconds <= 0 or max_size < 2:
+    if not max_upload_mb > 0 or not max_seconds > 0 or max_size < 2:
         raise UserError("--max-upload-mb and --max-seconds must be positive, and --max-size at least 2.")
     if model is None:
         if not SHIPPED_MODEL.is_dir():
@@ -373,7 +384,7 @@ def app(
             raise
         raise UserError("The page needs Gradio: pip install -e '.[web]'.") from error
     load = load_pipeline if is_pipeline(model) else load_vae
-    loaded = load(model).to(_device(device), getattr(torch, dtype))
+    loaded = place_model(load(model), _device(device), dtype)
     limits = UploadLimits(megabytes=max_upload_mb, seconds=max_seconds, short_side=max_size)
     name = "/".join(Path(model).parts[-2:])
     with serve(loaded, name, limits, host=host, port=port, share=share) as address:
@@ -402,7 +413,7 @@ def info(model: str) -> dict[str, object]:
         facts["DiT parameters"] = pipeline.transformer.num_parameters()
         facts["DiT tokens"] = " + ".join(map(str, pipeline.transformer.num_tokens))
         facts["scheduler"] = type(pipeline.scheduler).__name__
-        facts["classes"] = ", ".join(pipeline.labels) or str(pipeline.transformer.config.num_classes)
+        facts["classes"] = ", ".join(pipeline.labels) or pipeline.transformer.config.num_classes or "unconditional"
         if pipeline.subclasses:
             facts["sub-classes"] = ", ".join(pipeline.subclasses)
     config = {name: value for name, value in vae.config.items() if not name.startswith("_")}
@@ -413,6 +424,11 @@ def info(model: str) -> dict[str, object]:
 
 
 # --- what they share -------------------------------------------------------------------------------------------------
+
+
+def _print_aside(text: str) -> None:
+    """Print to stderr: stdout holds results."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def _device(name: str | None) -> torch.device:
@@ -455,14 +471,23 @@ def _size_of(geometry: ClipGeometry, fps: Fraction, columns: int = 1) -> str:
 
 
 def _numbered(output: str, names: list[str | None], num: int) -> list[str]:
-    """A path for each of `num` videos of each class: `output` itself for one, else out-NAME-0.mp4 ..."""
+    """A path for each of `num` videos of each class: `output` itself for one, else out-NAME-0.mp4 ...
+
+    Numbers run on where names repeat, or differ only in what file systems do not tell apart.
+    """
     if len(names) * num == 1:
         return [output]
     target = Path(output)
     if not target.name:
         raise UserError(f"{output}: several videos need a name to number, such as out.mp4.")
     stems = ["-".join([target.stem, *([] if name is None else [name.replace("/", "_")])]) for name in names]
-    return [str(target.with_name(f"{stem}-{i}{target.suffix}")) for stem in stems for i in range(num)]
+    taken: Counter[str] = Counter()
+    paths = []
+    for stem in stems:
+        key = unicodedata.normalize("NFC", stem).casefold()
+        paths += [str(target.with_name(f"{stem}-{taken[key] + i}{target.suffix}")) for i in range(num)]
+        taken[key] += num
+    return paths
 
 
 def _label(text: str, labels: dict[str, int]) -> int | str:

@@ -9,6 +9,7 @@ scripts.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Sequence
 from dataclasses import Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -18,21 +19,32 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from .errors import UserError
+from .options import expand_home
+
+
+class _PathConfig:
+    """A config with paths: expands the home folder in every text, since only paths begin with `~`."""
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            if isinstance(value := getattr(self, f.name), str):
+                setattr(self, f.name, expand_home(value))
 
 
 @dataclass
-class DataConfig:
+class DataConfig(_PathConfig):
     """Where clips come from and how they are cut."""
 
     root: str = MISSING  # a folder of class folders or of videos, a CSV with the columns path,label, or shards
-    validation_root: str | None = None  # clips to validate on; without it `num_validation_videos` are held out
-    num_validation_videos: int = 8  # held out where there is no validation_root; at most a fifth
+    validation_root: str | None = None  # VAE only: clips to validate on; else `num_validation_videos` are held out
+    num_validation_videos: int = 8  # VAE only: held out where there is no validation_root; at most a fifth
     ucf101_split: int | None = None  # 1, 2 or 3: train on UCF-101's official train list, validate on its test list
     split_files: str | None = None  # folder of those lists; ucfTrainTestlist in or beside `root` where not given
     resolution: int | None = None  # height and width in pixels; the model's own where not given
     num_frames: int | None = None  # likewise
     fps: float = 8.0  # frames a second of a clip, whatever its file's rate
-    flip: bool = False  # mirror clips at random
+    decoder: str = "pyav"  # pyav, decord, torchcodec: of videos; files that the others cannot read safely go to PyAV
+    flip: bool = False  # VAE only: mirror clips at random; for the DiT see latents.flips
     clips_per_video: int = 1  # clips cut from each video in an epoch
 
 
@@ -44,7 +56,7 @@ class TrainConfig:
     max_train_steps: int = 100_000  # optimizer steps; schedules end there
     gradient_accumulation_steps: int = 1  # batches to an optimizer step
     gradient_checkpointing: bool = False  # compute activations twice, keep a fraction of them
-    mixed_precision: str = "bf16"  # no, fp16, bf16
+    mixed_precision: str = "auto"  # no, fp16, bf16; auto: what is fastest on the device, or what the resumed run had
     max_grad_norm: float = 1.0  # gradients of each player are scaled down to it; 0 leaves them
     ema_decay: float = 0.999  # 0 trains without an average
     logging_steps: int = 10  # a line of metrics every so many steps, the mean over them
@@ -66,7 +78,7 @@ class OptimConfig:
     adam_weight_decay: float = 1e-4  # decoupled, times the learning rate
     adam_epsilon: float = 1e-8  # added to the root of the squares
     lr_scheduler: str = "cosine"  # a name of diffusers.optimization.get_scheduler
-    lr_warmup_steps: int = 5000  # optimizer steps from 0 to learning_rate
+    lr_warmup_steps: int = 5000  # optimizer steps from 0 to learning_rate; a tenth of a run that is shorter than that
 
 
 @dataclass
@@ -88,7 +100,7 @@ class VAELossConfig:
 
 
 @dataclass
-class PerceptualConfig:
+class PerceptualConfig(_PathConfig):
     """LPIPS between frames, on ImageNet features."""
 
     weight: float = 0.05  # the paper's; 0 trains without
@@ -115,7 +127,7 @@ class GANConfig:
 
 
 @dataclass
-class VAETrainingConfig:
+class VAETrainingConfig(_PathConfig):
     """Everything `train_vae.py` reads."""
 
     output_dir: str = "runs/vae"  # the run folder; made if missing
@@ -157,12 +169,12 @@ class DiffusionConfig:
     independent_timesteps: float = 0.0  # share of clips whose streams get timesteps of their own; else one for both
     class_dropout: float = 0.2  # share of clips trained without their class, for classifier-free guidance
     subclass_dropout: float = 0.0  # share of clips trained as the class above theirs: jump for jump/dog
-    guidance_scale: float = 5.0  # of the samples drawn at validation
+    guidance_scale: float = 5.0  # of the samples drawn at validation; without classes there is none
     num_inference_steps: int = 50  # likewise
 
 
 @dataclass
-class DiTTrainingConfig:
+class DiTTrainingConfig(_PathConfig):
     """Everything `train_dit.py` and `vidgen.encode_latents` read."""
 
     vae: str = MISSING  # folder of a trained VAE
@@ -224,7 +236,7 @@ def load_config(config_class: type[Config], arguments: Sequence[str]) -> Config:
         at = arguments.index("--config")
         if at + 1 >= len(arguments):
             raise UserError("--config wants the path of a YAML recipe after it.")
-        files.append(arguments[at + 1])
+        files.append(expand_home(arguments[at + 1]))
         del arguments[at : at + 2]
     merged = OmegaConf.structured(config_class)
     for file in files:
@@ -243,6 +255,7 @@ def load_config(config_class: type[Config], arguments: Sequence[str]) -> Config:
     missing = sorted(OmegaConf.missing_keys(merged))
     if missing:
         raise UserError(f"{missing[0]} is not set; give it as {missing[0]}=... on the command line or in the recipe.")
+    _check_values(merged, config_class)
     for key, least in LEAST.items():
         value = OmegaConf.select(merged, key)
         if value is not None and value < least:
@@ -256,6 +269,15 @@ def load_config(config_class: type[Config], arguments: Sequence[str]) -> Config:
 def save_config(config: Any, path: str | Path) -> None:
     """The resolved config as YAML that `--config` reads back."""
     Path(path).write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
+def _check_values(config: Any, config_class: type) -> None:
+    """Raise a `UserError` for a number that is not finite, anywhere, or an empty text."""
+    for key, value in _leaves(OmegaConf.to_container(config)):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{key} must be a finite number, not {value}.")
+        if value == "" and key in _text_keys(config_class):
+            raise UserError(f"{key} is empty; give it a value, or null where it may have none.")
 
 
 def _read_yaml(file: str) -> Any:
@@ -316,6 +338,17 @@ def _leaf_keys(container: Any, prefix: str = "") -> list[str]:
     if not isinstance(container, dict) or (prefix and not container):
         return [prefix.rstrip(".")]
     return [leaf for key, value in container.items() for leaf in _leaf_keys(value, f"{prefix}{key}.")]
+
+
+def _leaves(container: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """Every value below a container of dictionaries and lists, by its dotted key."""
+    if isinstance(container, dict):
+        items = container.items()
+    elif isinstance(container, list):
+        items = enumerate(container)
+    else:
+        return [(prefix.rstrip("."), container)]
+    return [leaf for key, value in items for leaf in _leaves(value, f"{prefix}{key}.")]
 
 
 def _nearest(key: str, known: list[str]) -> str:

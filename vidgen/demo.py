@@ -10,11 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shlex
 import shutil
-import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Sequence
@@ -22,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.utils import logging
 from rich.console import Console
 from rich.table import Table
 
@@ -31,16 +28,18 @@ from pipelines import VidTwinPipeline
 from .config import DiTTrainingConfig, load_config
 from .data.dataset import ClipDataset, collate_clips
 from .data.sprites import write_sprites
-from .errors import UserError, run_program
+from .errors import run_program
 from .files import written_aside
+from .launch import launch_training
 from .metrics.detectors import get_detector
 from .metrics.frechet import FeatureStatistics, RankDeficientWarning, frechet_distance
 from .metrics.reconstruction import ReconstructionMetrics, mean_colour, shrunk
 from .models import SHIPPED_MODEL
+from .options import expand_home
 from .plots import class_grid, component_grid, loss_curves, reenactment_grid, save_clip_grid_video
+from .precision import place_model
 from .report import Report
 
-REPOSITORY = Path(__file__).parents[1]
 FPS = 8
 DETECTOR = "pooled_pixels"
 VALIDATION_PER_CLASS = 8
@@ -56,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--vae", action="append", default=[], metavar="KEY=VALUE", help="override of its recipe")
     parser.add_argument("--dit", action="append", default=[], metavar="KEY=VALUE", help="override of its recipe")
     options = parser.parse_args(arguments)
-    root: Path = options.output_dir
+    logging.set_verbosity_error()  # Diffusers warns of a cast of no module
+    root = Path(expand_home(options.output_dir))
     started = time.monotonic()
 
     def announce(step: str) -> None:
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         shutil.rmtree(root / run, ignore_errors=True)
     announce("3/6  Training the autoencoder")
     train_data = f"data.root={root / 'data' / 'train'}"
-    launch(
+    launch_training(
         "train_vae.py",
         "vae/sprites.yaml",
         [train_data, f"data.validation_root={root / 'data' / 'validation'}", f"output_dir={root / 'vae'}"],
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
 
     announce("4/6  Training the DiT on its latents")
-    launch(
+    launch_training(
         "train_dit.py",
         "dit/sprites.yaml",
         [f"vae={root / 'vae' / 'final'}", train_data, f"output_dir={root / 'dit'}"],
@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
 
     announce("5/6  Generating and measuring")
-    pipeline = loaded(root / "dit" / "final")
+    pipeline = load_for_sampling(root / "dit" / "final")
     summary = reconstruction(pipeline.vae, validation, root)
     train = ClipDataset(root / "data" / "train", num_frames=16, fps=FPS, resolution=64, train=False)
     summary |= generation(pipeline, train, options.samples_per_class, root)
@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def generated_in_the_box(root: Path) -> Path:
     """Clips of every class by the model in the box: a video, and a picture of eight of each one's frames."""
-    pipeline = loaded(SHIPPED_MODEL)
+    pipeline = load_for_sampling(SHIPPED_MODEL)
     names = sorted(pipeline.labels, key=pipeline.labels.get)
     clips = sampled(pipeline, names, num_videos_per_prompt=4, guidance_scale=3.0, num_inference_steps=25)
     labels = [name for name in names for _ in range(4)]
@@ -117,10 +117,10 @@ def generated_in_the_box(root: Path) -> Path:
     return class_grid(root / "in_the_box.png", clips[::4], names)
 
 
-def loaded(folder: Path) -> VidTwinPipeline:
-    """A pipeline on the device there is, without bars."""
-    pipeline = VidTwinPipeline.from_pretrained(folder)
-    pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+def load_for_sampling(folder: Path) -> VidTwinPipeline:
+    """A pipeline on the accelerator, or the CPU without one, in the precision that is fast there; without bars."""
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    pipeline = place_model(VidTwinPipeline.from_pretrained(folder), device)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -129,23 +129,7 @@ def sampled(pipeline: VidTwinPipeline, labels: int | list[str], seed: int = 0, *
     """Generated clips (N, 3, T, H, W) in [-1, 1], on the CPU."""
     generator = torch.Generator().manual_seed(seed)
     frames = pipeline(class_labels=labels, generator=generator, output_type="pt", **options).frames
-    return 2 * frames.cpu().transpose(1, 2) - 1
-
-
-def launch(program: str, recipe: str, settings: list[str], overrides: list[str]) -> None:
-    """Run one of the training programs as a user does.
-
-    Raises:
-        UserError: if it fails; it has said why itself.
-    """
-    command = [program, "--config", f"configs/{recipe}", *settings, *overrides]
-    console.print(f"[dim]$ accelerate launch {shlex.join(command)}[/dim]", soft_wrap=True)
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes=1", "--num_machines=1"]
-    launcher += ["--mixed_precision=no", "--dynamo_backend=no", "--quiet"]
-    launcher.append(f"--num_cpu_threads_per_process={os.environ.get('OMP_NUM_THREADS', os.cpu_count())}")
-    absolute = [REPOSITORY / program, "--config", REPOSITORY / "configs" / recipe, *settings, *overrides]
-    if subprocess.run([*launcher, *map(str, absolute)], check=False).returncode:
-        raise UserError(f"{program} failed; what it said stands above.")
+    return 2 * frames.float().cpu().transpose(1, 2) - 1
 
 
 def first_clips(dataset: ClipDataset) -> torch.Tensor:
@@ -167,14 +151,14 @@ def reconstruction(vae: AutoencoderKLVidTwin, validation: ClipDataset, root: Pat
     """PSNR and SSIM of held-out clips beside two references, with the pictures of both latents' roles."""
     metrics = {name: ReconstructionMetrics() for name in ("", "_mean_colour", "_shrunk", "_structure", "_dynamics")}
     for clips in clip_batches(validation, range(len(validation))):
-        latents = vae.encode(clips.to(vae.device)).latent_dist.mode()
+        latents = vae.encode(clips.to(vae.device, vae.dtype)).latent_dist.mode()
         for components, name in zip(COMPONENTS, ("", "_structure", "_dynamics"), strict=True):
             metrics[name].update(vae.decode(latents, components).sample.float().cpu(), clips)
         metrics["_mean_colour"].update(mean_colour(clips), clips)
         metrics["_shrunk"].update(shrunk(clips, vae.latent_size), clips)
 
     clips = first_clips(validation)
-    latents = vae.unpack(vae.encode(clips.to(vae.device)).latent_dist.mode())
+    latents = vae.unpack(vae.encode(clips.to(vae.device, vae.dtype)).latent_dist.mode())
     decoded = [vae.decode(latents, components).sample.float().cpu() for components in COMPONENTS]
     component_grid(root / "components.png", clips, *decoded)
     save_clip_grid_video(root / "components.mp4", torch.cat([clips, *decoded]), FPS, columns=len(clips))
@@ -226,7 +210,9 @@ def generation(pipeline: VidTwinPipeline, train: ClipDataset, per_class: int, ro
     others = {
         "generated": clips,
         "real_vs_real": real,
-        "reconstructed": [pipeline.vae(x.to(pipeline.vae.device)).sample.float().cpu().clamp(-1, 1) for x in real],
+        "reconstructed": [
+            pipeline.vae(x.to(pipeline.device, pipeline.vae.dtype)).sample.float().cpu().clamp(-1, 1) for x in real
+        ],
         "mean_colour": [mean_colour(x) for x in real],
     }
 

@@ -20,11 +20,14 @@ def main() -> None:
     config = load_config(DiTTrainingConfig, sys.argv[1:])
     from accelerate import Accelerator  # after the config: a wrong key is told within a second
 
+    from .environment import set_cpu_threads
     from .latent_cache import prepare_cache
     from .models import load_vae
+    from .precision import agree_on_mixed_precision
 
+    set_cpu_threads()
     try:
-        accelerator = Accelerator(mixed_precision=config.train.mixed_precision)
+        accelerator = Accelerator(mixed_precision=agree_on_mixed_precision(config.train.mixed_precision).precision)
     except ValueError as error:
         raise UserError(f"train.mixed_precision does not fit: {error}") from error
     cache = prepare_cache(config, load_vae(config.vae).to(accelerator.device), accelerator)

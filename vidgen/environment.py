@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shlex
 import subprocess
@@ -9,9 +10,14 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import psutil
 import torch
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 
 PACKAGES = ("vidgen", "torch", "diffusers", "transformers", "accelerate", "torchmetrics", "numpy", "scipy", "av")
+LAUNCHERS = ("accelerate", "torchrun", "torch.distributed")  # in the command lines of what starts processes
+LAUNCHED_VARIABLES = {"LOCAL_RANK", "ACCELERATE_MIXED_PRECISION"}  # each launcher sets one of them
 
 
 def environment() -> dict[str, str]:
@@ -46,6 +52,47 @@ def device() -> str:
     if torch.backends.mps.is_available():
         return f"{platform.processor() or platform.machine()} (MPS)"
     return f"{_cpu_name()}, {torch.get_num_threads()} threads"
+
+
+def get_process_state() -> PartialState:
+    """Return Accelerate's state of this process, on the device that an `Accelerator` will take."""
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+
+
+def set_cpu_threads() -> None:
+    """Let a launched process compute on its share of the machine's cores, unless the user chose a number of threads.
+
+    `accelerate launch` and `torchrun` set OMP_NUM_THREADS to 1 where the user did not. A single process takes every
+    core it may run on, several on one machine share them. The main process prints the number. Changes nothing where
+    an accelerator computes.
+    """
+    state = get_process_state()
+    if state.device.type != "cpu":
+        return
+    if _launcher_chose_threads():
+        torch.set_num_threads(max(1, count_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    if state.is_main_process:
+        print(f"CPU threads: {torch.get_num_threads()} per process, {count_cores()} cores.", flush=True)
+
+
+def count_cores() -> int:
+    """The number of cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _launcher_chose_threads() -> bool:
+    """Whether OMP_NUM_THREADS is a launcher's default: neither the launcher's own option nor set before it started."""
+    if os.environ.get("OMP_NUM_THREADS") != "1" or not LAUNCHED_VARIABLES & os.environ.keys():
+        return False
+    try:
+        for parent in psutil.Process().parents():
+            words = parent.cmdline()
+            if any(name in word for name in LAUNCHERS for word in words):
+                options = {word.split("=")[0].strip("-").replace("-", "_") for word in words}
+                return "num_cpu_threads_per_process" not in options and "OMP_NUM_THREADS" not in parent.environ()
+    except psutil.Error:
+        pass  # another user's process, which tells nothing
+    return False
 
 
 def _git(folder: Path, *arguments: str) -> str:

@@ -24,6 +24,8 @@ def run_program(main: Callable[[], None]) -> None:
 
     A `UserError` becomes one line on stderr and exit code 2, without a traceback.
     """
+    if hasattr(sys.stdout, "reconfigure"):  # print file names that are not UTF-8, as stderr does
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main()
         _leave_process_group()

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from pipelines.finite import NonFiniteError
+
 from .errors import UserError
 
 
@@ -19,10 +21,12 @@ def to_uint8(clip: torch.Tensor) -> torch.Tensor:
     """The pixels a file would hold: a float tensor of any shape in [-1, 1] as uint8 [0, 255], clamped and rounded.
 
     Raises:
-        ValueError: if a value is not finite, which no pixel can show.
+        NonFiniteError: a ValueError, if a value is not finite, which no pixel can show.
     """
     if clip.numel() and not torch.stack(clip.detach().aminmax()).isfinite().all():
-        raise ValueError(f"a clip of shape {tuple(clip.shape)} holds NaN or infinite values; pixels must be finite.")
+        raise NonFiniteError(
+            f"a clip of shape {tuple(clip.shape)} holds NaN or infinite values; pixels must be finite."
+        )
     return (clip.detach().float() + 1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
 
 

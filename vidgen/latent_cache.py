@@ -19,15 +19,17 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Dataset
 
 from autoencoder import AutoencoderKLVidTwin, TwinPosterior
+from pipelines.finite import non_finite_message
 
-from .config import DiTTrainingConfig, LatentsConfig
+from .config import DataConfig, DiTTrainingConfig, LatentsConfig
 from .data.dataset import BadVideos, ClipDataset, VideoFile, collate_clips, list_training_videos
+from .data.decoders import describe_fallbacks
 from .data.video import ShardMember
 from .errors import UserError
 from .files import written_aside
@@ -49,8 +51,10 @@ def prepare_cache(config: DiTTrainingConfig, vae: AutoencoderKLVidTwin, accelera
         UserError: if the data cannot be had, or the folder holds the latents of another autoencoder or other data.
     """
     check_latents(config, vae)
+    for key in keys_without_effect(config.data):
+        accelerator.print(f"warning: {key} has no effect here: every video of data.root is encoded for the DiT.")
     folder = Path(config.latent_cache or Path(config.output_dir) / "latents")
-    files, classes = list_training_videos(config.data)
+    files, classes = list_training_videos(config.data, accelerator.print)
     source = cache_source(config, vae, files, classes)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"latent_cache: {folder} is no folder.")
@@ -69,10 +73,11 @@ def prepare_cache(config: DiTTrainingConfig, vae: AutoencoderKLVidTwin, accelera
             seed=config.seed,
             clips_per_video=clips_per_video(config),
             classes=classes,
+            decoder=config.data.decoder,
         )
         mine = missing[accelerator.process_index :: accelerator.num_processes]
         with accelerator.autocast():
-            encode_shards(
+            fallbacks = encode_shards(
                 folder,
                 mine,
                 vae,
@@ -82,6 +87,8 @@ def prepare_cache(config: DiTTrainingConfig, vae: AutoencoderKLVidTwin, accelera
                 accelerator.device,
                 config.train.dataloader_num_workers,
             )
+        if sentence := describe_fallbacks(config.data.decoder, gather_object(fallbacks), len(files)):
+            accelerator.print(sentence)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             write_index(folder, clips, source, vae, config, accelerator.mixed_precision)
@@ -90,13 +97,31 @@ def prepare_cache(config: DiTTrainingConfig, vae: AutoencoderKLVidTwin, accelera
 
 
 def check_latents(config: DiTTrainingConfig, vae: AutoencoderKLVidTwin) -> None:
-    """Raise a `UserError` for a setting that is not the autoencoder's."""
+    """Raise a `UserError` for a setting that is not the autoencoder's, or that latents do not depend on."""
+    if config.data.flip:
+        raise UserError(
+            "data.flip mirrors clips while a VAE is trained, but the DiT is trained on latents that are encoded once: "
+            "leave data.flip out, and set latents.flips=true to encode every clip mirrored as well."
+        )
+    if config.model.latent_setting is not None:
+        raise UserError(
+            f"model.latent_setting is a setting of the VAE; the DiT takes the latents of {config.vae} as they are. "
+            "Leave it out."
+        )
     for name, own in {"resolution": vae.config.sample_size, "num_frames": vae.config.num_frames}.items():
         if getattr(config.data, name) not in (None, own):
             raise UserError(
                 f"data.{name} is {getattr(config.data, name)}, but the latents of {config.vae} are those of {own}; "
                 f"leave data.{name} out, or train an autoencoder for it."
             )
+
+
+def keys_without_effect(data: DataConfig) -> list[str]:
+    """The keys of `data` that were set and that latents do not depend on: nothing is held out for validation."""
+    keys = ["data.validation_root"] if data.validation_root is not None else []
+    if data.num_validation_videos not in (0, DataConfig.num_validation_videos):
+        keys.append("data.num_validation_videos")
+    return keys
 
 
 def clips_per_video(config: DiTTrainingConfig) -> int:
@@ -177,6 +202,9 @@ def encode_clips(
     """Batches of a data set's clips, by their indices, with the posterior, over (b, L), float32, on the CPU.
 
     With `flips` every clip is also encoded mirrored: the posterior is over (2 b, L), the mirrored ones last.
+
+    Raises:
+        UserError: if the latents of a clip are not finite.
     """
     loader = DataLoader(
         clips,
@@ -190,8 +218,12 @@ def encode_clips(
         video = batch["video"].to(device, vae.dtype, non_blocking=True)
         if flips:
             video = torch.cat([video, video.flip(-1)])
-        posterior = vae.encode(video).latent_dist
-        yield TwinPosterior(posterior.mean.float().cpu(), posterior.logvar.float().cpu()), batch
+        encoded = vae.encode(video).latent_dist
+        posterior = TwinPosterior(encoded.mean.float().cpu(), encoded.logvar.float().cpu())
+        if not (posterior.mean.isfinite().all() and posterior.logvar.isfinite().all()):
+            message = non_finite_message("the autoencoder", vae)
+            raise UserError(f"{message} (train.mixed_precision) The clips are of {', '.join(batch['path'])}.")
+        yield posterior, batch
 
 
 def split_evenly(indices: range, size: int) -> list[range]:
@@ -236,16 +268,18 @@ def encode_shards(
     config: LatentsConfig,
     device: torch.device | str,
     num_workers: int,
-) -> None:
+) -> list[tuple[str, str]]:
     """Encode and write some of a cache's shards, by number.
 
     Rows stand in the order of the data set, a clip's mirror image right after it. A clip that stands in for an
-    unreadable one is left out: it has a row of its own.
+    unreadable one is left out: it has a row of its own. Returns the (path, reason) of videos that PyAV read in place
+    of a chosen decoder.
     """
     ranges = split_evenly(range(len(clips)), config.shard_size)
     batches = [batch for shard in mine for batch in split_evenly(ranges[shard], config.batch_size)]
     rows: dict[str, list[torch.Tensor]] = {}
     skipped: list[tuple[str, str]] = []
+    fallbacks: list[tuple[str, str]] = []
     todo = iter(mine)
     shard = next(todo, None)
     encoded = encode_clips(vae, clips, device, batches, num_workers, config.flips)
@@ -262,6 +296,7 @@ def encode_shards(
         for name, values in fields.items():
             rows.setdefault(name, []).append(values[batch["own"]].flatten(0, 1))
         skipped += batch["skipped"]
+        fallbacks += batch["fallbacks"]
         if batch["index"][-1] == ranges[shard][-1]:
             tensors = {name: torch.cat(values).contiguous() for name, values in rows.items()}
             said = {
@@ -273,6 +308,7 @@ def encode_shards(
             with written_aside(shard_path(folder, shard, len(ranges))) as path:
                 save_file(tensors, path, {"vidgen": json.dumps(said)})
             rows, skipped, shard = {}, [], next(todo, None)
+    return fallbacks
 
 
 def read_shard(path: Path) -> dict[str, Any]:

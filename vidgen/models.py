@@ -15,6 +15,7 @@ from autoencoder.hub import Repository
 from pipelines import VidTwinPipeline
 
 from .errors import UserError
+from .options import expand_home
 
 Model = TypeVar("Model")
 SHIPPED_MODEL = Path(__file__).parents[1] / "models" / "sprites"  # a pipeline, in a clone of the repository
@@ -29,6 +30,7 @@ def load_vae(name: str) -> AutoencoderKLVidTwin:
     Raises:
         UserError: if there is none, or it cannot be loaded.
     """
+    name = expand_home(name)
     folder = Path(name)
     if (folder / "model_index.json").is_file():
         folder = folder / "vae"
@@ -60,6 +62,7 @@ def load_pipeline(name: str) -> VidTwinPipeline:
     Raises:
         UserError: if there is none, or it cannot be loaded.
     """
+    name = expand_home(name)
     folder = Path(name)
     if (folder.exists() or not _names_a_repository(name)) and not (folder / "model_index.json").is_file():
         raise UserError(f"No pipeline in {name}; a folder as train_dit.py leaves it in OUTPUT_DIR/final is wanted.")
@@ -77,6 +80,7 @@ def weights_hash(model: nn.Module) -> str:
 
 def is_pipeline(name: str) -> bool:
     """Whether a folder or repository that `load_vae` takes holds a whole pipeline."""
+    name = expand_home(name)
     if Path(name).exists() or not _names_a_repository(name):
         return (Path(name) / "model_index.json").is_file()
     return Repository(name, None).find("model_index.json") is not None

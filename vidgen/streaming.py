@@ -20,6 +20,7 @@ import torch
 
 from autoencoder import AutoencoderKLVidTwin, TwinLatents
 from autoencoder.tiling import ClipGeometry, axis_starts, ramp
+from pipelines.finite import check_finite_output
 
 from .data.dataset import clip_to_frames, crop, frames_to_clip, resize_to_cover
 from .data.streams import FrameReader
@@ -94,7 +95,11 @@ def windows(frames: Iterable[np.ndarray], geometry: ClipGeometry) -> Iterator[Wi
 
 @torch.no_grad()
 def encode_windows(video: Iterable[Window], vae: AutoencoderKLVidTwin) -> Iterator[WindowLatents]:
-    """The mean latents of every window."""
+    """The mean latents of every window.
+
+    Raises:
+        NonFiniteError: if they contain NaN or infinite values.
+    """
     for start, frames in video:
         yield WindowLatents(start, _encode(frames, vae))
 
@@ -102,7 +107,9 @@ def encode_windows(video: Iterable[Window], vae: AutoencoderKLVidTwin) -> Iterat
 def _encode(frames: list[np.ndarray], vae: AutoencoderKLVidTwin) -> TwinLatents:
     clip = frames_to_clip(torch.from_numpy(np.stack(frames))).to(vae.device, vae.dtype)
     latents = vae.encode(clip[None]).latent_dist.mode()
-    return latents if isinstance(latents, TwinLatents) else vae.unpack(latents)
+    latents = latents if isinstance(latents, TwinLatents) else vae.unpack(latents)
+    check_finite_output("the autoencoder", latents.pack(), vae)
+    return latents
 
 
 @torch.no_grad()
@@ -112,10 +119,15 @@ def decode_windows(
     geometry: ClipGeometry,
     components: Components = "both",
 ) -> Iterator[np.ndarray]:
-    """Finished frames, uint8 (T, H, W, 3), a few at a time: windows blended over the frames they share."""
+    """Finished frames, uint8 (T, H, W, 3), a few at a time: windows blended over the frames they share.
+
+    Raises:
+        NonFiniteError: if a decoded window contains NaN or infinite values.
+    """
     shared = None  # decoded frames that the next window shares
     for (start, latents), following in zip(video, _following_starts(geometry), strict=True):
         clip = vae.decode(latents, components).sample[0].float()
+        check_finite_output("the autoencoder", clip, vae)
         if shared is not None:
             overlap = shared.shape[1]
             rise = ramp(overlap, overlap).to(clip.device)[:, None, None]

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+import autoencoder.attention
 from autoencoder.attention import _matmul_attention, attention
 from autoencoder.blocks import VidTwinTransformer, modulated_norm, sincos_1d, sincos_2d
 from autoencoder.qformer import QFormer
@@ -58,13 +59,34 @@ def test_both_attention_paths_agree(is_causal):
     torch.testing.assert_close(_matmul_attention(query, key, value, is_causal, 0.0), fused, rtol=1e-5, atol=1e-6)
 
 
-def test_bf16_attention_on_a_cpu_is_close_to_float32():
+@pytest.mark.parametrize("is_fast", [False, True])
+def test_bf16_attention_on_a_cpu_is_close_to_float32(is_fast, monkeypatch):
+    monkeypatch.setattr(autoencoder.attention, "is_clearly_faster", lambda dtype: is_fast)
     torch.manual_seed(0)
     query, key, value = torch.randn(3, 2, 32, 4, 8)
     exact = attention(query, key, value, is_causal=True)
     half = attention(query.bfloat16(), key.bfloat16(), value.bfloat16(), is_causal=True)
     assert half.dtype == torch.bfloat16
     assert (half.float() - exact).square().mean() < 1e-4 * exact.square().mean()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_cpu_that_is_slow_in_half_precision_attends_in_float32(dtype, backends, monkeypatch):
+    """Also under autocast, which would cast the inputs back."""
+    monkeypatch.setattr(autoencoder.attention, "is_clearly_faster", lambda dtype: False)
+    dtypes = []
+    dispatch = autoencoder.attention.dispatch_attention_fn
+
+    def record(query, *args, **kwargs):
+        out = dispatch(query, *args, **kwargs)
+        dtypes.extend([query.dtype, out.dtype])
+        return out
+
+    monkeypatch.setattr(autoencoder.attention, "dispatch_attention_fn", record)
+    x = torch.randn(1, 4, 2, 8).to(dtype)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert attention(x, x, x).dtype == dtype
+    assert dtypes == [torch.float32, torch.float32]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -185,7 +185,7 @@ def test_the_backend_is_the_users_choice(model, clip, expected, backends):
     assert set(backends) == {None}
 
 
-def test_a_chosen_backend_wins_over_matmuls_in_half_precision(backends):
+def test_a_chosen_backend_wins_over_matmuls_in_half_precision(backends, fast_bf16):
     x = torch.randn(1, 4, 2, 8, dtype=torch.bfloat16)
     autoencoder.attention.attention(x, x, x)
     assert backends == []

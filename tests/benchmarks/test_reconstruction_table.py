@@ -12,7 +12,7 @@ from vidgen.metrics.reconstruction import MAX_PSNR
 
 
 def test_smoke_then_its_vae_and_copies_on_a_folder(work_dir, tmp_path, lpips_weights):
-    common = ["--work-dir", str(work_dir), lpips_weights, "--results", str(tmp_path)]
+    common = ["--dtype", "float32", "--work-dir", str(work_dir), lpips_weights, "--results", str(tmp_path)]
     reconstruction.BENCHMARK.main(common)
     record = json.loads((tmp_path / "reconstruction.json").read_text())["results"]
     [method] = record["methods"].values()

@@ -58,3 +58,7 @@ def test_a_record_names_no_place_of_this_machine():
     assert from_repository(f"--vae {REPOSITORY}/runs/x --file={beside} other/y") == (
         "--vae runs/x --file=../shared/a.pth other/y"
     )
+    inside = f"/mnt{REPOSITORY.parent}/x /a{REPOSITORY}/y"  # the same folders in the middle of other paths
+    assert from_repository(inside) == inside
+    text = json.dumps({"a": f"b:{REPOSITORY}/c\n{REPOSITORY}/d", "e": [f"{beside}"]})
+    assert json.loads(from_repository(text)) == {"a": "b:c\nd", "e": ["../shared/a.pth"]}

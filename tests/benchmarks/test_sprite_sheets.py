@@ -1,4 +1,4 @@
-"""Sheets for a reader who knows nothing: what is on them, what their key says, and how answers are counted."""
+"""Sheets for a blind rater: what is on them, what their key says, and how answers are counted."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import sprites
@@ -131,3 +132,9 @@ def test_there_is_no_paper_scale_and_no_model_but_the_one_named(tmp_path):
         options.work_dir = tmp_path
         with pytest.raises(UserError, match=says):
             sprites.run(options)
+
+
+def test_a_pipeline_without_the_classes_of_sprites_is_refused(monkeypatch):
+    monkeypatch.setattr(sprites, "_load", lambda folder, dtype: SimpleNamespace(labels={}))
+    with pytest.raises(UserError, match="must know the motions of sprites as classes; it has no"):
+        sprites.run(argparse.Namespace(scale="cpu", pipeline="unconditional", dtype="float32"))

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import unicodedata
 from fractions import Fraction
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from safetensors import safe_open
 from autoencoder import AutoencoderKLVidTwin, TwinLatents
 from pipelines import VidTwinPipeline, VidTwinTransformer3DModel, default_scheduler
 from vidgen.cli import build_parser, main
+from vidgen.commands import _numbered
 from vidgen.data.sprites import render_sprite, sample_factors
 from vidgen.data.streams import FrameReader
 from vidgen.data.video import write_video
@@ -165,6 +167,63 @@ def test_generate_writes_a_video_for_each_class_and_number(model, tmp_path, caps
         assert ((tmp_path / "w.gif").read_bytes() == (tmp_path / names[-1]).read_bytes()) is same
     capsys.readouterr()
     assert "did you mean 'spin'" in says(capsys, *words, tmp_path / "x.mp4", "--class", "spinn")
+
+
+def test_a_class_given_twice_is_two_videos_of_it(model, tmp_path, capsys):
+    words = ["generate", "--model", model, "--steps", "2", "--seed", "3"]
+    main([*words, str(tmp_path / "num.gif"), "--class", "orbit", "--num", "3"])
+    capsys.readouterr()
+    main([*words, str(tmp_path / "twice.gif"), "--class", "orbit", "--class", "spin", "--class", "0", "--class", "0"])
+    printed = [Path(line).name for line in capsys.readouterr().out.splitlines()]
+    assert printed == ["twice-orbit-0.gif", "twice-spin-0.gif", "twice-orbit-1.gif", "twice-orbit-2.gif"]
+    for i in range(3):
+        expected = (tmp_path / f"num-orbit-{i}.gif").read_bytes()
+        assert (tmp_path / f"twice-orbit-{i}.gif").read_bytes() == expected
+    main([*words, str(tmp_path / "both.gif"), "--class", "1", "--class", "1", "--num", "2"])
+    assert sorted(path.name for path in tmp_path.glob("both*")) == [f"both-spin-{i}.gif" for i in range(4)]
+
+
+@pytest.mark.parametrize("num", [1, 2, 11])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["orbit/star", "orbit_star", "orbit/star"],  # equal once they are file names
+        ["Orbit", "orbit", "ORBIT"],  # equal on macOS and Windows
+        ["caf\u00e9", "cafe\u0301"],  # equal on macOS
+        ["a", "a-0", "a-0-0", "a-1", "a"],
+        [None],
+        ["0", "0-0", "00"],
+    ],
+)
+def test_no_two_generated_videos_have_one_name(names, num):
+    paths = _numbered("folder/out.mp4", names, num)
+    assert len(paths) == len(names) * num
+    keys = {unicodedata.normalize("NFC", path).casefold() for path in paths}
+    assert len(keys) == len(paths)
+    assert all(Path(path).parent == Path("folder") and path.endswith(".mp4") for path in paths)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_guidance_that_is_not_finite_is_refused(model, tmp_path, capsys, value):
+    words = ["generate", "--model", model, tmp_path / "x.mp4"]
+    assert f"--guidance must be a finite number, not {value}" in says(capsys, *words, f"--guidance={value}")
+    assert "--guidance-interval must be" in says(capsys, *words, "--guidance-interval", "0", value.lstrip("-"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_commands_work_in_float16_or_name_a_dtype_that_does(model, video, tmp_path, capsys):
+    half = ["--dtype", "float16"]
+    main(["generate", str(tmp_path / "x.mp4"), "--model", model, "--steps", "2", "--class", "orbit", *half])
+    main(["reconstruct", video, str(tmp_path / "y.mp4"), "--model", model, *half])
+    broken, folder = VidTwinPipeline.from_pretrained(model), tmp_path / "broken"
+    with torch.no_grad():  # within float32's range
+        for layer in broken.transformer.structure_out, next(broken.vae.decoder.children()):
+            next(layer.parameters()).mul_(1e6)
+    broken.save_pretrained(folder)
+    words = ["--model", folder, *half]
+    assert "Use bfloat16 or float32" in says(capsys, "generate", tmp_path / "g.mp4", "--steps", "2", *words)
+    assert "Use bfloat16 or float32" in says(capsys, "reconstruct", video, tmp_path / "r.mp4", *words)
+    assert not (tmp_path / "g.mp4").exists() and not (tmp_path / "r.mp4").exists()
 
 
 def test_generate_draws_sub_classes_or_takes_the_one_named(tmp_path, capsys):
@@ -460,7 +519,9 @@ def test_shards_hold_the_data_set(videos, tmp_path, capsys):
     from vidgen.data import list_videos
 
     main(["shards", str(videos), str(tmp_path / "out"), "--max-count", "3"])
-    assert capsys.readouterr().out == f"4 videos in 2 shards in {tmp_path / 'out'}\n"
+    printed = capsys.readouterr()
+    assert printed.out == f"4 videos in 2 shards in {tmp_path / 'out'}\n"
+    assert printed.err.startswith(f"{videos}: 4 videos, 2 classes (orbit, spin)\n")
     files, classes = list_videos(tmp_path / "out")
     assert [file.label for file in files] == [0, 0, 1, 1] and classes == ["orbit", "spin"]
 

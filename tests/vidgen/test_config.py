@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from vidgen.config import LEAST, DiTTrainingConfig, VAETrainingConfig, config_fields, load_config, save_config
 from vidgen.errors import UserError
@@ -72,6 +73,54 @@ def test_mistakes_get_one_sentence(arguments, sentence):
         load_config(VAETrainingConfig, arguments)
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("argument", "key"),
+    [
+        ("data.fps=nan", "data.fps"),
+        ("data.fps=.inf", "data.fps"),
+        ("optim.learning_rate=1e999", "optim.learning_rate"),
+        ("train.ema_decay=nan", "train.ema_decay"),
+        ("model.overrides.mlp_ratio=.nan", "model.overrides.mlp_ratio"),
+        ("model.overrides.list=[1.0,-.inf]", "model.overrides.list.1"),
+    ],
+)
+def test_numbers_must_be_finite(argument, key):
+    with pytest.raises(UserError, match=rf"^{key} must be a finite number, not (nan|inf|-inf)\.$"):
+        load_config(VAETrainingConfig, ["data.root=x", argument])
+
+
+def test_every_number_must_be_finite():
+    keys = config_fields(VAETrainingConfig) | config_fields(DiTTrainingConfig)
+    for key in (key for key, f in keys.items() if f.type == "float"):
+        config_class = VAETrainingConfig if key in config_fields(VAETrainingConfig) else DiTTrainingConfig
+        with pytest.raises(UserError, match=f"^{key} must be a finite number"):
+            load_config(config_class, ["data.root=x", *["vae=v"][: config_class is DiTTrainingConfig], f"{key}=nan"])
+
+
+def test_home_folders_are_expanded_in_every_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    keys = {
+        VAETrainingConfig: ["data.root", "data.validation_root", "data.split_files", "output_dir", "resume"],
+        DiTTrainingConfig: ["data.root", "output_dir", "vae", "latent_cache"],
+    }
+    keys[VAETrainingConfig].append("perceptual.weights")
+    for config_class, paths in keys.items():
+        recipe = OmegaConf.create()
+        for key in paths:
+            OmegaConf.update(recipe, key, f"~/{key}")
+        OmegaConf.save(recipe, tmp_path / "recipe.yaml")
+        for arguments in (["--config", "~/recipe.yaml"], [f"{key}=~/{key}" for key in paths]):
+            config = OmegaConf.structured(load_config(config_class, arguments))
+            assert {key: OmegaConf.select(config, key) for key in paths} == {key: f"{tmp_path}/{key}" for key in paths}
+    assert VAETrainingConfig(output_dir="~/a").output_dir == f"{tmp_path}/a"
+
+
+def test_an_empty_path_is_not_the_current_folder(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("data: {root: ''}")
+    with pytest.raises(UserError, match=r"data\.root is empty"):
+        load_config(VAETrainingConfig, ["--config", str(tmp_path / "recipe.yaml")])
 
 
 def test_every_whole_number_has_a_least():

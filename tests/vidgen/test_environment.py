@@ -1,14 +1,18 @@
 """What a run says about where it ran."""
 
+import os
 import shutil
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
 import vidgen.environment as module
 from vidgen.environment import environment, git_commit
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_facts_are_text_and_complete(monkeypatch):
@@ -43,3 +47,35 @@ def test_commit_is_this_checkouts_and_never_another_projects(tmp_path, monkeypat
     installed.mkdir(parents=True)
     monkeypatch.setattr(module, "__file__", str(installed / "environment.py"))
     assert git_commit() == "not a git checkout"
+
+
+PRINT_THREADS = (
+    "import torch; from vidgen.environment import set_cpu_threads; set_cpu_threads(); print(torch.get_num_threads())"
+)
+
+
+@pytest.mark.parametrize(
+    ("user", "options", "processes", "expected"),
+    [
+        ({}, [], 1, "cores"),
+        ({}, [], 2, "share"),
+        ({"OMP_NUM_THREADS": "1"}, [], 1, 1),
+        ({}, ["--num_cpu_threads_per_process=1"], 1, 1),
+    ],
+)
+def test_a_launched_process_computes_on_its_share_of_the_cores(tmp_path, user, options, processes, expected):
+    """The launcher is a stand-in that does to the environment what `accelerate launch` does."""
+    launcher = tmp_path / "accelerate"
+    launcher.write_text(
+        "import os, subprocess, sys\n"
+        "os.environ.setdefault('OMP_NUM_THREADS', '1')\n"
+        f"os.environ |= {{'ACCELERATE_MIXED_PRECISION': 'no', 'LOCAL_WORLD_SIZE': '{processes}'}}\n"
+        f"sys.exit(subprocess.run([sys.executable, '-c', {PRINT_THREADS!r}]).returncode)\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if key not in module.LAUNCHED_VARIABLES}
+    environment.pop("OMP_NUM_THREADS", None)
+    command = [sys.executable, str(launcher), "launch", *options]
+    result = subprocess.run(command, env=environment | user, capture_output=True, text=True, cwd=ROOT, check=True)
+    cores = module.count_cores()
+    threads = {"cores": cores, "share": max(1, cores // 2)}.get(expected, expected)
+    assert result.stdout.splitlines() == [f"CPU threads: {threads} per process, {cores} cores.", str(threads)]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import sys
+
 import pytest
 import torch.distributed as dist
 
@@ -35,3 +38,10 @@ def test_a_mistake_on_one_process_waits_for_no_other(tmp_path, capsys):
         run_program(main)
     assert dist.is_initialized() and capsys.readouterr().err == "error: wrong\n"
     dist.destroy_process_group()
+
+
+def test_names_that_are_not_utf8_can_be_printed(monkeypatch):
+    buffer = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(buffer, "utf-8"))
+    run_program(lambda: print("caf\udce9.mp4", flush=True))
+    assert buffer.getvalue().rstrip() == rb"caf\udce9.mp4"

@@ -88,6 +88,11 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
+def test_the_summary_of_the_data_set_is_printed(prepare, videos, capsys):
+    prepare()
+    assert capsys.readouterr().out.startswith(f"{videos}: {CLIPS} videos, 8 classes (bounce, orbit, ")
+
+
 # --- what it holds --------------------------------------------------------------------------------------------------
 
 
@@ -373,3 +378,38 @@ def test_a_mistake_of_the_program_is_one_sentence(vae_folder, tmp_path, monkeypa
     monkeypatch.setattr(sys, "argv", ["encode_latents", *arguments])
     with pytest.raises(UserError, match="no dataset at absent"):
         encode_latents.main()
+
+
+# --- settings that latents do not depend on --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("data.flip=true", r"data\.flip mirrors clips while a VAE is trained.*set latents\.flips=true"),
+        ("model.latent_setting=2", r"model\.latent_setting is a setting of the VAE"),
+        ("data.resolution=64", r"data\.resolution is 64, but the latents of"),
+    ],
+)
+def test_a_setting_that_would_do_nothing_is_refused(prepare, override, sentence):
+    with pytest.raises(UserError, match=sentence):
+        prepare(override)
+
+
+def test_validation_settings_are_said_to_have_no_effect(prepare, videos, capsys):
+    cache = prepare(f"data.validation_root={videos}", "data.num_validation_videos=3")
+    out = capsys.readouterr().out
+    assert "warning: data.validation_root has no effect here" in out
+    assert "warning: data.num_validation_videos has no effect here" in out
+    assert len(cache) == CLIPS
+    prepare("data.num_validation_videos=0")
+    assert "warning" not in capsys.readouterr().out
+
+
+def test_latents_that_are_not_finite_are_not_kept(vae_folder, prepare, tmp_path):
+    vae = AutoencoderKLVidTwin.from_pretrained(vae_folder)
+    torch.nn.init.constant_(next(vae.encoder.parameters()), torch.inf)
+    vae.save_pretrained(tmp_path / "broken")
+    with pytest.raises(UserError, match=r"^The autoencoder produced NaN .* in float32.*(orbit|bounce).*\.mp4"):
+        prepare(vae=tmp_path / "broken")
+    assert not list((tmp_path / "cache").glob("*.safetensors"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 
@@ -70,6 +71,20 @@ def test_shared_frames_pass_from_one_window_to_the_next(vae):
     video = np.concatenate(list(decode_windows([WindowLatents(0, None), WindowLatents(3, None)], Shades(), geometry)))
     levels = video[:, 0, 0, 0].astype(int).tolist()
     assert levels == [64, 64, 64, 128, 191, 191, 191]
+
+
+def test_latents_and_frames_that_are_not_finite_are_refused(vae):
+    """Before a pixel or a latent is made of them, with the dtype they are of."""
+    video, geometry = frames(4), video_geometry(vae, 4, 32, 32)
+    [window] = encode_windows(windows(iter(video), geometry), vae)
+    for part, run in (
+        ("encoder", lambda model: list(encode_windows(windows(iter(video), geometry), model))),
+        ("decoder", lambda model: list(decode_windows([window], model, geometry))),
+    ):
+        broken = copy.deepcopy(vae)
+        torch.nn.init.constant_(next(getattr(broken, part).parameters()), torch.inf)
+        with pytest.raises(ValueError, match=r"^The autoencoder produced NaN or infinite values in float32"):
+            run(broken)
 
 
 def test_a_video_that_ends_early_is_an_error(vae):

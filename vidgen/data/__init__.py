@@ -9,14 +9,11 @@ if TYPE_CHECKING:
     from .dataset import (
         BadVideos,
         ClipDataset,
-        VideoFile,
         clip_to_frames,
         collate_clips,
         frames_to_clip,
-        list_train_and_validation,
-        list_videos,
-        split_validation,
     )
+    from .listing import VideoFile, list_train_and_validation, list_videos, split_validation
     from .shards import write_shards
     from .sprites import MOTIONS, render_sprite, sample_factors, write_sprites
     from .streams import FrameReader, VideoWriter, open_writer
@@ -31,20 +28,20 @@ _HOMES = {
     "ShardMember": "video",
     "VIDEO_EXTENSIONS": "video",
     "VideoError": "video",
-    "VideoFile": "dataset",
+    "VideoFile": "listing",
     "VideoInfo": "video",
     "VideoWriter": "streams",
     "clip_to_frames": "dataset",
     "collate_clips": "dataset",
     "frames_to_clip": "dataset",
-    "list_train_and_validation": "dataset",
-    "list_videos": "dataset",
+    "list_train_and_validation": "listing",
+    "list_videos": "listing",
     "open_writer": "streams",
     "probe": "video",
     "read_clip": "video",
     "render_sprite": "sprites",
     "sample_factors": "sprites",
-    "split_validation": "dataset",
+    "split_validation": "listing",
     "ucf101_split": "ucf101",
     "write_shards": "shards",
     "write_sprites": "sprites",

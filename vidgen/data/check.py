@@ -14,14 +14,19 @@ import queue
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import av
+from av.video.reformatter import VideoReformatter
 
 from ..files import written_aside
 from .streams import own_rate
-from .video import VideoError, VideoSource, decode_frames, index_video, short_reason
+from .video_file import VideoError, VideoSource
+from .video_frames import shows_through, to_rgb
+from .video_index import VideoIndex, scan_video
+from .video_packets import PacketList
 
 START_SECONDS = 120  # for a process to import what decodes
 LONGEST_SIDES = 3  # one side over the other; beyond it a square crop shows little of the frame
@@ -52,40 +57,79 @@ def inspect_video(path: VideoSource, *, num_frames: int, fps: float) -> VideoRep
     It is short if it cannot give a clip of `num_frames` at `fps`. Odd are: a variable frame rate, rotation,
     transparency, interlacing, one side over three times the other, a size that changes, fewer frames than announced.
     """
+    look = _Look()
     try:
-        index = index_video(path)
-        info = index.info
-        known = {name: getattr(info, name) for name in ("width", "height", "fps", "num_frames", "duration", "codec")}
+        with _captured_errors() as messages:
+            index, packets = scan_video(path, look=look)
     except VideoError as error:
         return VideoReport(str(path), "unreadable", error.reason)
-    odd = {}
-    _, is_constant = own_rate(index)
-    if not is_constant:
-        odd["its frame rate varies"] = True
+    info = index.info
+    known = {name: getattr(info, name) for name in ("width", "height", "fps", "num_frames", "duration", "codec")}
+    if damage := _find_damage(index, packets):
+        return VideoReport(str(path), "unreadable", damage, **known)
+    odd = [*index.faults, *index.traits]
+    if not own_rate(index.without_missing_ends())[1]:
+        odd.append("its frame rate varies")
     if max(info.width, info.height) > LONGEST_SIDES * min(info.width, info.height):
-        odd[f"one side is over {LONGEST_SIDES} times the other"] = True
-    decoded, sizes = 0, set()
-    try:
-        for _, frame in decode_frames(index):
-            if frame.is_corrupt:
-                return VideoReport(str(path), "unreadable", f"frame {decoded} is damaged", **known)
-            decoded += 1
-            sizes.add((frame.width, frame.height))
-            odd["it is stored rotated"] = odd.get("it is stored rotated") or bool(frame.rotation)
-            odd["it is interlaced"] = odd.get("it is interlaced") or frame.interlaced_frame
-            odd["it is partly transparent"] = any(component.is_alpha for component in frame.format.components)
-    except (av.FFmpegError, OSError, VideoError) as error:
-        reason = f"frame {decoded} cannot be decoded ({short_reason(error)})"
-        return VideoReport(str(path), "unreadable", reason, **known)
-    odd["its size changes midway"] = len(sizes) > 1
-    if decoded < info.num_frames:
-        odd[f"only {decoded} of its {info.num_frames} frames can be decoded"] = True
+        odd.append(f"one side is over {LONGEST_SIDES} times the other")
+    if look.is_interlaced:
+        odd.append("it is interlaced")
+    if look.is_transparent:
+        odd.append("it is partly transparent")
+    if len(look.sizes) > 1:
+        odd.append("its size changes midway")
+    if messages and not index.faults:
+        odd.append(f"FFmpeg reports {messages[0]!r}")
     try:
         info.latest_start(fps=fps, num_frames=num_frames)
     except VideoError as error:
         return VideoReport(str(path), "short", error.reason, **known)
-    reasons = [reason for reason, holds in odd.items() if holds]
-    return VideoReport(str(path), "odd" if reasons else "good", "; ".join(reasons), **known)
+    return VideoReport(str(path), "odd" if odd else "good", "; ".join(odd), **known)
+
+
+class _Look:
+    """What is to be seen of a video's frames, one by one."""
+
+    def __init__(self) -> None:
+        self.sizes: set[tuple[int, int]] = set()
+        self.is_interlaced = self.is_transparent = False
+
+    def __call__(self, frame: av.VideoFrame) -> None:
+        if not self.sizes:
+            to_rgb(frame, frame.width, frame.height, VideoReformatter())  # raises for colors that cannot be converted
+        self.sizes.add((frame.width, frame.height))
+        self.is_interlaced |= frame.interlaced_frame
+        self.is_transparent = self.is_transparent or shows_through(frame)
+
+
+def _find_damage(index: VideoIndex, packets: PacketList) -> str:
+    """The first damage that is neither at the beginning nor at the end; empty if there is none."""
+    sound = range(*index.sound)
+    numbers = index.number_outputs(packets)
+    for output, number in zip(packets.outputs, numbers, strict=True):
+        if output.is_corrupt and number in sound:
+            return f"frame {number} is damaged"
+    for packet, reason in packets.errors.items():
+        if packet not in index.undecodable:
+            came = sum(output.after <= packet for output in packets.outputs)
+            return f"frame {came} cannot be decoded ({reason})"
+    return ""
+
+
+@contextmanager
+def _captured_errors() -> Iterator[list[str]]:
+    """The messages that FFmpeg logs as errors within the block, in this thread."""
+    level, skips = av.logging.get_level(), av.logging.get_skip_repeated()
+    av.logging.set_level(av.logging.ERROR)
+    av.logging.set_skip_repeated(False)  # else the last message may come while the next file is read
+    messages: list[str] = []
+    try:
+        with av.logging.Capture() as logs:
+            yield messages
+            messages += [message.strip() for _, _, message in logs]
+    finally:
+        av.logging.set_level(level)
+        av.logging.set_skip_repeated(skips)
 
 
 def check_videos(

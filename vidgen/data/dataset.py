@@ -1,4 +1,4 @@
-"""From a folder or list of videos to batches of clips.
+"""From listed videos to batches of clips.
 
 Nothing here is random but by (seed, epoch, index), and nothing is silently invented: a video that cannot give a clip
 is stood in for by the next one that can, and its name and the reason travel with the sample to the main process.
@@ -6,13 +6,10 @@ is stood in for by the next one that can, and its name and the reason travel wit
 
 from __future__ import annotations
 
-import csv
 import json
 import os
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -20,146 +17,33 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch.utils.data import Dataset
 
-from ..errors import UserError
 from ..files import to_uint8, written_aside
-from .shards import find_shards, read_shards
-from .video import VIDEO_EXTENSIONS, ShardMember, VideoError, probe, read_clip
+from .decoders import ClipReader
+from .listing import (
+    VideoFile,
+    find_videos,
+    list_train_and_validation,
+    list_training_videos,
+    list_videos,
+    split_validation,
+)
+from .video import VideoError, probe
 
-if TYPE_CHECKING:
-    from ..config import DataConfig
-
-# --- listing files ------------------------------------------------------------------------------------------------
-
-
-class VideoFile(NamedTuple):
-    """A video and its class: an index into the list of classes, or None."""
-
-    path: Path | ShardMember
-    label: int | None
-
-
-def list_videos(root: str | os.PathLike) -> tuple[list[VideoFile], list[str]]:
-    """List the videos of a dataset, sorted by path, and the names of its classes, sorted.
-
-    `root` is one of: a folder that directly holds videos (no classes; sub-folders are searched too); a folder of
-    folders, where a video's class is the folder that directly holds it, at any depth (UCF-101 as it unpacks); a CSV
-    file with the header `path,label`, where label is optional, paths are relative to the CSV and its order is kept;
-    WebDataset shards, as `vidgen.data.shards.find_shards` takes them, in their order. Classes that are all whole
-    numbers are sorted as numbers. Raises `UserError` where there is no such thing, or no video in it.
-    """
-    shards, root = find_shards(root), Path(root)
-    classes: list[str] = []
-    if shards is not None:
-        members, classes = read_shards(shards)
-        paths, names = [path for path, _ in members], [name for _, name in members]
-    elif root.is_dir():
-        paths = find_videos(root)
-        named = any(path.parent == root for path in paths)
-        names = [None if named else path.parent.name for path in paths]
-    elif root.is_file() and root.suffix.lower() == ".csv":
-        paths, names = _read_csv(root)
-    elif root.exists():
-        raise UserError(
-            f"{root} is not a dataset: expected a folder of videos, shards, or a CSV file with a column 'path'"
-        )
-    else:
-        raise UserError(f"no dataset at {root}: expected a folder of videos, shards, or a CSV file")
-    if not paths:
-        raise UserError(f"no video in {root}: expected files ending in {', '.join(sorted(VIDEO_EXTENSIONS))}")
-
-    present = {name for name in names if name is not None}
-    if not present <= set(classes):  # only an index of shards knows them beforehand
-        classes = sorted(present, key=int) if all(name.isdecimal() for name in present) else sorted(present)
-    label_of = {name: label for label, name in enumerate(classes)}
-    return [VideoFile(path, label_of.get(name)) for path, name in zip(paths, names, strict=True)], classes
-
-
-def find_videos(root: Path) -> list[Path]:
-    """Every video below a folder, sorted; links are followed, hidden files and folders left out."""
-    found, seen = [], set()
-    for folder, subfolders, names in os.walk(root, followlinks=True):
-        seen.add(os.path.realpath(folder))
-        subfolders[:] = sorted(  # no hidden ones, and no links that lead in circles
-            name for name in subfolders if name[0] != "." and os.path.realpath(os.path.join(folder, name)) not in seen
-        )
-        found += [
-            Path(folder, name) for name in names if name[0] != "." and Path(name).suffix.lower() in VIDEO_EXTENSIONS
-        ]
-    return sorted(found)
-
-
-def _read_csv(table: Path) -> tuple[list[Path], list[str | None]]:
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file, skipinitialspace=True))
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise UserError(f"{table} is not a CSV file: {error}") from error
-    if rows and "path" not in rows[0]:
-        raise UserError(f"{table} has no column 'path': its first line should read path,label")
-    rows = [row for row in rows if row["path"]]
-    return [table.parent / row["path"] for row in rows], [(row.get("label") or "").strip() or None for row in rows]
-
-
-def list_train_and_validation(data: DataConfig, seed: int) -> tuple[list[VideoFile], list[VideoFile], list[str]]:
-    """What a recipe trains on, what it validates on, and the names of the classes.
-
-    Validation takes the videos of `validation_root`; or `num_validation_videos` of the official test list where
-    `ucf101_split` is given, classes in turn; or else as many, but at most a fifth, held out from `root`. Raises what
-    `list_videos`, `ucf101_split` and `split_validation` raise.
-    """
-    if data.ucf101_split is not None:
-        from .ucf101 import ucf101_split
-
-        files, validation, classes = ucf101_split(data.root, data.ucf101_split, data.split_files)
-        if data.num_validation_videos < len(validation):
-            _, validation = split_validation(validation, data.num_validation_videos, seed)
-    else:
-        files, classes = list_videos(data.root)
-        validation = None
-    if data.validation_root is not None:
-        validation, _ = list_videos(data.validation_root)
-    elif validation is None:
-        files, validation = split_validation(files, min(data.num_validation_videos, len(files) // 5), seed)
-    return files, validation, classes
-
-
-def list_training_videos(data: DataConfig) -> tuple[list[VideoFile], list[str]]:
-    """All a recipe may train on, with nothing held out: `root`, or the train list of its `ucf101_split`.
-
-    Raises what `list_videos` and `ucf101_split` raise.
-    """
-    if data.ucf101_split is None:
-        return list_videos(data.root)
-    from .ucf101 import ucf101_split
-
-    files, _, classes = ucf101_split(data.root, data.ucf101_split, data.split_files)
-    return files, classes
-
-
-def split_validation(
-    files: Sequence[VideoFile], num_validation: int, seed: int
-) -> tuple[list[VideoFile], list[VideoFile]]:
-    """Hold out `num_validation` files: (training, validation), in the given order, the same for the same seed.
-
-    The classes take turns, in random order, so each gives at least one where `num_validation` allows, and a class
-    gives its last file only when nothing else is left. A path listed twice stays on one side. Raises `UserError` if
-    nothing would be left to train on.
-    """
-    by_class: dict[int | None, list[Path | ShardMember]] = defaultdict(list)
-    for path, label in {file.path: file.label for file in files}.items():
-        by_class[label].append(path)
-    available = sum(map(len, by_class.values()))
-    if not 0 <= num_validation < available:
-        raise UserError(f"cannot hold out {num_validation} of {available} videos: choose from 0 to {available - 1}")
-
-    rng = np.random.default_rng(seed)
-    labels = sorted(by_class, key=lambda label: -1 if label is None else label)
-    queues = [[by_class[label][i] for i in rng.permutation(len(by_class[label]))] for label in labels]
-    queues = [queues[i] for i in rng.permutation(len(queues))]
-    turns = [(place == len(queue) - 1, place, path) for queue in queues for place, path in enumerate(queue)]
-    held = {path for *_, path in sorted(turns, key=lambda turn: turn[:2])[:num_validation]}
-    return [file for file in files if file.path not in held], [file for file in files if file.path in held]
-
+__all__ = [
+    "BadVideos",
+    "ClipDataset",
+    "VideoFile",
+    "clip_to_frames",
+    "collate_clips",
+    "crop",
+    "find_videos",
+    "frames_to_clip",
+    "list_train_and_validation",
+    "list_training_videos",
+    "list_videos",
+    "resize_to_cover",
+    "split_validation",
+]
 
 # --- frames and clips -----------------------------------------------------------------------------------------------
 
@@ -212,12 +96,14 @@ class ClipDataset(Dataset):
         train: random start, random crop and (with `flip`) random mirroring, drawn from (seed, epoch, index) alone;
             otherwise clips are cut from the middle of the video, in time and space.
         clips_per_video: how often each video is visited; without `train`, at evenly spaced starts.
+        decoder: what decodes the videos, one of `vidgen.data.decoders.DECODERS`.
 
     Asked for by index, or by (epoch, index), which draws anew. A sample is a dict: `video` float32 (3, T, H, W) in
     [-1, 1]; `label` (-1 where there is none); `index`, the one asked for; `path` of the video that was read and
     `start` in it, in seconds; `skipped`, the list of (path, reason) of videos passed over because they are unreadable
-    or too short: the next readable video takes their place.
-    Raises what `list_videos` raises, and `VideoError` if no video at all is readable.
+    or too short: the next readable video takes their place; `fallbacks`, the (path, reason) of the video if PyAV read
+    it although another decoder was chosen.
+    Raises what `list_videos` and `ClipReader` raise, and `VideoError` if no video at all is readable.
     """
 
     def __init__(
@@ -232,7 +118,9 @@ class ClipDataset(Dataset):
         seed: int = 0,
         clips_per_video: int = 1,
         classes: Sequence[str] = (),
+        decoder: str = "pyav",
     ):
+        self.reader = ClipReader(decoder)
         if isinstance(root, str | os.PathLike):
             self.files, self.classes = list_videos(root)
             self.where = f"under {root}"
@@ -253,7 +141,15 @@ class ClipDataset(Dataset):
 
     def centred(self) -> ClipDataset:
         """The same videos, one clip from the middle of each."""
-        return ClipDataset(self.files, self.num_frames, self.fps, self.size, train=False, classes=self.classes)
+        return ClipDataset(
+            self.files,
+            self.num_frames,
+            self.fps,
+            self.size,
+            train=False,
+            classes=self.classes,
+            decoder=self.reader.decoder,
+        )
 
     def check(self) -> list[tuple[str, str]]:
         """Open every video and list (path, reason) of those that cannot give a clip; takes milliseconds for each."""
@@ -301,7 +197,7 @@ class ClipDataset(Dataset):
         else:
             in_time, down, across = (visit + 0.5) / self.clips_per_video, 0.5, 0.5
         start = in_time * probe(path).latest_start(fps=self.fps, num_frames=self.num_frames)
-        frames = read_clip(path, start=start, fps=self.fps, num_frames=self.num_frames)
+        frames, fallback = self.reader.read(path, start=start, fps=self.fps, num_frames=self.num_frames)
         # Resized as bytes, which is within one grey level of resizing floats, and five times as fast or more.
         pixels = crop(resize_to_cover(rearrange(frames, "t h w c -> c t h w"), self.size), self.size, down, across)
         if self.train and self.flip and rng.random() < 0.5:
@@ -312,6 +208,7 @@ class ClipDataset(Dataset):
             "index": index,
             "path": str(path),
             "start": start,
+            "fallbacks": [] if fallback is None else [(str(path), fallback)],
         }
 
 
@@ -319,7 +216,7 @@ def collate_clips(samples: Sequence[dict]) -> dict:
     """Stack samples of `ClipDataset`: `video` (B, 3, T, H, W), `label`, `index` and `start` (B,), `path` a list.
 
     `own` (B,) is false for a clip that stands in for an unreadable one, and will come again in its own place;
-    `skipped` lists each (path, reason) once, in the order met.
+    `skipped` and `fallbacks` list each (path, reason) once, in the order met.
     """
     return {
         "video": torch.stack([sample["video"] for sample in samples]),
@@ -329,6 +226,7 @@ def collate_clips(samples: Sequence[dict]) -> dict:
         "path": [sample["path"] for sample in samples],
         "own": torch.tensor([not sample["skipped"] for sample in samples]),
         "skipped": list(dict.fromkeys(entry for sample in samples for entry in sample["skipped"])),
+        "fallbacks": list(dict.fromkeys(entry for sample in samples for entry in sample.get("fallbacks", ()))),
     }
 
 

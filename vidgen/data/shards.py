@@ -12,24 +12,29 @@ with two additions, `members` and `classes`; shards made by others, which lack i
 from __future__ import annotations
 
 import glob
+import io
 import json
 import os
 import re
 import tarfile
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
 from ..files import refuse_to_replace, written_aside_folder
-from .video import VIDEO_EXTENSIONS, ShardMember, VideoSource
+from ..options import expand_home
+from .formats import LeftOut, has_video_ending, is_hidden, is_other_content
+from .video import ShardMember, VideoSource
 
 if TYPE_CHECKING:
-    from .dataset import VideoFile
+    from .listing import VideoFile
 
 INDEX = "index.json"
 OURS = re.compile(r"shard-\d{6}\.tar|" + re.escape(INDEX))
 END_OF_TAR = bytes(1024)  # two empty blocks
+SIDECARS = ("json", "cls")  # endings of files that describe the video of the same key
+MAGIC = re.compile(r"[*?[{]")
 Member = tuple[ShardMember, str | None]  # a video and the name of its class
 
 
@@ -57,7 +62,8 @@ def write_shards(
         report: called after each video with how many there were.
 
     Returns:
-        (path, reason) of the files that could not be read and are left out. Damaged videos are kept as they are.
+        (path, reason) of the files that are left out because they cannot be read, or would not be found again: their
+        ending is no video's, or they hold something else. Damaged videos are kept as they are.
 
     Raises:
         UserError: if `folder` holds other things, no file can be read, or the disk is full.
@@ -79,6 +85,12 @@ def write_shards(
                         content = _read_bytes(path)
                     except OSError as error:
                         unreadable.append((str(path), error.strerror or str(error)))
+                        continue
+                    if not has_video_ending(path.name):
+                        unreadable.append((str(path), "its ending is not one of videos; rename it"))
+                        continue
+                    if is_other_content(path.name, io.BytesIO(content)):
+                        unreadable.append((str(path), "it holds text, a still image or only sound"))
                         continue
                     stem, ending = os.path.splitext(os.path.basename(path.name))
                     described = {"path": str(path)}
@@ -121,40 +133,63 @@ def find_shards(root: str | os.PathLike) -> list[Path] | None:
     """The shards, or the index, that `root` names; None where it names something else.
 
     `root`: a folder that holds .tar files, one such file, an index of ours (.json), or a pattern with *, ?, [] or
-    braces: "shard-{000000..000012}.tar". Raises `UserError` for a pattern that fits no file, or a shard missing.
+    braces: "shard-{000000..000012}.tar". A leading `~` is the home folder. Raises `UserError` for a pattern that fits
+    no file, or fits videos or folders, or a shard missing.
     """
-    text, path = os.fspath(root), Path(root)
+    text = expand_home(root)
+    path = Path(text)
     if path.is_dir():
-        tars = sorted(path.glob("*.tar"))
+        tars = sorted(tar for tar in path.iterdir() if tar.suffix.lower() == ".tar" and not is_hidden(tar.name))
         return [path / INDEX] if tars and (path / INDEX).is_file() else tars or None
     if path.is_file():
         return [path] if path.suffix.lower() in (".tar", ".json") else None
-    if not re.search(r"[*?[{]", text):
+    if not MAGIC.search(text):
         return None
-    from braceexpand import braceexpand
+    from braceexpand import UnbalancedBracesError, braceexpand
 
+    try:
+        patterns = list(braceexpand(text))
+    except UnbalancedBracesError as error:
+        raise UserError(f"{text} has braces that do not match") from error
     found: list[Path] = []
-    for pattern in braceexpand(text):
-        matches = sorted(glob.glob(pattern))
+    for pattern in patterns:
+        matches = [Path(match) for match in sorted(glob.glob(pattern))]
+        if has_video_ending(pattern) or any(match.is_dir() or has_video_ending(match.name) for match in matches):
+            raise UserError(_refuse_pattern(text))
         if not matches:
             raise UserError(f"no shard at {pattern}")
-        found += map(Path, matches)
+        found += matches
     return found
 
 
-def read_shards(shards: Iterable[Path]) -> tuple[list[Member], list[str]]:
+def _refuse_pattern(pattern: str) -> str:
+    parts = Path(pattern).parts
+    plain = next(number for number, part in enumerate(parts) if MAGIC.search(part))
+    return (
+        f"{pattern} is a pattern of videos or folders, which cannot name a dataset: give the folder that holds them, "
+        f"{Path(*parts[:plain])}, or a CSV file that lists the videos"
+    )
+
+
+def read_shards(shards: Iterable[Path], left_out: LeftOut | None = None) -> tuple[list[Member], list[str]]:
     """The videos in shards, in order, each with the name of its class; and the classes if an index says them.
+
+    Where no video at all has a class, the folder within its shard that directly holds it is its class, as when the
+    shard is unpacked. Files that are not taken for videos are added to `left_out`.
 
     Raises `UserError` for a shard that is missing, cut off, or no plain tar file.
     """
     members: list[Member] = []
     classes: list[str] = []
+    indexed = False
     for shard in shards:
         if shard.suffix.lower() == ".json":
             found, classes = _read_index(shard)
-            members += found
+            members, indexed = members + found, True
         else:
-            members += search_shard(shard)
+            members += search_shard(shard, left_out)
+    if not indexed and all(name is None for _, name in members):
+        members = [(member, PurePosixPath(member.name).parent.name or None) for member, _ in members]
     return members, classes
 
 
@@ -175,31 +210,40 @@ def _read_index(index: Path) -> tuple[list[Member], list[str]]:
     return members, classes
 
 
-def search_shard(shard: Path) -> list[Member]:
+def search_shard(shard: Path, left_out: LeftOut | None = None) -> list[Member]:
     """The videos in a tar file by its headers, with the class that a .json (`class`, `label`) or .cls beside says.
 
-    Raises `UserError` for what is no plain tar file, or one that is cut off.
+    Hidden files are left out, as in folders; others that are not taken for videos are added to `left_out`. Raises
+    `UserError` for what is no plain tar file, or one that is cut off.
     """
+    left_out = LeftOut() if left_out is None else left_out
     videos: list[tuple[str, ShardMember]] = []
     names: dict[str, str] = {}
+    places: dict[str, tuple[int, int]] = {}  # offset and size, for hard links
     try:
         size = shard.stat().st_size
         with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for entry in tar:
-                if entry.offset_data + entry.size > size:
+                if entry.isfile() and entry.offset_data + entry.size > size:
                     raise tarfile.ReadError(f"{entry.name} lies beyond its end")
-                if not entry.isfile():
+                if any(is_hidden(part) for part in PurePosixPath(entry.name).parts if part != ".."):
+                    continue
+                if entry.isfile():
+                    places[entry.name] = entry.offset_data, entry.size
+                elif not (entry.islnk() and entry.linkname in places):
+                    if entry.issym() or entry.islnk():
+                        left_out.links.append(entry.name)
                     continue
                 folder, name = os.path.split(entry.name)
                 key, _, ending = name.partition(".")
                 key = f"{folder}/{key}"
-                if f".{ending.rpartition('.')[2].lower()}" in VIDEO_EXTENSIONS:
-                    videos.append((key, ShardMember(shard, entry.name, entry.offset_data, entry.size)))
-                elif ending == "json":
-                    if (name := _class_in_json(tar.extractfile(entry).read())) is not None:
-                        names[key] = name
-                elif ending == "cls":
-                    names.setdefault(key, tar.extractfile(entry).read().decode("utf-8", "replace").strip())
+                if ending.lower() in SIDECARS:
+                    described = _class_in_sidecar(ending.lower(), tar.extractfile(entry).read())
+                    if described is not None and (ending.lower() == "json" or key not in names):
+                        names[key] = described
+                elif left_out.admit(name, lambda entry=entry: tar.extractfile(entry)):
+                    place = places[entry.name if entry.isfile() else entry.linkname]
+                    videos.append((key, ShardMember(shard, entry.name, *place)))
             file.seek(max(0, size - len(END_OF_TAR)))
             if file.read() != END_OF_TAR:
                 raise tarfile.ReadError("its end is missing")
@@ -210,6 +254,13 @@ def search_shard(shard: Path) -> list[Member]:
     return [(member, names.get(key)) for key, member in videos]
 
 
+def _class_in_sidecar(kind: str, content: bytes) -> str | None:
+    """The class that a .json or .cls names; None where it names none."""
+    if kind == "cls":
+        return content.decode("utf-8", "replace").strip() or None
+    return _class_in_json(content)
+
+
 def _class_in_json(content: bytes) -> str | None:
     try:
         described: Any = json.loads(content)
@@ -217,5 +268,5 @@ def _class_in_json(content: bytes) -> str | None:
         return None
     if not isinstance(described, dict):
         return None
-    name = described.get("class", described.get("label"))
-    return None if name is None else str(name)
+    named = (described.get(key) for key in ("class", "label"))
+    return next((text for name in named if name is not None and (text := str(name).strip())), None)

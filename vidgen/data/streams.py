@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from fractions import Fraction
@@ -25,17 +26,9 @@ from PIL import Image
 
 from ..errors import UserError
 from ..files import refuse_to_replace, written_aside, written_aside_folder
-from .video import (
-    PHANTOMS,
-    VideoError,
-    VideoIndex,
-    decode_frames,
-    exact_rate,
-    index_video,
-    mp4_file,
-    short_reason,
-    to_rgb,
-)
+from .video import VideoError, VideoIndex, decode_frames, exact_rate, mp4_file, short_reason, to_rgb
+from .video_file import file_url
+from .video_index import find_long_gaps, prove_index
 
 LARGEST_SIZE = 16384  # pixels; beyond it no codec here goes
 CENTISECOND = Fraction(1, 100)  # a GIF's unit of time
@@ -48,11 +41,17 @@ AddFrame = Callable[[np.ndarray], None]
 # --- reading --------------------------------------------------------------------------------------------------------
 
 
+class VideoWarning(UserWarning):
+    """A video is read, but not all of it is as it should be; the message is one sentence that names the file."""
+
+
 class FrameReader:
     """Frames of a video in order, at a constant rate: uint8 (height, width, 3), RGB, contiguous, upright.
 
     Frame i is the last one whose timestamp is at most i / fps, so frames repeat or are left out where the file's own
-    rate is another. Transparent parts show black. A context manager; each iteration starts at the beginning.
+    rate is another. Transparent parts show black; pixels that are not square are made so. Frames at the beginning or
+    the end that cannot be decoded are left out, as players do: a `VideoWarning` tells how many. A context manager;
+    each iteration starts at the beginning.
 
     Args:
         path: the video.
@@ -66,6 +65,7 @@ class FrameReader:
         fps: the rate of what comes out, a `Fraction`.
         width, height: the size of what comes out, in pixels.
         num_frames: how many frames come out, exactly.
+        notes: what is wrong with the file, in sentences that continue "the file: ..."; each is also a `VideoWarning`.
 
     Raises `UserError` for an fps or size that is not positive, and `VideoError`, at once where that can be known and
     otherwise while iterating, for a file that is not a whole video.
@@ -75,12 +75,16 @@ class FrameReader:
         self.path = Path(path)
         if size is not None and not 1 <= size <= LARGEST_SIZE:
             raise UserError(f"{path}: size must be at least 1 pixel and at most {LARGEST_SIZE}, got {size}")
-        self._index = index_video(path)
+        self._index = prove_index(path).without_missing_ends()
         info = self._index.info
+        self.notes = self._index.faults
+        for note in self.notes:
+            warnings.warn(f"{path}: {note}", VideoWarning, stacklevel=2)
         rate, is_constant = own_rate(self._index)
         self.fps = exact_rate(rate if fps is None else fps, path)
         if fps is None and is_constant:
-            self._numbers = np.arange(info.num_frames)
+            pictures = self._index.pictures
+            self._numbers = np.arange(info.num_frames) if pictures is None else pictures
         else:
             count = max(1, round(info.duration * self.fps))
             self._numbers = self._index.numbers_at(np.arange(count) / float(self.fps))
@@ -105,7 +109,7 @@ class FrameReader:
         return self._running
 
     def _read(self) -> Iterator[np.ndarray]:
-        given, number, frame = 0, -1, None
+        given = 0
         converter = VideoReformatter()
         try:
             for number, frame in decode_frames(self._index, threads=0):
@@ -114,7 +118,7 @@ class FrameReader:
                     continue
                 if number > wanted:
                     break
-                if frame.is_corrupt:
+                if frame.is_corrupt and number in range(*self._index.sound):
                     raise VideoError(f"frame {number} is damaged", self.path)
                 repeats = np.searchsorted(self._numbers, number, side="right") - given
                 yield from self._picture(frame, repeats, converter)
@@ -125,32 +129,34 @@ class FrameReader:
             raise VideoError(
                 f"frame {self._numbers[given]} cannot be decoded ({short_reason(error)})", self.path
             ) from error
-        last = self._index.info.num_frames - 1
-        if number < self._numbers[given] and number >= max(0, last - PHANTOMS):  # the last frame stays on the screen
-            yield from self._picture(frame, self.num_frames - given, converter)
-        else:
-            raise VideoError(f"frame {self._numbers[given]} cannot be decoded", self.path)
+        raise VideoError(f"frame {self._numbers[given]} cannot be decoded", self.path)
 
     def _picture(self, frame: av.VideoFrame, repeats: int, converter: VideoReformatter) -> Iterator[np.ndarray]:
-        info = self._index.info
-        picture = to_rgb(frame, info.width, info.height, converter, threads=0)
-        if (self.width, self.height) != (info.width, info.height):
-            # swscale would be quicker, but costs up to 30 grey levels along coloured edges.
-            resized = Image.fromarray(picture).resize((self.width, self.height), Image.Resampling.BILINEAR)
-            picture = np.array(resized)
+        picture = to_rgb(frame, self.width, self.height, converter, threads=0)
         yield picture
         for _ in range(repeats - 1):
             yield picture.copy()
 
 
 def own_rate(index: VideoIndex) -> tuple[float, bool]:
-    """A file's average rate, and whether it is constant: each frame within half a frame of its place at that rate."""
-    info, last = index.info, index.timestamps[-1]
-    places = np.arange(info.num_frames)
+    """A file's average rate, and whether it is constant: each frame within half a frame of its place at that rate.
+
+    Places that a cut left empty between the last frames do not count, and neither does a frame shown for so long that
+    the clock is likelier to be wrong.
+    """
+    info, seconds = index.info, index.timestamps
+    gaps = find_long_gaps(seconds)
+    if len(gaps):
+        steps = np.diff(seconds)
+        steps[gaps] = np.median(steps)
+        seconds = np.concatenate([[0.0], np.cumsum(steps)])
+    if index.steady > 1:
+        seconds = seconds[: index.steady]
+    places, last = np.arange(len(seconds)), seconds[-1]
     if not last:
         return info.fps or 1.0, True  # a picture
     for fps in (info.fps, places[-1] / last):  # the header may be a little wrong
-        if np.abs(index.timestamps * fps - places).max() < 0.5:
+        if np.abs(seconds * fps - places).max() < 0.5:
             return fps, True
     return info.num_frames / info.duration, False
 
@@ -260,7 +266,7 @@ def _gif_file(path: Path, *, fps: Fraction, width: int, height: int) -> Iterator
     last_delay = str(max(FASTEST_GIF, round(100 / fps)))
     with (
         written_aside(path) as unfinished,
-        av.open(str(unfinished), "w", format="gif", options={"final_delay": last_delay}) as container,
+        av.open(file_url(unfinished), "w", format="gif", options={"final_delay": last_delay}) as container,
     ):
         stream = container.add_stream("gif", rate=100)
         stream.width, stream.height, stream.pix_fmt = width, height, "pal8"

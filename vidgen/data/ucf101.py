@@ -13,7 +13,8 @@ import os
 from pathlib import Path
 
 from ..errors import UserError
-from .dataset import VideoFile, find_videos
+from ..options import expand_home
+from .listing import VideoFile, find_videos
 
 SPLIT_FOLDER = "ucfTrainTestlist"
 SPLITS = (1, 2, 3)
@@ -24,8 +25,9 @@ def ucf101_split(
 ) -> tuple[list[VideoFile], list[VideoFile], list[str]]:
     """The training and the testing videos of an official split, and the 101 classes in the order of classInd.txt.
 
-    A listed video is found by its class folder and its name, in any container (files may be re-encoded). One that is
-    missing stays in the list, so that it will be reported like an unreadable one.
+    A listed video is found by its class folder and its name, or where there is no such file, in any other container
+    (files may be re-encoded). One that is missing stays in the list, so that it will be reported like an unreadable
+    one.
 
     Args:
         root: the folder that holds the class folders, at any depth.
@@ -35,7 +37,7 @@ def ucf101_split(
     Raises:
         UserError: if the split, a list, the folder, or all of the videos are missing, or a list is malformed.
     """
-    root = Path(root)
+    root = Path(expand_home(root))
     if split not in SPLITS:
         raise UserError(f"data.ucf101_split: UCF-101 has the splits 1, 2 and 3, not {split}")
     if not root.is_dir():
@@ -43,7 +45,9 @@ def ucf101_split(
     lists = _split_folder(root, split_files)
     classes = _read_classes(lists / "classInd.txt")
     label_of = {name: label for label, name in enumerate(classes)}
-    videos = {(path.parent.name, path.stem): path for path in find_videos(root)}
+    found = find_videos(root)
+    videos = {(path.parent.name, path.stem): path for path in found}
+    exact = {(path.parent.name, path.name): path for path in found}
 
     def listed(name: str) -> list[VideoFile]:
         files = []
@@ -52,6 +56,7 @@ def ucf101_split(
             if entry.parent.name not in label_of:
                 raise UserError(f"{lists / name}, line {number}: expected CLASS/NAME with a class of classInd.txt")
             path = videos.get((entry.parent.name, entry.stem), root / entry)
+            path = exact.get((entry.parent.name, entry.name), path)  # not its preview of the same name
             files.append(VideoFile(path, label_of[entry.parent.name]))
         return files
 
@@ -64,7 +69,11 @@ def ucf101_split(
 
 
 def _split_folder(root: Path, given: str | os.PathLike | None) -> Path:
-    places = [Path(given)] if given is not None else [root / SPLIT_FOLDER, root.absolute().parent / SPLIT_FOLDER]
+    places = (
+        [Path(expand_home(given))]
+        if given is not None
+        else [root / SPLIT_FOLDER, root.absolute().parent / SPLIT_FOLDER]
+    )
     for place in places:
         if place.is_dir():
             return place
@@ -80,13 +89,15 @@ def _read_classes(file: Path) -> list[str]:
         index, _, name = line.partition(" ")
         if not index.isdecimal() or not name.strip():
             raise UserError(f"{file}, line {number}: expected a number and a class, got {line!r}")
+        if int(index) in names:
+            raise UserError(f"{file}, line {number}: the number {index} is taken by {names[int(index)]}")
         names[int(index)] = name.strip()
     return [names[index] for index in sorted(names)]
 
 
 def _lines(file: Path) -> list[tuple[int, str]]:
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file} cannot be read; it is one of UCF-101's split files") from error
     return [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]

@@ -10,6 +10,7 @@ be collected on any number of processes, interrupted or not (`vidgen.metrics.fea
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -25,6 +26,7 @@ from diffusers import ConfigMixin
 
 from autoencoder import AutoencoderKLVidTwin
 from pipelines import VidTwinPipeline
+from pipelines.finite import NonFiniteError
 
 from ..data.dataset import VideoFile
 from ..environment import environment
@@ -119,6 +121,8 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.class_sampling not in CLASS_SAMPLING:
             raise UserError(f"class_sampling must be one of {', '.join(CLASS_SAMPLING)}, not {self.class_sampling!r}.")
+        if not math.isfinite(self.guidance_scale):
+            raise UserError(f"guidance_scale must be a finite number, not {self.guidance_scale}.")
 
 
 @torch.no_grad()
@@ -275,7 +279,13 @@ def _result(
         class_score=sets["generated"].class_scores[place],
         unreadable=unreadable,
         notes=guards(
-            protocol, detector, samples["generated"], samples["real"], rows, settings["class_sampling"], unreadable
+            protocol,
+            detector,
+            samples["generated"],
+            samples["real"],
+            rows,
+            settings["class_sampling"] if settings["transformer_config"]["num_classes"] is not None else None,
+            unreadable,
         ),
         settings=settings,
         versions=versions,
@@ -303,13 +313,14 @@ def guards(
     samples: int,
     real_samples: int,
     rows: int,
-    class_sampling: str,
+    class_sampling: str | None,
     unreadable: Sequence[tuple[str, str]] = (),
 ) -> list[str]:
     """Why a number may not be compared with others under the protocol; each a sentence.
 
     Args:
         rows: feature vectors of the smaller side.
+        class_sampling: of the generated clips; None for an unconditional pipeline.
         unreadable: (path, reason) of the real clips that are missing.
     """
     notes = []
@@ -322,7 +333,9 @@ def guards(
     if unreadable:
         path, reason = unreadable[0]
         notes.append(f"Real clips of {len(unreadable)} videos are missing, the first of {path}: {reason}.")
-    if class_sampling != CLASS_SAMPLING_OF[protocol.labels]:
+    if class_sampling is None:
+        notes.append("The pipeline is unconditional: its clips are of no class.")
+    elif class_sampling != CLASS_SAMPLING_OF[protocol.labels]:
         notes.append(f"Classes are {class_sampling}, not the protocol's {CLASS_SAMPLING_OF[protocol.labels]}.")
     if detector.name != protocol.detector:
         notes.append(f"The detector is {detector.name}, not the protocol's {protocol.detector}.")
@@ -376,15 +389,18 @@ def generated_clips(
         for batch in batches:
             numbers = list(batch)
             labels = class_labels(pipeline, numbers, sampling, frequencies)
-            frames = pipeline(
-                class_labels=labels,
-                num_videos_per_prompt=1 if labels else len(numbers),
-                guidance_scale=sampling.guidance_scale,
-                num_inference_steps=sampling.num_inference_steps,
-                guidance_interval=sampling.guidance_interval,
-                generator=[torch.Generator().manual_seed(_seed(sampling.seed, n, "noise")) for n in numbers],
-                output_type="pt",
-            ).frames
+            try:
+                frames = pipeline(
+                    class_labels=labels,
+                    num_videos_per_prompt=1 if labels else len(numbers),
+                    guidance_scale=sampling.guidance_scale,
+                    num_inference_steps=sampling.num_inference_steps,
+                    guidance_interval=sampling.guidance_interval,
+                    generator=[torch.Generator().manual_seed(_seed(sampling.seed, n, "noise")) for n in numbers],
+                    output_type="pt",
+                ).frames
+            except NonFiniteError as error:
+                raise UserError(f"generated clips {', '.join(map(str, numbers))}: {error}") from error
             clips = 2 * frames[:, : protocol.frames].float().transpose(1, 2) - 1
             yield _as_protocol("generated", ClipBatch(numbers, numbers, clips), protocol)
 

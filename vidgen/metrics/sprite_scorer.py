@@ -27,6 +27,8 @@ from diffusers.optimization import get_scheduler
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from pipelines.finite import NonFiniteError
+
 from ..data.dataset import frames_to_clip
 from ..data.sprites import MOTIONS, render_sprite, sample_factors
 from ..progress import progress
@@ -101,7 +103,10 @@ class SpriteScorer(ModelMixin, ConfigMixin):
         """What clips (N, 3, T, H, W) in [-1, 1] show, on the CPU: as `sprite_targets`, without the background.
 
         Beside that their `features` (N, dim), and `probability` (N,), how sure the scorer is of the class of motion.
+        Raises `NonFiniteError`, a ValueError, for clips that are not finite.
         """
+        if not clips.isfinite().all():
+            raise NonFiniteError(f"clips of shape {tuple(clips.shape)} contain NaN or infinite values.")
         self.eval()
         size = torch.tensor([clips.shape[-1], clips.shape[-2]], dtype=torch.float64)
         found = [self(batch.to(self.device, self.dtype)) for batch in clips.split(batch_size)]

@@ -80,7 +80,7 @@ class DiffusionObjective(nn.Module):
 
         Args:
             latents: normalised and packed, (B, L).
-            labels: class ids (B,), where the transformer has classes.
+            labels: class ids (B,); an unconditional transformer has no use for them.
             noise: standard normal (B, L).
             uniform: in [0, 1), (B, DRAWS) or more.
 
@@ -94,8 +94,7 @@ class DiffusionObjective(nn.Module):
         alpha, sigma = (spread_streams(level, self.sizes) for level in noise_levels(self.scheduler, timestep))
         noisy = alpha * latents + sigma * noise
         null_class = self.transformer.config.num_classes
-        if null_class is not None:
-            labels = self._drop(labels, dropped, null_class)
+        labels = None if null_class is None else self._drop(labels, dropped, null_class)
         estimate = None
         if self.transformer.config.self_conditioning:
             estimate = self._estimate(noisy, timestep, labels) * (conditioned < 0.5)[:, None]
@@ -145,7 +144,10 @@ class DiffusionObjective(nn.Module):
 
 
 def check_diffusion(config: DiffusionConfig) -> None:
-    """Raise a `UserError` for a value that is unknown or out of range."""
+    """Raise a `UserError` for a value that is unknown, out of range or not finite."""
+    for name, value in vars(config).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"diffusion.{name} must be a finite number, not {value}.")
     for name, known in {"loss_weighting": LOSS_WEIGHTINGS, "timestep_sampling": TIMESTEP_SAMPLINGS}.items():
         if getattr(config, name) not in known:
             raise UserError(f"diffusion.{name} must be one of {', '.join(known)}, not {getattr(config, name)!r}.")

@@ -13,15 +13,24 @@ from torch.optim.lr_scheduler import LRScheduler
 from ..config import OptimConfig
 from ..errors import UserError
 
+CONSTANT_SCHEDULES = ("constant", "constant_with_warmup")  # do not depend on the number of steps
+SHORT_WARMUP = 0.1  # of the steps, where the warm-up would take more than all of them
+
 
 class MuonWithAdamW(torch.optim.Optimizer):
     """Muon (Jordan et al. 2024) and AdamW as one optimizer, each with groups of its own.
 
     As fused AdamW does, it leaves weights and state as they are where `found_inf`, a scalar on the device, is above 0.
+
+    Args:
+        muon, adamw: the parts.
+        dtype: in which Muon orthogonalizes updates, bfloat16 or float32. CPUs without bf16 products take a hundred
+            times as long in the former.
     """
 
-    def __init__(self, muon: torch.optim.Muon, adamw: torch.optim.AdamW) -> None:
+    def __init__(self, muon: torch.optim.Muon, adamw: torch.optim.AdamW, dtype: torch.dtype = torch.bfloat16) -> None:
         self.parts = {"muon": muon, "adamw": adamw}
+        self.dtype = dtype
         super().__init__(self._groups(), {})
 
     def _groups(self) -> list[dict[str, Any]]:
@@ -33,15 +42,27 @@ class MuonWithAdamW(torch.optim.Optimizer):
         adamw.found_inf = found_inf = getattr(self, "found_inf", None)
         adamw.step()
         if found_inf is None:
-            muon.step()
+            self._step_muon()
             return
         weights = [p for group in muon.param_groups for p in group["params"] if p.grad is not None]
         momenta = [muon.state[p].get("momentum_buffer") for p in weights]
         before = [None if x is None else x.clone() for x in (*weights, *momenta)]
-        muon.step()
+        self._step_muon()
         momenta = [muon.state[p]["momentum_buffer"] for p in weights]
         for now, former in zip((*weights, *momenta), before, strict=True):
             now.copy_(torch.where(found_inf > 0, torch.zeros_like(now) if former is None else former, now))
+
+    def _step_muon(self) -> None:
+        if self.dtype == torch.bfloat16:
+            self.parts["muon"].step()
+            return
+        module, name = torch.optim._muon, "_zeropower_via_newtonschulz"
+        original = getattr(module, name)
+        setattr(module, name, orthogonalize)  # torch's function has bfloat16 written into it
+        try:
+            self.parts["muon"].step()
+        finally:
+            setattr(module, name, original)
 
     def state_dict(self) -> dict[str, Any]:
         return {name: part.state_dict() for name, part in self.parts.items()}
@@ -52,8 +73,32 @@ class MuonWithAdamW(torch.optim.Optimizer):
         self.param_groups = self._groups()
 
 
+def orthogonalize(
+    gradient: torch.Tensor, coefficients: tuple[float, float, float], steps: int, eps: float
+) -> torch.Tensor:
+    """Newton-Schulz iteration of torch's Muon in float32: the matrix U V^T of gradient = U S V^T, approximately.
+
+    Args:
+        gradient: (rows, columns).
+        coefficients: a, b, c of X <- a X + (b A + c A^2) X with A = X X^T.
+        steps: iterations.
+        eps: least norm that the gradient is divided by.
+    """
+    a, b, c = coefficients
+    is_tall = gradient.size(0) > gradient.size(1)
+    x = (gradient.T if is_tall else gradient).float()
+    x = x / x.norm().clamp(min=eps)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if is_tall else x
+
+
 def build_optimizer(
-    groups: dict[str, tuple[list[nn.Parameter], float]], config: OptimConfig, model: ModelMixin | None = None
+    groups: dict[str, tuple[list[nn.Parameter], float]],
+    config: OptimConfig,
+    model: ModelMixin | None = None,
+    mixed_precision: str = "bf16",
 ) -> torch.optim.Optimizer:
     """The optimizer of a recipe, over groups of parameters.
 
@@ -64,6 +109,7 @@ def build_optimizer(
         groups: by name, the parameters and the factor on the learning rate.
         config: what they share.
         model: whose matrices Muon trains; AdamW asks for none.
+        mixed_precision: of the run. Muon orthogonalizes updates in bfloat16 with "bf16", else in float32.
 
     Raises:
         UserError: if the name is unknown, torch is too old for it, or a value is out of range.
@@ -100,7 +146,7 @@ def build_optimizer(
         )
     except ValueError as error:
         raise UserError(f"optim or gan.lr_scale does not fit: {error}.") from error
-    return MuonWithAdamW(muon, adamw)
+    return MuonWithAdamW(muon, adamw, torch.bfloat16 if mixed_precision == "bf16" else torch.float32)
 
 
 def block_matrices(model: ModelMixin) -> list[nn.Parameter]:
@@ -130,6 +176,8 @@ def build_lr_scheduler(
 ) -> LRScheduler:
     """Diffusers' schedule of that name over optimizer steps, as it stands after so many.
 
+    The warm-up takes `warmup_steps`.
+
     Raises:
         UserError: if the name is unknown, or of a schedule that needs more than a recipe says.
     """
@@ -139,9 +187,32 @@ def build_lr_scheduler(
         return get_scheduler(
             config.lr_scheduler,
             optimizer,
-            num_warmup_steps=config.lr_warmup_steps,
+            num_warmup_steps=warmup_steps(config, max_train_steps),
             num_training_steps=max_train_steps,
             last_epoch=after - 1,
         )
     except ValueError as error:
         raise UserError(f"optim.lr_scheduler: {error}.") from error
+
+
+def warmup_steps(config: OptimConfig, max_train_steps: int) -> int:
+    """The warm-up of a run: `lr_warmup_steps`, or a tenth of a run that is shorter than that.
+
+    Otherwise the learning rate would end far below its value, and no schedule would ever begin to decay.
+    """
+    if config.lr_scheduler == "constant" or config.lr_warmup_steps <= max_train_steps:
+        return config.lr_warmup_steps
+    return int(SHORT_WARMUP * max_train_steps)
+
+
+def warmup_warning(config: OptimConfig, max_train_steps: int) -> str | None:
+    """One sentence that says so if the warm-up is shortened, else None."""
+    steps = warmup_steps(config, max_train_steps)
+    if steps == config.lr_warmup_steps or not max_train_steps:
+        return None
+    reached = config.learning_rate * (max_train_steps - 1) / config.lr_warmup_steps
+    return (
+        f"optim.lr_warmup_steps={config.lr_warmup_steps} is more than train.max_train_steps={max_train_steps}, so the "
+        f"learning rate would peak at {reached:.2g} instead of {config.learning_rate:g}; the warm-up is shortened to "
+        f"{steps} steps, and the peak learning rate is {config.learning_rate:g}."
+    )

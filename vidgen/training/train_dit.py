@@ -47,9 +47,10 @@ def train_dit(config: DiTTrainingConfig) -> Path:
     if vae.config.latents_mean is None:  # a converted official VAE comes without statistics
         vae.register_to_config(latents_mean=cache.mean, latents_std=cache.std)
     transformer = build_transformer(config, vae, num_classes=len(superclasses) + len(cache.classes) or None)
+    classes = f"in {len(cache.classes)} classes" if cache.classes else "without classes, so the DiT is unconditional"
     accelerator.print(
         f"{transformer.num_parameters():,} parameters; {sum(transformer.num_tokens)} tokens; "
-        f"{len(cache)} clips in {len(cache.classes)} classes."
+        f"{len(cache)} clips {classes}."
     )
     return DiTTrainer(config, accelerator, vae, transformer, scheduler, cache, superclasses).fit()
 
@@ -139,13 +140,15 @@ class DiTTrainer(Trainer):
         if self.config.latents.sample:
             noise, drawn = noise.chunk(2, dim=1)
             latents = latents + TwinPosterior(latents, batch["logvar"]).std * drawn
-        labels = batch["label"] + self.first_label
-        if self.classes:  # a clip may have none
-            labels = torch.where(batch["label"] < 0, len(self.classes), labels)
+        # A clip may have no class; where none has, the DiT is unconditional and the objective drops the labels.
+        labels = torch.where(batch["label"] < 0, len(self.classes), batch["label"] + self.first_label)
         return self.objective(normalize_latents(latents, self.vae), labels, noise, batch["uniform"])
 
     def describe_batch(self, batch: dict[str, Any]) -> list[str]:
         return [self.cache.describe(index) for index in batch["index"].tolist()]
+
+    def facts(self) -> dict[str, Any]:
+        return {**super().facts(), "vae weights": self.cache.source["vae"], "classes": self.classes}
 
     def flops_per_sample(self) -> float:
         # The estimate of self-conditioning is a forward pass without the two that a backward one costs.
@@ -161,7 +164,8 @@ class DiTTrainer(Trainer):
     def validate(self, model: VidTwinTransformer3DModel) -> dict[str, float]:
         """Pictures of a clip for each of the first classes, at a fixed seed."""
         if self.accelerator.is_main_process:
-            self._draw(model)
+            with self.skip_non_finite_pictures():
+                self._draw(model)
         self.accelerator.wait_for_everyone()
         return {}
 

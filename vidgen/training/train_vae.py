@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from autoencoder import AutoencoderKLVidTwin, TwinLatents
 
 from ..config import ModelConfig, VAETrainingConfig
 from ..data.dataset import ClipDataset, collate_clips, list_train_and_validation
+from ..data.decoders import describe_fallbacks
 from ..errors import UserError
 from ..files import written_aside_folder
 from ..latent_cache import encode_clips, split_evenly, statistics_of, stream_sums
@@ -40,7 +41,7 @@ def train_vae(config: VAETrainingConfig) -> Path:
     """
     accelerator = build_accelerator(config)
     model = build_vae(config.model, config.data.resolution, config.data.num_frames)
-    train_set, validation_set = build_datasets(config, model)
+    train_set, validation_set = build_datasets(config, model, accelerator.print)
     accelerator.print(
         f"{model.num_parameters():,} parameters; latent {model.latent_size} values, "
         f"{100 * model.compression_rate:.3f} % of a clip; {len(train_set)} training and "
@@ -68,11 +69,18 @@ def build_vae(
         raise UserError(f"The model of this recipe cannot be built: {error}") from error
 
 
-def build_datasets(config: VAETrainingConfig, model: AutoencoderKLVidTwin) -> tuple[ClipDataset, ClipDataset | None]:
-    """Training clips, and the validation clips of their own folder or held out from the same one."""
+def build_datasets(
+    config: VAETrainingConfig, model: AutoencoderKLVidTwin, report: Callable[[str], object] | None = None
+) -> tuple[ClipDataset, ClipDataset | None]:
+    """Training clips, and the validation clips of their own folder or held out from the same one.
+
+    `report` is called with a summary of each data set.
+    """
     data = config.data
-    files, validation_files, classes = list_train_and_validation(data, config.seed)
-    shape = dict(num_frames=model.config.num_frames, resolution=model.config.sample_size, fps=data.fps)
+    files, validation_files, classes = list_train_and_validation(data, config.seed, report)
+    shape = dict(
+        num_frames=model.config.num_frames, resolution=model.config.sample_size, fps=data.fps, decoder=data.decoder
+    )
     train_set = ClipDataset(
         files,
         classes=classes,
@@ -145,7 +153,8 @@ class VAETrainer(Trainer):
         for metric in metrics.values():
             metric.totals = self.accelerator.reduce(metric.totals, reduction="sum")
         if self.accelerator.is_main_process:
-            self._draw(model)
+            with self.skip_non_finite_pictures():
+                self._draw(model)
         computed = {name: metric.compute() for name, metric in metrics.items()}
         return {
             f"{key}{name}": value
@@ -194,6 +203,9 @@ class VAETrainer(Trainer):
                 model.save_pretrained(aside)
                 model.model_card(f"{folder.parent.name}").save(aside / "README.md")
             self.accelerator.print(f"{self.bad_videos.count} videos skipped; the trained VAE lies in {folder}.")
+        fallbacks = gather_object(list(self.fallbacks))
+        if sentence := describe_fallbacks(self.config.data.decoder, fallbacks, len(self.dataset.files)):
+            self.accelerator.print(sentence)
 
     def _latent_statistics(self, model: AutoencoderKLVidTwin) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of the latents of training clips, each process encoding its share of them."""

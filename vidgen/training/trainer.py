@@ -16,30 +16,40 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedType, gather_object, set_seed
+from accelerate.utils import DistributedType, broadcast_object_list, gather_object, set_seed
 from diffusers import ModelMixin
 from diffusers.training_utils import EMAModel
 from omegaconf import OmegaConf
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.data import DataLoader, Dataset
 
+from pipelines.finite import NonFiniteError
+
 from ..config import DiTTrainingConfig, VAETrainingConfig, save_config
 from ..data.dataset import BadVideos
-from ..environment import environment
+from ..environment import environment, set_cpu_threads
 from ..errors import Stopped, UserError
 from ..files import written_aside
+from ..precision import agree_on_mixed_precision
 from ..progress import progress
 from .checkpoints import checkpoint_step, clear_remains, find_checkpoint, save_checkpoint
-from .optimizers import build_lr_scheduler, build_optimizer, start_state
+from .optimizers import build_lr_scheduler, build_optimizer, start_state, warmup_warning
+from .resume import (
+    CONFIG,
+    Change,
+    describe_changes,
+    explain_misfit,
+    find_changes,
+    read_saved_config,
+    refuse_blocking_changes,
+)
 from .samples import EpochStream, TrainingSamples, collate_samples, derived_seed
 from .signals import StopRequest, outlive_first_signal
 from .tracking import JSONLTracker, SpeedMeter, forget_steps_after
@@ -49,12 +59,12 @@ Losses = dict[str, torch.Tensor]
 
 TRAINER_STATE, AVERAGED_WEIGHTS = "trainer.json", "averaged.safetensors"
 SHARDING = (DistributedType.FSDP, DistributedType.DEEPSPEED)  # no process has a whole matrix
-# What a file that is not what it should be makes torch, safetensors and Accelerate raise.
-UNREADABLE = (RuntimeError, ValueError, OSError, KeyError, EOFError, SafetensorError, UnpicklingError)
 
 
 def build_accelerator(config: TrainingConfig) -> Accelerator:
     """The Accelerator of a run: precision, accumulation and trackers from the config; seeds set.
+
+    `train.mixed_precision` of the config is replaced by what `auto` stands for here, so that it is saved with the run.
 
     Raises:
         UserError: if `train.mixed_precision` or `train.report_to` is unknown, `output_dir` cannot be made, or the
@@ -66,6 +76,10 @@ def build_accelerator(config: TrainingConfig) -> Accelerator:
     except OSError as error:
         raise UserError(f"output_dir: the folder {output_dir} cannot be made ({error.strerror}).") from error
     trackers = [] if train.report_to in ("none", "") else [name.strip() for name in train.report_to.split(",")]
+    set_cpu_threads()
+    train.mixed_precision = agree_on_mixed_precision(
+        train.mixed_precision, _precision_of_resumed_run(config)
+    ).precision
     try:
         accelerator = Accelerator(
             mixed_precision=train.mixed_precision,
@@ -93,6 +107,14 @@ def build_accelerator(config: TrainingConfig) -> Accelerator:
         }
     set_seed(config.seed)
     return accelerator
+
+
+def _precision_of_resumed_run(config: TrainingConfig) -> str | None:
+    """The mixed precision of the run whose checkpoint `resume` names; None where nothing is resumed."""
+    checkpoint = find_checkpoint(config.output_dir, config.resume)
+    saved = read_saved_config(checkpoint).get("train", {}) if checkpoint is not None else {}
+    precision = saved.get("mixed_precision")
+    return None if precision == "auto" else precision
 
 
 class TrainingDiverged(UserError):
@@ -184,6 +206,7 @@ class Trainer(ABC):
         self.dataset = dataset
         self.bad_videos = BadVideos(self.output_dir / "bad_videos.jsonl")
         self._skipped: dict[tuple[str, str], None] = {}  # an ordered set
+        self.fallbacks: dict[tuple[str, str], None] = {}  # another: what PyAV read in place of a chosen decoder
         if not len(dataset):
             raise UserError("There is no clip to train on.")
         if config.train.gradient_checkpointing:
@@ -206,7 +229,7 @@ class Trainer(ABC):
             raise UserError(
                 f"optim.name={config.optim.name} needs whole matrices, which FSDP and DeepSpeed split: take adamw."
             )
-        optimizer = build_optimizer(groups, config.optim, model)
+        optimizer = build_optimizer(groups, config.optim, model, config.train.mixed_precision)
         self.objective, self.optimizer, self.loader = accelerator.prepare(objective, optimizer, loader)
         if accelerator.distributed_type == DistributedType.FSDP:
             start_state(self.optimizer.optimizer)
@@ -241,6 +264,10 @@ class Trainer(ABC):
     def describe_batch(self, batch: dict[str, Any]) -> list[str]:
         """Which clips a batch held."""
 
+    def facts(self) -> dict[str, Any]:
+        """What resuming depends on beside the config: values by name, as JSON keeps them."""
+        return {"training clips": len(self.dataset), "clips per step": self._global_batch}
+
     def idle_groups(self) -> set[str]:
         """Parameter groups that the step under way does not train."""
         return set()
@@ -257,18 +284,32 @@ class Trainer(ABC):
     def fit(self) -> Path:
         """Train to `train.max_train_steps` and return the folder of the final model.
 
+        A run that has taken these steps already is left as it is.
+
         Raises:
             UserError: if the checkpoint to resume from is missing or does not fit, the folder holds those of another
                 run, or one cannot be written.
             TrainingDiverged: if a loss or gradient is not finite; a checkpoint of the step before is written.
             Stopped: on SIGTERM or Ctrl-C, after writing a checkpoint.
         """
-        self._resume()
+        final = self.output_dir / "final"
+        checkpoint = self._find_checkpoint()
+        if checkpoint is not None and checkpoint_step(checkpoint) >= self.config.train.max_train_steps:
+            keep = self._is_newer(final, checkpoint)
+            self.accelerator.print(
+                f"Nothing to train: {checkpoint} has taken {checkpoint_step(checkpoint)} steps, and "
+                f"train.max_train_steps is {self.config.train.max_train_steps}; "
+                f"{final} is {'left as it is' if keep else 'written from the checkpoint'}."
+            )
+            if keep:
+                return final
+        if warning := warmup_warning(self.config.optim, self.config.train.max_train_steps):
+            self.accelerator.print(f"warning: {warning}")
+        self._resume(checkpoint)
         self._start_run_folder()
         self.objective.train()
         with self.stop_request:
             self._train()
-        final = self.output_dir / "final"
         with self.averaged() as model:
             self.save_final(model, final)
         self._finish_trackers()
@@ -472,6 +513,7 @@ class Trainer(ABC):
             "samples": self.position.samples,
             "sums": gather_object([{name: value.item() for name, value in self.means.sums.items()}]),  # by process
             "counts": self.means.counts,
+            "facts": self.facts(),
         }
         averaged = {}
         if self.ema:
@@ -482,27 +524,48 @@ class Trainer(ABC):
             }
         if self.accelerator.is_main_process:
             (folder / TRAINER_STATE).write_text(json.dumps(state))
+            save_config(self.config, folder / CONFIG)
             if averaged:
                 save_file(averaged, folder / AVERAGED_WEIGHTS)
 
-    def _resume(self) -> None:
+    def _find_checkpoint(self) -> Path | None:
         if self.accelerator.is_main_process:
             clear_remains(self.output_dir)
         self.accelerator.wait_for_everyone()
-        checkpoint = find_checkpoint(self.output_dir, self.config.resume)
+        return find_checkpoint(self.output_dir, self.config.resume)
+
+    def _is_newer(self, final: Path, checkpoint: Path) -> bool:
+        """Whether a final model was written after a checkpoint; one that is older is of fewer steps."""
+        newer = final.is_dir() and final.stat().st_mtime >= (checkpoint / TRAINER_STATE).stat().st_mtime
+        return broadcast_object_list([newer])[0]
+
+    def _resume(self, checkpoint: Path | None) -> None:
         if checkpoint is not None:
-            try:
-                self._read_state(checkpoint)
-            except UNREADABLE as error:
-                reason = next(iter(str(error).splitlines()), type(error).__name__)
-                raise UserError(f"The checkpoint {checkpoint} does not fit this run: {reason}") from error
+            self._load_checkpoint(checkpoint)
         if self.accelerator.is_main_process:
             forget_steps_after(self.output_dir, self.position.step if checkpoint else -1)
         if checkpoint is not None:
             self.accelerator.print(f"Resumed from {checkpoint}.")
 
-    def _read_state(self, checkpoint: Path) -> None:
-        state = json.loads((checkpoint / TRAINER_STATE).read_text())
+    def _load_checkpoint(self, checkpoint: Path) -> None:
+        """Read a checkpoint into the run, and say in which settings the two differ.
+
+        Raises:
+            UserError: if it cannot be read, or its run is another in a way that leaves nothing to resume.
+        """
+        changes: list[Change] = []
+        with explain_misfit(checkpoint, changes):
+            state = json.loads((checkpoint / TRAINER_STATE).read_text())
+            changes += find_changes(checkpoint, self.config, state.get("facts", {}), self.facts())
+            refuse_blocking_changes(checkpoint, changes)
+            self._read_state(checkpoint, state)
+        if changes:
+            self.accelerator.print(
+                f"warning: the resumed run will not equal an uninterrupted one: since {checkpoint.name} was written, "
+                f"{describe_changes(changes)}."
+            )
+
+    def _read_state(self, checkpoint: Path, state: dict[str, Any]) -> None:
         if state["step"] != checkpoint_step(checkpoint):
             raise ValueError(f"it was written after step {state['step']}.")
         ours = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
@@ -527,9 +590,18 @@ class Trainer(ABC):
 
     # --- what is written beside ------------------------------------------------------------------------------------
 
+    @contextmanager
+    def skip_non_finite_pictures(self) -> Iterator[None]:
+        """Go on without the pictures of a `with` block, and say so, if a model's output is not finite."""
+        try:
+            yield
+        except NonFiniteError as error:
+            self.accelerator.print(f"warning: no pictures at step {self.position.step}: {error}")
+
     def note_skipped(self, batch: dict[str, Any]) -> None:
         """Keep which videos a batch had to pass over, and why, until they are written to bad_videos.jsonl."""
         self._skipped.update(dict.fromkeys(batch.get("skipped", ())))
+        self.fallbacks.update(dict.fromkeys(batch.get("fallbacks", ())))
 
     def _write_bad_videos(self) -> None:
         skipped = gather_object(list(self._skipped))
@@ -540,7 +612,7 @@ class Trainer(ABC):
     def _start_run_folder(self) -> None:
         self.accelerator.init_trackers("logs")
         if self.accelerator.is_main_process:
-            with written_aside(self.output_dir / "config.yaml") as path:
+            with written_aside(self.output_dir / CONFIG) as path:
                 save_config(self.config, path)
             with written_aside(self.output_dir / "environment.yaml") as path:
                 OmegaConf.save(environment(), path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import tarfile
 from pathlib import Path
@@ -111,6 +112,98 @@ def test_shards_made_by_others(tmp_path, frames, sprites):
     assert torch.equal(
         read_clip(files[1].path, fps=25, num_frames=48), read_clip(tmp_path / "a.avi", fps=25, num_frames=48)
     )
+
+
+def test_hidden_members_and_those_of_macos_are_left_out(tmp_path, sprites):
+    video = next(sprites.rglob("*.mp4")).read_bytes()
+    hidden = {"./._1.mp4": b"\0\5\26\7", "__MACOSX/._1.mp4": b"x", "__MACOSX/2.mp4": b"x", "a/.b/3.mp4": b"x"}
+    tar(tmp_path / "a.tar", {**hidden, "./._1.json": b'{"class": "wrong"}', "./1.mp4": video})
+    files, classes = list_videos(tmp_path / "a.tar")
+    assert [file.path.name for file in files] == ["./1.mp4"] and classes == []
+
+
+def test_folders_in_shards_are_classes_where_nothing_else_names_any(tmp_path):
+    members = {"UCF-101/run/1.mp4": b"", "./jump/2.avi": b"", "3.mp4": b""}
+    tar(tmp_path / "a.tar", members)
+    files, classes = list_videos(tmp_path / "a.tar")
+    assert classes == ["jump", "run"] and [file.label for file in files] == [1, 0, None]
+    tar(tmp_path / "a.tar", {**members, "3.cls": b"sing"})  # a class of its own: folders are mere folders
+    files, classes = list_videos(tmp_path / "a.tar")
+    assert classes == ["sing"] and [file.label for file in files] == [None, None, 0]
+
+
+@pytest.mark.parametrize(
+    ("sidecar", "name"),
+    [
+        ({"1.json": b'{"class": null, "label": 3}'}, "3"),
+        ({"1.json": b'{"class": "", "label": " run "}'}, "run"),
+        ({"1.JSON": b'{"class": "run"}'}, "run"),
+        ({"1.CLS": b" run\n"}, "run"),
+        ({"1.json": b'{"class": "run"}', "1.cls": b"7"}, "run"),
+        ({"1.cls": b" \n"}, None),
+    ],
+)
+def test_how_a_file_beside_a_video_names_its_class(tmp_path, sidecar, name):
+    tar(tmp_path / "a.tar", {"1.mp4": b"", **sidecar})
+    files, classes = list_videos(tmp_path / "a.tar")
+    assert classes == ([] if name is None else [name]) and len(files) == 1
+
+
+def test_links_in_shards(tmp_path, sprites):
+    video = next(sprites.rglob("*.mp4"))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "1.mp4").write_bytes(video.read_bytes())
+    (tmp_path / "run" / "2.mp4").hardlink_to(tmp_path / "run" / "1.mp4")
+    (tmp_path / "run" / "3.mp4").symlink_to("1.mp4")
+    with tarfile.open(tmp_path / "a.tar", "w") as file:
+        for number in (1, 2, 3):
+            file.add(tmp_path / "run" / f"{number}.mp4", f"run/{number}.mp4")
+    lines = []
+    files, _ = list_videos(tmp_path / "a.tar", lines.append)
+    assert [file.path.name for file in files] == ["run/1.mp4", "run/2.mp4"]
+    assert torch.equal(*(read_clip(file.path, fps=8, num_frames=4) for file in files))
+    assert "1 link in shards is left out (run/3.mp4)" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "folder"), [("*.mp4", "."), ("s/*/*.mp4", "s"), ("s/*", "s"), ("s/{run,jump}", "s"), ("n/*.AVI", "n")]
+)
+def test_a_pattern_of_videos_names_the_folder_to_give(tmp_path, monkeypatch, pattern, folder):
+    monkeypatch.chdir(tmp_path)
+    for name in ("run", "jump"):
+        (tmp_path / "s" / name).mkdir(parents=True)
+        (tmp_path / "s" / name / "1.mp4").touch()
+    with pytest.raises(
+        UserError, match=rf"is a pattern of videos or .*the folder that holds them, {re.escape(folder)},"
+    ):
+        list_videos(pattern)
+    with pytest.raises(UserError, match=r"^s/\{run,jump has braces that do not match$"):
+        list_videos("s/{run,jump")
+
+
+def test_folders_of_videos_beside_their_archive_are_refused(tmp_path, shards):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "1.mp4").touch()
+    tar(tmp_path / "all.tar", {"run/1.mp4": b""})
+    with pytest.raises(UserError, match=r"holds both folders of videos \(1 video, such as run/1.mp4\) and .*all.tar"):
+        list_videos(tmp_path)
+    assert list_videos(f"{tmp_path}/*.tar")[1] == ["run"]
+    copied = Path(shutil.copytree(shards, tmp_path / "copied"))
+    shutil.copytree(tmp_path / "run", copied / "run")
+    lines = []
+    assert len(list_videos(copied, lines.append)[0]) == 16  # an index says that the shards are meant
+    assert "1 video beside the shards is left out (run/1.mp4)" in lines[0]
+
+
+def test_videos_that_shards_would_not_list_again_are_named(tmp_path, sprites):
+    video = next(sprites.rglob("*.mp4"))
+    for name in ("1.dat", "2", "3.mp4"):
+        shutil.copy(video, tmp_path / name)
+    (tmp_path / "4.ts").write_text("export {}")
+    files = [(tmp_path / name, None) for name in ("1.dat", "2", "3.mp4", "4.ts")]
+    left_out = write_shards(files, [], tmp_path / "out")
+    assert [Path(path).name for path, _ in left_out] == ["1.dat", "2", "4.ts"]
+    assert len(list_videos(tmp_path / "out")[0]) == 1
 
 
 def test_odd_names(tmp_path, frames):

@@ -53,6 +53,12 @@ def test_reencoded_and_deeper_videos_are_found_and_missing_ones_stay_listed(tmp_
     assert not train[1].path.exists() and train[1].path.name == "v_YoYo_g08_c02.avi"
 
 
+def test_a_listed_file_comes_before_others_of_its_name(tmp_path):
+    root = make(tmp_path / "UCF-101", tmp_path / "lists")
+    (root / "YoYo" / "v_YoYo_g08_c01.mp4").touch()  # sorted after the .avi
+    assert ucf101_split(root, 1, tmp_path / "lists")[0][0].path == root / "YoYo" / "v_YoYo_g08_c01.avi"
+
+
 def test_a_recipe_trains_on_one_list_and_validates_on_the_other(tmp_path, sprites):
     root = make(tmp_path / "UCF-101", tmp_path / "lists")
     data = DataConfig(root=str(root), ucf101_split=1, split_files=str(tmp_path / "lists"))
@@ -86,5 +92,7 @@ def test_what_is_missing_or_wrong_is_said(tmp_path):
     says(r"none of the videos of trainlist01.txt is in .*empty", root=tmp_path / "empty")
     (lists / "testlist01.txt").write_text("Juggling/v_Juggling_g01_c01.avi")
     says(r"testlist01.txt, line 1: expected CLASS/NAME with a class of classInd.txt")
+    (lists / "classInd.txt").write_text("1 YoYo\n1 ApplyEyeMakeup\n")
+    says(r"classInd.txt, line 2: the number 1 is taken by YoYo")
     (lists / "classInd.txt").write_text("1 YoYo\nApplyEyeMakeup\n")
     says(r"classInd.txt, line 2: expected a number and a class, got 'ApplyEyeMakeup'")

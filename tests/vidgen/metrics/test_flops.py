@@ -21,8 +21,10 @@ from vidgen.metrics.pseudo_dit import PseudoDiT
 
 @pytest.mark.parametrize("options", [{}, {"heads": "residual"}, {"single_latent": True}])
 @torch.no_grad()
-def test_counts_are_those_of_plain_matmuls(options):
-    vae = AutoencoderKLVidTwin.from_preset("tiny-test", **options).eval().bfloat16()  # bf16 on a CPU: plain matmuls
+def test_counts_are_those_of_plain_matmuls(options, fast_bf16):
+    vae = (
+        AutoencoderKLVidTwin.from_preset("tiny-test", **options).eval().bfloat16()
+    )  # in which attention is plain matmuls
     clip = torch.zeros(1, *vae.clip_shape, dtype=torch.bfloat16)
     z = vae.encode(clip).latent_dist.mode()
     for run, expected in ((lambda: vae.encode(clip), encode_flops(vae)), (lambda: vae.decode(z), decode_flops(vae))):
@@ -49,7 +51,7 @@ def test_the_released_size_takes_two_teraflops_a_round_trip():
     ],
 )
 @torch.no_grad()
-def test_the_dits_count_is_that_of_plain_matmuls(sizes, num_classes, class_conditioning, self_conditioning):
+def test_the_dits_count_is_that_of_plain_matmuls(sizes, num_classes, class_conditioning, self_conditioning, fast_bf16):
     options = {"num_layers": 2, "num_attention_heads": 4, "attention_head_dim": 16, **sizes}
     dit = VidTwinTransformer3DModel(
         structure_shape=(3, 4, 2, 2),
@@ -59,7 +61,7 @@ def test_the_dits_count_is_that_of_plain_matmuls(sizes, num_classes, class_condi
         self_conditioning=self_conditioning,
         **options,
     )
-    dit = dit.eval().bfloat16()  # bf16 on a CPU: plain matmuls
+    dit = dit.eval().bfloat16()  # attention is plain matmuls
     latents = torch.zeros(1, dit.latent_size, dtype=torch.bfloat16)
     labels = None if num_classes is None else torch.zeros(1, dtype=torch.long)
     with FlopCounterMode(display=False) as counter:

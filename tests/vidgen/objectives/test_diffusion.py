@@ -229,6 +229,21 @@ def test_a_clips_loss_does_not_depend_on_the_batch_it_is_in(prediction_type):
         torch.testing.assert_close(mean, value, rtol=1e-4, atol=1e-5)
 
 
+def test_an_unconditional_transformer_is_given_no_class_whatever_the_dropout():
+    objective, clean, labels = make("sample", class_dropout=0.5, self_conditioning=True)
+    objective.transformer.config.num_classes = None
+    for given in (labels, None):
+        assert objective(clean, given)["loss"] < 1e-3
+    assert objective.transformer.labels == [None] * 4
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("name", ["guidance_scale", "class_dropout", "logit_mean", "logit_std", "min_snr_gamma"])
+def test_a_setting_that_is_not_finite_is_refused_by_name(name, value):
+    with pytest.raises(UserError, match=f"diffusion.{name} must be a finite number, not {value}"):
+        make("sample", **{name: value})
+
+
 def test_what_is_not_given_is_drawn_from_the_global_generator():
     objective, clean, labels = make("v_prediction", independent_timesteps=0.5, error=torch.randn(sum(SIZES)))
     losses = []

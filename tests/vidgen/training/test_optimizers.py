@@ -12,7 +12,15 @@ from autoencoder import AutoencoderKLVidTwin
 from pipelines import VidTwinTransformer3DModel
 from vidgen.config import OptimConfig
 from vidgen.errors import UserError
-from vidgen.training.optimizers import MuonWithAdamW, block_matrices, build_lr_scheduler, build_optimizer
+from vidgen.training import optimizers
+from vidgen.training.optimizers import (
+    MuonWithAdamW,
+    block_matrices,
+    build_lr_scheduler,
+    build_optimizer,
+    orthogonalize,
+    warmup_warning,
+)
 
 
 def groups() -> dict[str, tuple[list[nn.Parameter], float]]:
@@ -46,6 +54,33 @@ def test_a_schedule_taken_up_again_goes_on_as_it_was(name):
     whole = rates(0)
     assert whole[0] == [0, 0] and whole[3] == [0.1, 0.05]
     assert all(rates(after) == whole[after:] for after in (1, 4))
+
+
+@pytest.mark.parametrize("name", ["cosine", "constant_with_warmup"])
+@pytest.mark.parametrize(("steps", "peak_step"), [(100, 10), (499, 49), (500, 499), (2000, 500)])
+def test_a_warm_up_longer_than_the_run_is_shortened_and_said(name, steps, peak_step):
+    config = OptimConfig(learning_rate=0.1, lr_scheduler=name, lr_warmup_steps=500)
+    optimizer = build_optimizer(groups(), config)
+    scheduler = build_lr_scheduler(optimizer, config, steps)
+    rates = []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates.index(max(rates)) == peak_step
+    warning = warmup_warning(config, steps)
+    if steps >= 500:
+        assert warning is None
+    else:
+        assert max(rates) == 0.1
+        assert f"optim.lr_warmup_steps=500 is more than train.max_train_steps={steps}" in warning
+        assert f"would peak at {0.1 * (steps - 1) / 500:.2g} instead of 0.1" in warning
+        assert f"shortened to {steps // 10} steps, and the peak learning rate is 0.1" in warning
+
+
+def test_a_run_without_steps_or_warm_up_gets_no_warning():
+    assert warmup_warning(OptimConfig(), 0) is None
+    assert warmup_warning(OptimConfig(lr_scheduler="constant"), 10) is None
 
 
 def test_what_does_not_fit_is_one_sentence():
@@ -138,6 +173,31 @@ def test_what_is_not_finite_leaves_weights_and_state_as_they_were(before):
         optimizer.found_inf = torch.zeros(())
         optimizer.step()
     assert all(torch.equal(a, b) for a, b in zip(bad.parameters(), good.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("shape", [(24, 8), (8, 24)])
+def test_float32_orthogonalization_is_torchs_without_its_rounding(shape):
+    torch.manual_seed(0)
+    gradient = torch.randn(shape)
+    constants = (3.4445, -4.7750, 2.0315), 5, 1e-7
+    ours = orthogonalize(gradient, *constants)
+    theirs = torch.optim._muon._zeropower_via_newtonschulz(gradient, *constants)
+    assert ours.dtype == torch.float32 and theirs.dtype == torch.bfloat16
+    torch.testing.assert_close(ours, theirs.float(), rtol=0, atol=0.03)
+    assert not torch.equal(ours, theirs.float())
+
+
+@pytest.mark.parametrize(("mixed_precision", "uses_ours"), [("no", True), ("fp16", True), ("bf16", False)])
+def test_only_bf16_runs_orthogonalize_in_bf16(mixed_precision, uses_ours, monkeypatch):
+    called = []
+    monkeypatch.setattr(optimizers, "orthogonalize", lambda gradient, *rest: called.append(1) or gradient)
+    theirs = torch.optim._muon._zeropower_via_newtonschulz
+    trained = model()
+    optimizer = build_optimizer({"model": (list(trained.parameters()), 1.0)}, MUON, trained, mixed_precision)
+    give_gradients(list(trained.parameters()), seed=0)
+    optimizer.step()
+    assert bool(called) is uses_ours
+    assert torch.optim._muon._zeropower_via_newtonschulz is theirs
 
 
 def test_its_state_is_taken_up_again():

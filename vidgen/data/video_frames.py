@@ -1,0 +1,114 @@
+"""Decoded frames as pixels: upright, with square pixels, over black where they are transparent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+
+import av
+import numpy as np
+from av.sidedata.sidedata import Type as SideDataType
+from av.video.reformatter import VideoReformatter
+from PIL import Image
+
+NEARLY_SQUARE = 0.01  # relative; pixels closer to a square than this are shown as they are stored
+MOST_OBLONG_PIXEL = 10  # one side of a pixel over the other; beyond it a damaged header is likelier than a video
+OBLIQUE = 0.02  # tangent of the angle beyond which a rotation is not taken for a quarter turn
+HDR_TRANSFERS = {16: "PQ", 18: "HLG"}  # by FFmpeg's numbers
+
+
+@dataclass(frozen=True)
+class Orientation:
+    """How a stored picture becomes upright: it is transposed first, then mirrored."""
+
+    transpose: bool = False
+    flip_x: bool = False
+    flip_y: bool = False
+    is_oblique: bool = False  # the matrix turns by something else than quarter turns, of which the nearest is taken
+
+    def apply(self, pixels: np.ndarray) -> np.ndarray:
+        """`pixels` (H, W, C) upright; a view."""
+        if self.transpose:
+            pixels = pixels.swapaxes(0, 1)
+        return pixels[:: -1 if self.flip_y else 1, :: -1 if self.flip_x else 1]
+
+    def describe(self) -> str:
+        """What is odd about it, in a few words; empty if the picture is stored as it is shown."""
+        if self.is_oblique:
+            return "its display matrix turns it by an angle of which only quarter turns are applied"
+        if (self.transpose + self.flip_x + self.flip_y) % 2:
+            return "it is stored mirrored"
+        return "it is stored rotated" if self.transpose or self.flip_x else ""
+
+
+UPRIGHT = Orientation()
+
+
+def read_orientation(frame: av.VideoFrame) -> Orientation:
+    """The orientation that the frame's display matrix asks for."""
+    side_data = frame.side_data.get(SideDataType.DISPLAYMATRIX)
+    return UPRIGHT if side_data is None else orientation_of(np.frombuffer(bytes(side_data), np.int32))
+
+
+def orientation_of(matrix: np.ndarray) -> Orientation:
+    """The orientation of a display matrix, as FFmpeg stores it: x' = a x + c y and y' = b x + d y, rows (a, b, u)."""
+    a, b, _, c, d, *_ = (float(value) for value in matrix)
+    straight, turned = abs(a) + abs(d), abs(b) + abs(c)
+    if not straight and not turned:
+        return UPRIGHT
+    is_oblique = min(straight, turned) > OBLIQUE * max(straight, turned)
+    if turned > straight:
+        return Orientation(True, flip_x=c < 0, flip_y=b < 0, is_oblique=is_oblique)
+    return Orientation(False, flip_x=a < 0, flip_y=d < 0, is_oblique=is_oblique)
+
+
+def square_pixel_size(width: int, height: int, pixel_aspect: Fraction | None) -> tuple[int, int]:
+    """The stored size with the side enlarged that square pixels need, as players do.
+
+    `pixel_aspect`: width over height of a stored pixel. It is ignored where it is unknown, within 1 % of a square
+    (players and encoders round), or beyond 10:1.
+    """
+    aspect = float(pixel_aspect or 1)
+    if abs(aspect - 1) < NEARLY_SQUARE or not 1 / MOST_OBLONG_PIXEL <= aspect <= MOST_OBLONG_PIXEL:
+        return width, height
+    return (max(1, round(width * aspect)), height) if aspect > 1 else (width, max(1, round(height / aspect)))
+
+
+def has_alpha(frame: av.VideoFrame) -> bool:
+    """Whether the frame's format can hold transparency."""
+    return _format_has_alpha(frame.format.name)
+
+
+@lru_cache
+def _format_has_alpha(name: str) -> bool:
+    pixels = av.VideoFormat(name)
+    return pixels.has_palette or any(component.is_alpha for component in pixels.components)
+
+
+def shows_through(frame: av.VideoFrame) -> bool:
+    """Whether any pixel of the frame is partly transparent."""
+    return has_alpha(frame) and bool((frame.reformat(format="rgba").to_ndarray()[..., 3] < 255).any())
+
+
+def to_rgb(
+    frame: av.VideoFrame, width: int, height: int, converter: VideoReformatter, *, threads: int = 1
+) -> np.ndarray:
+    """A decoded frame as contiguous uint8 (height, width, 3), upright, over black where it is transparent.
+
+    Resized with antialiasing if it is stored in another size: for square pixels, for a reader's own size, and in the
+    rare stream that changes its size midway. `converter` keeps its tables from frame to frame; `threads`: 0 is one
+    for each core, of which a small frame wants one.
+    """
+    orientation = read_orientation(frame)
+    if orientation.transpose:
+        width, height = height, width
+    if has_alpha(frame):
+        pixels = converter.reformat(frame, format="rgba", threads=threads).to_ndarray().astype(np.uint16)
+        pixels = ((pixels[..., :3] * pixels[..., 3:] + 127) // 255).astype(np.uint8)
+    else:
+        pixels = converter.reformat(frame, format="rgb24", threads=threads).to_ndarray()
+    if pixels.shape[:2] != (height, width):
+        # swscale would be quicker, but costs up to 30 gray levels along colored edges.
+        pixels = np.array(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))
+    return np.ascontiguousarray(pixels if orientation is UPRIGHT else orientation.apply(pixels))

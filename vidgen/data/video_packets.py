@@ -1,0 +1,430 @@
+"""What a video file's packets tell: when its frames are shown, whether it is cut off, whether its clock is sound.
+
+`read_packets` lists the packets of a file, and decodes the first frame or, in a scan, all of them. `build_timeline`
+makes of that the frames in display order with their times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import NamedTuple
+
+import av
+import numpy as np
+
+from .video_file import (
+    ShardMember,
+    VideoError,
+    create_decoder,
+    find_video_stream,
+    open_container,
+    short_reason,
+)
+from .video_frames import UPRIGHT, Orientation, read_orientation
+
+PHANTOMS = 2  # frames: some files announce one or two more than they hold
+CLOCK_MAY_JUMP = 0x0200  # FFmpeg's AVFMT_TS_DISCONT: MPEG-TS, MPEG-PS, Ogg
+LONGEST_STEP = 10.0  # seconds that such a clock may go on at once, as in the ffmpeg command
+LONGEST_STEP_BACK = 0.1  # seconds
+LARGEST_EMPTY_VOP = 20  # bytes; an MPEG-4 frame that says no more than "as before"
+REORDERED = 16  # frames that a decoder may hold back, at most
+FIELD_CODECS = {"h264", "hevc", "mpeg2video", "vc1"}  # whose two fields of a frame may come in two packets
+
+
+class Packet(NamedTuple):
+    """A packet without its data. `is_shown`: it is meant to be displayed, not only decoded for others."""
+
+    pts: int | None
+    dts: int | None
+    duration: int
+    size: int
+    is_keyframe: bool
+    is_corrupt: bool
+    is_shown: bool
+
+
+class DecodedFrame(NamedTuple):
+    """A frame that came out: of which packet (None: unknown), after which one, and its state."""
+
+    packet: int | None
+    after: int
+    is_corrupt: bool
+    is_keyframe: bool
+
+
+@dataclass
+class PacketList:
+    """The packets of a file's video stream and what decoding gave: the first frame, or in a scan all of them."""
+
+    format_name: str
+    clock_may_jump: bool
+    time_base: Fraction
+    rate: float  # on average
+    nominal_rate: float  # the one that the encoder names, which counts where there are no timestamps
+    announced: int  # frames, by the header; 0 where it does not say
+    codec: str
+    reorder_depth: int
+    pixel_aspect: Fraction | None
+    is_scanned: bool
+    packets: list[Packet] = field(default_factory=list)
+    shown: list[int] = field(default_factory=list)  # the numbers of the packets that are meant to be displayed
+    outputs: list[DecodedFrame] = field(default_factory=list)
+    errors: dict[int, str] = field(default_factory=dict)  # by packet: why the decoder refuses it
+    indexed: tuple[int, int] = (0, 0)  # entries of the container's own index, on opening and after reading
+    promised: float = 0.0  # seconds, by Matroska's header
+    width: int = 0  # of the first frame, as stored
+    height: int = 0
+    orientation: Orientation = UPRIGHT
+    is_interlaced: bool = False
+    color_transfer: int = 2
+
+
+def read_packets(
+    source: Path | ShardMember,
+    *,
+    scan: bool = False,
+    look: Callable[[av.VideoFrame], None] | None = None,
+    threads: int = 1,
+) -> PacketList:
+    """List the packets of the main video stream; decode its first frame or, to `scan`, every frame.
+
+    `look` is called with every frame. Raises `VideoError` if there is no video stream or no frame, and what PyAV
+    raises if the file cannot be opened.
+    """
+    with open_container(source) as container:
+        format_name = container.format.name.split(",")[0]
+        if format_name == "tty":  # FFmpeg would film the text scrolling over a terminal
+            raise VideoError("it is text, not a video", source)
+        stream = find_video_stream(container, source)
+        codec = stream.codec_context.name
+        found = PacketList(
+            format_name,
+            bool(container.format.flags & CLOCK_MAY_JUMP),
+            stream.time_base,
+            float(stream.average_rate or stream.guessed_rate or 0),
+            float(stream.guessed_rate or stream.average_rate or 0),
+            stream.frames,
+            codec,
+            stream.codec_context.reorder_depth,
+            stream.sample_aspect_ratio,
+            scan,
+            promised=_promised_seconds(container, stream) if format_name == "matroska" else 0.0,
+        )
+        entries = len(stream.index_entries)
+        decoder = create_decoder(stream, threads)
+        for packet in container.demux(stream):
+            number = len(found.packets)
+            if packet.size or packet.dts is not None or packet.pts is not None:  # else it is the end
+                is_shown = not packet.is_discard and not (codec == "vp8" and packet.size and _is_hidden_vp8(packet))
+                found.packets.append(
+                    Packet(
+                        packet.pts,
+                        packet.dts,
+                        packet.duration or 0,
+                        packet.size,
+                        packet.is_keyframe,
+                        packet.is_corrupt,
+                        is_shown,
+                    )
+                )
+                if is_shown:
+                    found.shown.append(number)
+                if not packet.size:
+                    continue
+            if found.outputs and not scan:
+                continue
+            packet.pts = number  # the frame carries it, and so tells which packet it comes from
+            try:
+                frames = decoder.decode(packet)
+            except av.FFmpegError as error:
+                found.errors[number] = short_reason(error)
+                continue
+            for frame in frames:
+                if not found.outputs:
+                    _describe(found, frame)
+                found.outputs.append(DecodedFrame(frame.pts, number, frame.is_corrupt, bool(frame.key_frame)))
+                if look is not None:
+                    look(frame)
+        found.indexed = entries, len(stream.index_entries)
+    if not found.outputs:
+        raise VideoError("it holds no frame that can be decoded", source)
+    return found
+
+
+def _describe(found: PacketList, first: av.VideoFrame) -> None:
+    found.width, found.height = first.width, first.height
+    found.orientation = read_orientation(first)
+    found.is_interlaced, found.color_transfer = first.interlaced_frame, first.color_trc
+
+
+def _is_hidden_vp8(packet: av.Packet) -> bool:
+    """Whether the packet holds a frame that others are built on and that is never shown."""
+    return not memoryview(packet)[0] & 0x10
+
+
+def _promised_seconds(container: av.container.InputContainer, stream: av.VideoStream) -> float:
+    """Where Matroska's tags or its header say that the stream ends; 0 where they do not."""
+    try:
+        hours, minutes, seconds = stream.metadata["DURATION"].split(":")
+        return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
+    except (KeyError, ValueError):
+        return (container.duration or 0) / av.time_base if len(container.streams) == 1 else 0.0
+
+
+def refuse_truncated(found: PacketList, source: Path | ShardMember) -> None:
+    """Raise `VideoError` if the container's own index or header lists packets that are not there."""
+    opened, read = found.indexed
+    whole = sum(not packet.is_corrupt for packet in found.packets)
+    announced, tolerance = found.announced, 0
+    if found.format_name == "mov":
+        announced = max(opened, read)  # without what an edit list leaves out
+    elif found.format_name == "avi" and opened > 1:
+        announced = opened  # without empty chunks, which the header counts
+    elif found.format_name == "avi":  # whose index, at the end of the file, is missing
+        tolerance = max(PHANTOMS, announced // 20)
+        whole = max(((packet.dts or 0) + 1 for packet in found.packets if not packet.is_corrupt), default=0)
+    else:
+        tolerance = max(PHANTOMS, announced // 20)
+    if whole < announced - tolerance or (found.format_name in ("mov", "avi") and _is_corrupt(found)):
+        raise VideoError(f"cut off: {whole} of {announced} frames are whole", source)
+
+
+def _is_corrupt(found: PacketList) -> bool:
+    return any(packet.is_corrupt for packet in found.packets)
+
+
+# --- frames in display order ----------------------------------------------------------------------------------------
+
+
+@dataclass
+class Timeline:
+    """The frames that a file lists, in display order; see `VideoIndex` for what is not told here."""
+
+    seconds: np.ndarray  # since the first, one for each frame
+    last: float  # seconds for which the last frame is shown
+    ticks: np.ndarray | None
+    slots: np.ndarray | None
+    pictures: np.ndarray | None = None
+    keyframes: np.ndarray | None = None
+    missing: tuple[int, int] = (0, 0)
+    steady: int = 0  # frames before the first one that may miss neighbors: a cut takes B-frames from between the last
+    begin: float = 0.0  # the first frame's own timestamp, in seconds
+    is_corrected: bool = False
+    is_sorted: bool = True
+
+
+def is_plain(found: PacketList) -> bool:
+    """Whether the packets alone tell which frames there are and when: nothing about them is unusual."""
+    if found.errors or _is_corrupt(found) or not starts_with_keyframe(found):
+        return False
+    shown = [found.packets[number] for number in found.shown]
+    if not all(packet.size for packet in shown):
+        return False
+    first = found.outputs[0].packet
+    if found.format_name == "avi":
+        return first == 0 and len(shown) == len(found.packets) and _slots_are_sound(shown)
+    stamps = [packet.pts for packet in shown]
+    if all(stamp is None for stamp in stamps):
+        return first == found.shown[0]
+    if None in stamps or len(set(stamps)) != len(stamps) or _clock_jumps(found):
+        return False
+    return first is not None and found.packets[first].pts == min(stamps)
+
+
+def starts_with_keyframe(found: PacketList) -> bool:
+    """Whether the first packet is a keyframe, and the frame that comes from it does not say otherwise."""
+    first = found.outputs[0]
+    return found.packets[0].is_keyframe and (first.packet != 0 or first.is_keyframe)
+
+
+def build_timeline(found: PacketList, source: Path | ShardMember) -> Timeline:
+    """The frames in display order. Raises `VideoError` if nothing tells when they are shown."""
+    if found.format_name == "avi" and found.rate and _slots_are_sound([found.packets[i] for i in found.shown]):
+        timeline = _timeline_of_slots(found)
+    else:
+        timeline = _timeline_of_clock(found)
+    if timeline is None:
+        timeline = _timeline_of_rate(found, source)
+    return timeline
+
+
+def _slots_are_sound(packets: Sequence[Packet]) -> bool:
+    stamps = [packet.dts for packet in packets]
+    return None not in stamps and all(a < b for a, b in zip(stamps, stamps[1:], strict=False))
+
+
+def _timeline_of_slots(found: PacketList) -> Timeline | None:
+    """Of an AVI, which has no timestamps but the places of its chunks; an empty chunk repeats the picture before."""
+    shown = found.shown
+    origins = [output.packet for output in found.outputs]
+    if found.is_scanned and (None in origins or len(set(origins)) != len(origins)):
+        return None
+    real = sorted(origins) if found.is_scanned else shown
+    # The n-th frame is shown when the decoder gives it, which is when it gets the packet this many further on.
+    delay = sum(number < found.outputs[0].after for number in real)
+    delay = min(delay, len(real) - 1)
+    places = np.array([found.packets[number].dts for number in real])
+    before = int(places[0]) - found.packets[shown[0]].dts
+    slots = places[delay:] - places[delay]
+    step = int(np.median(np.diff(places))) if len(places) > 1 else 1
+    slots = np.concatenate([slots, slots[-1] + step * np.arange(1, delay + 1)]) + before
+    after = sum(number > real[-1] and not _is_null(found, number) for number in shown)
+    total = int(slots[-1]) + 1 + after
+    announced = found.announced - found.packets[shown[0]].dts
+    if found.indexed[0] > 1 and total < announced <= 2 * total:  # it ends with empty chunks
+        total = announced
+    pictures = slots[np.clip(np.searchsorted(slots, np.arange(total), side="right") - 1, 0, None)]
+    if after:
+        pictures[-after:] = np.arange(total - after, total)
+    pictures[:before] = np.arange(before)
+    held = bool((pictures != np.arange(total)).any())
+    return Timeline(
+        np.arange(total) / found.rate,
+        1 / found.rate,
+        None,
+        slots,
+        pictures if held else None,
+        missing=(before, after),
+        steady=total,
+    )
+
+
+def _is_null(found: PacketList, number: int) -> bool:
+    """Whether the packet says no more than that the picture stays."""
+    packet = found.packets[number]
+    return packet.size == 0 or (found.codec == "mpeg4" and packet.size <= LARGEST_EMPTY_VOP)
+
+
+def _timeline_of_clock(found: PacketList) -> Timeline | None:
+    """Of a file with timestamps; None if they do not tell the frames' times."""
+    clock, is_corrected = _read_clock(found)
+    shown = found.shown
+    decoded = [frame.packet for frame in found.outputs] if found.is_scanned else shown
+    if None in decoded or len(set(decoded)) != len(decoded) or np.isnan(clock[decoded]).any():
+        return None
+    times = clock[decoded]
+    is_sorted = not found.is_scanned or bool((np.diff(times) > 0).all())
+    times = np.sort(times)
+    steps = np.diff(times)
+    if len(steps) and not steps.min() > 0:
+        return None
+    if found.is_scanned:
+        before, between, after = _place_silent(found, decoded, clock, times)
+        head = times[0] - float(np.median(steps) if len(steps) else 1) * np.arange(len(before), 0, -1)
+        numbers = np.array([*before, *decoded, *between, *after])
+        moments = np.concatenate([_known(clock[before], head), times, clock[between], clock[after]])
+    else:
+        before, between, after = [], [], []
+        numbers, moments = np.array(decoded), clock[decoded]
+    order = np.argsort(moments, kind="stable")
+    place = np.empty(len(order), int)
+    place[order] = np.arange(len(order))  # of each packet in `numbers`
+    numbers, moments = numbers[order], moments[order]
+    slots = place[len(before) : len(before) + len(decoded)]
+
+    pictures = None
+    held = [len(before) + len(decoded) + i for i, number in enumerate(between) if number not in found.errors]
+    if held:
+        pictures = np.arange(len(order))
+        pictures[place[held]] = slots[np.searchsorted(slots, place[held]) - 1]
+    ticks = moments.astype(np.int64) if is_sorted and not is_corrected else None
+    if before and ticks is not None and (np.diff(ticks) <= 0).any():
+        ticks = None
+    unit = float(found.time_base)
+    return Timeline(
+        (moments - moments[0]) * unit,
+        found.packets[numbers[-1]].duration * unit,
+        ticks,
+        slots if ticks is None else None,
+        pictures,
+        np.flatnonzero([found.packets[number].is_keyframe for number in numbers]),
+        (len(before), len(after)),
+        _count_steady(found, moments, clock),
+        moments[0] * unit,
+        is_corrected,
+        is_sorted,
+    )
+
+
+def _count_steady(found: PacketList, moments: np.ndarray, clock: np.ndarray) -> int:
+    """How many frames come before the first that may miss neighbors, which were cut away after the last packet."""
+    last = found.packets[-1]
+    if last.dts is None or last.pts is None:
+        return len(moments)
+    return int(np.searchsorted(moments, clock[-1] - (last.pts - last.dts), side="right"))
+
+
+def _place_silent(
+    found: PacketList, decoded: list[int], clock: np.ndarray, times: np.ndarray
+) -> tuple[list[int], list[int], list[int]]:
+    """The packets meant to be displayed that no frame came from: before the first frame, between, after the last."""
+    silent = sorted(set(found.shown) - set(decoded))
+    if found.is_interlaced and found.codec in FIELD_CODECS:  # second fields, shown with the first ones
+        silent = [number for number in silent if number in found.errors or number < decoded[0]]
+    ranks = np.searchsorted(np.sort(decoded), silent)
+    before, between, after = [], [], []
+    for number, rank in zip(silent, ranks, strict=True):
+        moment = clock[number]
+        if np.isnan(moment):
+            if rank <= REORDERED:
+                before.append(number)
+        elif moment < times[0]:
+            before.append(number)
+        elif moment > times[-1] and not _is_null(found, number):
+            after.append(number)
+        elif moment not in times:
+            between.append(number)
+    before.sort(key=lambda number: (not np.isnan(clock[number]), clock[number]))
+    return before, between, sorted(after, key=lambda number: clock[number])
+
+
+def _known(moments: np.ndarray, otherwise: np.ndarray) -> np.ndarray:
+    return np.where(np.isnan(moments), otherwise, moments)
+
+
+def _timeline_of_rate(found: PacketList, source: Path | ShardMember) -> Timeline:
+    """Of a file whose timestamps tell nothing: its frames follow each other at the rate of its header."""
+    rate = found.nominal_rate
+    if not rate:
+        raise VideoError("it has neither timestamps nor a frame rate", source)
+    count = len(found.outputs) if found.is_scanned else len(found.shown)
+    is_misled = any(packet.pts is not None for packet in found.packets)
+    return Timeline(np.arange(count) / rate, 1 / rate, None, np.arange(count), steady=count, is_sorted=not is_misled)
+
+
+def _read_clock(found: PacketList) -> tuple[np.ndarray, bool]:
+    """Each packet's timestamp, NaN where it has none, and whether jumps of the clock were taken out of them."""
+    stamps = np.array([np.nan if packet.pts is None else packet.pts for packet in found.packets], float)
+    if not _clock_jumps(found):
+        return stamps, False
+    step = _usual_step(found)
+    offset, before = 0.0, None
+    for number, packet in enumerate(found.packets):
+        if packet.dts is not None:
+            if before is not None and _is_jump(found, packet.dts - before):
+                offset += before + step - packet.dts
+            before = packet.dts
+        stamps[number] += offset
+    return stamps, True
+
+
+def _clock_jumps(found: PacketList) -> bool:
+    if found.format_name in ("mov", "avi"):
+        return False
+    stamps = [packet.dts for packet in found.packets if packet.dts is not None]
+    return any(_is_jump(found, later - earlier) for earlier, later in zip(stamps, stamps[1:], strict=False))
+
+
+def _is_jump(found: PacketList, ticks: int) -> bool:
+    seconds = ticks * float(found.time_base)
+    if found.clock_may_jump:
+        return not -LONGEST_STEP_BACK <= seconds <= LONGEST_STEP
+    return seconds < -LONGEST_STEP_BACK * REORDERED  # less may be due to frames listed out of order
+
+
+def _usual_step(found: PacketList) -> float:
+    stamps = [packet.dts for packet in found.packets if packet.dts is not None]
+    return float(np.median(np.abs(np.diff(stamps)))) if len(stamps) > 1 else 0.0

@@ -1,0 +1,196 @@
+"""Compares what a checkpoint was written with to the run that resumes it, and names every difference.
+
+A checkpoint keeps the config of its run (`config.yaml`) and the run's facts: what the config alone does not say, such
+as the number of training clips. A difference either makes resuming impossible, or makes the resumed run differ from an
+uninterrupted one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from safetensors import SafetensorError
+from yaml import YAMLError
+
+from ..config import DiTTrainingConfig, OptimConfig, VAETrainingConfig
+from ..errors import UserError
+from .optimizers import CONSTANT_SCHEDULES, warmup_steps
+
+CONFIG = "config.yaml"
+# What a file that is not what it should be makes torch, safetensors and Accelerate raise.
+UNREADABLE = (RuntimeError, ValueError, OSError, KeyError, EOFError, SafetensorError, UnpicklingError)
+
+# Keys on which neither the weights nor the order of the samples depend.
+WITHOUT_EFFECT = {
+    "output_dir",
+    "resume",
+    "latent_cache",
+    "latents.batch_size",
+    "latents.shard_size",
+    "perceptual.weights",
+    "perceptual.weights_sha256",
+    "diffusion.guidance_scale",
+    "diffusion.num_inference_steps",
+    "train.gradient_checkpointing",
+    "train.logging_steps",
+    "train.validation_steps",
+    "train.checkpointing_steps",
+    "train.checkpoints_total_limit",
+    "train.dataloader_num_workers",
+    "train.report_to",
+}
+WITHOUT_EFFECT_ON_DIT = {"data.validation_root", "data.num_validation_videos"}
+PATHS = {"vae", "data.root", "data.split_files", "data.validation_root"}
+# Facts without which the weights of a checkpoint are those of another task.
+TASK = {"vae weights", "classes"}
+
+
+@dataclass(frozen=True)
+class Change:
+    """A key of the config, or a fact, that differs between a checkpoint and the run that resumes it.
+
+    Attributes:
+        blocking: whether the checkpoint cannot be resumed with it.
+    """
+
+    key: str
+    before: Any
+    now: Any
+    blocking: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.key} changed from {_shorten(self.before)} to {_shorten(self.now)}"
+
+
+def find_changes(
+    checkpoint: Path, config: VAETrainingConfig | DiTTrainingConfig, before: dict[str, Any], now: dict[str, Any]
+) -> list[Change]:
+    """Every difference between a checkpoint and the run that resumes it, in the order of the config.
+
+    Args:
+        checkpoint: its folder. Older ones hold no config; that of their run folder is read instead.
+        config: of the run that resumes it.
+        before, now: the facts of the checkpoint and of the run.
+    """
+    changes = _config_changes(read_saved_config(checkpoint), config)
+    if "vae weights" in before and before["vae weights"] == now.get("vae weights"):
+        changes = [change for change in changes if change.key != "vae"]  # the same VAE in another folder
+    keys = {change.key for change in changes}
+    for name, value in now.items():
+        if name not in before or before[name] == value:
+            continue
+        if name == "clips per step" and keys & {"train.train_batch_size", "train.gradient_accumulation_steps"}:
+            continue  # said already; else the number of processes changed
+        changes.append(Change(name, before[name], value, blocking=name in TASK))
+    return changes
+
+
+def describe_changes(changes: list[Change]) -> str:
+    """The changes in one line: `optim.learning_rate changed from 0.001 to 0.0001, seed changed from 0 to 1`."""
+    return ", ".join(map(str, changes))
+
+
+def refuse_blocking_changes(checkpoint: Path, changes: list[Change]) -> None:
+    """Raise a `UserError` that names all changes if one of them leaves nothing to resume."""
+    blocking = [change for change in changes if change.blocking]
+    others = [change for change in changes if not change.blocking]
+    if blocking:
+        raise UserError(
+            f"{checkpoint} cannot be resumed, because {describe_changes(blocking)}. Restore the former "
+            f"value{'s'[: len(blocking) > 1]}, or start a new run in another output_dir."
+            + (f" Other changes: {describe_changes(others)}." if others else "")
+        )
+
+
+@contextmanager
+def explain_misfit(checkpoint: Path, changes: list[Change]) -> Iterator[None]:
+    """Turn what reading a checkpoint raises into one `UserError` that names the changes known by then."""
+    try:
+        yield
+    except UserError:
+        raise
+    except UNREADABLE as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".:")
+        if changes:
+            reason = f"{describe_changes(changes)} ({reason})"
+        raise UserError(f"The checkpoint {checkpoint} does not fit this run: {reason}.") from error
+
+
+def read_saved_config(checkpoint: Path) -> dict[str, Any]:
+    """The config that a checkpoint was written with, as nested dictionaries; empty if it cannot be read."""
+    for path in (checkpoint / CONFIG, checkpoint.parent / CONFIG):
+        try:
+            saved = OmegaConf.to_container(OmegaConf.load(path))
+        except (OSError, OmegaConfBaseException, YAMLError, UnicodeDecodeError):
+            continue
+        if isinstance(saved, dict):
+            return saved
+    return {}
+
+
+def _config_changes(saved: dict[str, Any], config: VAETrainingConfig | DiTTrainingConfig) -> list[Change]:
+    before, now = {}, _leaves(config)
+    for key in now:
+        value: Any = saved
+        for part in key.split("."):
+            value = value.get(part, ...) if isinstance(value, dict) else ...
+        if value is not ...:  # a key that is newer than the checkpoint cannot be compared
+            before[key] = value
+    keys = [
+        key
+        for key in before
+        if _comparable(key, before[key]) != _comparable(key, now[key]) and not _has_no_effect(key, before, now)
+    ]
+    return [Change(key, before[key], now[key], _is_blocking(key, before[key], now[key])) for key in keys]
+
+
+def _leaves(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Values of a config by dotted key; dictionaries of constructor arguments are values."""
+    leaves: dict[str, Any] = {}
+    for field in fields(config):
+        value = getattr(config, field.name)
+        leaves |= _leaves(value, f"{prefix}{field.name}.") if is_dataclass(value) else {prefix + field.name: value}
+    return leaves
+
+
+def _comparable(key: str, value: Any) -> Any:
+    return str(Path(value).expanduser().resolve()) if key in PATHS and isinstance(value, str) else value
+
+
+def _has_no_effect(key: str, before: dict[str, Any], now: dict[str, Any]) -> bool:
+    if key in WITHOUT_EFFECT or ("vae" in now and key in WITHOUT_EFFECT_ON_DIT):
+        return True
+    if key == "train.mixed_precision":
+        return "auto" in (before[key], now[key])  # runs save what it resolved to
+    if key == "train.max_train_steps":  # the length of the schedule
+        return _schedule(before) == _schedule(now)
+    weight = f"{key.split('.')[0]}.weight"  # a loss that one of both does not have differs by its weight alone
+    return weight in ("gan.weight", "perceptual.weight") and key != weight and not (before.get(weight) and now[weight])
+
+
+def _schedule(leaves: dict[str, Any]) -> tuple[Any, ...] | None:
+    """What the learning rates of a run's steps depend on, of its length; None if that cannot be told."""
+    names, length = ("optim.lr_scheduler", "optim.lr_warmup_steps"), leaves["train.max_train_steps"]
+    if any(name not in leaves for name in names):
+        return None
+    scheduler, warmup = (leaves[name] for name in names)
+    ours = OptimConfig(lr_scheduler=scheduler, lr_warmup_steps=warmup)
+    return (warmup_steps(ours, length), None if scheduler in CONSTANT_SCHEDULES else length)
+
+
+def _is_blocking(key: str, before: Any, now: Any) -> bool:
+    if key in ("gan.weight", "train.ema_decay"):  # a discriminator, or an average, that one of them does not have
+        return bool(now) != bool(before) if key == "gan.weight" else bool(now) and not before
+    return key in ("diffusion.prediction_type", "optim.name")
+
+
+def _shorten(value: Any) -> str:
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
