@@ -80,7 +80,7 @@ class LoraAdapterMixin(PeftAdapterMixin):
         given = kwargs.pop("metadata", None)
         metadata = metadata if given is None else given
         state, metadata = without_prefix(state, prefix), without_prefix(metadata, prefix)
-        state, metadata = resolve_state(self, state), resolve_metadata(self, metadata)
+        state, metadata = resolve_state(self, state, metadata), resolve_metadata(self, metadata)
         self._use_projections({split_key(key)[0] for key in state})
         if prefix is not None:
             state, metadata = ({f"{prefix}.{k}": v for k, v in x.items()} for x in (state, metadata))

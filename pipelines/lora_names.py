@@ -100,8 +100,13 @@ def without_prefix(values: Mapping[str, Any], prefix: str | None) -> dict[str, A
     return {name.removeprefix(f"{prefix}."): value for name, value in values.items()}
 
 
-def resolve_state(model: nn.Module, state: StateDict) -> StateDict:
+def resolve_state(model: nn.Module, state: StateDict, metadata: Mapping[str, Any]) -> StateDict:
     """The weights of a LoRA by the model's names.
+
+    Args:
+        model: with or without other adapters.
+        state: matrices of layers; also whole parameters of the model, if `metadata` has `bias` or `modules_to_save`.
+        metadata: the saved arguments of its `LoraConfig`, or nothing.
 
     Raises:
         ValueError: if there are none, or they do not fit the model.
@@ -111,7 +116,12 @@ def resolve_state(model: nn.Module, state: StateDict) -> StateDict:
     if not any("lora_A" in key or ".lokr_" in key for key in state):
         state = convert_unet_state_dict_to_peft(state)  # older names: to_q.lora.down
     layers, resolved, unknown = adaptable_layers(model), {}, {}
+    trains_parameters = metadata.get("modules_to_save") or metadata.get("bias", "none") != "none"
+    parameters = {base_name(name) for name, _ in model.named_parameters()} if trains_parameters else set()
     for key, value in state.items():
+        if base_name(key) in parameters:
+            resolved[key] = value
+            continue
         name, part = split_key(key)
         name = resolve_name(name, layers)
         if part is None or name not in layers:
@@ -130,7 +140,7 @@ def resolve_state(model: nn.Module, state: StateDict) -> StateDict:
 def check_shapes(state: StateDict, layers: Mapping[str, nn.Module]) -> None:
     """Raise a `ValueError` if a layer has one matrix of a LoRA's two, or they have not the layer's sizes."""
     for name in dict.fromkeys(split_key(key)[0] for key in state):
-        layer = layers[name]
+        layer = layers.get(name)
         down, up = (state.get(f"{name}.lora_{part}.weight") for part in "AB")
         if not isinstance(layer, nn.Linear) or (down is None and up is None):
             continue
@@ -165,6 +175,11 @@ def match_expression(expression: str, modules: Iterable[str]) -> set[str]:
         return {module for module in modules if re.fullmatch(expression, module)}
     except re.error as error:
         raise ValueError(f"{expression!r} is no regular expression: {error}.") from error
+
+
+def base_name(name: str) -> str:
+    """The name of a parameter without what peft puts around its layer."""
+    return re.sub(r"\.(base_layer|original_module)(?=\.)", "", name)
 
 
 def split_key(key: str) -> tuple[str, str | None]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-NEEDS_MORE = ("push_to_hub", "vidtwin.ckpt")  # an account; the authors' weights
+NEEDS_MORE = ["push_to_hub", "vidtwin.ckpt"]  # an account; the authors' weights
+if importlib.util.find_spec("peft") is None:
+    NEEDS_MORE.append("peft")
 
 
 @pytest.fixture

@@ -160,6 +160,33 @@ def test_metadata_with_other_names_counts(model, saved, tmp_path):
     assert set(model.peft_config["default_0"].target_modules) == {"to_q", "to_out"}
 
 
+@pytest.mark.parametrize(
+    ("targets", "more"),
+    [
+        (["class_embed", "modulation.1", "net.2"], {}),
+        ("all-linear", {}),
+        (["to_q"], {"use_dora": True}),
+        (["to_q"], {"lora_bias": True}),
+        (["to_q"], {"bias": "all"}),
+        (["to_q"], {"modules_to_save": ["structure_out"]}),
+        (["to_q", "to_k"], {"rank_pattern": {"to_q": 2}}),
+    ],
+    ids=str,
+)
+def test_every_kind_of_lora_comes_back_from_its_file(base, targets, more, tmp_path):
+    torch.manual_seed(0)
+    model, other = copy.deepcopy(base), copy.deepcopy(base)
+    model.add_adapter(config(targets, **more))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and "lora" not in name:
+                parameter.add_(0.1)
+    model.save_lora_adapter(tmp_path)
+    other.load_lora_adapter(tmp_path)
+    torch.testing.assert_close(predict(other), predict(model))
+    assert not close(predict(model), predict(base))
+
+
 def test_loras_that_do_not_fit_are_named_and_change_nothing(pipe, saved, tmp_path):
     plain, state = predict(pipe), load_file(saved[0] / "pipeline" / WEIGHTS)
     first = next(iter(state))

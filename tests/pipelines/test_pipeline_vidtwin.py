@@ -353,13 +353,20 @@ def test_a_saved_pipeline_is_bit_equal_in_a_fresh_process(pipe, tmp_path):
         "torch.set_num_threads(1)\n"
         "generator = torch.Generator().manual_seed(0)\n"
         f"frames = pipe('Diving', num_inference_steps={STEPS}, generator=generator, output_type='pt').frames\n"
-        "torch.save({'frames': frames, 'labels': pipe.labels}, 'out.pt')\n"
+        "import sys\n"
+        "torch.save({'frames': frames, 'labels': pipe.labels, 'modules': list(sys.modules)}, 'out.pt')\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, script], cwd=tmp_path, env=environment, check=True, capture_output=True)
     saved = torch.load(tmp_path / "out.pt", weights_only=True)
     assert torch.equal(saved["frames"], sample(pipe, "Diving", output_type="pt"))
     assert saved["labels"] == pipe.labels
+    unneeded = {"vidgen", "av", "matplotlib", "omegaconf", "pandas", "rich", "torchmetrics", "torchvision"}
+    assert not unneeded & set(saved["modules"]), "imported for nothing"
+
+
+def test_a_pipeline_of_a_pipeline_keeps_its_labels(pipe):
+    assert VidTwinPipeline.from_pipe(pipe).labels == pipe.labels
 
 
 def test_components_make_a_second_pipeline(pipe):
