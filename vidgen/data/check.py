@@ -68,7 +68,7 @@ def inspect_video(path: VideoSource, *, num_frames: int, fps: float) -> VideoRep
     if damage := _find_damage(index, packets):
         return VideoReport(str(path), "unreadable", damage, **known)
     odd = [*index.faults, *index.traits]
-    if not own_rate(index.without_missing_ends())[1]:
+    if not own_rate(index.playable())[1]:
         odd.append("its frame rate varies")
     if max(info.width, info.height) > LONGEST_SIDES * min(info.width, info.height):
         odd.append(f"one side is over {LONGEST_SIDES} times the other")

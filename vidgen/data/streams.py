@@ -75,7 +75,7 @@ class FrameReader:
         self.path = Path(path)
         if size is not None and not 1 <= size <= LARGEST_SIZE:
             raise UserError(f"{path}: size must be at least 1 pixel and at most {LARGEST_SIZE}, got {size}")
-        self._index = prove_index(path).without_missing_ends()
+        self._index = prove_index(path).playable()
         info = self._index.info
         self.notes = self._index.faults
         for note in self.notes:
@@ -132,7 +132,8 @@ class FrameReader:
         raise VideoError(f"frame {self._numbers[given]} cannot be decoded", self.path)
 
     def _picture(self, frame: av.VideoFrame, repeats: int, converter: VideoReformatter) -> Iterator[np.ndarray]:
-        picture = to_rgb(frame, self.width, self.height, converter, threads=0)
+        orientation = self._index.orientation
+        picture = to_rgb(frame, self.width, self.height, converter, orientation=orientation, threads=0)
         yield picture
         for _ in range(repeats - 1):
             yield picture.copy()

@@ -160,7 +160,7 @@ def _collect(
         if number in wanted:
             if damaged >= 0:  # this frame, or one that it is built on
                 raise VideoError(f"frame {damaged} is damaged", info.path)
-            found[number] = to_rgb(frame, info.width, info.height, converter)
+            found[number] = to_rgb(frame, info.width, info.height, converter, orientation=index.orientation)
         if number >= last:
             return found
     return found

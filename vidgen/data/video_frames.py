@@ -46,8 +46,15 @@ UPRIGHT = Orientation()
 
 
 def read_orientation(frame: av.VideoFrame) -> Orientation:
-    """The orientation that the frame's display matrix asks for."""
-    side_data = frame.side_data.get(SideDataType.DISPLAYMATRIX)
+    """The orientation that the frame's display matrix asks for.
+
+    PyAV then keeps the frame until Python's garbage collector runs, so this is for one frame of a stream only.
+    """
+    try:
+        side_data = frame.side_data.get(SideDataType.DISPLAYMATRIX)
+    except ValueError:  # it has side data of a type that PyAV does not know
+        turns = round(frame.rotation / 90) % 4
+        return Orientation(turns % 2 == 1, flip_x=turns in (2, 3), flip_y=turns in (1, 2))
     return UPRIGHT if side_data is None else orientation_of(np.frombuffer(bytes(side_data), np.int32))
 
 
@@ -92,15 +99,22 @@ def shows_through(frame: av.VideoFrame) -> bool:
 
 
 def to_rgb(
-    frame: av.VideoFrame, width: int, height: int, converter: VideoReformatter, *, threads: int = 1
+    frame: av.VideoFrame,
+    width: int,
+    height: int,
+    converter: VideoReformatter,
+    *,
+    orientation: Orientation | None = None,
+    threads: int = 1,
 ) -> np.ndarray:
     """A decoded frame as contiguous uint8 (height, width, 3), upright, over black where it is transparent.
 
     Resized with antialiasing if it is stored in another size: for square pixels, for a reader's own size, and in the
-    rare stream that changes its size midway. `converter` keeps its tables from frame to frame; `threads`: 0 is one
-    for each core, of which a small frame wants one.
+    rare stream that changes its size midway. `converter` keeps its tables from frame to frame. `orientation`: by
+    default the frame's own. `threads`: 0 is one for each core, of which a small frame wants one.
     """
-    orientation = read_orientation(frame)
+    if orientation is None:
+        orientation = read_orientation(frame)
     if orientation.transpose:
         width, height = height, width
     if has_alpha(frame):

@@ -29,9 +29,8 @@ from .video_file import (
     open_container,
     short_reason,
 )
-from .video_frames import HDR_TRANSFERS, square_pixel_size
+from .video_frames import HDR_TRANSFERS, Orientation, square_pixel_size
 from .video_packets import (
-    PHANTOMS,
     PacketList,
     Timeline,
     build_timeline,
@@ -63,6 +62,8 @@ class VideoIndex:
         keyframes: the numbers of the keyframes; None where the container finds none by its timestamp.
         pictures: the number of the frame whose picture is shown at each frame; None where each has its own. An empty
             packet repeats the picture before it.
+        gaps: the frames that do not come out though others before and after them do.
+        orientation: how stored pictures become upright.
         can_skip: whether frames on which no other is built can be left out.
         is_certain: whether timestamps alone tell the order of the frames: decoders may reorder them, and packets do.
         missing: how many frames at the beginning and at the end cannot be decoded. They are listed.
@@ -84,6 +85,8 @@ class VideoIndex:
     slots: np.ndarray | None
     keyframes: np.ndarray | None
     pictures: np.ndarray | None
+    gaps: tuple[int, ...]
+    orientation: Orientation
     can_skip: bool
     is_certain: bool
     missing: tuple[int, int] = (0, 0)
@@ -120,24 +123,31 @@ class VideoIndex:
         """The number of each frame that came out of a scan."""
         return _number_outputs(packets, self.ticks, self.slots)
 
-    def without_missing_ends(self) -> VideoIndex:
-        """The index of the frames that can be decoded; the first of them becomes frame 0 at 0 seconds."""
+    def playable(self) -> VideoIndex:
+        """The index of what a player shows: frames that cannot be decoded are left out at the beginning and the end.
+
+        The first frame that can be decoded becomes frame 0 at 0 seconds. Between others the picture before is held.
+        """
         first, stop = self.missing[0], len(self.timestamps) - self.missing[1]
-        if (first, stop) == (0, len(self.timestamps)):
+        if not self.gaps and (first, stop) == (0, len(self.timestamps)):
             return self
         begin = self.timestamps[first]
         end = self.info.duration if not self.missing[1] else self.timestamps[stop]
-        kept = slice(first, stop)
+        pictures = np.arange(len(self.timestamps)) if self.pictures is None else self.pictures.copy()
+        for number in self.gaps:
+            pictures[number] = pictures[number - 1]
+        kept, keyframes = slice(first, stop), self.keyframes
+        if keyframes is not None:
+            keyframes = keyframes[(keyframes >= first) & (keyframes < stop)] - first
         return replace(
             self,
             info=replace(self.info, num_frames=stop - first, duration=float(end - begin)),
             timestamps=self.timestamps[kept] - begin,
             ticks=None if self.ticks is None else self.ticks[kept],
             slots=None if self.slots is None else self.slots - first,
-            keyframes=None
-            if self.keyframes is None
-            else self.keyframes[(self.keyframes >= first) & (self.keyframes < stop)] - first,
-            pictures=None if self.pictures is None else self.pictures[kept] - first,
+            keyframes=keyframes,
+            pictures=pictures[kept] - first if self.gaps or self.pictures is not None else None,
+            gaps=(),
             missing=(0, 0),
             steady=min(self.steady, stop) - first,
             sound=(self.sound[0] - first, self.sound[1] - first),
@@ -276,9 +286,6 @@ def _build_index(source: Path | ShardMember, found: PacketList) -> VideoIndex:
     span = float(line.seconds[-1])
     duration = span + (line.last or span / max(1, count - 1))
     fps = _choose_rate(found, line, duration)
-    if line.begin + duration < found.promised - max(PHANTOMS / fps if fps else 0, found.promised / 20):
-        raise VideoError(f"cut off: {duration:.2f} of {found.promised:.2f} s are there", source)
-
     width, height = square_pixel_size(found.width, found.height, found.pixel_aspect)
     if found.orientation.transpose:
         width, height = height, width
@@ -292,6 +299,8 @@ def _build_index(source: Path | ShardMember, found: PacketList) -> VideoIndex:
         line.slots,
         line.keyframes if line.ticks is not None and found.format_name in SEEKABLE_FORMATS else None,
         line.pictures,
+        line.gaps,
+        found.orientation,
         # The second field of an interlaced frame may be left out by itself.
         is_certain and found.codec in SKIPPING_DECODERS and not found.is_interlaced,
         is_certain,
@@ -299,7 +308,8 @@ def _build_index(source: Path | ShardMember, found: PacketList) -> VideoIndex:
         line.steady,
         sound,
         frozenset(found.errors) if found.is_scanned and _fails_at_ends(found) else frozenset(),
-        not found.is_scanned or (not found.errors and sound == (0, count) and line.missing == (0, 0)),
+        not found.is_scanned
+        or (not found.errors and not line.gaps and sound == (0, count) and line.missing == (0, 0)),
         found.is_scanned,
         found.is_scanned,
         tuple(_describe_faults(found, line, sound)),
@@ -367,6 +377,8 @@ def _describe_faults(found: PacketList, line: Timeline, sound: tuple[int, int]) 
             yield f"the {end} {_count(missing)} cannot be decoded"
         if damaged:
             yield f"the {end} {_count(damaged)} that can be decoded {'is' if damaged == 1 else 'are'} damaged"
+    if line.gaps:
+        yield f"{len(line.gaps)} of its frames, between others, cannot be decoded"
     if line.is_corrected:
         yield "its clock jumps"
     if not line.is_sorted:

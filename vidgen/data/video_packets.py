@@ -27,6 +27,7 @@ from .video_frames import UPRIGHT, Orientation, read_orientation
 
 PHANTOMS = 2  # frames: some files announce one or two more than they hold
 CLOCK_MAY_JUMP = 0x0200  # FFmpeg's AVFMT_TS_DISCONT: MPEG-TS, MPEG-PS, Ogg
+HAS_NO_CLOCK = 0x0080  # FFmpeg's AVFMT_NOTIMESTAMPS: bare streams, whose timestamps are its own invention
 LONGEST_STEP = 10.0  # seconds that such a clock may go on at once, as in the ffmpeg command
 LONGEST_STEP_BACK = 0.1  # seconds
 LARGEST_EMPTY_VOP = 20  # bytes; an MPEG-4 frame that says no more than "as before"
@@ -61,6 +62,7 @@ class PacketList:
 
     format_name: str
     clock_may_jump: bool
+    has_clock: bool
     time_base: Fraction
     rate: float  # on average
     nominal_rate: float  # the one that the encoder names, which counts where there are no timestamps
@@ -103,6 +105,7 @@ def read_packets(
         found = PacketList(
             format_name,
             bool(container.format.flags & CLOCK_MAY_JUMP),
+            not container.format.flags & HAS_NO_CLOCK,
             stream.time_base,
             float(stream.average_rate or stream.guessed_rate or 0),
             float(stream.guessed_rate or stream.average_rate or 0),
@@ -190,6 +193,11 @@ def refuse_truncated(found: PacketList, source: Path | ShardMember) -> None:
         tolerance = max(PHANTOMS, announced // 20)
     if whole < announced - tolerance or (found.format_name in ("mov", "avi") and _is_corrupt(found)):
         raise VideoError(f"cut off: {whole} of {announced} frames are whole", source)
+    stamps = [packet.pts + packet.duration for packet in found.packets if packet.pts is not None]
+    end = float(max(stamps, default=0) * found.time_base)
+    tolerance = max(PHANTOMS / found.rate if found.rate else 0, found.promised / 20)
+    if end < found.promised - tolerance:
+        raise VideoError(f"cut off: {end:.2f} of {found.promised:.2f} s are there", source)
 
 
 def _is_corrupt(found: PacketList) -> bool:
@@ -208,10 +216,10 @@ class Timeline:
     ticks: np.ndarray | None
     slots: np.ndarray | None
     pictures: np.ndarray | None = None
+    gaps: tuple[int, ...] = ()
     keyframes: np.ndarray | None = None
     missing: tuple[int, int] = (0, 0)
     steady: int = 0  # frames before the first one that may miss neighbors: a cut takes B-frames from between the last
-    begin: float = 0.0  # the first frame's own timestamp, in seconds
     is_corrected: bool = False
     is_sorted: bool = True
 
@@ -227,7 +235,7 @@ def is_plain(found: PacketList) -> bool:
     if found.format_name == "avi":
         return first == 0 and len(shown) == len(found.packets) and _slots_are_sound(shown)
     stamps = [packet.pts for packet in shown]
-    if all(stamp is None for stamp in stamps):
+    if not found.has_clock or all(stamp is None for stamp in stamps):
         return first == found.shown[0]
     if None in stamps or len(set(stamps)) != len(stamps) or _clock_jumps(found):
         return False
@@ -245,7 +253,7 @@ def build_timeline(found: PacketList, source: Path | ShardMember) -> Timeline:
     if found.format_name == "avi" and found.rate and _slots_are_sound([found.packets[i] for i in found.shown]):
         timeline = _timeline_of_slots(found)
     else:
-        timeline = _timeline_of_clock(found)
+        timeline = _timeline_of_clock(found) if found.has_clock else None
     if timeline is None:
         timeline = _timeline_of_rate(found, source)
     return timeline
@@ -311,6 +319,8 @@ def _timeline_of_clock(found: PacketList) -> Timeline | None:
     steps = np.diff(times)
     if len(steps) and not steps.min() > 0:
         return None
+    if not (is_sorted or _are_regular(times)) and found.nominal_rate:
+        return None
     if found.is_scanned:
         before, between, after = _place_silent(found, decoded, clock, times)
         head = times[0] - float(np.median(steps) if len(steps) else 1) * np.arange(len(before), 0, -1)
@@ -325,11 +335,11 @@ def _timeline_of_clock(found: PacketList) -> Timeline | None:
     numbers, moments = numbers[order], moments[order]
     slots = place[len(before) : len(before) + len(decoded)]
 
-    pictures = None
-    held = [len(before) + len(decoded) + i for i, number in enumerate(between) if number not in found.errors]
-    if held:
-        pictures = np.arange(len(order))
-        pictures[place[held]] = slots[np.searchsorted(slots, place[held]) - 1]
+    pictures = np.arange(len(order))
+    silent = place[len(before) + len(decoded) : len(order) - len(after)]
+    is_null = np.array([_is_null(found, number) for number in between], bool)
+    held = silent[is_null]
+    pictures[held] = slots[np.searchsorted(slots, held) - 1]
     ticks = moments.astype(np.int64) if is_sorted and not is_corrected else None
     if before and ticks is not None and (np.diff(ticks) <= 0).any():
         ticks = None
@@ -339,14 +349,20 @@ def _timeline_of_clock(found: PacketList) -> Timeline | None:
         found.packets[numbers[-1]].duration * unit,
         ticks,
         slots if ticks is None else None,
-        pictures,
+        pictures if len(held) else None,
+        tuple(silent[~is_null].tolist()),
         np.flatnonzero([found.packets[number].is_keyframe for number in numbers]),
         (len(before), len(after)),
         _count_steady(found, moments, clock),
-        moments[0] * unit,
         is_corrected,
         is_sorted,
     )
+
+
+def _are_regular(times: np.ndarray) -> bool:
+    """Whether the times follow each other at a constant rate."""
+    places = (times - times[0]) / np.median(np.diff(times))
+    return bool(np.abs(places - np.arange(len(times))).max() < 0.5)
 
 
 def _count_steady(found: PacketList, moments: np.ndarray, clock: np.ndarray) -> int:
@@ -391,7 +407,7 @@ def _timeline_of_rate(found: PacketList, source: Path | ShardMember) -> Timeline
     if not rate:
         raise VideoError("it has neither timestamps nor a frame rate", source)
     count = len(found.outputs) if found.is_scanned else len(found.shown)
-    is_misled = any(packet.pts is not None for packet in found.packets)
+    is_misled = found.has_clock and any(packet.pts is not None for packet in found.packets)
     return Timeline(np.arange(count) / rate, 1 / rate, None, np.arange(count), steady=count, is_sorted=not is_misled)
 
 
