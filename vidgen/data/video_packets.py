@@ -93,8 +93,8 @@ def read_packets(
 ) -> PacketList:
     """List the packets of the main video stream; decode its first frame or, to `scan`, every frame.
 
-    `look` is called with every frame. Raises `VideoError` if there is no video stream or no frame, and what PyAV
-    raises if the file cannot be opened.
+    `look` is called with every frame. Raises `VideoError` if there is no video stream, and what PyAV raises if the
+    file cannot be opened.
     """
     with open_container(source) as container:
         format_name = container.format.name.split(",")[0]
@@ -117,7 +117,8 @@ def read_packets(
             promised=_promised_seconds(container, stream) if format_name == "matroska" else 0.0,
         )
         entries = len(stream.index_entries)
-        decoder = create_decoder(stream, threads)
+        # How far an AVI's frames come after their packets tells their times; with more threads they come later.
+        decoder = create_decoder(stream, 1 if format_name == "avi" else threads)
         for packet in container.demux(stream):
             number = len(found.packets)
             if packet.size or packet.dts is not None or packet.pts is not None:  # else it is the end
@@ -152,8 +153,6 @@ def read_packets(
                 if look is not None:
                     look(frame)
         found.indexed = entries, len(stream.index_entries)
-    if not found.outputs:
-        raise VideoError("it holds no frame that can be decoded", source)
     return found
 
 
@@ -178,7 +177,7 @@ def _promised_seconds(container: av.container.InputContainer, stream: av.VideoSt
 
 
 def refuse_truncated(found: PacketList, source: Path | ShardMember) -> None:
-    """Raise `VideoError` if the container's own index or header lists packets that are not there."""
+    """Raise `VideoError` if the container's own index or header lists packets that are not there, or no frame is."""
     opened, read = found.indexed
     whole = sum(not packet.is_corrupt for packet in found.packets)
     announced, tolerance = found.announced, 0
@@ -198,6 +197,8 @@ def refuse_truncated(found: PacketList, source: Path | ShardMember) -> None:
     tolerance = max(PHANTOMS / found.rate if found.rate else 0, found.promised / 20)
     if end < found.promised - tolerance:
         raise VideoError(f"cut off: {end:.2f} of {found.promised:.2f} s are there", source)
+    if not found.outputs:
+        raise VideoError("it holds no frame that can be decoded", source)
 
 
 def _is_corrupt(found: PacketList) -> bool:
