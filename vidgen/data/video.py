@@ -106,7 +106,7 @@ def read_clip(path: VideoSource, *, start: float = 0.0, fps: float, num_frames: 
     index = index_video(path)
     try:
         return _read_clip(index, start, fps, num_frames)
-    except UnlistedFrames:  # the packets did not tell the frames: see what decoding all of them gives
+    except UnlistedFrames:  # the packets announce other frames than decoding gives
         return _read_clip(scan_video(path)[0], start, fps, num_frames)
 
 
