@@ -448,3 +448,17 @@ def test_a_name_with_a_colon_is_a_file(tmp_path, frames, name, monkeypatch):
     if name.endswith(".mp4"):
         write_video(name, frames[:3], 10)
         assert probe(name).num_frames == 3
+
+
+def test_the_check_names_what_ffmpeg_reports(tmp_path, frames):
+    """Damage that the decoder neither refuses nor flags, but logs."""
+    whole, path = tmp_path / "whole.gif", tmp_path / "damaged.gif"
+    with open_writer(whole, fps=10, width=64, height=64) as writer:
+        writer.write(frames[:8])
+    content = bytearray(whole.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 60] = bytes(60)
+    path.write_bytes(content)
+    for _ in range(2):  # a message that repeats is not kept back for the next file
+        assert "FFmpeg reports " in report(path).reason
+        assert report(whole).reason == ""
