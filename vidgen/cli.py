@@ -12,6 +12,7 @@ import argparse
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -267,6 +268,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # It warns of float32 modules where there are none, and of wrong weights, which are an error here.
         logging.set_verbosity_error()
         logging.disable_progress_bar()
+        format_warning = warnings.formatwarning
+        warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # without the line of code
         try:
             with _interrupts_handled_by(signal.default_int_handler):  # it unwinds, leaving nothing half-made
                 getattr(commands, options.pop("command"))(**options)
@@ -276,6 +279,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise UserError("Out of memory; a smaller --size, or --dtype bfloat16, takes less.") from error
         except KeyboardInterrupt:
             _end_now()  # a thread may be in the middle of the model's step, where a regular end would abort
+        finally:
+            warnings.formatwarning = format_warning
 
     run_program(run)
 

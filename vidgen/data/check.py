@@ -54,12 +54,14 @@ class VideoReport:
 def inspect_video(path: VideoSource, *, num_frames: int, fps: float) -> VideoReport:
     """Decode a whole video and say what it is; never raises for what a file holds.
 
-    It is short if it cannot give a clip of `num_frames` at `fps`. Odd are: a variable frame rate, rotation,
-    transparency, interlacing, one side over three times the other, a size that changes, fewer frames than announced.
+    It is short if it cannot give a clip of `num_frames` at `fps`. It is odd if its frame rate varies, its clock jumps
+    or its timestamps are out of order, frames cannot be decoded or are empty, it is stored rotated or mirrored, its
+    pixels are not square, it is HDR, transparent or interlaced, one side is over three times the other, its size
+    changes, or FFmpeg reports an error.
     """
     look = _Look()
     try:
-        with _captured_errors() as messages:
+        with _capture_errors() as messages:
             index, packets = scan_video(path, look=look)
     except VideoError as error:
         return VideoReport(str(path), "unreadable", error.reason)
@@ -68,7 +70,7 @@ def inspect_video(path: VideoSource, *, num_frames: int, fps: float) -> VideoRep
     if damage := _find_damage(index, packets):
         return VideoReport(str(path), "unreadable", damage, **known)
     odd = [*index.faults, *index.traits]
-    if not own_rate(index.without_missing_ends())[1]:
+    if not own_rate(index.select_playable())[1]:
         odd.append("its frame rate varies")
     if max(info.width, info.height) > LONGEST_SIDES * min(info.width, info.height):
         odd.append(f"one side is over {LONGEST_SIDES} times the other")
@@ -88,7 +90,7 @@ def inspect_video(path: VideoSource, *, num_frames: int, fps: float) -> VideoRep
 
 
 class _Look:
-    """What is to be seen of a video's frames, one by one."""
+    """Collects what is odd about a video's frames, one by one."""
 
     def __init__(self) -> None:
         self.sizes: set[tuple[int, int]] = set()
@@ -103,7 +105,7 @@ class _Look:
 
 
 def _find_damage(index: VideoIndex, packets: PacketList) -> str:
-    """The first damage that is neither at the beginning nor at the end; empty if there is none."""
+    """The first damage that is not at the beginning or the end, as a sentence; empty if there is none."""
     sound = range(*index.sound)
     numbers = index.number_outputs(packets)
     for output, number in zip(packets.outputs, numbers, strict=True):
@@ -117,8 +119,8 @@ def _find_damage(index: VideoIndex, packets: PacketList) -> str:
 
 
 @contextmanager
-def _captured_errors() -> Iterator[list[str]]:
-    """The messages that FFmpeg logs as errors within the block, in this thread."""
+def _capture_errors() -> Iterator[list[str]]:
+    """Collect the messages that FFmpeg logs as errors within the block, in this thread."""
     level, skips = av.logging.get_level(), av.logging.get_skip_repeated()
     av.logging.set_level(av.logging.ERROR)
     av.logging.set_skip_repeated(False)  # else the last message may come while the next file is read

@@ -42,16 +42,16 @@ AddFrame = Callable[[np.ndarray], None]
 
 
 class VideoWarning(UserWarning):
-    """A video is read, but not all of it is as it should be; the message is one sentence that names the file."""
+    """A video is read although something is wrong with it; the message is one sentence that names the file."""
 
 
 class FrameReader:
     """Frames of a video in order, at a constant rate: uint8 (height, width, 3), RGB, contiguous, upright.
 
     Frame i is the last one whose timestamp is at most i / fps, so frames repeat or are left out where the file's own
-    rate is another. Transparent parts show black; pixels that are not square are made so. Frames at the beginning or
-    the end that cannot be decoded are left out, as players do: a `VideoWarning` tells how many. A context manager;
-    each iteration starts at the beginning.
+    rate is another. Transparent parts show black, and non-square pixels are resized to square ones. Frames at the
+    beginning or the end that cannot be decoded are left out, as in players; a `VideoWarning` gives their number. A
+    context manager; each iteration starts at the beginning.
 
     Args:
         path: the video.
@@ -65,7 +65,7 @@ class FrameReader:
         fps: the rate of what comes out, a `Fraction`.
         width, height: the size of what comes out, in pixels.
         num_frames: how many frames come out, exactly.
-        notes: what is wrong with the file, in sentences that continue "the file: ..."; each is also a `VideoWarning`.
+        notes: what is wrong with the file, as sentences that follow "PATH: "; each is also a `VideoWarning`.
 
     Raises `UserError` for an fps or size that is not positive, and `VideoError`, at once where that can be known and
     otherwise while iterating, for a file that is not a whole video.
@@ -75,7 +75,7 @@ class FrameReader:
         self.path = Path(path)
         if size is not None and not 1 <= size <= LARGEST_SIZE:
             raise UserError(f"{path}: size must be at least 1 pixel and at most {LARGEST_SIZE}, got {size}")
-        self._index = prove_index(path).without_missing_ends()
+        self._index = prove_index(path).select_playable()
         info = self._index.info
         self.notes = self._index.faults
         for note in self.notes:
@@ -132,7 +132,8 @@ class FrameReader:
         raise VideoError(f"frame {self._numbers[given]} cannot be decoded", self.path)
 
     def _picture(self, frame: av.VideoFrame, repeats: int, converter: VideoReformatter) -> Iterator[np.ndarray]:
-        picture = to_rgb(frame, self.width, self.height, converter, threads=0)
+        orientation = self._index.orientation
+        picture = to_rgb(frame, self.width, self.height, converter, orientation=orientation, threads=0)
         yield picture
         for _ in range(repeats - 1):
             yield picture.copy()
@@ -141,8 +142,8 @@ class FrameReader:
 def own_rate(index: VideoIndex) -> tuple[float, bool]:
     """A file's average rate, and whether it is constant: each frame within half a frame of its place at that rate.
 
-    Places that a cut left empty between the last frames do not count, and neither does a frame shown for so long that
-    the clock is likelier to be wrong.
+    Frames that a cut removed from between the last ones are ignored, and so is a gap so long that the clock is
+    probably wrong.
     """
     info, seconds = index.info, index.timestamps
     gaps = find_long_gaps(seconds)

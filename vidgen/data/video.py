@@ -117,7 +117,7 @@ def read_clip(path: VideoSource, *, start: float = 0.0, fps: float, num_frames: 
     index = index_video(path)
     try:
         return _read_clip(index, start, fps, num_frames)
-    except UnlistedFrames:  # the packets did not tell the frames: see what decoding all of them gives
+    except UnlistedFrames:  # the packets announce other frames than decoding gives
         return _read_clip(scan_video(path)[0], start, fps, num_frames)
 
 
@@ -176,7 +176,7 @@ def _collect(
         if number in wanted:
             if damaged >= 0:  # this frame, or one that it is built on
                 raise VideoError(f"frame {damaged} is damaged", info.path)
-            found[number] = to_rgb(frame, info.width, info.height, converter)
+            found[number] = to_rgb(frame, info.width, info.height, converter, orientation=index.orientation)
         if number >= last:
             return found
     return found

@@ -13,9 +13,9 @@ import av
 from ..errors import UserError
 
 EPSILON = 1e-3  # seconds; Matroska rounds its timestamps to whole milliseconds
-LARGEST_FRAME = 8192 * 8192  # pixels; a damaged header would else ask for gigabytes
+LARGEST_FRAME = 8192 * 8192  # pixels; a damaged header may announce frames of gigabytes
 TRANSPARENCY_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own leave it out
-DEFAULT_STREAM_BONUS = 5_000_000  # pixels that the stream flagged as default counts more, as in the ffmpeg command
+DEFAULT_STREAM_BONUS = 5_000_000  # pixels added to the size of the default stream, as in the ffmpeg command
 
 
 class ShardMember(NamedTuple):
@@ -49,8 +49,7 @@ class VideoError(UserError):
 class VideoInfo:
     """What a file holds. Sizes are in pixels as displayed, that is upright and with square pixels.
 
-    `num_frames` counts the pictures in time: a picture that the file repeats, as the empty chunks of an AVI do, counts
-    each time. `duration` is in seconds.
+    `num_frames` includes repetitions, such as those of an AVI's empty chunks. `duration` is in seconds.
     """
 
     path: Path | ShardMember
@@ -77,20 +76,22 @@ def as_source(path: VideoSource) -> Path | ShardMember:
 
 
 def file_url(path: str | os.PathLike) -> str:
-    """The path as FFmpeg takes it: without the prefix it would take `12:30.mp4` for the address of a protocol `12`."""
+    """The path as a URL for FFmpeg, which takes `12:30.mp4` without a prefix for the address of a protocol `12`."""
     return f"file:{os.fspath(path)}"
 
 
 def open_container(source: Path | ShardMember, options: dict[str, str] | None = None) -> av.container.InputContainer:
-    """Open for reading; FFmpeg itself reads a shard's slice."""
-    name = file_url(source) if not isinstance(source, ShardMember) else None
-    if name is None:
-        name = f"subfile,,start,{source.offset},end,{source.offset + source.size},,:{file_url(source.shard)}"
-    return av.open(name, options=options)
+    """Open for reading; a member of a shard is read in place."""
+    if isinstance(source, ShardMember):
+        end = source.offset + source.size
+        url = f"subfile,,start,{source.offset},end,{end},,:{file_url(source.shard)}"
+    else:
+        url = file_url(source)
+    return av.open(url, options=options)
 
 
 def find_video_stream(container: av.container.InputContainer, path: VideoSource) -> av.VideoStream:
-    """The stream that the ffmpeg command and players show: the largest picture, or the one flagged as default.
+    """The stream that the ffmpeg command shows: the largest one, with a bonus for the one flagged as default.
 
     Raises `VideoError` if there is none, or only a cover picture, or one whose codec is unknown.
     """

@@ -13,19 +13,19 @@ from av.video.reformatter import VideoReformatter
 from PIL import Image
 
 NEARLY_SQUARE = 0.01  # relative; pixels closer to a square than this are shown as they are stored
-MOST_OBLONG_PIXEL = 10  # one side of a pixel over the other; beyond it a damaged header is likelier than a video
-OBLIQUE = 0.02  # tangent of the angle beyond which a rotation is not taken for a quarter turn
+MOST_OBLONG_PIXEL = 10  # ratio of a pixel's sides; a larger one is probably a damaged header
+OBLIQUE = 0.02  # tangent of the largest deviation from quarter turns
 HDR_TRANSFERS = {16: "PQ", 18: "HLG"}  # by FFmpeg's numbers
 
 
 @dataclass(frozen=True)
 class Orientation:
-    """How a stored picture becomes upright: it is transposed first, then mirrored."""
+    """How a stored picture becomes upright: transpose, then mirror."""
 
     transpose: bool = False
     flip_x: bool = False
     flip_y: bool = False
-    is_oblique: bool = False  # the matrix turns by something else than quarter turns, of which the nearest is taken
+    is_oblique: bool = False  # the rotation is not by quarter turns; the nearest quarter turn is used
 
     def apply(self, pixels: np.ndarray) -> np.ndarray:
         """`pixels` (H, W, C) upright; a view."""
@@ -34,9 +34,9 @@ class Orientation:
         return pixels[:: -1 if self.flip_y else 1, :: -1 if self.flip_x else 1]
 
     def describe(self) -> str:
-        """What is odd about it, in a few words; empty if the picture is stored as it is shown."""
+        """What is odd about it, as a sentence; empty for upright pictures."""
         if self.is_oblique:
-            return "its display matrix turns it by an angle of which only quarter turns are applied"
+            return "its display matrix turns it by an angle, and only quarter turns are applied"
         if (self.transpose + self.flip_x + self.flip_y) % 2:
             return "it is stored mirrored"
         return "it is stored rotated" if self.transpose or self.flip_x else ""
@@ -46,8 +46,15 @@ UPRIGHT = Orientation()
 
 
 def read_orientation(frame: av.VideoFrame) -> Orientation:
-    """The orientation that the frame's display matrix asks for."""
-    side_data = frame.side_data.get(SideDataType.DISPLAYMATRIX)
+    """The orientation that the frame's display matrix asks for.
+
+    PyAV then keeps the frame until Python's garbage collector runs, so this is for one frame of a stream only.
+    """
+    try:
+        side_data = frame.side_data.get(SideDataType.DISPLAYMATRIX)
+    except ValueError:  # it has side data of a type that PyAV does not know
+        turns = round(frame.rotation / 90) % 4
+        return Orientation(turns % 2 == 1, flip_x=turns in (2, 3), flip_y=turns in (1, 2))
     return UPRIGHT if side_data is None else orientation_of(np.frombuffer(bytes(side_data), np.int32))
 
 
@@ -64,10 +71,10 @@ def orientation_of(matrix: np.ndarray) -> Orientation:
 
 
 def square_pixel_size(width: int, height: int, pixel_aspect: Fraction | None) -> tuple[int, int]:
-    """The stored size with the side enlarged that square pixels need, as players do.
+    """The displayed size: one side is enlarged so that pixels become square, as players do.
 
-    `pixel_aspect`: width over height of a stored pixel. It is ignored where it is unknown, within 1 % of a square
-    (players and encoders round), or beyond 10:1.
+    `pixel_aspect`: width over height of a stored pixel. It is ignored if it is unknown, within 1 % of a square
+    (encoders round it), or beyond 10:1.
     """
     aspect = float(pixel_aspect or 1)
     if abs(aspect - 1) < NEARLY_SQUARE or not 1 / MOST_OBLONG_PIXEL <= aspect <= MOST_OBLONG_PIXEL:
@@ -92,15 +99,22 @@ def shows_through(frame: av.VideoFrame) -> bool:
 
 
 def to_rgb(
-    frame: av.VideoFrame, width: int, height: int, converter: VideoReformatter, *, threads: int = 1
+    frame: av.VideoFrame,
+    width: int,
+    height: int,
+    converter: VideoReformatter,
+    *,
+    orientation: Orientation | None = None,
+    threads: int = 1,
 ) -> np.ndarray:
     """A decoded frame as contiguous uint8 (height, width, 3), upright, over black where it is transparent.
 
-    Resized with antialiasing if it is stored in another size: for square pixels, for a reader's own size, and in the
-    rare stream that changes its size midway. `converter` keeps its tables from frame to frame; `threads`: 0 is one
-    for each core, of which a small frame wants one.
+    It is resized with antialiasing if its stored size differs: for square pixels, for the size of a reader, or where a
+    stream changes its size midway. `converter` keeps its tables from frame to frame. `orientation`: read from the
+    frame by default. `threads`: 0 is one for each core; one is best for small frames.
     """
-    orientation = read_orientation(frame)
+    if orientation is None:
+        orientation = read_orientation(frame)
     if orientation.transpose:
         width, height = height, width
     if has_alpha(frame):

@@ -29,9 +29,8 @@ from .video_file import (
     open_container,
     short_reason,
 )
-from .video_frames import HDR_TRANSFERS, square_pixel_size
+from .video_frames import HDR_TRANSFERS, Orientation, square_pixel_size
 from .video_packets import (
-    PHANTOMS,
     PacketList,
     Timeline,
     build_timeline,
@@ -41,9 +40,9 @@ from .video_packets import (
     starts_with_keyframe,
 )
 
-# Only these find the keyframe asked for: MPEG streams land past it, and then count and decode frames wrongly.
+# Only these find the keyframe at a timestamp: MPEG streams land past it, and then count and decode frames wrongly.
 SEEKABLE_FORMATS = {"mov", "matroska"}  # FFmpeg's first names of mp4, mkv and webm
-# These leave out the frames that no other frame needs (many B-frames) when told so, from one packet to the next.
+# These can skip the frames that no other frame needs (many B-frames), as set from one packet to the next.
 SKIPPING_DECODERS = {"h264", "hevc", "mpeg4", "mpeg2video"}
 INDEX_CACHE_FRAMES = 5_000_000  # about 100 MB in each process; UCF-101 has 2.5 million frames
 LONG_GAP = 10.0  # seconds for which one picture is shown
@@ -57,25 +56,28 @@ class VideoIndex:
     Attributes:
         info: size, rate, number of frames, duration.
         timestamps: seconds since the first frame, one for each frame in display order, never decreasing.
-        ticks: the same in the stream's own units, which decoded frames carry; None where the file's timestamps do not
-            tell the frames apart. Then frames are counted as they are decoded.
-        slots: where `ticks` is None, the number of each frame that decoding from the beginning gives.
-        keyframes: the numbers of the keyframes; None where the container finds none by its timestamp.
-        pictures: the number of the frame whose picture is shown at each frame; None where each has its own. An empty
+        ticks: the timestamps that decoded frames carry, in the stream's units. None if these do not identify the
+            frames; then frames are counted as they are decoded.
+        slots: if `ticks` is None, the number of each frame that decoding from the beginning gives.
+        keyframes: the numbers of the keyframes; None if the container cannot seek to them by timestamp.
+        pictures: for each frame the number of the frame whose picture is shown; None if each has a picture. An empty
             packet repeats the picture before it.
-        can_skip: whether frames on which no other is built can be left out.
-        is_certain: whether timestamps alone tell the order of the frames: decoders may reorder them, and packets do.
+        gaps: frames that are not decoded although frames before and after them are.
+        orientation: how stored pictures become upright.
+        can_skip: whether frames that no other frame needs can be skipped.
+        is_certain: whether the timestamps prove the display order. They do not if the decoder may reorder frames but
+            the packets are in display order.
         missing: how many frames at the beginning and at the end cannot be decoded. They are listed.
-        steady: how many frames come before the first that may miss neighbors, as a cut takes B-frames from between the
-            last ones.
-        sound: the first frame and the one after the last whose picture is not damaged by what is missing.
-        undecodable: the packets at the ends that no frame comes from because the decoder refuses them.
-        is_whole: whether, as far as is known, every packet gives a sound frame; else one thread decodes, as with
-            several FFmpeg leaves out others beside those that it refuses.
+        steady: how many frames come before the first one that may miss neighbors: a cut removes B-frames from between
+            the last frames.
+        sound: the first frame, and the one after the last, that is not damaged by what is missing.
+        undecodable: numbers of the packets at the ends that the decoder refuses.
+        is_whole: whether every packet gives a sound frame, as far as is known. Otherwise one thread decodes: with
+            several, FFmpeg drops more frames than those that it refuses.
         is_scanned: whether every packet was decoded once to make this index.
-        is_proven: whether it is known that decoding gives exactly the frames listed, but for those missing.
-        faults: what is wrong with the file, in sentences that continue "the file: ...".
-        traits: what is unusual about it, likewise.
+        is_proven: whether decoding is known to give exactly the frames listed, except those missing.
+        faults: what is wrong with the file, as sentences that follow "PATH: ".
+        traits: what is unusual about the file, in the same form.
     """
 
     info: VideoInfo
@@ -84,6 +86,8 @@ class VideoIndex:
     slots: np.ndarray | None
     keyframes: np.ndarray | None
     pictures: np.ndarray | None
+    gaps: tuple[int, ...]
+    orientation: Orientation
     can_skip: bool
     is_certain: bool
     missing: tuple[int, int] = (0, 0)
@@ -120,24 +124,32 @@ class VideoIndex:
         """The number of each frame that came out of a scan."""
         return _number_outputs(packets, self.ticks, self.slots)
 
-    def without_missing_ends(self) -> VideoIndex:
-        """The index of the frames that can be decoded; the first of them becomes frame 0 at 0 seconds."""
+    def select_playable(self) -> VideoIndex:
+        """The index of the frames that a player shows.
+
+        Frames at the ends that cannot be decoded are left out; the first decodable frame becomes frame 0 at 0 seconds.
+        In a gap between frames the picture before is held.
+        """
         first, stop = self.missing[0], len(self.timestamps) - self.missing[1]
-        if (first, stop) == (0, len(self.timestamps)):
+        if not self.gaps and (first, stop) == (0, len(self.timestamps)):
             return self
         begin = self.timestamps[first]
         end = self.info.duration if not self.missing[1] else self.timestamps[stop]
-        kept = slice(first, stop)
+        pictures = np.arange(len(self.timestamps)) if self.pictures is None else self.pictures.copy()
+        for number in self.gaps:
+            pictures[number] = pictures[number - 1]
+        kept, keyframes = slice(first, stop), self.keyframes
+        if keyframes is not None:
+            keyframes = keyframes[(keyframes >= first) & (keyframes < stop)] - first
         return replace(
             self,
             info=replace(self.info, num_frames=stop - first, duration=float(end - begin)),
             timestamps=self.timestamps[kept] - begin,
             ticks=None if self.ticks is None else self.ticks[kept],
             slots=None if self.slots is None else self.slots - first,
-            keyframes=None
-            if self.keyframes is None
-            else self.keyframes[(self.keyframes >= first) & (self.keyframes < stop)] - first,
-            pictures=None if self.pictures is None else self.pictures[kept] - first,
+            keyframes=keyframes,
+            pictures=pictures[kept] - first if self.gaps or self.pictures is not None else None,
+            gaps=(),
             missing=(0, 0),
             steady=min(self.steady, stop) - first,
             sound=(self.sound[0] - first, self.sound[1] - first),
@@ -148,11 +160,14 @@ class VideoIndex:
 
 
 def index_video(path: VideoSource) -> VideoIndex:
-    """List a file's frames, without decoding them if its packets tell them. Raises `VideoError` for no whole video."""
+    """List a file's frames, without decoding them where the packets suffice.
+
+    Raises `VideoError` if the file is not a whole video.
+    """
     source, key = _identify(path)
     index = _indices.get(key)
     if index is None:
-        with _failures_named(path):
+        with _name_failures(path):
             packets = read_packets(source)
             refuse_truncated(packets, source)
             if not is_plain(packets):
@@ -165,12 +180,13 @@ def index_video(path: VideoSource) -> VideoIndex:
 def scan_video(
     path: VideoSource, *, look: Callable[[av.VideoFrame], None] | None = None, threads: int = 1
 ) -> tuple[VideoIndex, PacketList]:
-    """The index of what decoding every packet gives, and what was read for it; `look` sees every frame.
+    """Decode every packet once; returns the index of the frames that come out, and the packets.
 
-    `threads`: 0 is one for each core. Raises `VideoError` for what is not a whole video.
+    `look` is called with every frame. `threads`: 0 is one for each core. Raises `VideoError` if the file is not a
+    whole video.
     """
     source, key = _identify(path)
-    with _failures_named(path):
+    with _name_failures(path):
         packets = read_packets(source, scan=True, look=look, threads=threads)
         # With several threads FFmpeg may leave out frames beside those that it refuses.
         if threads != 1 and (packets.errors or len(packets.outputs) != len(packets.shown)):
@@ -182,10 +198,10 @@ def scan_video(
 
 
 def prove_index(path: VideoSource) -> VideoIndex:
-    """The index of a file that is going to be read from beginning to end: decoding gives exactly what it lists.
+    """The index of a file that is about to be read as a whole: decoding gives exactly the frames that it lists.
 
-    Where packets do not tell the order of the frames for certain, the file is scanned. Otherwise only its end is
-    decoded, from the last keyframe on, as the last frames may be built on what was cut away.
+    If the packets do not prove the order of the frames, the file is scanned. Otherwise only its end is decoded, from
+    the last keyframe on, as the last frames may refer to what was cut away.
     """
     index = index_video(path)
     if index.is_proven:
@@ -232,7 +248,7 @@ def _identify(path: VideoSource) -> tuple[Path | ShardMember, tuple]:
 
 
 @contextmanager
-def _failures_named(path: VideoSource) -> Iterator[None]:
+def _name_failures(path: VideoSource) -> Iterator[None]:
     try:
         yield
     except (av.FFmpegError, OSError, UnicodeDecodeError) as error:
@@ -240,11 +256,11 @@ def _failures_named(path: VideoSource) -> Iterator[None]:
 
 
 class UnlistedFrames(VideoError):
-    """Decoding gives other frames than the packets list: the file must be scanned."""
+    """Decoding gives other frames than the packets announce: the file must be scanned."""
 
 
 class _IndexCache:
-    """The indices used last, as many as hold `INDEX_CACHE_FRAMES` together."""
+    """The most recently used indices, up to `INDEX_CACHE_FRAMES` frames in total."""
 
     def __init__(self) -> None:
         self._kept: OrderedDict[tuple, VideoIndex] = OrderedDict()
@@ -270,79 +286,79 @@ _CACHED_FRAMES = 100  # what an index weighs besides its frames, counted in fram
 _indices = _IndexCache()
 
 
-def _build_index(source: Path | ShardMember, found: PacketList) -> VideoIndex:
-    line = build_timeline(found, source)
+def _build_index(source: Path | ShardMember, listing: PacketList) -> VideoIndex:
+    line = build_timeline(listing, source)
     count = len(line.seconds)
     span = float(line.seconds[-1])
     duration = span + (line.last or span / max(1, count - 1))
-    fps = _choose_rate(found, line, duration)
-    if line.begin + duration < found.promised - max(PHANTOMS / fps if fps else 0, found.promised / 20):
-        raise VideoError(f"cut off: {duration:.2f} of {found.promised:.2f} s are there", source)
-
-    width, height = square_pixel_size(found.width, found.height, found.pixel_aspect)
-    if found.orientation.transpose:
+    fps = _choose_rate(listing, line, duration)
+    width, height = square_pixel_size(listing.width, listing.height, listing.pixel_aspect)
+    if listing.orientation.transpose:
         width, height = height, width
-    is_reordered = any(a > b for a, b in zip(*_neighbors(found), strict=True))
-    is_certain = line.ticks is not None and (is_reordered or not found.reorder_depth)
-    sound = _find_sound(found, line)
+    is_reordered = any(a > b for a, b in zip(*_neighbors(listing), strict=True))
+    is_certain = line.ticks is not None and (is_reordered or not listing.reorder_depth)
+    sound = _find_sound(listing, line)
     return VideoIndex(
-        VideoInfo(source, width, height, fps, count, duration, found.codec),
+        VideoInfo(source, width, height, fps, count, duration, listing.codec),
         line.seconds,
         line.ticks,
         line.slots,
-        line.keyframes if line.ticks is not None and found.format_name in SEEKABLE_FORMATS else None,
+        line.keyframes if line.ticks is not None and listing.format_name in SEEKABLE_FORMATS else None,
         line.pictures,
+        line.gaps,
+        listing.orientation,
         # The second field of an interlaced frame may be left out by itself.
-        is_certain and found.codec in SKIPPING_DECODERS and not found.is_interlaced,
+        is_certain and listing.codec in SKIPPING_DECODERS and not listing.is_interlaced,
         is_certain,
         line.missing,
         line.steady,
         sound,
-        frozenset(found.errors) if found.is_scanned and _fails_at_ends(found) else frozenset(),
-        not found.is_scanned or (not found.errors and sound == (0, count) and line.missing == (0, 0)),
-        found.is_scanned,
-        found.is_scanned,
-        tuple(_describe_faults(found, line, sound)),
-        tuple(_describe_traits(found, line)),
+        frozenset(listing.errors) if listing.is_scanned and _fails_at_ends(listing) else frozenset(),
+        not listing.is_scanned
+        or (not listing.errors and not line.gaps and sound == (0, count) and line.missing == (0, 0)),
+        listing.is_scanned,
+        listing.is_scanned,
+        tuple(_describe_faults(listing, line, sound)),
+        tuple(_describe_traits(listing, line)),
     )
 
 
-def _choose_rate(found: PacketList, line: Timeline, duration: float) -> float:
+def _choose_rate(listing: PacketList, line: Timeline, duration: float) -> float:
     """Frames a second: as the header says, which is exact, unless the timestamps say otherwise."""
     steady = line.steady if 1 < line.steady < len(line.seconds) else 0
     if steady:
         measured = (steady - 1) / float(line.seconds[steady - 1])
     else:
-        measured = len(line.seconds) / duration if duration else found.rate
-    for rate in (found.rate, found.nominal_rate):
+        measured = len(line.seconds) / duration if duration else listing.rate
+    for rate in (listing.rate, listing.nominal_rate):
         if abs(rate - measured) < 0.01 * measured:
             return rate
     return measured
 
 
-def _neighbors(found: PacketList) -> tuple[list[int], list[int]]:
+def _neighbors(listing: PacketList) -> tuple[list[int], list[int]]:
     """The timestamps of the packets, and of those after them."""
-    stamps = [packet.pts for packet in found.packets if packet.pts is not None]
+    stamps = [packet.pts for packet in listing.packets if packet.pts is not None]
     return stamps[:-1], stamps[1:]
 
 
-def _fails_at_ends(found: PacketList) -> bool:
+def _fails_at_ends(listing: PacketList) -> bool:
     """Whether the packets that the decoder refuses all lie before the first frame or after the last."""
-    origins = [output.packet for output in found.outputs if output.packet is not None]
-    return bool(origins) and all(number < min(origins) or number > max(origins) for number in found.errors)
+    origins = [output.packet for output in listing.outputs if output.packet is not None]
+    return bool(origins) and all(number < min(origins) or number > max(origins) for number in listing.errors)
 
 
-def _find_sound(found: PacketList, line: Timeline) -> tuple[int, int]:
-    """The first frame and the one after the last that are not damaged by what is missing before or after them.
+def _find_sound(listing: PacketList, line: Timeline) -> tuple[int, int]:
+    """The first frame, and the one after the last, that is not damaged by what is missing before or after it.
 
-    More damage than that, of over half the frames, is none of the ends: then these are all frames that come out.
+    Damage to over half of the frames is not counted as damage at the ends.
     """
     first, stop = line.missing[0], len(line.seconds) - line.missing[1]
-    if not found.is_scanned:
+    if not listing.is_scanned:
         return first, stop
-    outputs, numbers = found.outputs, _number_outputs(found, line.ticks, line.slots).tolist()
-    # After a beginning without a keyframe, frames are built on what is not there until a keyframe comes.
-    waits = not starts_with_keyframe(found) and any(output.is_keyframe for output in outputs)
+    outputs, numbers = listing.outputs, _number_outputs(listing, line.ticks, line.slots).tolist()
+    # Without a keyframe at the beginning, frames refer to missing ones until a keyframe comes.
+    waits = not starts_with_keyframe(listing) and any(output.is_keyframe for output in outputs)
     begin = next((i for i, o in enumerate(outputs) if not o.is_corrupt and (o.is_keyframe or not waits)), len(outputs))
     end = next((i for i, output in enumerate(reversed(outputs)) if not output.is_corrupt), len(outputs))
     if begin + end > len(outputs) // 2:
@@ -350,14 +366,14 @@ def _find_sound(found: PacketList, line: Timeline) -> tuple[int, int]:
     return (numbers[begin] if begin else first), (numbers[-end] if end else stop)
 
 
-def _number_outputs(found: PacketList, ticks: np.ndarray | None, slots: np.ndarray | None) -> np.ndarray:
+def _number_outputs(listing: PacketList, ticks: np.ndarray | None, slots: np.ndarray | None) -> np.ndarray:
     """The number of each decoded frame."""
     if ticks is None:
         return slots
-    return np.searchsorted(ticks, [found.packets[output.packet].pts for output in found.outputs])
+    return np.searchsorted(ticks, [listing.packets[output.packet].pts for output in listing.outputs])
 
 
-def _describe_faults(found: PacketList, line: Timeline, sound: tuple[int, int]) -> Iterator[str]:
+def _describe_faults(listing: PacketList, line: Timeline, sound: tuple[int, int]) -> Iterator[str]:
     count = len(line.seconds)
     for end, missing, damaged in (
         ("first", line.missing[0], sound[0] - line.missing[0]),
@@ -367,6 +383,8 @@ def _describe_faults(found: PacketList, line: Timeline, sound: tuple[int, int]) 
             yield f"the {end} {_count(missing)} cannot be decoded"
         if damaged:
             yield f"the {end} {_count(damaged)} that can be decoded {'is' if damaged == 1 else 'are'} damaged"
+    if line.gaps:
+        yield f"{len(line.gaps)} of its frames, between others, cannot be decoded"
     if line.is_corrected:
         yield "its clock jumps"
     if not line.is_sorted:
@@ -374,25 +392,25 @@ def _describe_faults(found: PacketList, line: Timeline, sound: tuple[int, int]) 
     gaps = find_long_gaps(line.seconds)
     if len(gaps):
         yield f"one of its frames is shown for {np.diff(line.seconds)[gaps].max():.0f} s"
-    if found.orientation.is_oblique:
-        yield found.orientation.describe()
-    if found.color_transfer in HDR_TRANSFERS:
-        yield f"it is HDR ({HDR_TRANSFERS[found.color_transfer]}) and shown without tone mapping"
+    if listing.orientation.is_oblique:
+        yield listing.orientation.describe()
+    if listing.color_transfer in HDR_TRANSFERS:
+        yield f"it is HDR ({HDR_TRANSFERS[listing.color_transfer]}) and shown without tone mapping"
 
 
-def _describe_traits(found: PacketList, line: Timeline) -> Iterator[str]:
-    orientation = "" if found.orientation.is_oblique else found.orientation.describe()
+def _describe_traits(listing: PacketList, line: Timeline) -> Iterator[str]:
+    orientation = "" if listing.orientation.is_oblique else listing.orientation.describe()
     if orientation:
         yield orientation
-    if found.pixel_aspect and found.pixel_aspect != 1:
-        yield f"its pixels are not square ({found.pixel_aspect.numerator}:{found.pixel_aspect.denominator})"
+    if listing.pixel_aspect and listing.pixel_aspect != 1:
+        yield f"its pixels are not square ({listing.pixel_aspect.numerator}:{listing.pixel_aspect.denominator})"
     if line.pictures is not None:
         repeats = int((line.pictures != np.arange(len(line.pictures))).sum())
         yield f"{repeats} of its {len(line.pictures)} frames are empty and repeat the picture before"
 
 
 def find_long_gaps(seconds: np.ndarray) -> np.ndarray:
-    """The numbers of the frames that are shown for so long that the clock is likelier to be wrong."""
+    """The numbers of frames that are shown for so long that the clock is probably wrong."""
     steps = np.diff(seconds)
     if not len(steps) or steps.max() <= LONG_GAP:
         return np.zeros(0, int)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import resource
 import tracemalloc
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,8 +15,9 @@ import torch
 from PIL import Image
 from video_makers import encode
 
-from vidgen.data import FrameReader, VideoError, open_writer, probe, read_clip, streams
+from vidgen.data import FrameReader, VideoError, open_writer, probe, read_clip
 from vidgen.data.dataset import frames_to_clip, resize_to_cover
+from vidgen.data.video_index import index_video
 from vidgen.errors import UserError
 from vidgen.files import to_uint8
 
@@ -131,7 +131,7 @@ def test_frames_repeat_or_fall_out_to_meet_the_rate(tmp_path, frames):
 
 
 def test_only_listed_timestamps_have_a_number(tmp_path, frames):
-    index = streams.index_video(write(tmp_path / "a.mp4", frames[:4]))
+    index = index_video(write(tmp_path / "a.mp4", frames[:4]))
     assert [index.number_of(tick) for tick in index.ticks.tolist()] == [0, 1, 2, 3]
     assert {index.number_of(tick) for tick in (None, *(index.ticks + 1).tolist())} == {-1}
 
@@ -153,21 +153,6 @@ def test_each_iteration_begins_anew_and_leaving_the_block_ends_it(tmp_path, fram
         last = iter(reader)
         next(last)
     assert list(last) == []
-
-
-def test_a_file_that_lists_a_frame_too_many_ends_on_its_last(tmp_path, frames, monkeypatch):
-    path = encode(tmp_path / "a.avi", frames, "mpeg4")
-    index = streams.index_video(path)
-    pictures, _ = decode_all(path)
-    for count in (49, 51):
-        info = replace(index.info, num_frames=count, duration=count / 25)
-        longer = replace(index, info=info, timestamps=np.arange(count) / 25)
-        monkeypatch.setattr(streams, "index_video", lambda _, longer=longer: longer)
-        if count == 49:
-            np.testing.assert_array_equal(read(path), pictures[[*range(48), 47]])
-        else:
-            with pytest.raises(VideoError, match="frame 48 cannot be decoded"):
-                read(path)
 
 
 # --- reading: which pixels ------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from fractions import Fraction
 from pathlib import Path
 
@@ -20,18 +21,27 @@ def encode(
     options: dict | None = None,
     rotation: int = 0,
     audio: bool = False,
+    ticks=None,
+    container_options: dict | None = None,
+    **attributes,
 ) -> Path:
-    """Write RGB or RGBA frames at 25 fps, or at the given times; skips where this build of PyAV lacks the codec."""
+    """Write RGB or RGBA frames at 25 fps, or at the given times; skips where this build of PyAV lacks the codec.
+
+    `ticks`: the frames' times in units of 1/25 s. `attributes`: of the codec context (`color_trc=16`).
+    """
     if codec not in av.codecs_available:
         pytest.skip(f"PyAV without {codec}")
     base = Fraction(1, 25) if milliseconds is None else Fraction(1, 1000)
     times = np.arange(len(frames)) if milliseconds is None else milliseconds
-    with av.open(str(path), "w") as container:
+    times = times if ticks is None else ticks
+    with av.open(str(path), "w", options=container_options) as container:
         steady = {"x264-params": "mbtree=0"} if codec == "libx264" else {}  # else bytes differ from run to run
         stream = container.add_stream(codec, rate=25, options=steady | (options or {}))
         stream.codec_context.thread_count = 1  # likewise
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], pix_fmt
         stream.codec_context.time_base = base
+        for name, value in attributes.items():
+            setattr(stream.codec_context, name, value)
         if rotation:
             stream.set_display_rotation(rotation)
         sound = container.add_stream("aac", rate=8000) if audio else None
@@ -46,6 +56,43 @@ def encode(
             samples.rate = 8000
             container.mux(sound.encode(samples))
             container.mux(sound.encode())
+    return path
+
+
+def copy_packets(source: Path, target: Path, *, first: int = 0, change=lambda number, packet: None) -> Path:
+    """Write the packets from number `first` on without encoding them again, as `ffmpeg -c copy` does.
+
+    `change` may alter the `pts` and `dts` of each.
+    """
+    with av.open(str(source)) as container, av.open(str(target), "w") as copy:
+        stream = copy.add_stream_from_template(container.streams.video[0])
+        for number, packet in enumerate(container.demux(video=0)):
+            if packet.size and number >= first:
+                change(number, packet)
+                packet.stream = stream
+                copy.mux(packet)
+    return target
+
+
+def trim(source: Path, target: Path, *, start: int, duration: int) -> Path:
+    """Write an mp4 of 25 fps with another edit list: `duration` milliseconds from frame `start` on, as phones trim."""
+    content = bytearray(source.read_bytes())
+    place = content.index(b"elst") + 12
+    _, begin = struct.unpack(">Ii", content[place : place + 8])
+    with av.open(str(source)) as container:
+        step = int(1 / 25 / container.streams.video[0].time_base)
+    content[place : place + 8] = struct.pack(">Ii", duration, begin + start * step)
+    target.write_bytes(content)
+    return target
+
+
+def set_display_matrix(path: Path, matrix: tuple[int, int, int, int]) -> Path:
+    """Write (a, b, c, d) into the track header of an mp4: a pixel (x, y) is shown at (a x + c y, b x + d y)."""
+    content = bytearray(path.read_bytes())
+    place = content.index(b"tkhd") + 44
+    a, b, c, d = (round(value * 65536) for value in matrix)
+    content[place : place + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(content)
     return path
 
 
