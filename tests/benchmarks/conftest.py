@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate.state import AcceleratorState
 
 from vidgen.objectives.perceptual import LPIPS
@@ -26,10 +27,16 @@ def _fresh_state() -> Iterator[None]:
 
 @pytest.fixture
 def lpips_weights(monkeypatch: pytest.MonkeyPatch) -> str:
-    """The option that names them; where there are none LPIPS has random ones, for no test here asks for its values."""
+    """The option that names them; where there are none, LPIPS has the same random ones at every call."""
+
+    def build(backbone: str, *_: object) -> LPIPS:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return LPIPS(backbone)
+
     weights = SHARED_DATA / "weights" / "squeezenet1_1_features.pth"
     if not weights.exists():
-        monkeypatch.setattr(LPIPS, "from_pretrained", lambda backbone, *rest: LPIPS(backbone))
+        monkeypatch.setattr(LPIPS, "from_pretrained", build)
     return f"--lpips-weights={weights}"
 
 

@@ -67,12 +67,13 @@ def test_a_resumed_run_keeps_its_precision(tmp_path, speedup):
         return load_config(VAETrainingConfig, ["data.root=x", f"output_dir={tmp_path}", *words])
 
     assert _precision_of_resumed_run(config(resume="latest")) is None  # nothing to resume yet
-    OmegaConf.save({"train": {"mixed_precision": "bf16"}}, tmp_path / "config.yaml")
-    assert _precision_of_resumed_run(config(resume="latest")) is None
-    (tmp_path / "checkpoint-2").mkdir()
+    checkpoint = tmp_path / "checkpoint-2"
+    checkpoint.mkdir()
+    OmegaConf.save({"train": {"mixed_precision": "bf16"}}, checkpoint / "config.yaml")
     assert _precision_of_resumed_run(config(resume="latest")) == "bf16"
-    assert _precision_of_resumed_run(config(resume=tmp_path / "checkpoint-2")) == "bf16"
-    assert _precision_of_resumed_run(config()) is None
+    assert _precision_of_resumed_run(config(resume=checkpoint)) == "bf16"
+    OmegaConf.save({"train": {"mixed_precision": "auto"}}, checkpoint / "config.yaml")
+    assert _precision_of_resumed_run(config(resume="latest")) is None
     speedup(0.1)
     assert module.agree_on_mixed_precision("auto", "bf16").precision == "bf16"
     assert module.agree_on_mixed_precision("auto", None).precision == "no"
