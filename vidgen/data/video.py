@@ -165,7 +165,7 @@ def _collect(
     before = (seek_to or 0) - 1
     converter, last = VideoReformatter(), max(wanted)
     for number, frame in decode_frames(index, seek_to=seek_to, only=wanted if skip else None):
-        if not (index.is_scanned or skip or (seek_to is not None and number < seek_to)):
+        if not (index.is_scanned or index.ticks is None or skip or (seek_to is not None and number < seek_to)):
             if number != before + 1:
                 raise UnlistedFrames(f"frame {before + 1} cannot be decoded", info.path)
             before = number
