@@ -3,8 +3,7 @@
 decord and torchcodec return damaged pictures as good ones, and neither of them applies every edit list, display matrix
 or pixel aspect. After a seek into some files without any damage, decord returns other frames than it was asked for.
 Therefore a file goes to them only after PyAV has decoded all of it once and found nothing damaged or odd
-(`vidgen.data.check.inspect_video`), and the frames are the same by both decoders: of decord all frames, from every
-keyframe on. PyAV reads all others.
+(`vidgen.data.check.inspect_video`), and all frames are the same by both decoders. PyAV reads all other files.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ import torch
 from ..errors import UserError
 from .check import inspect_video
 from .video import ShardMember, VideoSource, decode_numbers, find_clip, index_video, read_clip
+from .video_file import file_url
 
 DECODERS = ("pyav", "decord", "torchcodec")
-COMPARED_FRAMES = 5  # of a file, where a decoder is known to find the frame that it is asked for
-BLOCK_FRAMES = 32  # read at a time, where it is not
+BLOCK_FRAMES = 32  # compared at a time
 TOLERANCE = 2  # gray levels: largest difference of a pixel between two conversions from YUV to RGB
 REMEMBERED_FILES = 100_000
 
@@ -120,15 +119,14 @@ def _examine(path: str, decoder: str, size: int, changed: int) -> str | None:
 
 
 def _choose_blocks(path: str, decoder: str, num_frames: int) -> Iterator[np.ndarray]:
-    """The numbers of frames to compare, each block read by itself, from the last to the first."""
-    if decoder == "torchcodec":
-        yield from np.linspace(num_frames - 1, 0, min(COMPARED_FRAMES, num_frames)).round().astype(int)[:, None]
-        return
-    import decord
+    """The numbers of all frames, in blocks that are read by themselves; of decord, one at least for each keyframe."""
+    borders = {0, num_frames}
+    if decoder == "decord":
+        import decord
 
-    keyframes = decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1).get_key_indices()
-    borders = sorted({0, num_frames, *(number for number in keyframes if number < num_frames)})
-    for first, last in reversed(list(pairwise(borders))):
+        keyframes = decord.VideoReader(file_url(path), ctx=decord.cpu(0), num_threads=1).get_key_indices()
+        borders |= {number for number in keyframes if number < num_frames}
+    for first, last in pairwise(sorted(borders)):
         for start in range(first, last, BLOCK_FRAMES):
             yield np.arange(start, min(last, start + BLOCK_FRAMES))
 
@@ -140,14 +138,14 @@ def _decode_by(decoder: str) -> Decode:
 def _decode_by_decord(path: str, numbers: list[int]) -> np.ndarray:
     import decord
 
-    reader = decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1)
+    reader = decord.VideoReader(file_url(path), ctx=decord.cpu(0), num_threads=1)
     return reader.get_batch(numbers).asnumpy()
 
 
 def _decode_by_torchcodec(path: str, numbers: list[int]) -> np.ndarray:
     from torchcodec.decoders import VideoDecoder
 
-    decoder = VideoDecoder(path, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
+    decoder = VideoDecoder(file_url(path), dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
     return decoder.get_frames_at(numbers).data.numpy()
 
 

@@ -46,6 +46,13 @@ def test_sound_files_give_pyavs_frames(decoder, name, frames, tmp_path):
         assert (clip.int() - expected.int()).abs().max() <= TOLERANCE
 
 
+def test_a_name_with_a_colon_is_a_file(decoder, frames, tmp_path, monkeypatch):
+    put(tmp_path, frames, "plain.mp4").rename(tmp_path / "12:30.mp4")
+    monkeypatch.chdir(tmp_path)
+    _, reason = ClipReader(decoder).read("12:30.mp4", **CLIP)
+    assert reason is None
+
+
 def test_what_is_odd_goes_to_pyav_with_the_reason(decoder, frames, tmp_path):
     times = np.cumsum([0] + [40] * (len(frames) // 2) + [120] * (len(frames) // 2))[: len(frames)]
     odd = {
