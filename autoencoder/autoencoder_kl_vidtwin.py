@@ -259,7 +259,7 @@ class AutoencoderKLVidTwin(
     def from_single_file(
         cls, pretrained_model_link_or_path_or_dict: str | os.PathLike | Mapping[str, Any], **kwargs: Any
     ) -> AutoencoderKLVidTwin:
-        """Load an official VidTwin checkpoint, in evaluation mode. Nothing in it is unpickled beyond tensors.
+        """Load an official VidTwin checkpoint, in evaluation mode. Only tensors are loaded from it.
 
         Args:
             pretrained_model_link_or_path_or_dict: a `.safetensors` or `.ckpt` file, its address on the Hub

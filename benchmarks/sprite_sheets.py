@@ -3,7 +3,7 @@
     python benchmarks/sprite_sheets.py FOLDER --pipeline models/sprites --seed 41
     python benchmarks/sprite_sheets.py FOLDER --answers FILE
 
-The first writes sheets of 24 generated clips and, shuffled among them, 8 that the autoencoder rebuilt: what cannot be
+The first writes sheets of 24 generated clips and, shuffled among them, 8 reconstructions: what cannot be
 named there is not the generator's fault. `key.json` lies beside them and is not shown. The rater, a person or
 a vision-language model, answers `question.txt` with one line per clip; the second command counts the answers.
 A classifier assigns a shape to every clip, whether or not one is visible: a rater may answer "unclear".

@@ -92,7 +92,7 @@ class LoraAdapterMixin(PeftAdapterMixin):
         """Diffusers' method, of safetensors only.
 
         Raises:
-            ValueError: if there is no such adapter, or a pickle is wanted.
+            ValueError: if there is no such adapter, or a pickle file is requested.
             ImportError: without peft.
         """
         require_peft()
@@ -342,7 +342,7 @@ class LoraPipelineMixin(CogVideoXLoraLoaderMixin):
                 `transformer_lora_adapter_metadata`, without which `lora_alpha` is taken to be the rank.
 
         Raises:
-            ValueError: if there are no layers, the folder is a file, or a pickle is wanted.
+            ValueError: if there are no layers, the folder is a file, or a pickle file is requested.
         """
         refuse_pickle(kwargs.get("safe_serialization", True))
         if os.path.isfile(save_directory):
