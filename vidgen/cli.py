@@ -11,17 +11,15 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Sequence
 from typing import NoReturn
 
-from .errors import UserError, run_program
+from .errors import UserError, handle_signals, run_program
 from .options import check_options
 
 DTYPES = ("float32", "bfloat16", "float16")
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 COMPONENTS = ("both", "structure", "dynamics")
 DATASET = "a folder of class folders or of videos, a CSV with the columns path,label, or shards"
 VIDEO_OUT = "the video to write: .mp4 (H.264), .gif, or a folder of PNG frames (a name without an ending)"
@@ -259,7 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     def run() -> None:
         options = check_options(parsed)
         # Here, after the words are known to be right: `vidgen --help` answers at once.
-        with _interrupts_handled_by(_end_now):  # libraries swallow a KeyboardInterrupt while they are imported
+        with handle_signals(_end_now, INTERRUPTS):  # libraries swallow a KeyboardInterrupt while they are imported
             import torch
             from diffusers.utils import logging
 
@@ -271,7 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         format_warning = warnings.formatwarning
         warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # without the line of code
         try:
-            with _interrupts_handled_by(signal.default_int_handler):  # it unwinds, leaving nothing half-made
+            with handle_signals(signal.default_int_handler, INTERRUPTS):  # it unwinds, leaving nothing half-made
                 getattr(commands, options.pop("command"))(**options)
         except (ValueError, OSError) as error:
             raise error if isinstance(error, UserError) else UserError(str(error)) from error
@@ -283,20 +281,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             warnings.formatwarning = format_warning
 
     run_program(run)
-
-
-@contextmanager
-def _interrupts_handled_by(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
-    """What Ctrl-C and SIGTERM do within the block, where they are not ignored (as SIGINT is under `nohup ... &`)."""
-    former = {}
-    if threading.current_thread() is threading.main_thread():  # others may not ask
-        heard = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
-        former = {number: signal.signal(number, handler) for number in heard}
-    try:
-        yield
-    finally:
-        for number, handler_before in former.items():
-            signal.signal(number, handler_before)
 
 
 def _end_now(*_: object) -> NoReturn:

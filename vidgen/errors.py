@@ -1,10 +1,13 @@
-"""Mistakes a user can mend: programs print their one sentence and leave with a non-zero exit code."""
+"""User-facing errors: programs print one sentence and exit with a non-zero code; and the signals that end them."""
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 
 class UserError(ValueError):
@@ -17,6 +20,23 @@ class Stopped(Exception):
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.code = 128 + signal_number
+
+
+@contextmanager
+def handle_signals(handler: object, numbers: Sequence[int]) -> Iterator[None]:
+    """Handle signals by `handler` within the block, unless they are ignored, as SIGINT is under `nohup ... &`.
+
+    In another thread than the main one, where Python receives no signals, it changes nothing.
+    """
+    former = {}
+    if threading.current_thread() is threading.main_thread():
+        heard = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+        former = {number: signal.signal(number, handler) for number in heard}
+    try:
+        yield
+    finally:
+        for number, handler_before in former.items():
+            signal.signal(number, handler_before)
 
 
 def run_program(main: Callable[[], None]) -> None:

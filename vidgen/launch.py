@@ -8,17 +8,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from .errors import Stopped, UserError
+from .errors import Stopped, UserError, handle_signals
 
 REPOSITORY = Path(__file__).parents[1]
 SECONDS_TO_STOP = 60  # for a program to write its checkpoint after a signal; then it is killed
-SIGNALS = [number for number in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, number)]
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 def launch_training(program: str, config: str, settings: Sequence[str], overrides: Sequence[str]) -> None:
@@ -52,7 +51,7 @@ def run_until_signal(command: Sequence[str]) -> int:
     Raises:
         Stopped: if such a signal came, once the group has ended.
     """
-    with _signals_raised():
+    with handle_signals(_raise_stop, SIGNALS):
         process = subprocess.Popen(command, start_new_session=True)
         try:
             return process.wait()
@@ -66,7 +65,7 @@ def run_until_signal(command: Sequence[str]) -> int:
 
 def _end_group(process: subprocess.Popen, number: int) -> None:
     """Pass a signal on to the group of a process, and kill what has not ended in time."""
-    with _signals_ignored():
+    with handle_signals(signal.SIG_IGN, SIGNALS):
         deadline = time.monotonic() + SECONDS_TO_STOP
         _signal_group(process, number)
         while time.monotonic() < deadline and _signal_group(process, 0):  # the launcher ends before the training
@@ -85,29 +84,5 @@ def _signal_group(process: subprocess.Popen, number: int) -> bool:
         return False
 
 
-@contextmanager
-def _signals_raised() -> Iterator[None]:
-    def raise_stop(number: int, frame: FrameType | None) -> NoReturn:
-        raise Stopped(f"stopped by {signal.Signals(number).name}", number)
-
-    with _signals_handled(raise_stop):
-        yield
-
-
-@contextmanager
-def _signals_ignored() -> Iterator[None]:
-    with _signals_handled(signal.SIG_IGN):
-        yield
-
-
-@contextmanager
-def _signals_handled(handler: object) -> Iterator[None]:
-    """Handle every signal that asks to end, unless it is ignored already, as SIGINT is under `nohup ... &`."""
-    numbers = [getattr(signal, name) for name in SIGNALS]
-    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
-    former = {number: signal.signal(number, handler) for number in heard}
-    try:
-        yield
-    finally:
-        for number, before in former.items():
-            signal.signal(number, before)
+def _raise_stop(number: int, frame: FrameType | None) -> NoReturn:
+    raise Stopped(f"stopped by {signal.Signals(number).name}", number)
