@@ -19,7 +19,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $(READY)
 
 demo: setup
-	@$(BIN)/python -m vidgen.demo --output-dir runs/demo
+	@$(BIN)/python -m vidgen.demo.__main__ --output-dir runs/demo
 
 # Two files of tests at a time, on a core each.
 test: setup lint
@@ -31,11 +31,11 @@ lint: setup
 
 # The table of all keys, from the code.
 docs: setup
-	@$(BIN)/python -m vidgen.config_table > docs/config.md
+	@$(BIN)/python -m vidgen.training.config_table > docs/config.md
 
 # docs/results.md and its pictures, from the JSON files in docs/results.
 results: setup
-	@$(BIN)/python benchmarks/results.py
+	@$(BIN)/python -m benchmarks.results
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -2,18 +2,19 @@
 
     accelerate launch train_dit.py --config configs/dit/ucf101.yaml vae=FOLDER data.root=FOLDER [key=value ...]
 
-Keys are those of `vidgen.config.DiTTrainingConfig`.
+Keys are those of `vidgen.training.config.DiTTrainingConfig`.
 """
 
 import sys
 
-from vidgen.config import DiTTrainingConfig, load_config
-from vidgen.errors import run_program
+from vidgen.common.config import load_config
+from vidgen.common.errors import run_program
+from vidgen.training.config import DiTTrainingConfig
 
 
 def main() -> None:
     config = load_config(DiTTrainingConfig, sys.argv[1:])
-    from vidgen.training.train_dit import train_dit  # after the config: a wrong key is told within a second
+    from vidgen.training.dit_trainer import train_dit  # after the config: a wrong key is told within a second
 
     train_dit(config)
 

@@ -2,18 +2,19 @@
 
     accelerate launch train_vae.py --config configs/vae/base.yaml data.root=FOLDER [key=value ...]
 
-Keys are those of `vidgen.config.VAETrainingConfig`.
+Keys are those of `vidgen.training.config.VAETrainingConfig`.
 """
 
 import sys
 
-from vidgen.config import VAETrainingConfig, load_config
-from vidgen.errors import run_program
+from vidgen.common.config import load_config
+from vidgen.common.errors import run_program
+from vidgen.training.config import VAETrainingConfig
 
 
 def main() -> None:
     config = load_config(VAETrainingConfig, sys.argv[1:])
-    from vidgen.training.train_vae import train_vae  # after the config: a wrong key is told within a second
+    from vidgen.training.vae_trainer import train_vae  # after the config: a wrong key is told within a second
 
     train_vae(config)
 

@@ -10,7 +10,7 @@ from torch import nn
 from .matmul_speed import is_clearly_faster
 
 # On a CPU with bf16 products the fused bf16 kernel is several times slower than two plain matmuls on sequences this
-# short, backward most of all (`benchmarks/speed.py attention`); past it the score matrix costs more memory than it
+# short, backward most of all (`benchmarks.speed attention`); past it the score matrix costs more memory than it
 # saves time. A CPU without them multiplies bf16 up to a hundred times slower than float32: there, attention is
 # computed in float32 and rounded. No CPU kernel of float16 was found to be fast.
 MATMUL_MAX_LENGTH = 1024

@@ -23,7 +23,7 @@ from torch import nn
 
 from .attention import ProcessorMixin
 from .blocks import VidTwinTransformer
-from .heads import DYNAMICS_POOLS, HEADS, SINGLE_LATENT_HEADS, STRUCTURE_FOLDS, STRUCTURE_POOLS, HeadConfig
+from .bottleneck import DYNAMICS_POOLS, HEADS, SINGLE_LATENT_HEADS, STRUCTURE_FOLDS, STRUCTURE_POOLS, HeadConfig
 from .latents import LatentShape, TwinLatents, TwinPosterior, numel
 from .model_card import ModelCardMixin, autoencoder_card
 from .presets import preset_config

@@ -1,7 +1,7 @@
 """The Q-Former: a few learned queries that read a set of vectors through cross-attention.
 
 The arithmetic of BLIP-2's Q-Former without its text branch (transformers' `Blip2QFormerModel`), which this module
-agrees with to rounding. It is written out because ours is faster in bf16 (`benchmarks/speed.py qformer`, figures in
+agrees with to rounding. It is written out because ours is faster in bf16 (`benchmarks.speed qformer`, figures in
 docs/performance.md): its attention takes the path of `autoencoder.attention`, and nothing of a `PreTrainedModel`
 stands in the way of compilation, sharding or dtype casts.
 """

@@ -1,7 +1,7 @@
 """Table 3: what each part of the two latents is worth, by training without it.
 
-    python benchmarks/ablations.py --scale cpu --clips FOLDER
-    accelerate launch benchmarks/ablations.py --scale paper --data UCF-101
+    python -m benchmarks.ablations --scale cpu --clips FOLDER
+    accelerate launch -m benchmarks.ablations --scale paper --data UCF-101
 
 All variants train on the same clips in the same order for the same number of steps, each with two seeds, whose spread
 says which differences mean something. Small models have far larger latents for their clips than the paper's (2.6 % to
@@ -14,11 +14,10 @@ import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
-import paper
-import vae_runs
-from benchmark import Benchmark, Results, dot_chart, markdown_table, spread
-
 from autoencoder.presets import ABLATIONS
+from benchmarks.common import paper, vae_runs
+
+from .common.harness import Benchmark, Results, dot_chart, markdown_table, spread
 
 VARIANTS = {  # names as in `autoencoder.presets`, and what the paper calls them
     vae_runs.FULL: "full",

@@ -1,11 +1,11 @@
 """Figures 1, 4, 7 and 8: what each latent holds, as pictures and, on sprites, whose factors are known, as numbers.
 
-    python benchmarks/latent_roles.py --scale cpu --clips FOLDER
-    python benchmarks/latent_roles.py --scale cpu --vae RUN/final OTHER/final --clips FOLDER --clips-vae RUN/final
+    python -m benchmarks.latent_roles --scale cpu --clips FOLDER
+    python -m benchmarks.latent_roles --scale cpu --vae RUN/final OTHER/final --clips FOLDER --clips-vae RUN/final
 
 The paper shows clips decoded from one latent alone, and from the structure of one with the dynamics of another; it has
 no numbers for them. Here linear probes say what can be read from each latent, and readers of pixels whose factors the
-decoded clips show (`vidgen.metrics.roles`).
+decoded clips show (`benchmarks.sprites.disentanglement`).
 """
 
 from __future__ import annotations
@@ -16,18 +16,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import vae_runs
 from accelerate import PartialState
-from benchmark import Benchmark, Results, markdown_table
 from PIL import Image
 
 from autoencoder import AutoencoderKLVidTwin, TwinLatents
-from vidgen.data.dataset import ClipDataset, VideoFile, collate_clips
+from benchmarks.common import vae_runs
+from vidgen.common.errors import UserError
+from vidgen.common.io import written_aside
+from vidgen.common.loading import load_vae
+from vidgen.common.plots import component_grid, reenactment_grid
+from vidgen.data.dataset import ClipDataset, collate_clips
 from vidgen.data.sprites import MOTIONS
-from vidgen.errors import UserError
-from vidgen.files import written_aside
-from vidgen.metrics.probes import Score
-from vidgen.metrics.roles import (
+from vidgen.data.types import VideoFile
+
+from .common.harness import Benchmark, Results, markdown_table
+from .sprites.disentanglement import (
     COMPONENTS,
     FEATURES,
     FPS,
@@ -37,8 +40,7 @@ from vidgen.metrics.roles import (
     sprite_roles,
     sprites_factors,
 )
-from vidgen.models import load_vae
-from vidgen.plots import component_grid, reenactment_grid
+from .sprites.probes import Score
 
 PER_MOTION = {"smoke": (8, 4), "cpu": (256, 64), "paper": (512, 64)}  # sprites to fit probes on, and to test them on
 SEEDS = (2, 3)  # of these sprites; `vae_runs` trains and scores on those of 0 and 1

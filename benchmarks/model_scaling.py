@@ -1,7 +1,7 @@
 """Table 4: what a larger model is worth at the same latent.
 
-    python benchmarks/model_scaling.py --scale cpu --clips FOLDER
-    accelerate launch benchmarks/model_scaling.py --scale paper --data UCF-101
+    python -m benchmarks.model_scaling --scale cpu --clips FOLDER
+    accelerate launch -m benchmarks.model_scaling --scale paper --data UCF-101
 
 Three sizes train on the same clips in the same order for the same number of steps. The middle one is the `full` run of
 `ablations.py`.
@@ -13,9 +13,9 @@ import argparse
 from itertools import pairwise
 from pathlib import Path
 
-import paper
-import vae_runs
-from benchmark import Benchmark, Results, dot_chart, markdown_table, spread
+from benchmarks.common import paper, vae_runs
+
+from .common.harness import Benchmark, Results, dot_chart, markdown_table, spread
 
 RUNS = {  # the paper's sizes, and what their runs are called
     "small": "size-small",

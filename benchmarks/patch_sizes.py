@@ -1,7 +1,7 @@
 """Fewer tokens: what folding the two latents into larger patches costs in quality and spares in work.
 
-    python benchmarks/patch_sizes.py --scale cpu --pipeline runs/demo/dit/final
-    accelerate launch benchmarks/patch_sizes.py --scale paper --pipeline FOLDER --data UCF-101 --protocol tats
+    python -m benchmarks.patch_sizes --scale cpu --pipeline runs/demo/dit/final
+    accelerate launch -m benchmarks.patch_sizes --scale paper --pipeline FOLDER --data UCF-101 --protocol tats
 
 DiTs that differ in their patches alone train on the latents of the pipeline's autoencoder, from the same seed: each
 for as many steps as the others, and for as many FLOPs. Started again after an interruption it goes on.
@@ -18,20 +18,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import ucf101_fvd
-import vae_runs
 from accelerate import Accelerator, PartialState
-from benchmark import REPOSITORY, Benchmark, Results, markdown_table
-from timing import alternating
 
 from autoencoder import AutoencoderKLVidTwin
+from benchmarks import ucf101_fvd
+from benchmarks.common import vae_runs
 from pipelines import VidTwinTransformer3DModel
-from vidgen.config import DiTTrainingConfig, load_config
-from vidgen.files import written_aside
+from vidgen.common.config import load_config
+from vidgen.common.io import written_aside
+from vidgen.common.loading import load_pipeline
+from vidgen.common.precision import place_model, resolve_dtype
 from vidgen.metrics.flops import transformer_flops
-from vidgen.models import load_pipeline
-from vidgen.precision import place_model, resolve_dtype
-from vidgen.training.train_dit import train_dit
+from vidgen.training.config import DiTTrainingConfig
+from vidgen.training.dit_trainer import train_dit
+
+from .common.harness import REPOSITORY, Benchmark, Results, markdown_table
+from .speed.timing import alternating
 
 Patches = tuple[tuple[int, int, int], tuple[int, int]]  # over (query, row, column), and over (frame, position)
 # What a scale trains with: a recipe, settings on top of it, and the steps that all take.

@@ -1,7 +1,7 @@
 """Table 6: quality against the size of the latent.
 
-    python benchmarks/rate_curve.py --scale cpu --clips FOLDER
-    accelerate launch benchmarks/rate_curve.py --scale paper --data UCF-101
+    python -m benchmarks.rate_curve --scale cpu --clips FOLDER
+    accelerate launch -m benchmarks.rate_curve --scale paper --data UCF-101
 
 Rates differ by the channels of the two latents alone: the same model otherwise, the same clips in the same order, the
 same number of steps. One of the four is the `full` run of `ablations.py`.
@@ -18,10 +18,10 @@ import argparse
 from itertools import pairwise
 from pathlib import Path
 
-import paper
-import vae_runs
-from benchmark import Benchmark, Results, markdown_table, spread
-from vae_runs import FULL
+from benchmarks.common import paper, vae_runs
+
+from .common.harness import Benchmark, Results, markdown_table, spread
+from .common.vae_runs import FULL
 
 CHANNELS = {  # of structure and dynamics, from the lowest rate to the highest; FULL is the recipe's own
     "smoke": [(1, 2), (2, 4), FULL, (8, 16)],

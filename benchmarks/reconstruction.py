@@ -1,8 +1,8 @@
 """Table 1: how well clips come back from their latents.
 
-    python benchmarks/reconstruction.py --scale cpu --clips FOLDER
-    accelerate launch benchmarks/reconstruction.py --scale paper --vae FOLDER --data MCL-JCV --lpips alex
-    python benchmarks/reconstruction.py --data ORIGINALS --reconstructed THEIRS --rate 0.53
+    python -m benchmarks.reconstruction --scale cpu --clips FOLDER
+    accelerate launch -m benchmarks.reconstruction --scale paper --vae FOLDER --data MCL-JCV --lpips alex
+    python -m benchmarks.reconstruction --data ORIGINALS --reconstructed THEIRS --rate 0.53
 
 Any VAE on any videos (`--vae`, `--data`), by the paper's protocol or in clips of the VAE's own size; or videos that
 another method reconstructed, matched by name. Without either, the `full` run of `ablations.py` on what it held out.
@@ -15,23 +15,23 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import paper
 import torch
-import vae_runs
 from accelerate import PartialState
-from benchmark import Benchmark, Results, dot_chart, markdown_table
 
 from autoencoder import AutoencoderKLVidTwin
+from benchmarks.common import paper, vae_runs
+from vidgen.common.errors import UserError
+from vidgen.common.loading import load_vae
+from vidgen.common.plots import comparison_grid
+from vidgen.common.precision import place_model
 from vidgen.data.dataset import ClipDataset
-from vidgen.errors import UserError
+from vidgen.losses.lpips import BACKBONES
 from vidgen.metrics.detectors import Detector, named_detectors
 from vidgen.metrics.evaluation import ProtocolClips, evaluate_pairs, evaluate_reconstruction
 from vidgen.metrics.protocols import get_protocol
 from vidgen.metrics.reconstruction import shrunk
-from vidgen.models import load_vae
-from vidgen.objectives.perceptual import BACKBONES
-from vidgen.plots import comparison_grid
-from vidgen.precision import place_model
+
+from .common.harness import Benchmark, Results, dot_chart, markdown_table
 
 GRID_CLIPS = 4
 PAPERS = "mcl-jcv"  # the protocol of the paper's table; other data sets' are of generated clips

@@ -1,7 +1,7 @@
 """Figure 5: FLOPs and training memory of one and the same diffusion transformer on every method's latent.
 
-    python benchmarks/resources.py --scale cpu
-    python benchmarks/resources.py --scale paper
+    python -m benchmarks.resources --scale cpu
+    python -m benchmarks.resources --scale paper
 
 Nothing is trained. `cpu` counts FLOPs and bytes on tensors without values; `paper` also does each training step on a
 GPU, for the bytes of its allocator. All is in float32, at batch 1, with Adam.
@@ -18,16 +18,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import paper
 import torch
-from benchmark import Benchmark, Results, markdown_table
 
 from autoencoder import AutoencoderKLVidTwin
+from benchmarks.common import paper
 from pipelines import VidTwinTransformer3DModel
-from vidgen.errors import UserError
+from vidgen.common.errors import UserError
 from vidgen.metrics.flops import training_flops
-from vidgen.metrics.memory import ATTENTION, Build, training_memory
-from vidgen.metrics.pseudo_dit import PseudoDiT, token_grid
+
+from .common.harness import Benchmark, Results, markdown_table
+from .speed.memory import ATTENTION, Build, training_memory
+from .speed.pseudo_dit import PseudoDiT, token_grid
 
 STATED, PROJECTED = "pseudo-DiT as stated", "pseudo-DiT with projections"
 PSEUDO_DITS = {STATED: False, PROJECTED: True}  # whether its attention has projections

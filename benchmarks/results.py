@@ -1,6 +1,6 @@
 """docs/results.md and its pictures, from the JSON files in docs/results: what `make results` runs.
 
-    python benchmarks/results.py
+    python -m benchmarks.results
 
 First what came out, by hand, in summary.md. Then a section for every benchmark: at the scale of the paper, or what it
 would take, and at the scale of this machine; with what was said of it, if NAME-remarks.md lies beside its record.
@@ -13,9 +13,9 @@ import json
 import re
 from pathlib import Path
 
-from benchmark import RESULTS, Benchmark
+from vidgen.common.io import written_aside
 
-from vidgen.files import written_aside
+from .common.harness import RESULTS, Benchmark
 
 PROGRAMS = (
     "reconstruction",

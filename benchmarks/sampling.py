@@ -1,7 +1,7 @@
 """Fewer steps: how far generated clips are from real ones, against what a clip costs.
 
-    python benchmarks/sampling.py --scale cpu --pipeline runs/demo/dit/final
-    accelerate launch benchmarks/sampling.py --scale paper --pipeline FOLDER --data UCF-101 --protocol tats
+    python -m benchmarks.sampling --scale cpu --pipeline runs/demo/dit/final
+    accelerate launch -m benchmarks.sampling --scale paper --pipeline FOLDER --data UCF-101 --protocol tats
 
 Every setting makes the same clips by number: the same class, the same noise. Distances are those of `ucf101_fvd.py`,
 and features are kept, so a program that was cut off goes on. Costs are measured anew at every start, on one process.
@@ -19,17 +19,18 @@ from typing import Any
 
 import diffusers
 import torch
-import ucf101_fvd
 from accelerate import Accelerator
-from benchmark import Benchmark, Results, markdown_table
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from benchmarks import ucf101_fvd
 from pipelines import VidTwinPipeline
-from pipelines.sampling import normalize_latents, other_solver
-from vidgen.errors import UserError
+from pipelines.schedulers import normalize_latents, other_solver
+from vidgen.common.errors import UserError
 from vidgen.metrics.flops import clock
 from vidgen.metrics.fvd import Sampling, class_labels
+
+from .common.harness import Benchmark, Results, markdown_table
 
 OWN = "own"
 SOLVERS: dict[str, type[SchedulerMixin] | None] = {

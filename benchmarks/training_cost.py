@@ -1,6 +1,6 @@
 """What training the paper's models costs: GPU hours and memory on 1, 8 and 64 GPUs, from counts.
 
-    python benchmarks/training_cost.py --scale cpu
+    python -m benchmarks.training_cost --scale cpu
 
 Nothing is trained. The objectives of the recipes in configs/ go through PyTorch's counters on tensors without values:
 FLOPs of a training step with LPIPS, both sides of the GAN and the gradients between them, and the bytes alive at its
@@ -19,17 +19,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from benchmark import REPOSITORY, Benchmark, Results, markdown_table
 
 from autoencoder import AutoencoderKLVidTwin
-from vidgen.config import DiTTrainingConfig, VAETrainingConfig, load_config
+from vidgen.common.config import load_config
+from vidgen.losses.adversarial import DiscriminatorObjective, PatchDiscriminator
+from vidgen.losses.diffusion import DiffusionObjective
+from vidgen.losses.lpips import LPIPS
+from vidgen.losses.vae import VAEObjective
 from vidgen.metrics.flops import training_flops
-from vidgen.metrics.memory import Build, training_memory
-from vidgen.objectives.adversarial import DiscriminatorObjective, PatchDiscriminator
-from vidgen.objectives.diffusion import DiffusionObjective
-from vidgen.objectives.perceptual import LPIPS
-from vidgen.objectives.vae import VAEObjective
-from vidgen.training.train_dit import build_scheduler, build_transformer
+from vidgen.training.config import DiTTrainingConfig, VAETrainingConfig
+from vidgen.training.dit_trainer import build_scheduler, build_transformer
+
+from .common.harness import REPOSITORY, Benchmark, Results, markdown_table
+from .speed.memory import Build, training_memory
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Table 2: the Fréchet video distance of generated clips.
 
-    accelerate launch benchmarks/ucf101_fvd.py --scale paper --pipeline FOLDER --data UCF-101 --protocol tats
-    python benchmarks/ucf101_fvd.py --scale cpu --pipeline runs/demo/dit/final
+    accelerate launch -m benchmarks.ucf101_fvd --scale paper --pipeline FOLDER --data UCF-101 --protocol tats
+    python -m benchmarks.ucf101_fvd --scale cpu --pipeline runs/demo/dit/final
 
 Started again after an interruption it goes on. The cpu scale takes a pipeline that was trained on sprites, as `make
 demo` leaves it, and compares with sprites that nothing was trained on.
@@ -14,15 +14,17 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import paper
 import torch
 from accelerate import Accelerator, PartialState
-from benchmark import Benchmark, Results, markdown_table
 
+from benchmarks.common import paper
 from pipelines import VidTwinPipeline
-from vidgen.config import DiTTrainingConfig, VAETrainingConfig, load_config
+from vidgen.common.config import load_config
+from vidgen.common.errors import UserError
+from vidgen.common.loading import load_pipeline
+from vidgen.common.plots import class_grid
+from vidgen.common.precision import place_model
 from vidgen.data.sprites import write_sprites
-from vidgen.errors import UserError
 from vidgen.metrics.detectors import Detector, named_detectors
 from vidgen.metrics.fvd import (
     CLASS_SAMPLING,
@@ -34,9 +36,9 @@ from vidgen.metrics.fvd import (
     generated_clips,
 )
 from vidgen.metrics.protocols import PROTOCOLS, Protocol, get_protocol
-from vidgen.models import load_pipeline
-from vidgen.plots import class_grid
-from vidgen.precision import place_model
+from vidgen.training.config import DiTTrainingConfig, VAETrainingConfig
+
+from .common.harness import Benchmark, Results, markdown_table
 
 SAMPLES = {"smoke": 24, "cpu": 512, "paper": None}
 SPRITES_PER_CLASS = {"smoke": 6, "cpu": 128}  # twice the samples: real against real takes others
@@ -176,8 +178,8 @@ def held_back_sprites(work_dir: Path, scale: str) -> Path:
 
 def train_tiny(folder: Path) -> Path:
     """A pipeline of a tiny VAE and DiT after a few steps on sprites: it says nothing, but all parts of it run."""
-    from vidgen.training.train_dit import train_dit
-    from vidgen.training.train_vae import train_vae
+    from vidgen.training.dit_trainer import train_dit
+    from vidgen.training.vae_trainer import train_vae
 
     final = folder / "dit" / "final"
     if (final / "model_index.json").exists():

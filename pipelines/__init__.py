@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .pipeline_output import VidTwinPipelineOutput
     from .pipeline_vidtwin import VidTwinPipeline
-    from .sampling import default_scheduler
+    from .schedulers import default_scheduler
     from .transformer_vidtwin import VidTwinTransformer3DModel
 
 _HOMES = {
     "VidTwinPipeline": "pipeline_vidtwin",
     "VidTwinPipelineOutput": "pipeline_output",
     "VidTwinTransformer3DModel": "transformer_vidtwin",
-    "default_scheduler": "sampling",
+    "default_scheduler": "schedulers",
 }
 
 __all__ = ["VidTwinPipeline", "VidTwinPipelineOutput", "VidTwinTransformer3DModel", "default_scheduler"]

@@ -21,15 +21,15 @@ from autoencoder.model_card import ModelCardMixin
 from autoencoder.tiling import is_whole
 
 from .classes import subclass_ids, superclass_name
+from .conditioning import STREAMS, Given, given_latent
 from .finite import check_finite_number, check_finite_output, check_finite_tensor
-from .given import STREAMS, Given, given_latent
 from .hub import download_pipeline
 from .inputs import as_generators, as_labels, check_numbers, check_whole_numbers
 from .lora import LoraPipelineMixin
 from .model_card import pipeline_card
 from .options import OptionsMixin
 from .pipeline_output import VidTwinPipelineOutput
-from .sampling import (
+from .schedulers import (
     GivenStreams,
     check_generators,
     denoise,

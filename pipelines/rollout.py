@@ -9,8 +9,8 @@ import torch
 
 from autoencoder.latents import TwinLatents
 
+from .conditioning import STREAMS, Given, given_latent
 from .finite import check_finite_number, check_finite_output, check_finite_tensor
-from .given import STREAMS, Given, given_latent
 from .inputs import check_whole_numbers
 from .pipeline_vidtwin import VidTwinPipeline
 

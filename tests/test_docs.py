@@ -17,7 +17,7 @@ if importlib.util.find_spec("peft") is None:
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """Where the examples run: the model is there, and what they write goes with the folder."""
-    (tmp_path / "models").symlink_to(ROOT / "models")
+    (tmp_path / "pretrained").symlink_to(ROOT / "pretrained")
     return tmp_path
 
 

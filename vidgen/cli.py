@@ -3,7 +3,7 @@
     vidgen reconstruct clip.mp4 out.mp4 --model runs/vae/final
     vidgen --help
 
-The words of the command line are here, the work is in `vidgen.commands`.
+The words of the command line are here, the work is in `vidgen.inference.operations`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
-from .errors import UserError, handle_signals, run_program
-from .options import check_options
+from .common.errors import UserError, handle_signals, run_program
+from .common.options import check_options
 
 DTYPES = ("float32", "bfloat16", "float16")
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
@@ -197,7 +197,7 @@ def build_parser() -> argparse.ArgumentParser:
         "until Ctrl-C, and keeps uploads and results in a folder that is gone then. Needs pip install -e '.[web]'.",
     )
     _model_options(
-        app, what="a VAE or pipeline: folder or user/name (default: models/sprites, where it is)", required=False
+        app, what="a VAE or pipeline: folder or user/name (default: pretrained/sprites, where it is)", required=False
     )
     app.add_argument(
         "--host", default="127.0.0.1", help="where to listen; 0.0.0.0: also to others (default: %(default)s)"
@@ -261,7 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             import torch
             from diffusers.utils import logging
 
-            from . import commands
+            from .inference import operations as commands
 
         # It warns of float32 modules where there are none, and of wrong weights, which are an error here.
         logging.set_verbosity_error()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 
-import ablations
 import pytest
-import vae_runs
 
 from autoencoder.presets import ABLATIONS
-from vidgen.errors import UserError
+from benchmarks import ablations
+from benchmarks.common import vae_runs
+from vidgen.common.errors import UserError
 
 SAME = {"lpips_squeeze": 0.2, "parameters": 1000, "latent_size": 100, "compression_rate": 0.01}
 

@@ -6,14 +6,13 @@ import json
 from argparse import Namespace
 from pathlib import Path
 
-import ablations
-import latent_roles
 import pytest
 import torch
-import vae_runs
 from PIL import Image
 
 from autoencoder import AutoencoderKLVidTwin
+from benchmarks import ablations, latent_roles
+from benchmarks.common import vae_runs
 from vidgen.data.sprites import write_sprites
 
 PICTURES = ("latent_roles", "latent_roles-components", "latent_roles-reenactment")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-import model_scaling
+from benchmarks import model_scaling
 
 
 def test_smoke_trains_three_sizes_and_shows_them_beside_the_papers(work_dir, tmp_path, lpips_weights):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from functools import partial
 
-import patch_sizes
 import pytest
 import torch
-from patch_sizes import REFERENCE, forms
 from PIL import Image
 
+from benchmarks import patch_sizes
+from benchmarks.patch_sizes import REFERENCE, forms
 from pipelines import VidTwinTransformer3DModel
 from vidgen.metrics import fvd
 from vidgen.metrics.frechet import bootstrap_interval

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 
-import paper
-import rate_curve
-
 from autoencoder.presets import preset_config
+from benchmarks import rate_curve
+from benchmarks.common import paper
 
 
 def test_smoke_trains_four_rates_and_shows_them_beside_the_papers(work_dir, tmp_path, lpips_weights):

@@ -6,8 +6,8 @@ import json
 import shutil
 
 import pytest
-import reconstruction
 
+from benchmarks import reconstruction
 from vidgen.metrics.reconstruction import MAX_PSNR
 
 

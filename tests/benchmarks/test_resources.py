@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import math
 
-import paper
 import pytest
-import resources
 
+from benchmarks import resources
+from benchmarks.common import paper
 from pipelines import VidTwinTransformer3DModel
 from vidgen.metrics.flops import training_flops
 

@@ -6,9 +6,8 @@ import importlib
 import json
 from pathlib import Path
 
-import ablations
-import results
-from benchmark import REPOSITORY, RESULTS, from_repository
+from benchmarks import ablations, results
+from benchmarks.common.harness import REPOSITORY, RESULTS, from_repository
 
 
 def test_a_section_is_made_again_from_its_record(tmp_path):

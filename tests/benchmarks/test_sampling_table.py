@@ -7,12 +7,12 @@ from functools import partial
 
 import diffusers
 import pytest
-import sampling
 import torch
 from PIL import Image
-from sampling import CACHES, REFERENCE, SETTINGS, Setting
 
 from autoencoder import AutoencoderKLVidTwin
+from benchmarks import sampling
+from benchmarks.sampling import CACHES, REFERENCE, SETTINGS, Setting
 from pipelines import VidTwinPipeline, VidTwinTransformer3DModel, default_scheduler
 from vidgen.metrics import fvd
 from vidgen.metrics.flops import transformer_flops

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
-import training_cost
 
 from autoencoder import AutoencoderKLVidTwin
+from benchmarks import training_cost
 from pipelines import VidTwinTransformer3DModel
-from vidgen.config import GANConfig, ModelConfig, VAETrainingConfig
+from vidgen.losses.config import GANConfig
 from vidgen.metrics.flops import training_flops, transformer_flops
+from vidgen.training.config import ModelConfig, VAETrainingConfig
 
 
 def test_smoke_counts_both_trainings(tmp_path):

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import ucf101_fvd
 from PIL import Image
 
-from vidgen.errors import UserError
+from benchmarks import ucf101_fvd
+from vidgen.common.errors import UserError
 from vidgen.metrics.protocols import get_protocol
 
 ROOT = Path(__file__).parents[2]

@@ -16,7 +16,7 @@ from diffusers.models.attention_dispatch import AttentionBackendName
 
 from autoencoder import AutoencoderKLVidTwin
 from pipelines import VidTwinPipeline, VidTwinTransformer3DModel, default_scheduler
-from pipelines.sampling import denormalize_latents
+from pipelines.schedulers import denormalize_latents
 from pipelines.transformer_vidtwin import VidTwinAttention, VidTwinAttnProcessor
 
 CPU = torch.device("cpu")

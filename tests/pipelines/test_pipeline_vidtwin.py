@@ -15,7 +15,7 @@ from diffusers.callbacks import PipelineCallback
 
 from autoencoder import AutoencoderKLVidTwin
 from pipelines import VidTwinPipeline, default_scheduler
-from pipelines.sampling import other_solver
+from pipelines.schedulers import other_solver
 
 ROOT = Path(__file__).parents[2]
 STEPS = 3

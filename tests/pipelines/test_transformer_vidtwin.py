@@ -7,7 +7,7 @@ from diffusers import PyramidAttentionBroadcastConfig
 from autoencoder import TwinLatents
 from pipelines import VidTwinPipeline, VidTwinTransformer3DModel, default_scheduler
 from pipelines.presets import PRESETS
-from pipelines.sampling import normalize_latents
+from pipelines.schedulers import normalize_latents
 from pipelines.transformer_vidtwin import modulate
 
 BATCH = 2

@@ -21,9 +21,10 @@ from pathlib import Path
 import av
 from av.video.reformatter import VideoReformatter
 
-from ..files import written_aside
+from ..common.io import written_aside
 from .streams import own_rate
-from .video_file import VideoError, VideoSource
+from .types import VideoSource
+from .video_file import VideoError
 from .video_frames import shows_through, to_rgb
 from .video_index import VideoIndex, scan_video
 from .video_packets import PacketList

@@ -17,16 +17,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch.utils.data import Dataset
 
-from ..files import to_uint8, written_aside
+from ..common.io import to_uint8, written_aside
 from .decoders import ClipReader
-from .listing import (
-    VideoFile,
-    find_videos,
-    list_train_and_validation,
-    list_training_videos,
-    list_videos,
-    split_validation,
-)
+from .listing import find_videos, list_train_and_validation, list_training_videos, list_videos, split_validation
+from .types import VideoFile
 from .video import VideoError, probe
 
 __all__ = [

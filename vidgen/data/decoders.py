@@ -18,9 +18,10 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from ..errors import UserError
+from ..common.errors import UserError
 from .check import inspect_video
-from .video import ShardMember, VideoSource, decode_numbers, find_clip, index_video, read_clip
+from .types import ShardMember, VideoSource
+from .video import decode_numbers, find_clip, index_video, read_clip
 from .video_file import file_url
 
 DECODERS = ("pyav", "decord", "torchcodec")

@@ -11,29 +11,19 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ..errors import UserError
-from ..options import expand_home
+from ..common.errors import UserError
+from ..common.options import expand_home
+from .config import DataConfig
 from .formats import COMMON_EXTENSIONS, LeftOut, are, count, has_video_ending, is_hidden, some
 from .shards import INDEX, find_shards, read_shards
 from .tables import TABLE_SUFFIXES, read_table
-from .video import ShardMember
-
-if TYPE_CHECKING:
-    from ..config import DataConfig
+from .types import ShardMember, VideoFile
 
 SHOWN_CLASSES = 5
 Report = Callable[[str], object]
-
-
-class VideoFile(NamedTuple):
-    """A video and its class: an index into the list of classes, or None."""
-
-    path: Path | ShardMember
-    label: int | None
 
 
 # --- one data set ---------------------------------------------------------------------------------------------------

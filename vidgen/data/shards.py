@@ -19,16 +19,13 @@ import re
 import tarfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..errors import UserError
-from ..files import refuse_to_replace, written_aside_folder
-from ..options import expand_home
+from ..common.errors import UserError
+from ..common.io import refuse_to_replace, written_aside_folder
+from ..common.options import expand_home
 from .formats import LeftOut, has_video_ending, is_hidden, is_other_content
-from .video import ShardMember, VideoSource
-
-if TYPE_CHECKING:
-    from .listing import VideoFile
+from .types import ShardMember, VideoFile, VideoSource
 
 INDEX = "index.json"
 OURS = re.compile(r"shard-\d{6}\.tar|" + re.escape(INDEX))

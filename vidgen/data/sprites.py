@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import UserError
-from ..files import written_aside
-from ..progress import progress
+from ..common.errors import UserError
+from ..common.io import written_aside
+from ..common.progress import progress
 from .video import write_video
 
 MOTIONS = ("slide", "bounce", "orbit", "spin", "zoom", "shake", "swap", "still")

@@ -24,8 +24,8 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from PIL import Image
 
-from ..errors import UserError
-from ..files import refuse_to_replace, written_aside, written_aside_folder
+from ..common.errors import UserError
+from ..common.io import refuse_to_replace, written_aside, written_aside_folder
 from .video import VideoError, VideoIndex, decode_frames, exact_rate, mp4_file, short_reason, to_rgb
 from .video_file import file_url
 from .video_index import find_long_gaps, prove_index

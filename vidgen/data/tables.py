@@ -8,8 +8,8 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import UserError
-from ..options import expand_home
+from ..common.errors import UserError
+from ..common.options import expand_home
 from .formats import are, count, some
 
 TABLE_SUFFIXES = (".csv", ".tsv")

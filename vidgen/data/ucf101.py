@@ -12,9 +12,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ..errors import UserError
-from ..options import expand_home
-from .listing import VideoFile, find_videos
+from ..common.errors import UserError
+from ..common.options import expand_home
+from .listing import find_videos
+from .types import VideoFile
 
 SPLIT_FOLDER = "ucfTrainTestlist"
 SPLITS = (1, 2, 3)

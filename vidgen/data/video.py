@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from av.video.reformatter import VideoReformatter
 
+from ..common.video_writing import exact_rate, mp4_file, write_video
+from .types import ShardMember, VideoSource
 from .video_file import (
     EPSILON,
     LARGEST_FRAME,
-    ShardMember,
     VideoError,
     VideoInfo,
-    VideoSource,
     as_source,
     find_video_stream,
     open_container,
@@ -31,7 +31,6 @@ from .video_file import (
 )
 from .video_frames import to_rgb
 from .video_index import UnlistedFrames, VideoIndex, decode_frames, index_video, scan_video
-from .video_writing import exact_rate, mp4_file, write_video
 
 __all__ = [
     "VIDEO_EXTENSIONS",

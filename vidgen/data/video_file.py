@@ -6,34 +6,16 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import av
 
-from ..errors import UserError
+from ..common.errors import UserError
+from .types import ShardMember, VideoSource
 
 EPSILON = 1e-3  # seconds; Matroska rounds its timestamps to whole milliseconds
 LARGEST_FRAME = 8192 * 8192  # pixels; a damaged header may announce frames of gigabytes
 TRANSPARENCY_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own leave it out
 DEFAULT_STREAM_BONUS = 5_000_000  # pixels added to the size of the default stream, as in the ffmpeg command
-
-
-class ShardMember(NamedTuple):
-    """A video inside an uncompressed tar file, read where it lies; takes the place of a path.
-
-    `offset` and `size` are those of its bytes.
-    """
-
-    shard: Path
-    name: str
-    offset: int
-    size: int
-
-    def __str__(self) -> str:
-        return f"{self.shard}/{self.name}"
-
-
-VideoSource = str | os.PathLike | ShardMember
 
 
 class VideoError(UserError):

@@ -17,12 +17,11 @@ from pathlib import Path
 import av
 import numpy as np
 
+from .types import ShardMember, VideoSource
 from .video_file import (
     EPSILON,
-    ShardMember,
     VideoError,
     VideoInfo,
-    VideoSource,
     as_source,
     create_decoder,
     find_video_stream,

@@ -15,14 +15,8 @@ from typing import NamedTuple
 import av
 import numpy as np
 
-from .video_file import (
-    ShardMember,
-    VideoError,
-    create_decoder,
-    find_video_stream,
-    open_container,
-    short_reason,
-)
+from .types import ShardMember
+from .video_file import VideoError, create_decoder, find_video_stream, open_container, short_reason
 from .video_frames import UPRIGHT, Orientation, read_orientation
 
 PHANTOMS = 2  # frames: some files announce one or two more than they hold

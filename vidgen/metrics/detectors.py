@@ -29,9 +29,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..errors import UserError
-from ..objectives.perceptual import BACKBONES, SCALE, SHIFT, load_features
-from ..weights import WeightsFile, check_weights
+from ..common.errors import UserError
+from ..common.weights import WeightsFile, check_weights
+from ..losses.lpips import BACKBONES, SCALE, SHIFT, load_features
 from .i3d import I3D, MIN_FRAMES, NUM_CLASSES, SIZE, load_i3d
 
 

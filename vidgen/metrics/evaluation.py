@@ -23,21 +23,22 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from autoencoder import AutoencoderKLVidTwin, TwinLatents
+from benchmarks.sprites.probes import ratio
 
-from ..data.dataset import ClipDataset, VideoFile, collate_clips, frames_to_clip, list_videos
+from ..common.errors import UserError
+from ..common.progress import progress
+from ..data.dataset import ClipDataset, collate_clips, frames_to_clip, list_videos
 from ..data.streams import FrameReader
+from ..data.types import VideoFile
 from ..data.video import VideoError
-from ..errors import UserError
-from ..progress import progress
 from .detectors import Detector, refuse_namesakes
 from .frechet import GroupedStatistics, added_up, bootstrap_interval, frechet_distance, quiet_about_rank
-from .probes import ratio
 from .protocols import Protocol, detector_input, protocol_clips
 from .real_clips import draw_windows, protocol_videos, read_window
 from .reconstruction import clip_metrics, mean_colour, shrunk
 
 if TYPE_CHECKING:
-    from ..objectives.perceptual import LPIPS
+    from ..losses.lpips import LPIPS
 
 PRECISIONS = {"uint8": True, "float": False}  # by name: whether values are rounded to pixels first
 

@@ -22,10 +22,10 @@ from accelerate.utils import broadcast_object_list, gather_object
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..errors import UserError
-from ..files import written_aside
-from ..latent_cache import split_evenly
-from ..progress import progress
+from ..common.errors import UserError
+from ..common.io import written_aside
+from ..common.progress import progress
+from ..data.latent_cache import split_evenly
 from .detectors import Detector
 from .frechet import ClassScore, GroupedStatistics, added_up, summed
 from .protocols import Protocol, detector_input

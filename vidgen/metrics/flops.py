@@ -14,7 +14,7 @@ from autoencoder import AutoencoderKLVidTwin
 from pipelines import VidTwinTransformer3DModel
 
 if TYPE_CHECKING:
-    from .memory import Build
+    from benchmarks.speed.memory import Build
 
 
 def encode_flops(vae: AutoencoderKLVidTwin) -> float:

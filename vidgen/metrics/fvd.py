@@ -28,11 +28,11 @@ from autoencoder import AutoencoderKLVidTwin
 from pipelines import VidTwinPipeline
 from pipelines.finite import NonFiniteError
 
-from ..data.dataset import VideoFile
-from ..environment import environment
-from ..errors import UserError
-from ..latent_cache import data_hash
-from ..models import weights_hash
+from ..common.environment import environment
+from ..common.errors import UserError
+from ..common.loading import weights_hash
+from ..data.latent_cache import data_hash
+from ..data.types import VideoFile
 from .detectors import Detector
 from .features import SHARD_SIZE, Clips, Collected, Collector, Source, refuse_broken
 from .frechet import (
@@ -84,7 +84,7 @@ class FVDResult:
         unreadable: (path, reason) of the real clips that are missing, for their videos could not be decoded.
         notes: why the number may not be compared with others under this protocol; empty where it may.
         settings: data and sampling by name; with hashes of the weights and of the list of videos.
-        versions: `vidgen.environment.environment`.
+        versions: `vidgen.common.environment.environment`.
     """
 
     detector: dict[str, Any]

@@ -24,8 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..errors import UserError
-from ..weights import read_tensors
+from ..common.errors import UserError
+from ..common.weights import read_tensors
 
 NUM_CLASSES = 400  # of Kinetics
 SIZE = 224  # pixels, height and width

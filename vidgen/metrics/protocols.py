@@ -48,8 +48,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from ..errors import UserError
-from ..files import to_uint8
+from ..common.errors import UserError
+from ..common.io import to_uint8
 from .detectors import squash
 from .i3d import SIZE
 

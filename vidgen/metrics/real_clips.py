@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ..data.dataset import VideoFile, frames_to_clip, list_videos
+from ..common.errors import UserError
+from ..common.progress import progress
+from ..data.dataset import frames_to_clip, list_videos
+from ..data.types import VideoFile
 from ..data.ucf101 import ucf101_split
 from ..data.video import VideoError, probe, read_clip
-from ..errors import UserError
-from ..progress import progress
 from .protocols import Protocol, protocol_clips
 
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from ..errors import UserError
-from ..files import to_uint8
+from ..common.errors import UserError
+from ..common.io import to_uint8
 
 if TYPE_CHECKING:
-    from ..objectives.perceptual import LPIPS
+    from ..losses.lpips import LPIPS
 
 PIXEL_RANGE = 255.0
 MAX_PSNR = 100.0  # dB; what identical pixels count as, so that a mean over clips stays finite

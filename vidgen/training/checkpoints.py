@@ -15,7 +15,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
-from ..errors import UserError
+from ..common.errors import UserError
 
 PATTERN = re.compile(r"checkpoint-(\d+)$")
 UNFINISHED, REPLACED, DELETED = ".unfinished-", ".replaced-", ".deleted-"  # before a checkpoint's name

@@ -10,8 +10,8 @@ from diffusers.optimization import get_scheduler
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..config import OptimConfig
-from ..errors import UserError
+from ..common.errors import UserError
+from .config import OptimConfig
 
 CONSTANT_SCHEDULES = ("constant", "constant_with_warmup")  # do not depend on the number of steps
 SHORT_WARMUP = 0.1  # of the steps, where the warm-up would take more than all of them

@@ -19,8 +19,8 @@ from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
 from yaml import YAMLError
 
-from ..config import DiTTrainingConfig, OptimConfig, VAETrainingConfig
-from ..errors import UserError
+from ..common.errors import UserError
+from .config import DiTTrainingConfig, OptimConfig, VAETrainingConfig
 from .optimizers import CONSTANT_SCHEDULES, warmup_steps
 
 CONFIG = "config.yaml"

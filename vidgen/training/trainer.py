@@ -32,14 +32,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipelines.finite import NonFiniteError
 
-from ..config import DiTTrainingConfig, VAETrainingConfig, save_config
+from ..common.config import save_config
+from ..common.environment import environment, set_cpu_threads
+from ..common.errors import Stopped, UserError
+from ..common.io import written_aside
+from ..common.precision import agree_on_mixed_precision
+from ..common.progress import progress
 from ..data.dataset import BadVideos
-from ..environment import environment, set_cpu_threads
-from ..errors import Stopped, UserError
-from ..files import written_aside
-from ..precision import agree_on_mixed_precision
-from ..progress import progress
 from .checkpoints import checkpoint_step, clear_remains, find_checkpoint, save_checkpoint
+from .config import DiTTrainingConfig, VAETrainingConfig
 from .optimizers import build_lr_scheduler, build_optimizer, start_state, warmup_warning
 from .resume import (
     CONFIG,
@@ -50,7 +51,7 @@ from .resume import (
     read_saved_config,
     refuse_blocking_changes,
 )
-from .samples import EpochStream, TrainingSamples, collate_samples, derived_seed
+from .sampler import EpochStream, TrainingSamples, collate_samples, derived_seed
 from .signals import StopRequest, outlive_first_signal
 from .tracking import JSONLTracker, SpeedMeter, forget_steps_after
 
@@ -618,7 +619,7 @@ class Trainer(ABC):
                 OmegaConf.save(environment(), path)
 
     def _finish_trackers(self) -> None:
-        """What `end_training` does but for the process group, which `vidgen.errors.run_program` leaves."""
+        """What `end_training` does but for the process group, which `vidgen.common.errors.run_program` leaves."""
         for tracker in self.accelerator.trackers:
             tracker.finish()
 

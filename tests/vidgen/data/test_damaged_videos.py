@@ -17,7 +17,8 @@ import torch
 from torch.utils.data import DataLoader
 from video_makers import MUTATIONS, encode, mutate
 
-from vidgen.data import ClipDataset, VideoError, collate_clips, read_clip
+from vidgen.data.dataset import ClipDataset, collate_clips
+from vidgen.data.video import VideoError, read_clip
 
 SHAPE = dict(num_frames=8, fps=8, resolution=32)
 LONGEST_HANG = 60  # seconds

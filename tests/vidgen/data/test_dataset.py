@@ -20,7 +20,6 @@ from vidgen.data import dataset as module
 from vidgen.data.dataset import (
     BadVideos,
     ClipDataset,
-    VideoFile,
     clip_to_frames,
     collate_clips,
     frames_to_clip,
@@ -28,6 +27,7 @@ from vidgen.data.dataset import (
     split_validation,
 )
 from vidgen.data.sprites import MOTIONS
+from vidgen.data.types import VideoFile
 from vidgen.data.video import VideoError, read_clip, write_video
 
 SHAPE = {"num_frames": 8, "fps": 8, "resolution": 32}

@@ -7,11 +7,11 @@ import pytest
 import torch
 from video_makers import encode
 
+from vidgen.common.errors import UserError
 from vidgen.data import decoders
 from vidgen.data.dataset import ClipDataset, collate_clips
 from vidgen.data.decoders import TOLERANCE, ClipReader, describe_fallbacks
 from vidgen.data.video import VideoError, read_clip
-from vidgen.errors import UserError
 
 CLIP = dict(start=0.3, fps=8, num_frames=5)
 

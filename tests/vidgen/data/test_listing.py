@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vidgen.config import DataConfig
-from vidgen.data import VIDEO_EXTENSIONS, ClipDataset, list_train_and_validation, list_videos
-from vidgen.data.listing import find_videos, list_training_videos
-from vidgen.errors import UserError
+from vidgen.common.errors import UserError
+from vidgen.data.config import DataConfig
+from vidgen.data.dataset import ClipDataset
+from vidgen.data.listing import find_videos, list_train_and_validation, list_training_videos, list_videos
+from vidgen.data.video import VIDEO_EXTENSIONS
 
 ANIMATED = [Image.fromarray(np.full((16, 16, 3), 40 * i, np.uint8)) for i in range(5)]
 TRANSPORT_STREAM = b"G@\0\x10" + bytes(range(184)) * 10

@@ -18,10 +18,10 @@ from av.stream import Disposition
 from PIL import Image
 from video_makers import copy_packets, encode, set_display_matrix, trim
 
-from vidgen.data import FrameReader, VideoError, open_writer, probe, read_clip, write_video
 from vidgen.data.check import VideoReport, inspect_video
-from vidgen.data.streams import VideoWarning
-from vidgen.data.video import ShardMember
+from vidgen.data.streams import FrameReader, VideoWarning, open_writer
+from vidgen.data.types import ShardMember
+from vidgen.data.video import VideoError, probe, read_clip, write_video
 from vidgen.data.video_frames import orientation_of, square_pixel_size
 
 STEADY = {"g": "12", "bf": "3", "x264-params": "scenecut=0:b-adapt=0"}

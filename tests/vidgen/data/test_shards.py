@@ -13,8 +13,12 @@ import pytest
 import torch
 from video_makers import encode
 
-from vidgen.data import ClipDataset, ShardMember, VideoError, list_videos, probe, read_clip, write_shards
-from vidgen.errors import UserError
+from vidgen.common.errors import UserError
+from vidgen.data.dataset import ClipDataset
+from vidgen.data.listing import list_videos
+from vidgen.data.shards import write_shards
+from vidgen.data.types import ShardMember
+from vidgen.data.video import VideoError, probe, read_clip
 
 SHAPE = dict(num_frames=8, fps=8, resolution=32)
 

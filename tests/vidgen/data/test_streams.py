@@ -15,11 +15,12 @@ import torch
 from PIL import Image
 from video_makers import encode
 
-from vidgen.data import FrameReader, VideoError, open_writer, probe, read_clip
+from vidgen.common.errors import UserError
+from vidgen.common.io import to_uint8
 from vidgen.data.dataset import frames_to_clip, resize_to_cover
+from vidgen.data.streams import FrameReader, open_writer
+from vidgen.data.video import VideoError, probe, read_clip
 from vidgen.data.video_index import index_video
-from vidgen.errors import UserError
-from vidgen.files import to_uint8
 
 
 def read(path: Path, **how) -> np.ndarray:

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from vidgen.config import DataConfig
-from vidgen.data import ClipDataset, list_train_and_validation, ucf101_split
-from vidgen.errors import UserError
+from vidgen.common.errors import UserError
+from vidgen.data.config import DataConfig
+from vidgen.data.dataset import ClipDataset
+from vidgen.data.listing import list_train_and_validation
+from vidgen.data.ucf101 import ucf101_split
 
 TRAIN = ["YoYo/v_YoYo_g08_c01.avi 2", "YoYo/v_YoYo_g08_c02.avi 2", "ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi 1"]
 TEST = ["ApplyEyeMakeup/v_ApplyEyeMakeup_g01_c01.avi", "YoYo/v_YoYo_g01_c01.avi", "YoYo/v_YoYo_g01_c02.avi"]

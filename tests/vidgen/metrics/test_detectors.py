@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from vidgen.errors import UserError
-from vidgen.metrics import Detector, FeatureStatistics, PooledPixels, detectors, frechet_distance, get_detector
-from vidgen.metrics.detectors import DETECTORS, named_detectors, squash
-from vidgen.objectives.perceptual import BACKBONES, LPIPS
-from vidgen.weights import file_sha256
+from vidgen.common.errors import UserError
+from vidgen.common.weights import file_sha256
+from vidgen.losses.lpips import BACKBONES, LPIPS
+from vidgen.metrics import detectors
+from vidgen.metrics.detectors import DETECTORS, Detector, PooledPixels, get_detector, named_detectors, squash
+from vidgen.metrics.frechet import FeatureStatistics, frechet_distance
 
 COLOUR, FIRST, LAST, DETAIL = slice(0, 48), slice(48, 64), slice(64, 80), slice(80, 96)
 MOTION_1, MOTION_4 = slice(96, 112), slice(112, 128)

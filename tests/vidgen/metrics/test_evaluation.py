@@ -15,27 +15,18 @@ import torch
 from accelerate import PartialState
 
 from autoencoder import AutoencoderKLVidTwin
+from vidgen.common.errors import UserError
 from vidgen.data.dataset import ClipDataset
 from vidgen.data.sprites import write_sprites
 from vidgen.data.streams import open_writer
 from vidgen.data.video import read_clip, write_video
-from vidgen.errors import UserError
-from vidgen.metrics import (
-    FeatureStatistics,
-    RankDeficientWarning,
-    evaluate_pairs,
-    evaluate_reconstruction,
-    evaluation,
-    frechet_distance,
-    get_detector,
-    get_protocol,
-    mean_colour,
-    shrunk,
-)
-from vidgen.metrics.evaluation import ProtocolClips, mean_interval
-from vidgen.metrics.frechet import GroupedStatistics
-from vidgen.metrics.reconstruction import MAX_PSNR, clip_metrics
-from vidgen.objectives.perceptual import LPIPS
+from vidgen.losses.lpips import LPIPS
+from vidgen.metrics import evaluation
+from vidgen.metrics.detectors import get_detector
+from vidgen.metrics.evaluation import ProtocolClips, evaluate_pairs, evaluate_reconstruction, mean_interval
+from vidgen.metrics.frechet import FeatureStatistics, GroupedStatistics, RankDeficientWarning, frechet_distance
+from vidgen.metrics.protocols import get_protocol
+from vidgen.metrics.reconstruction import MAX_PSNR, clip_metrics, mean_colour, shrunk
 
 ROOT = Path(__file__).parents[3]
 

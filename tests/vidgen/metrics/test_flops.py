@@ -7,6 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from autoencoder import AutoencoderKLVidTwin
+from benchmarks.speed.pseudo_dit import PseudoDiT
 from pipelines import VidTwinTransformer3DModel
 from vidgen.metrics.flops import (
     clock,
@@ -16,7 +17,6 @@ from vidgen.metrics.flops import (
     training_flops,
     transformer_flops,
 )
-from vidgen.metrics.pseudo_dit import PseudoDiT
 
 
 @pytest.mark.parametrize("options", [{}, {"heads": "residual"}, {"single_latent": True}])

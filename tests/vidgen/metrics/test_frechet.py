@@ -11,12 +11,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vidgen.metrics import FeatureStatistics, RankDeficientWarning, frechet_distance
 from vidgen.metrics.frechet import (
     INFINITY_GROUPS,
     ClassScore,
+    FeatureStatistics,
     GroupedStatistics,
+    RankDeficientWarning,
     bootstrap_interval,
+    frechet_distance,
     frechet_infinity,
     group_of,
 )

@@ -15,27 +15,19 @@ from accelerate import Accelerator
 
 from autoencoder import AutoencoderKLVidTwin
 from pipelines import VidTwinPipeline, VidTwinTransformer3DModel, default_scheduler
-from pipelines.sampling import other_solver
+from pipelines.schedulers import other_solver
+from vidgen.common.errors import UserError
 from vidgen.data.dataset import list_videos
 from vidgen.data.sprites import write_sprites
 from vidgen.data.video import VideoError, read_clip
-from vidgen.errors import UserError
-from vidgen.metrics import (
-    FeatureStatistics,
-    features,
-    frechet,
-    frechet_distance,
-    fvd,
-    get_detector,
-    mean_colour,
-    real_clips,
-)
-from vidgen.metrics.detectors import DETECTORS, Detector
+from vidgen.metrics import features, frechet, fvd, real_clips
+from vidgen.metrics.detectors import DETECTORS, Detector, get_detector
 from vidgen.metrics.features import Collector
-from vidgen.metrics.frechet import ClassScore, bootstrap_interval
+from vidgen.metrics.frechet import ClassScore, FeatureStatistics, bootstrap_interval, frechet_distance
 from vidgen.metrics.fvd import Sampling, class_frequencies, class_labels, evaluate_pipeline, generated_clips, guards
 from vidgen.metrics.protocols import get_protocol, protocol_clips
 from vidgen.metrics.real_clips import RealClips, draw_windows
+from vidgen.metrics.reconstruction import mean_colour
 
 PROTOCOL = replace(get_protocol("sprites"), frames=4, size=32, fps=4, generated=8, real=8)
 SAMPLING = Sampling(num_inference_steps=2)

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from vidgen.errors import UserError
-from vidgen.metrics import get_detector
+from vidgen.common.errors import UserError
+from vidgen.common.weights import file_sha256
+from vidgen.metrics.detectors import get_detector
 from vidgen.metrics.i3d import I3D, MIXED, load_i3d
-from vidgen.weights import file_sha256
 
 State = dict[str, torch.Tensor]
 

@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from vidgen.common.errors import UserError
 from vidgen.data.dataset import crop, resize_to_cover
-from vidgen.errors import UserError
-from vidgen.metrics import PROTOCOLS, Protocol, detector_input, get_protocol, protocol_clips, protocols
+from vidgen.metrics import protocols
 from vidgen.metrics.detectors import DETECTORS
+from vidgen.metrics.protocols import PROTOCOLS, Protocol, detector_input, get_protocol, protocol_clips
 
 NAMES = list(PROTOCOLS)
 # What says which clips are read and generated; the rest says what is done to them.

@@ -8,10 +8,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from vidgen.errors import UserError
-from vidgen.metrics import ReconstructionMetrics, clip_metrics, lpips, mean_colour, psnr, shrunk, ssim
-from vidgen.metrics.reconstruction import MAX_PSNR, _shrink, shrink_grids
-from vidgen.objectives.perceptual import LPIPS
+from vidgen.common.errors import UserError
+from vidgen.losses.lpips import LPIPS
+from vidgen.metrics.reconstruction import (
+    MAX_PSNR,
+    ReconstructionMetrics,
+    _shrink,
+    clip_metrics,
+    lpips,
+    mean_colour,
+    psnr,
+    shrink_grids,
+    shrunk,
+    ssim,
+)
 
 ONE_LEVEL = 2 / 255  # one uint8 step on the [-1, 1] scale
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from vidgen.config import DiTTrainingConfig, VAETrainingConfig, load_config
+from vidgen.common.config import load_config
 from vidgen.data.sprites import write_sprites
+from vidgen.training.config import DiTTrainingConfig, VAETrainingConfig
 
 TINY = [
     "perceptual.weight=0",
@@ -55,7 +56,7 @@ def vae_config(sprites):
 @pytest.fixture(scope="session")
 def trained_vae(vae_config, tmp_path_factory) -> Path:
     """The final folder of a short VAE run."""
-    from vidgen.training.train_vae import train_vae
+    from vidgen.training.vae_trainer import train_vae
 
     return train_vae(vae_config(tmp_path_factory.mktemp("vae"), "train.max_train_steps=6"))
 

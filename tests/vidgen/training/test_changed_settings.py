@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from runs import FULL, assert_same_tensors, losses
-from vidgen.config import DiTTrainingConfig, VAETrainingConfig, load_config, save_config
-from vidgen.errors import UserError
+from vidgen.common.config import load_config, save_config
+from vidgen.common.errors import UserError
+from vidgen.training.config import DiTTrainingConfig, VAETrainingConfig
+from vidgen.training.dit_trainer import train_dit
 from vidgen.training.resume import CONFIG, describe_changes, find_changes
-from vidgen.training.train_dit import train_dit
-from vidgen.training.train_vae import train_vae
+from vidgen.training.vae_trainer import train_vae
 
 BF16 = "train.mixed_precision=bf16"
 STEADY = "optim.lr_scheduler=constant_with_warmup"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from accelerate import Accelerator
 
-from vidgen.errors import UserError
+from vidgen.common.errors import UserError
 from vidgen.training.checkpoints import clear_remains, find_checkpoint, list_checkpoints, save_checkpoint
 
 

@@ -10,9 +10,9 @@ from torch import nn
 
 from autoencoder import AutoencoderKLVidTwin
 from pipelines import VidTwinTransformer3DModel
-from vidgen.config import OptimConfig
-from vidgen.errors import UserError
+from vidgen.common.errors import UserError
 from vidgen.training import optimizers
+from vidgen.training.config import OptimConfig
 from vidgen.training.optimizers import (
     MuonWithAdamW,
     block_matrices,

@@ -15,9 +15,9 @@ import torch
 from omegaconf import OmegaConf
 
 from runs import FULL, assert_same_tensors, logged, numbers, tensors
-from vidgen.config import save_config
-from vidgen.training.train_dit import train_dit
-from vidgen.training.train_vae import train_vae
+from vidgen.common.config import save_config
+from vidgen.training.dit_trainer import train_dit
+from vidgen.training.vae_trainer import train_vae
 
 ROOT = Path(__file__).parents[3]
 STEADY = ["optim.lr_scheduler=constant_with_warmup", "train.checkpointing_steps=2"]

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from runs import FULL, assert_same_run, assert_same_tensors, logged, losses
-from vidgen.errors import Stopped, UserError
+from vidgen.common.errors import Stopped, UserError
 from vidgen.training.checkpoints import checkpoint_step, list_checkpoints
-from vidgen.training.train_dit import train_dit
-from vidgen.training.train_vae import VAETrainer, train_vae
+from vidgen.training.dit_trainer import train_dit
 from vidgen.training.trainer import TrainingDiverged
+from vidgen.training.vae_trainer import VAETrainer, train_vae
 
 KILLS = int(os.environ.get("VIDGEN_KILLS", "4"))  # more of them take minutes
 STEADY = "optim.lr_scheduler=constant_with_warmup"  # the schedule of a run of another length

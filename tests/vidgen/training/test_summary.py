@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from vidgen.config import VAETrainingConfig, load_config
+from vidgen.common.config import load_config
 from vidgen.data.sprites import write_sprites
-from vidgen.training import train_vae as module
+from vidgen.training import vae_trainer as module
+from vidgen.training.config import VAETrainingConfig
 
 
 def test_the_autoencoder_training_prints_the_summary_of_each_data_set(tmp_path, monkeypatch, capsys):

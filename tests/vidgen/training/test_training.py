@@ -14,15 +14,15 @@ from safetensors.torch import load_file
 from autoencoder import AutoencoderKLVidTwin
 from pipelines import VidTwinPipeline
 from runs import FULL, WEIGHTS, assert_same_tensors, logged, losses, numbers
+from vidgen.common.errors import UserError
 from vidgen.data.dataset import list_videos
 from vidgen.data.sprites import MOTIONS
-from vidgen.errors import UserError
-from vidgen.objectives.diffusion import DiffusionObjective
+from vidgen.losses.diffusion import DiffusionObjective
 from vidgen.training import trainer
 from vidgen.training.checkpoints import list_checkpoints
-from vidgen.training.train_dit import train_dit
-from vidgen.training.train_vae import VAETrainer, train_vae
+from vidgen.training.dit_trainer import train_dit
 from vidgen.training.trainer import TrainingDiverged
+from vidgen.training.vae_trainer import VAETrainer, train_vae
 
 
 def test_a_vae_run_leaves_what_it_promises(trained_vae):

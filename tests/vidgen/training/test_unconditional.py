@@ -16,7 +16,7 @@ from vidgen.cli import main
 from vidgen.data.streams import FrameReader
 from vidgen.metrics.fvd import Sampling, class_frequencies, evaluate_pipeline
 from vidgen.metrics.protocols import get_protocol
-from vidgen.training.train_dit import train_dit
+from vidgen.training.dit_trainer import train_dit
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +102,8 @@ def test_the_page_generates_and_animates_without_classes(final, tmp_path):
     pytest.importorskip("gradio")
     from PIL import Image
 
-    from vidgen.studio import Studio
-    from vidgen.uploads import UploadLimits
+    from vidgen.app.service import Studio
+    from vidgen.app.uploads import UploadLimits
 
     studio = Studio(VidTwinPipeline.from_pretrained(final), tmp_path, UploadLimits())
     visitor, bar = SimpleNamespace(session_hash="visitor"), lambda *args, **options: None

@@ -1,0 +1,296 @@
+"""Streams that are given: kept, varied, and what a pipeline takes for one."""
+
+from __future__ import annotations
+
+import diffusers
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+from autoencoder.latents import TwinLatents
+from pipelines import VidTwinPipeline, default_scheduler
+from pipelines.conditioning import given_latent
+from pipelines.schedulers import (
+    GivenStreams,
+    denoise,
+    guided,
+    noise_levels,
+    other_solver,
+    retrieve_timesteps,
+    stream_begins,
+    stream_timesteps,
+)
+
+STEPS, SIZES = 4, (24, 16)
+STREAMS = ("structure", "dynamics")
+
+
+def generate(pipe, *args, **kwargs):
+    settings = {"num_inference_steps": STEPS, "output_type": "latent", "generator": torch.Generator().manual_seed(0)}
+    return pipe.vae.unpack(pipe(*args, **{**settings, **kwargs}).frames)
+
+
+@pytest.fixture
+def latents(pipe) -> TwinLatents:
+    generator = torch.Generator().manual_seed(5)
+    return TwinLatents(*(torch.randn(2, *getattr(pipe.vae, f"{s}_shape"), generator=generator) for s in STREAMS))
+
+
+@pytest.fixture
+def clips(pipe) -> torch.Tensor:
+    """(2, T, 3, H, W) in [0, 1], as the pipeline puts them out."""
+    channels, frames, height, width = pipe.vae.clip_shape
+    return torch.rand(2, frames, channels, height, width, generator=torch.Generator().manual_seed(6))
+
+
+@pytest.fixture
+def timesteps(pipe):
+    """What the transformer is told in each call."""
+    told = []
+    hook = pipe.transformer.register_forward_pre_hook(lambda _, args: told.append(args[1]))
+    yield told
+    hook.remove()
+
+
+# --- in the loop -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+@pytest.mark.parametrize("solver", [None, diffusers.DPMSolverMultistepScheduler, diffusers.UniPCMultistepScheduler])
+@pytest.mark.parametrize("prediction_type", ["sample", "v_prediction", "flow_prediction"])
+def test_a_stream_that_is_given_stays_as_it_is(pipe, latents, timesteps, stream, solver, prediction_type):
+    pipe.scheduler = default_scheduler(prediction_type)
+    pipe.scheduler = pipe.scheduler if solver is None else other_solver(pipe.scheduler, solver)
+    given = getattr(latents, stream)
+    out = generate(pipe, [0, 2], **{stream: given}, guidance_scale=3.0)
+    torch.testing.assert_close(getattr(out, stream), given, atol=1e-5, rtol=1e-5)
+    other = STREAMS[1 - STREAMS.index(stream)]
+    assert (getattr(out, other)[0] - getattr(out, other)[1]).abs().max() > 0.1
+    for told, t in zip(timesteps, pipe.scheduler.timesteps, strict=True):
+        assert told.shape == (4, 2)
+        assert (told[:, STREAMS.index(stream)] == 0).all() and (told[:, STREAMS.index(other)] == t).all()
+
+
+def test_nothing_given_is_both_streams_made_anew(pipe, latents):
+    free = generate(pipe, [0, 2])
+    anew = generate(pipe, [0, 2], structure=latents, dynamics=latents, structure_strength=1.0, dynamics_strength=1.0)
+    for stream in STREAMS:
+        torch.testing.assert_close(getattr(anew, stream), getattr(free, stream), atol=1e-5, rtol=1e-5)
+
+
+def test_strength_is_the_share_of_steps(pipe, latents, timesteps):
+    def change(strength):
+        timesteps.clear()
+        out = generate(pipe, [0, 2], structure=latents, dynamics=latents, structure_strength=strength)
+        torch.testing.assert_close(out.dynamics, latents.dynamics, atol=1e-5, rtol=1e-5)
+        return (out.structure - latents.structure).square().mean().item()
+
+    none, some = change(0.0), change(0.75)
+    assert none < 1e-9 and some > 0.01
+    steps = pipe.scheduler.timesteps
+    assert [int(told[0, 0]) for told in timesteps] == [int(steps[max(i, 1)]) for i in range(STEPS)]
+
+
+@pytest.mark.parametrize("solver", [None, diffusers.DPMSolverMultistepScheduler, diffusers.UniPCMultistepScheduler])
+@pytest.mark.parametrize("prediction_type", ["sample", "v_prediction", "flow_prediction"])
+def test_a_varied_stream_ends_where_its_noise_leads(prediction_type, solver):
+    """Of normal data the best prediction is known, and so is the end: the same number of deviations from the mean."""
+    scheduler = default_scheduler(prediction_type)
+    scheduler = scheduler if solver is None else other_solver(scheduler, solver)
+    steps, deviation = retrieve_timesteps(scheduler, 50), 0.3
+    clean, noise = torch.randn(2, 8, sum(SIZES), generator=torch.Generator().manual_seed(0))
+    given = GivenStreams(deviation * clean, (25, 0), SIZES)
+
+    def levels(timestep):
+        return (level.repeat_interleave(torch.tensor(SIZES), dim=1) for level in noise_levels(scheduler, timestep))
+
+    def model_fn(noisy, timestep, estimate):
+        alpha, sigma = levels(timestep)
+        x0 = alpha * deviation**2 / (alpha**2 * deviation**2 + sigma**2) * noisy
+        eps = (noisy - alpha * x0) / sigma
+        return {"sample": x0, "v_prediction": alpha * eps - sigma * x0, "flow_prediction": eps - x0}[prediction_type]
+
+    out = denoise(model_fn, scheduler, noise, steps, given=given)
+    alpha, sigma = levels(torch.stack([steps[25], steps[0]])[None])
+    start = torch.cat([(alpha * deviation * clean + sigma * noise)[:, : SIZES[0]], noise[:, SIZES[0] :]], dim=1)
+    start_deviation = (alpha**2 * deviation**2 + sigma**2).sqrt()
+    assert (out - deviation * start / start_deviation).square().mean().sqrt() < 0.02
+
+
+@pytest.mark.parametrize("prediction_type", ["sample", "v_prediction", "flow_prediction"])
+def test_a_waiting_stream_is_what_is_given_with_its_timesteps_noise(prediction_type):
+    scheduler = default_scheduler(prediction_type)
+    steps = retrieve_timesteps(scheduler, STEPS)
+    clean, noise = torch.randn(2, 3, sum(SIZES))
+    given, seen = GivenStreams(clean, (2, STEPS), SIZES), []
+
+    def model_fn(noisy, timestep, estimate):
+        seen.append((noisy, timestep))
+        return noisy
+
+    out = denoise(model_fn, scheduler, noise, steps, given=given, self_conditioning=True)
+    alpha, sigma = noise_levels(scheduler, steps[2])
+    for noisy, timestep in seen[:3]:
+        structure, dynamics = noisy.split(SIZES, dim=1)
+        torch.testing.assert_close(structure, (alpha * clean + sigma * noise)[:, : SIZES[0]])
+        assert torch.equal(dynamics, clean[:, SIZES[0] :])
+        assert (timestep == torch.tensor([steps[2], 0])).all()
+    assert not torch.equal(seen[3][0][:, : SIZES[0]], seen[2][0][:, : SIZES[0]])
+    assert torch.equal(out[:, SIZES[0] :], clean[:, SIZES[0] :])
+
+
+def test_no_step_with_given_streams_looks_at_what_a_device_computes():
+    scheduler = default_scheduler()
+    given = GivenStreams(torch.randn(3, sum(SIZES), device="meta"), (2, STEPS), SIZES)
+    noise = torch.randn(3, sum(SIZES), device="meta")
+    denoise(lambda x, t, _: x, scheduler, noise, retrieve_timesteps(scheduler, STEPS), given=given)
+
+
+@pytest.mark.parametrize("prediction_type", ["sample", "flow_prediction"])
+def test_frames_that_are_kept_are_and_the_others_fit_themselves_to_them(pipe, latents, prediction_type):
+    pipe.scheduler = default_scheduler(prediction_type)
+    out = generate(pipe, [0, 2], dynamics=latents, dynamics_strength=1.0, kept_frames=[0, 2])
+    torch.testing.assert_close(out.dynamics[:, :, [0, 2]], latents.dynamics[:, :, [0, 2]], atol=1e-5, rtol=1e-5)
+    free = generate(pipe, [0, 2])
+    assert (out.dynamics[:, :, 1] - latents.dynamics[:, :, 1]).abs().max() > 0.1
+    assert (out.dynamics[:, :, 1] - free.dynamics[:, :, 1]).abs().max() > 1e-3
+    with pytest.raises(ValueError, match=r"kept_frames must be of 0 to 3, not \[4\]"):
+        generate(pipe, 0, dynamics=latents, kept_frames=[4])
+    with pytest.raises(ValueError, match="kept_frames are of dynamics: give some"):
+        generate(pipe, 0, structure=latents, kept_frames=[1])
+
+
+def test_known_values_are_as_noisy_as_the_step():
+    scheduler = default_scheduler()
+    steps = retrieve_timesteps(scheduler, STEPS)
+    clean, noise = torch.randn(2, 3, sum(SIZES))
+    known = torch.rand(sum(SIZES)) < 0.5
+    given, seen = GivenStreams(clean, (0, 0), SIZES, known), []
+    out = denoise(lambda x, t, _: seen.append(x) or 0.3 * x, scheduler, noise, steps, given=given)
+    for noisy, t in zip(seen, steps, strict=True):
+        alpha, sigma = noise_levels(scheduler, t)
+        torch.testing.assert_close(noisy[:, known], (alpha * clean + sigma * noise)[:, known])
+    assert torch.equal(out[:, known], clean[:, known]) and not torch.equal(out[:, ~known], clean[:, ~known])
+
+
+def test_timesteps_of_streams():
+    steps = torch.tensor([9, 6, 3])
+    assert stream_timesteps(steps, (0, 0)).tolist() == [[9, 9], [6, 6], [3, 3]]
+    assert stream_timesteps(steps, (1, 3)).tolist() == [[6, 0], [6, 0], [3, 0]]
+    assert stream_begins(default_scheduler(), 50, (0.0, 0.5)) == (50, 25)
+
+
+def test_a_solver_of_other_latents_keeps_no_stream(pipe, latents):
+    pipe.scheduler = diffusers.EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    with pytest.raises(ValueError, match="EulerDiscreteScheduler cannot keep or vary a stream: use DDIM"):
+        generate(pipe, 0, structure=latents)
+    generate(pipe, 0)
+
+
+# --- guidance per stream ---------------------------------------------------------------------------------------------
+
+
+def test_guidance_weighs_each_stream_by_itself():
+    def predict(latents, timestep, labels, self_condition):
+        return labels[:, None].float().expand(-1, sum(SIZES))
+
+    labels, noise = torch.tensor([3, 5]), torch.zeros(2, sum(SIZES))
+    out = guided(predict, noise, torch.zeros(2), labels, 1, (4.0, 0.5), sizes=SIZES)
+    assert (out[:, : SIZES[0]] == torch.tensor([[1 + 4.0 * 2], [1 + 4.0 * 4]])).all()
+    assert (out[:, SIZES[0] :] == torch.tensor([[1 + 0.5 * 2], [1 + 0.5 * 4]])).all()
+    assert (guided(predict, noise, torch.zeros(2), labels, 1, (1.0, 0.5), sizes=SIZES) == labels[:, None]).all()
+
+
+def test_a_pair_of_equal_weights_is_one_weight(pipe):
+    one, two = (generate(pipe, [0, 1], guidance_scale=scale) for scale in (3.0, (3.0, 3.0)))
+    torch.testing.assert_close(one.pack(), two.pack(), atol=1e-5, rtol=1e-5)
+    assert pipe.guidance_scale == (3.0, 3.0) and pipe.do_classifier_free_guidance
+    apart = generate(pipe, [0, 1], guidance_scale=(3.0, 1.0))
+    assert not torch.allclose(apart.dynamics, one.dynamics, atol=1e-3)
+
+
+# --- what may be given -----------------------------------------------------------------------------------------------
+
+
+def images(clip: torch.Tensor) -> list[PIL.Image.Image]:
+    return [PIL.Image.fromarray((frame.permute(1, 2, 0) * 255).round().byte().numpy()) for frame in clip]
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+def test_clips_in_every_form_are_the_same_latent(pipe, clips, stream):
+    vae, device = pipe.vae, torch.device("cpu")
+    clips = (clips * 255).round() / 255
+    with torch.no_grad():
+        latents = vae.unpack(vae.encode(clips.transpose(1, 2) * 2 - 1).latent_dist.mode())
+    expected = getattr(latents, stream).flatten(1)
+    forms = {
+        "tensor": clips,
+        "array": clips.permute(0, 1, 3, 4, 2).numpy(),
+        "images": [images(clip) for clip in clips],
+        "latents": latents,
+        "latent": getattr(latents, stream),
+    }
+    with torch.no_grad():
+        for given in forms.values():
+            torch.testing.assert_close(given_latent(given, stream, vae, device), expected, atol=1e-5, rtol=1e-5)
+        alone = [given_latent(given, stream, vae, device) for given in (clips[0], images(clips[0]))]
+    for latent in alone:
+        torch.testing.assert_close(latent, expected[:1], atol=1e-5, rtol=1e-5)
+
+
+def test_a_still_is_shown_for_the_whole_clip(pipe, clips):
+    still = clips[:1, :1]
+    whole = still.expand(-1, clips.shape[1], -1, -1, -1)
+    [image] = images(still[0])
+    with torch.no_grad():
+        expected = given_latent(whole, "structure", pipe.vae, torch.device("cpu"))
+        for given in (still, still[0], still.permute(0, 1, 3, 4, 2).numpy()):
+            assert torch.equal(given_latent(given, "structure", pipe.vae, torch.device("cpu")), expected)
+        latent = given_latent(image, "structure", pipe.vae, torch.device("cpu"))
+        large = image.resize((image.width * 3, image.height * 2), PIL.Image.Resampling.NEAREST)
+        cut = given_latent(large, "structure", pipe.vae, torch.device("cpu"))
+    torch.testing.assert_close(latent, expected, atol=0.05, rtol=0.05)
+    assert cut.shape == latent.shape
+
+
+def test_one_is_given_to_all_and_many_to_as_many(pipe, latents):
+    one = TwinLatents(latents.structure[:1], latents.dynamics[:1])
+    assert generate(pipe, [0, 1, 2], structure=one).structure.shape[0] == 3
+    assert generate(pipe, 0, structure=latents).structure.shape[0] == 2
+    assert generate(pipe, structure=latents, dynamics=one, dynamics_strength=0.5).structure.shape[0] == 2
+    out = generate(pipe, [0, 1], structure=latents, num_videos_per_prompt=2).structure
+    torch.testing.assert_close(out, latents.structure.repeat_interleave(2, dim=0), atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="structure are 2, but there are to be 3 videos: give one, or 3"):
+        generate(pipe, [0, 1, 2], structure=latents)
+
+
+WRONG = {
+    "path": ("clip.mp4", "structure must be clips, images or latents, not str"),
+    "empty": ([], "structure: a list must hold PIL images"),
+    "numbers": ([1, 2], "structure: a list must hold PIL images"),
+    "bytes": (np.zeros((1, 16, 64, 64, 3), np.uint8), r"frames must be floats in \[0, 1\], not torch.uint8"),
+    "signed": (lambda clips: clips * 2 - 1, r"frames must lie in \[0, 1\], but reach from -"),
+    "frames": (lambda clips: clips[:, :2], "structure must be clips of .* frames, or of one"),
+    "size": (lambda clips: clips[..., :-1], "but has shape"),
+    "flat": (torch.zeros(5), r"but has shape \(5\)"),
+    "lengths": (lambda clips: [images(clips[0]), images(clips[0])[:-1]], "all clips must have as many frames"),
+    "other latents": (TwinLatents(torch.zeros(1, 1, 1, 1, 1), torch.zeros(1, 1, 1, 1)), "structure must be latents"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_cannot_be_a_stream_is_told(pipe, clips, name):
+    given, sentence = WRONG[name]
+    with pytest.raises(ValueError, match=sentence):
+        generate(pipe, 0, structure=given(clips) if callable(given) else given)
+
+
+def test_values_out_of_range_are_told(pipe, latents, vae):
+    with pytest.raises(ValueError, match=r"dynamics_strength must be between 0 .kept. and 1 .made anew., not 1.5"):
+        generate(pipe, 0, dynamics=latents, dynamics_strength=1.5)
+    with pytest.raises(ValueError, match=r"guidance_scale must be a number, or .structure's, dynamics'."):
+        generate(pipe, 0, guidance_scale=(1.0, 2.0, 3.0))
+    alone = VidTwinPipeline(None, pipe.transformer, pipe.scheduler)
+    with pytest.raises(ValueError, match="Without a vae no structure can be given"):
+        alone(0, structure=latents, output_type="latent", num_inference_steps=1)

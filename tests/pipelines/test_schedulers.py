@@ -1,0 +1,415 @@
+from __future__ import annotations
+
+import diffusers
+import pytest
+import torch
+
+from pipelines.schedulers import (
+    PREDICTION_TYPES,
+    default_scheduler,
+    denoise,
+    denormalize_latents,
+    estimate_clean,
+    guidance_steps,
+    guided,
+    initial_noise,
+    noise_levels,
+    normalize_latents,
+    other_solver,
+    prediction_type_of,
+    retrieve_timesteps,
+    spread_streams,
+)
+
+SHAPE = (3, 40)
+DISCRETE = {"clip_sample": False, "timestep_spacing": "trailing"}
+
+SCHEDULERS = {
+    "ddim-x0": lambda: default_scheduler(),
+    "ddim-v": lambda: default_scheduler("v_prediction"),
+    "ddim-epsilon": lambda: default_scheduler("epsilon"),
+    "ddim-linear-v": lambda: default_scheduler("v_prediction", beta_schedule="scaled_linear"),
+    "ddim-x0-stops-short": lambda: default_scheduler(rescale_betas_zero_snr=False),
+    "flow": lambda: default_scheduler("flow_prediction"),
+    "ddpm-x0": lambda: diffusers.DDPMScheduler(prediction_type="sample", **DISCRETE),
+    "dpm++-x0": lambda: diffusers.DPMSolverMultistepScheduler.from_config(default_scheduler().config),
+    "dpm++-epsilon": lambda: diffusers.DPMSolverMultistepScheduler(prediction_type="epsilon"),
+    "dpm++-sde": lambda: diffusers.DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++"),
+    "unipc-x0": lambda: diffusers.UniPCMultistepScheduler.from_config(default_scheduler().config),
+    "unipc-epsilon": lambda: diffusers.UniPCMultistepScheduler(prediction_type="epsilon"),
+    "euler-x0": lambda: diffusers.EulerDiscreteScheduler.from_config(default_scheduler().config),
+    "euler-v": lambda: diffusers.EulerDiscreteScheduler(prediction_type="v_prediction"),
+    "heun-epsilon": lambda: diffusers.HeunDiscreteScheduler(),
+    "flow-euler": lambda: diffusers.FlowMatchEulerDiscreteScheduler(),
+    "flow-euler-shifted": lambda: diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+}
+
+
+def oracle(scheduler, clean):
+    """A model that knows the clean latents, in the units the scheduler asks for."""
+
+    def model_fn(noisy, timestep, estimate):
+        kind = scheduler.config.get("prediction_type", "flow")
+        if kind == "sample":
+            return clean
+        if kind == "flow":
+            return (noisy - clean) / (timestep / 1000)[:, None]
+        alpha = scheduler.alphas_cumprod[timestep.round().long()].sqrt()[:, None]
+        sigma = (1 - alpha.square()).sqrt()
+        noise = (noisy - alpha * clean) / sigma
+        return noise if kind == "epsilon" else alpha * noise - sigma * clean
+
+    return model_fn
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_every_scheduler_reaches_what_the_model_knows(name):
+    scheduler = SCHEDULERS[name]()
+    clean = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1)) * 2
+    steps = retrieve_timesteps(scheduler, 8)
+    seen, generator = [], torch.Generator().manual_seed(0)
+    out = denoise(
+        oracle(scheduler, clean),
+        scheduler,
+        initial_noise(SHAPE, generator),
+        steps,
+        generator=generator,
+        callback=lambda i, t, latents: (seen.append(i), latents)[1],
+    )
+    torch.testing.assert_close(out, clean, atol=1e-4, rtol=1e-4)
+    assert seen == list(range(len(steps)))
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_the_model_is_first_shown_noise_of_unit_variance(name):
+    scheduler = SCHEDULERS[name]()
+    noise, seen = torch.randn(SHAPE), []
+
+    def model_fn(noisy, timestep, estimate):
+        seen.append(noisy)
+        return torch.zeros_like(noisy)
+
+    denoise(model_fn, scheduler, noise, retrieve_timesteps(scheduler, 8))
+    torch.testing.assert_close(seen[0], noise, atol=5e-3, rtol=5e-3)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_the_estimate_of_clean_latents_is_what_the_model_meant(name):
+    scheduler = SCHEDULERS[name]()
+    clean = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
+    estimates = []
+
+    def model_fn(noisy, timestep, estimate):
+        estimates.append(estimate)
+        return oracle(scheduler, clean)(noisy, timestep, estimate)
+
+    steps = retrieve_timesteps(scheduler, 6)
+    denoise(model_fn, scheduler, initial_noise(SHAPE), steps, self_conditioning=True)
+    assert estimates[0] is None
+    for estimate in estimates[1:]:
+        torch.testing.assert_close(estimate, clean, atol=2e-3, rtol=2e-3)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_no_step_looks_at_what_a_device_computes(name):
+    scheduler = SCHEDULERS[name]()
+    shown = []
+
+    def model_fn(noisy, timestep, estimate):
+        shown.append(timestep)
+        return noisy
+
+    noise = torch.randn(SHAPE, device="meta")  # has no values: to look at one is an error
+    denoise(model_fn, scheduler, noise, retrieve_timesteps(scheduler, 5), self_conditioning=True)
+    assert all(timestep.device.type == "meta" for timestep in shown)
+
+
+def test_thresholding_works_on_packed_latents():
+    scheduler = default_scheduler(thresholding=True, sample_max_value=3.0)
+    clean = torch.randn(SHAPE).clamp(-1, 1)
+    out = denoise(oracle(scheduler, clean), scheduler, torch.randn(SHAPE), retrieve_timesteps(scheduler, 4))
+    torch.testing.assert_close(out, clean, atol=1e-5, rtol=1e-5)
+
+
+def test_eta_adds_noise_from_the_generator():
+    scheduler = default_scheduler("epsilon")
+    noise, steps = torch.randn(SHAPE), retrieve_timesteps(scheduler, 4)
+
+    def run(eta, seed):
+        generator = torch.Generator().manual_seed(seed)
+        return denoise(lambda x, t, _: 0.5 * x, scheduler, noise, steps, generator=generator, eta=eta)
+
+    assert torch.equal(run(0.0, 0), run(0.0, 1))
+    assert torch.equal(run(1.0, 0), run(1.0, 0))
+    assert not torch.equal(run(1.0, 0), run(1.0, 1))
+
+
+@pytest.mark.parametrize("steps", [3, 10, 50])
+def test_fully_random_steps_from_pure_noise_stay_finite(steps):
+    scheduler = default_scheduler()
+    timesteps = retrieve_timesteps(scheduler, steps)
+    out = denoise(lambda x, t, _: torch.zeros_like(x), scheduler, torch.randn(SHAPE), timesteps, eta=1.0)
+    torch.testing.assert_close(out, torch.zeros(SHAPE))
+
+
+def test_denoise_stops_when_interrupted():
+    scheduler = default_scheduler()
+    seen = []
+    denoise(
+        lambda x, t, _: x,
+        scheduler,
+        torch.randn(SHAPE),
+        retrieve_timesteps(scheduler, 8),
+        callback=lambda i, t, x: (seen.append(i), x)[1],
+        interrupted=lambda: len(seen) == 3,
+    )
+    assert seen == [0, 1, 2]
+
+
+def test_default_scheduler_starts_in_pure_noise():
+    scheduler = default_scheduler()
+    assert scheduler.alphas_cumprod[-1] == 0
+    assert retrieve_timesteps(scheduler, 7)[0] == 999
+    assert default_scheduler("epsilon").alphas_cumprod[-1] > 1e-5  # noise prediction must be able to divide by it
+    with pytest.raises(ValueError, match="prediction_type must be"):
+        default_scheduler("flow")
+
+
+def test_noise_prediction_from_pure_noise_is_refused():
+    with pytest.raises(ValueError, match="epsilon cannot have zero terminal SNR"):
+        default_scheduler("epsilon", rescale_betas_zero_snr=True)
+    assert default_scheduler("epsilon", beta_schedule="squaredcos_cap_v2").alphas_cumprod[-1] > 0
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_an_unknown_option_of_the_default_scheduler_is_refused(prediction_type):
+    assert prediction_type_of(default_scheduler(prediction_type)) == prediction_type
+    with pytest.raises(ValueError, match="cannot be made so"):
+        default_scheduler(prediction_type, beta_schedul="linear")
+
+
+def test_zero_terminal_snr_is_a_choice():
+    assert default_scheduler("v_prediction", rescale_betas_zero_snr=False).alphas_cumprod[-1] > 0
+    assert default_scheduler("v_prediction", beta_schedule="linear").alphas_cumprod[-1] == 0
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_noise_levels_are_those_of_diffusers(prediction_type):
+    scheduler = default_scheduler(prediction_type)
+    clean, noise = torch.randn(2, 6, 10).unbind()
+    timestep = torch.tensor([0, 1, 250, 500, 998, 999])
+    if prediction_type == "flow_prediction":
+        timestep = scheduler.timesteps[timestep]
+        expected = scheduler.scale_noise(clean, timestep, noise)
+    else:
+        expected = scheduler.add_noise(clean, noise, timestep)
+    alpha, sigma = noise_levels(scheduler, timestep)
+    torch.testing.assert_close(alpha[:, None] * clean + sigma[:, None] * noise, expected)
+    assert noise_levels(scheduler, timestep.reshape(3, 2))[0].shape == (3, 2)
+
+
+def test_a_value_per_stream_is_laid_over_packed_latents():
+    assert spread_streams(torch.tensor([1, 2]), (2, 3)).tolist() == [[1], [2]]
+    spread = spread_streams(torch.tensor([[1, 2], [3, 4]]), (2, 3))
+    assert spread.tolist() == [[1, 1, 2, 2, 2], [3, 3, 4, 4, 4]]
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_the_clean_estimate_takes_a_timestep_for_every_value(prediction_type):
+    scheduler = default_scheduler(prediction_type)
+    clean, noise = torch.randn(2, 3, 5).unbind()
+    timestep = spread_streams(torch.tensor([[100, 900], [500, 20], [7, 600]]), (2, 3))
+    alpha, sigma = noise_levels(scheduler, timestep)
+    prediction = {
+        "sample": clean,
+        "epsilon": noise,
+        "v_prediction": alpha * noise - sigma * clean,
+        "flow_prediction": noise - clean,
+    }[prediction_type]
+    estimate = estimate_clean(scheduler, prediction, timestep, alpha * clean + sigma * noise)
+    torch.testing.assert_close(estimate, clean, rtol=1e-3, atol=1e-3)
+
+
+def test_retrieve_timesteps():
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    assert retrieve_timesteps(scheduler, 5, sigmas=[1.0, 0.5]).tolist() == [1000.0, 500.0]
+    assert retrieve_timesteps(diffusers.DDPMScheduler(), 5, timesteps=[900, 3]).tolist() == [900, 3]
+    with pytest.raises(ValueError, match="DDIMScheduler does not take custom timesteps"):
+        retrieve_timesteps(default_scheduler(), 5, timesteps=[3])
+    with pytest.raises(ValueError, match="not both"):
+        retrieve_timesteps(scheduler, 5, timesteps=[3], sigmas=[0.3])
+
+
+# --- fewer steps: solvers, and guidance in an interval --------------------------------------------------------------
+
+SOLVERS = [diffusers.DPMSolverMultistepScheduler, diffusers.UniPCMultistepScheduler]
+
+
+def ideal(scheduler, deviation):
+    """A model of normally distributed clean latents, which knows their best estimate from noisy ones."""
+
+    def model_fn(noisy, timestep, estimate):
+        alpha, sigma = (level[:, None] for level in noise_levels(scheduler, timestep))
+        clean = alpha * deviation**2 / ((alpha * deviation) ** 2 + sigma**2) * noisy
+        noise = (noisy - alpha * clean) / sigma
+        kind = prediction_type_of(scheduler)
+        if kind == "flow_prediction":
+            return noise - clean
+        return {"sample": clean, "epsilon": noise, "v_prediction": alpha * noise - sigma * clean}[kind]
+
+    return model_fn
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_a_solver_of_second_order_needs_fewer_steps(prediction_type, solver):
+    """Of normal data the way from noise is known: it shrinks to the data's deviation."""
+    noise, deviation = torch.randn(1, 2000, generator=torch.Generator().manual_seed(0)), 0.5
+
+    def error(scheduler, steps):
+        timesteps = retrieve_timesteps(scheduler, steps)
+        out = denoise(ideal(scheduler, deviation), scheduler, noise, timesteps)
+        return (out - deviation * noise).abs().mean().item()
+
+    first_order = default_scheduler(prediction_type)
+    second_order = other_solver(first_order, solver)
+    assert prediction_type_of(second_order) == prediction_type
+    for steps in (10, 25):
+        assert error(second_order, steps) < 0.75 * error(first_order, steps)
+    assert error(second_order, 25) < error(first_order, 50)
+    assert error(second_order, 100) < 2e-3
+
+
+def test_another_solver_keeps_the_noise_and_its_end():
+    theirs = other_solver(default_scheduler(), diffusers.UniPCMultistepScheduler, solver_order=3)
+    assert theirs.config.solver_order == 3 and theirs.config.timestep_spacing == "trailing"
+    torch.testing.assert_close(theirs.alphas_cumprod[:-1], default_scheduler().alphas_cumprod[:-1])
+    shifted = other_solver(default_scheduler("flow_prediction", shift=3.0), diffusers.DPMSolverMultistepScheduler)
+    assert shifted.config.flow_shift == 3.0
+    again = other_solver(shifted, diffusers.UniPCMultistepScheduler)
+    assert again.config.flow_shift == 3.0 and again.config.use_flow_sigmas
+    heun = other_solver(default_scheduler("flow_prediction", shift=3.0), diffusers.FlowMatchHeunDiscreteScheduler)
+    assert heun.config.shift == 3.0
+
+
+@pytest.mark.parametrize(
+    ("prediction_type", "solver", "overrides", "sentence"),
+    [
+        ("sample", diffusers.HeunDiscreteScheduler, {}, "knows no rescale_betas_zero_snr: this model was trained so"),
+        ("flow_prediction", diffusers.DDIMScheduler, {}, "knows no use_flow_sigmas: this model was trained so"),
+        ("sample", diffusers.FlowMatchEulerDiscreteScheduler, {}, "knows no prediction_type"),
+        ("sample", diffusers.UniPCMultistepScheduler, {"order": 2}, "knows no order: leave it out"),
+    ],
+)
+def test_a_solver_that_cannot_serve_says_so(prediction_type, solver, overrides, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        other_solver(default_scheduler(prediction_type), solver, **overrides)
+
+
+@pytest.mark.parametrize("solver", [None, *SOLVERS])
+@pytest.mark.parametrize("prediction_type", ["sample", "flow_prediction"])
+def test_an_interval_is_a_share_of_the_training_timesteps(prediction_type, solver):
+    scheduler = default_scheduler(prediction_type)
+    scheduler = other_solver(scheduler, solver) if solver else scheduler
+
+    def steps(lower, upper, count=10):
+        return guidance_steps(scheduler, retrieve_timesteps(scheduler, count), (lower, upper))
+
+    assert steps(0, 1) == [True] * 10
+    assert steps(0.3, 0.3) == [False] * 10
+    middle = steps(0.25, 0.75)
+    assert middle == sorted(middle[:5]) + sorted(middle[5:], reverse=True) and sum(middle) in (4, 5)
+    cuts = [0, 0.3, 0.5, 1]  # intervals that follow on each other share no step, and leave none out
+    parts = [steps(*cut) for cut in zip(cuts, cuts[1:], strict=False)]
+    assert [sum(step) for step in zip(*parts, strict=True)] == [1] * 10
+    assert parts[0][-1] and parts[2][0], "the first step is the noisiest"
+
+
+def test_bounds_on_the_grid_of_steps_are_exact():
+    scheduler = default_scheduler()
+    timesteps = retrieve_timesteps(scheduler, 10)
+    assert timesteps.tolist() == list(range(999, 0, -100))
+    assert guidance_steps(scheduler, timesteps, (0.3, 0.7)) == [False] * 3 + [True] * 4 + [False] * 3
+    assert guidance_steps(scheduler, timesteps, (0.9995, 1.0)) == [True] + [False] * 9, "pure noise is 1"
+    flow = default_scheduler("flow_prediction")
+    timesteps = torch.tensor([1.0, 0.7, 0.5, 0.3]).nextafter(torch.tensor(2.0)) * 1000  # a little off, as sigmas are
+    assert guidance_steps(flow, timesteps, (0.3, 0.7)) == [False, True, True, False]
+
+
+def test_timesteps_that_say_nothing_of_noise_have_the_whole_interval_only():
+    scheduler = diffusers.EDMEulerScheduler()
+    timesteps = retrieve_timesteps(scheduler, 4)
+    assert guidance_steps(scheduler, timesteps, (0.0, 1.0)) == [True] * 4
+    with pytest.raises(ValueError, match="EDMEulerScheduler has timesteps of its own"):
+        guidance_steps(scheduler, timesteps, (0.1, 0.9))
+
+
+def test_guidance_weighs_the_class_against_none_in_one_batch():
+    batches = []
+
+    def predict(latents, timestep, labels, estimate):
+        batches.append((len(latents), timestep.tolist(), labels.tolist()))
+        return latents * labels[:, None].float() + estimate
+
+    latents, timestep, labels = torch.randn(2, 4), torch.tensor([5, 6]), torch.tensor([0, 1])
+    estimate = torch.randn(2, 4)
+    out = guided(predict, latents, timestep, labels, 9, 3.0, estimate)
+    expected = 9 * latents + 3.0 * (labels[:, None] - 9) * latents + estimate
+    torch.testing.assert_close(out, expected)
+    assert batches == [(4, [5, 6, 5, 6], [0, 1, 9, 9])]
+
+
+@pytest.mark.parametrize(("labels", "scale"), [(torch.tensor([0, 1]), 1.0), (torch.tensor([0, 1]), 0.0), (None, 5.0)])
+def test_no_guidance_leaves_the_batch_alone(labels, scale):
+    sizes = []
+
+    def predict(latents, timestep, labels, estimate):
+        sizes.append(len(latents))
+        return latents
+
+    guided(predict, torch.randn(2, 4), torch.tensor([5, 6]), labels, 9, scale)
+    assert sizes == [2]
+
+
+def test_guidance_takes_a_timestep_per_stream():
+    seen = []
+
+    def predict(latents, timestep, labels, estimate):
+        seen.append(timestep)
+        return latents
+
+    guided(predict, torch.randn(2, 4), torch.tensor([[5, 0], [6, 0]]), torch.tensor([0, 1]), 9, 2.0)
+    assert seen[0].shape == (4, 2)
+
+
+def test_normalisation_is_per_stream_and_invertible(vae):
+    packed = torch.randn(5, vae.latent_size)
+    n_structure = torch.Size(vae.structure_shape).numel()
+    normal = normalize_latents(packed, vae)
+    torch.testing.assert_close(normal[:, :n_structure], (packed[:, :n_structure] - 0.1) / 2.0)
+    torch.testing.assert_close(normal[:, n_structure:], (packed[:, n_structure:] + 0.2) / 0.5)
+    torch.testing.assert_close(denormalize_latents(normal, vae), packed)
+
+
+def test_an_autoencoder_without_statistics_leaves_latents_alone():
+    from autoencoder import AutoencoderKLVidTwin
+
+    vae = AutoencoderKLVidTwin.from_preset("tiny-test")
+    packed = torch.randn(2, vae.latent_size)
+    assert torch.equal(normalize_latents(packed, vae), packed)
+    assert torch.equal(denormalize_latents(packed, vae), packed)
+
+
+def test_a_list_of_generators_makes_each_row_alone():
+    seeds = [3, 4]
+    together = initial_noise((2, 6), [torch.Generator().manual_seed(s) for s in seeds])
+    alone = [initial_noise((1, 6), torch.Generator().manual_seed(s)) for s in seeds]
+    assert torch.equal(together, torch.cat(alone))
+    with pytest.raises(ValueError, match="2 generators were given for 3 videos"):
+        initial_noise((3, 6), [torch.Generator(), torch.Generator()])
+
+
+def test_a_scheduler_without_noise_levels_cannot_self_condition():
+    scheduler = diffusers.EDMEulerScheduler()
+    with pytest.raises(ValueError, match="EDMEulerScheduler"):
+        estimate_clean(scheduler, torch.zeros(1, 2), torch.tensor(1.0), torch.zeros(1, 2))

@@ -1,0 +1,112 @@
+"""Trained models by name: a folder on disk or a repository on the Hub."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from autoencoder import AutoencoderKLVidTwin
+from autoencoder.hub import Repository
+from pipelines import VidTwinPipeline
+
+from .errors import UserError
+from .options import expand_home
+
+Model = TypeVar("Model")
+SHIPPED_MODEL = Path(__file__).parents[2] / "pretrained" / "sprites"  # a pipeline, in a clone of the repository
+
+
+def load_vae(name: str) -> AutoencoderKLVidTwin:
+    """A VidTwin in evaluation mode and float32: the model of a VAE folder or repository, or that of a pipeline's.
+
+    Args:
+        name: a folder, as train_vae.py, train_dit.py or `vidgen convert` leaves it, or "user/name" on the Hub.
+
+    Raises:
+        UserError: if there is none, or it cannot be loaded.
+    """
+    name = expand_home(name)
+    folder = Path(name)
+    if (folder / "model_index.json").is_file():
+        folder = folder / "vae"
+    if folder.is_file():
+        raise UserError(
+            f"{name} is a file; make a folder of an official checkpoint first: vidgen convert {name} FOLDER"
+        )
+    if folder.exists() or not _names_a_repository(name):
+        if not (folder / "config.json").is_file():
+            raise UserError(f"No VAE in {name}; a folder as train_vae.py leaves it in OUTPUT_DIR/final is wanted.")
+        vae, keys = _loaded(_vae_with_keys, name, folder)
+    else:
+        vae, keys = _loaded(_vae_of_repository, name, name)
+    wrong = {kind: sorted(keys[kind]) for kind in ("missing_keys", "unexpected_keys") if keys[kind]}
+    if wrong:
+        said = "; ".join(
+            f"{kind.split('_')[0]} {len(names)} keys, the first {names[0]}" for kind, names in wrong.items()
+        )
+        raise UserError(f"The weights in {name} are not those of a VidTwin with this config: {said}.")
+    return vae.eval().requires_grad_(False)
+
+
+def load_pipeline(name: str) -> VidTwinPipeline:
+    """A pipeline, in float32.
+
+    Args:
+        name: a folder, as train_dit.py leaves it in OUTPUT_DIR/final, or "user/name" on the Hub.
+
+    Raises:
+        UserError: if there is none, or it cannot be loaded.
+    """
+    name = expand_home(name)
+    folder = Path(name)
+    if (folder.exists() or not _names_a_repository(name)) and not (folder / "model_index.json").is_file():
+        raise UserError(f"No pipeline in {name}; a folder as train_dit.py leaves it in OUTPUT_DIR/final is wanted.")
+    return _loaded(VidTwinPipeline.from_pretrained, name, name)
+
+
+def weights_hash(model: nn.Module) -> str:
+    """SHA-256 over a model's parameters and buffers, by name, in the dtype they are in."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def is_pipeline(name: str) -> bool:
+    """Whether a folder or repository that `load_vae` takes holds a whole pipeline."""
+    name = expand_home(name)
+    if Path(name).exists() or not _names_a_repository(name):
+        return (Path(name) / "model_index.json").is_file()
+    return Repository(name, None).find("model_index.json") is not None
+
+
+def _names_a_repository(name: str) -> bool:
+    """user/name; but "runs/typo" beside a folder "runs" is a mistyped path."""
+    plain = name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/")
+    return plain and not Path(name).parent.is_dir()
+
+
+def _vae_with_keys(source: str | Path, **options: str) -> tuple[AutoencoderKLVidTwin, dict[str, list[str]]]:
+    # In memory at once: what is missing would else be left without values.
+    return AutoencoderKLVidTwin.from_pretrained(source, output_loading_info=True, low_cpu_mem_usage=False, **options)
+
+
+def _vae_of_repository(name: str) -> tuple[AutoencoderKLVidTwin, dict[str, list[str]]]:
+    config = Repository(name, None).find("config.json", "vae/config.json")
+    if config is None:
+        raise OSError("the repository has neither config.json nor vae/config.json, so no VAE.")
+    return _vae_with_keys(name, **({"subfolder": "vae"} if config.parent.name == "vae" else {}))
+
+
+def _loaded(load: Callable[..., Model], name: str, source: str | Path) -> Model:
+    try:
+        return load(source)
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"The model in {name} cannot be loaded: {reason}") from error

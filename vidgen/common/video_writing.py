@@ -1,0 +1,85 @@
+"""Frames into mp4 files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+
+from ..data.video_file import file_url
+from .errors import UserError
+from .io import written_aside
+
+HIGHEST_RATE = 1000  # frames a second; a slip of the finger would else ask for gigabytes of frames
+
+
+def write_video(
+    path: str | os.PathLike, frames: np.ndarray | torch.Tensor, fps: float | Fraction, *, crf: int = 16
+) -> Path:
+    """Write `frames` as an H.264 (yuv420p) mp4 of exactly this size, frame count and rate.
+
+    `frames`: uint8 (T, H, W, 3), RGB. H and W must be even: yuv420p halves the color planes, and the alternative,
+    yuv444p, does not play in browsers. `crf`: x264's quality, lower is better. The file is written beside `path` and
+    renamed when complete. Raises `UserError` for frames or a rate that cannot be written.
+    """
+    path = Path(path)
+    frames = np.asarray(frames)
+    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or len(frames) == 0:
+        raise UserError(f"{path}: frames must be uint8 of shape (T, H, W, 3), got {frames.dtype} {frames.shape}")
+    _, height, width, _ = frames.shape
+    if height % 2 or width % 2:
+        raise UserError(f"{path}: H.264 with yuv420p needs an even height and width, got {height}x{width}")
+    # The same frames give the same bytes with one thread only.
+    with mp4_file(path, fps=fps, width=width, height=height, crf=crf, threads=1) as add:
+        for frame in frames:
+            add(frame)
+    return path
+
+
+@contextmanager
+def mp4_file(
+    path: str | os.PathLike, *, fps: float | Fraction, width: int, height: int, crf: int = 16, threads: int = 0
+) -> Iterator[Callable[[np.ndarray], None]]:
+    """Yield a function that adds a frame, uint8 (H, W, 3), RGB, to an H.264 mp4 written beside `path`.
+
+    It becomes `path` when the block ends, and vanishes if the block raises. yuv420p where both sides are even, which
+    browsers play; yuv444p, which they do not, where one is odd. `threads`: 0 is one for each core.
+    """
+    with (
+        written_aside(path) as unfinished,
+        av.open(file_url(unfinished), "w", format="mp4", options={"movflags": "faststart"}) as container,
+    ):
+        # Without x264's macroblock tree, which on small frames decides differently from run to run.
+        options = {"crf": str(crf), "threads": str(threads), "x264-params": "mbtree=0"}
+        stream = container.add_stream("libx264", rate=exact_rate(fps, path), options=options)
+        stream.width, stream.height = width, height
+        stream.pix_fmt = "yuv444p" if width % 2 or height % 2 else "yuv420p"
+        # Name the matrix that PyAV converts with, BT.601; players would guess BT.709 for large frames.
+        colours = stream.codec_context
+        colours.color_range, colours.colorspace, colours.color_primaries, colours.color_trc = 1, 6, 6, 6
+
+        def add(frame: np.ndarray) -> None:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+
+        yield add
+        container.mux(stream.encode())
+
+
+def exact_rate(fps: float | Fraction, path: str | os.PathLike) -> Fraction:
+    """Frames per second as the nearest plain fraction: 29.97 is 2997/100, the float 30000/1001 is that again.
+
+    Raises `UserError`, naming `path`, if it is not a positive number.
+    """
+    if not 0 < fps < math.inf:
+        raise UserError(f"{path}: fps must be positive, got {fps}")
+    if fps > HIGHEST_RATE:
+        raise UserError(f"{path}: fps must be at most {HIGHEST_RATE}, got {fps:g}")
+    exact = fps if isinstance(fps, Fraction) else Fraction(float(fps))
+    return exact.limit_denominator(1001) if exact > 1 else 1 / (1 / exact).limit_denominator(1001)

@@ -1,0 +1,195 @@
+"""What the autoencoder minimises. Every term is a mean over elements and a scalar tensor, kept on the device.
+
+The terms of the reconstruction are differentiated down to the reconstruction first, each through its own network
+alone, and the model is walked back once, from their sum. So the adaptive weight of the GAN is known before the model's
+backward begins, activations of LPIPS live for a few frames at a time, and nothing here cares how the model is wrapped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+
+from autoencoder import AutoencoderKLVidTwin
+
+from ..losses import Losses
+from ..losses.adversarial import DiscriminatorObjective
+from ..losses.lpips import LPIPS
+from .config import GANConfig, PerceptualConfig, VAELossConfig
+
+MAX_ADAPTIVE_WEIGHT = 1e4
+
+
+class VAEObjective(nn.Module):
+    """L1 + LPIPS + GAN + KL: the paper's Equation 6.
+
+        loss = l1_weight * l1 + l2_weight * l2 + perceptual.weight * lpips + gan_weight * gan + kl_weight * kl
+
+    `l1` is the mean absolute error per value of clips in [-1, 1]. `l2`, the mean squared error, is ours, for short
+    trainings: under L1 alone small things are long painted over by what surrounds them. `lpips` is the mean over
+    frames. `kl` is the KL divergence summed over a clip's latent and divided by the values of the clip: nats per pixel
+    value, so that the weights mean the same at every size of clip and latent. The released code sums both absolute
+    errors and KL over a clip; its gradients are ours times the values of a clip, so its `kl_weight` is ours.
+
+    `gan_weight` is `gan.weight`, times what of it counts at this step, and, where `gan.adaptive`, times the ratio of
+    the norms of two gradients at the decoder's last layer, that of the terms of reconstruction (l1, l2 and lpips with
+    their weights) over that of the GAN (Esser et al., "Taming Transformers", 2021, Equation 7). With several
+    processes both gradients are averaged over them first, so that the ratio is the global batch's; accumulated parts
+    of a batch have each their own.
+
+    Args:
+        vae: the model.
+        loss: weights of the other terms.
+        perceptual: of `lpips`; not needed without it.
+        gan: of `discriminator`; not needed without it.
+        lpips: where given, its term is part of the loss.
+            Used, not owned: not saved with this module, and to be moved to a device by its owner.
+        discriminator: where given, the GAN is. It is trained here, too, so that one call, one wrapper and one
+            optimizer serve both players; neither's gradient reaches the other's parameters.
+
+    Raises:
+        UserError: if the model's clips are too small for LPIPS or the discriminator.
+    """
+
+    def __init__(
+        self,
+        vae: AutoencoderKLVidTwin,
+        loss: VAELossConfig,
+        perceptual: PerceptualConfig | None = None,
+        gan: GANConfig | None = None,
+        lpips: LPIPS | None = None,
+        discriminator: DiscriminatorObjective | None = None,
+    ) -> None:
+        super().__init__()
+        self.vae = vae
+        self.loss = loss
+        self.perceptual = perceptual or PerceptualConfig()
+        self.gan = gan or GANConfig()
+        self._lpips = (lpips,)  # a tuple, which nn.Module does not look into
+        self.discriminator = discriminator
+        for judge in filter(None, (lpips, discriminator)):
+            judge.check_size(*vae.clip_shape[-2:])
+        self._last_layer_input: list[torch.Tensor] = []
+        if discriminator is not None and self.gan.adaptive:
+            vae.decoder.proj_out.register_forward_pre_hook(self._keep_last_layer_input)
+
+    def forward(
+        self, video: torch.Tensor, noise: torch.Tensor | None = None, gan_scale: torch.Tensor | None = None
+    ) -> Losses:
+        """One step's loss.
+
+        Args:
+            video: clips (B, C, T, H, W) in [-1, 1].
+            noise: standard normal (B, L), what the latents are sampled with; drawn here where not given.
+            gan_scale: how much of the GAN's weight counts, a scalar; where not given the discriminator is not run,
+                and its gradients are zero.
+
+        Returns:
+            `loss`, to go backward from, for both players, though its value is the VAE's; and its terms, detached:
+            `l1`, `l2`, `kl`, `lpips` with LPIPS, and while the GAN counts `gan`, `gan_weight` and what
+            `DiscriminatorObjective` gives, its `loss` left out.
+        """
+        (lpips,), discriminator = self._lpips, self.discriminator
+        posterior = self.vae.encode(video).latent_dist
+        noise = torch.randn_like(posterior.mean) if noise is None else noise
+        reconstruction = self.vae.decode(posterior.mean + posterior.std * noise).sample.float()
+        fake = reconstruction.detach()
+
+        l1, l1_gradient = value_and_gradient(lambda x: F.l1_loss(x, video), fake)
+        l2, l2_gradient = value_and_gradient(lambda x: F.mse_loss(x, video), fake)
+        kl = posterior.kl().float().mean() / video[0].numel()
+        losses = {"l1": l1, "l2": l2, "kl": kl.detach()}
+        value = self.loss.l1_weight * l1 + self.loss.l2_weight * l2
+        gradient = self.loss.l1_weight * l1_gradient + self.loss.l2_weight * l2_gradient
+        if lpips is not None:
+            losses["lpips"], lpips_gradient = self._perceptual(fake, video)
+            value = value + self.perceptual.weight * losses["lpips"]
+            gradient = gradient + self.perceptual.weight * lpips_gradient
+        if discriminator is not None and gan_scale is not None:
+            losses["gan"], gan_gradient = value_and_gradient(lambda x: discriminator(x)["loss"], fake)
+            weight = self.gan.weight * gan_scale
+            if self.gan.adaptive and torch.is_grad_enabled():
+                weight = weight * self._adaptive_weight(gradient, gan_gradient)
+            losses["gan_weight"] = weight
+            value = value + weight * losses["gan"]
+            gradient = gradient + weight * gan_gradient
+        self._last_layer_input.clear()
+        losses["loss"] = _KnownGradient.apply(reconstruction, value, gradient) + self.loss.kl_weight * kl
+        if discriminator is not None:
+            if gan_scale is not None:
+                judged = discriminator(fake, video)
+                discriminator_loss = judged.pop("loss")
+                losses |= judged
+            else:  # wrappers that share gradients expect one of every parameter
+                discriminator_loss = sum(0.0 * parameter.sum() for parameter in discriminator.parameters())
+            losses["loss"] = losses["loss"] + (discriminator_loss - discriminator_loss.detach())
+        return losses
+
+    def _perceptual(self, fake: torch.Tensor, video: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean LPIPS over frames and its gradient, a few frames at a time."""
+        (lpips,), size = self._lpips, self.perceptual.chunk_size
+        images, targets = (clips.transpose(1, 2).flatten(0, 1) for clips in (fake, video))
+        value, gradients = fake.new_zeros(()), []
+        for image, target in zip(images.split(size), targets.split(size), strict=True):
+            share = len(image) / len(images)
+            part, gradient = value_and_gradient(lambda x, target=target: lpips(x, target).mean(), image)
+            value = value + share * part
+            gradients.append(share * gradient)
+        return value, torch.cat(gradients).unflatten(0, (len(fake), -1)).transpose(1, 2)
+
+    def _keep_last_layer_input(self, module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        if torch.is_grad_enabled():
+            self._last_layer_input[:] = [args[0].detach()]
+
+    @torch.no_grad()
+    def _adaptive_weight(self, gradient: torch.Tensor, gan_gradient: torch.Tensor) -> torch.Tensor:
+        """Ratio of the norms of both gradients (B, C, T, H, W) at the weight of the decoder's last layer."""
+        tokens = [self.vae.decoder.patchify(g) for g in (gradient, gan_gradient)]
+        if not self._last_layer_input or self._last_layer_input[0].shape[:-1] != tokens[0].shape[:-1]:
+            raise ValueError(
+                "gan.adaptive=true needs a decoder that runs once per batch, on clips of the model's own size (T, H, "
+                f"W) = {self.vae.clip_shape[1:]}, without slicing, and that was not compiled before its objective was "
+                "built."
+            )
+        with torch.autocast(gradient.device.type, enabled=False):
+            inputs = self._last_layer_input[0].float().flatten(0, -2)
+            at_weight = torch.stack([g.flatten(0, -2).T @ inputs for g in tokens])
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(at_weight)
+            at_weight /= dist.get_world_size()
+        norm, gan_norm = at_weight.flatten(1).norm(dim=1)
+        return (norm / (gan_norm + 1e-6)).clamp(max=MAX_ADAPTIVE_WEIGHT)
+
+
+def value_and_gradient(
+    function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A scalar function's value at x and its gradient there, both detached; zeros for it where gradients are off.
+
+    Only x gets a gradient, whatever parameters the function has.
+    """
+    x = x.detach().requires_grad_(torch.is_grad_enabled())
+    value = function(x)
+    if not x.requires_grad:
+        return value, torch.zeros_like(x)
+    # Of a mean over many values, each one's gradient is too small for float16; about 1 it is not.
+    (gradient,) = torch.autograd.grad(value, x, torch.full_like(value, x.numel()))
+    return value.detach(), gradient / x.numel()
+
+
+class _KnownGradient(torch.autograd.Function):
+    """A scalar `value` whose gradient in x is known already."""
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, value: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(gradient)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return upstream * gradient, None, None

@@ -1,0 +1,224 @@
+"""Training the DiT on cached VidTwin latents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers import SchedulerMixin
+from torch.utils.data import default_collate
+
+from autoencoder import AutoencoderKLVidTwin, TwinPosterior
+from pipelines import VidTwinPipeline, VidTwinTransformer3DModel, default_scheduler
+from pipelines.classes import superclass_names
+from pipelines.schedulers import normalize_latents
+
+from ..common.environment import set_cpu_threads
+from ..common.errors import UserError
+from ..common.io import written_aside_folder
+from ..common.loading import load_vae
+from ..common.plots import class_grid, save_clip_grid_video
+from ..common.precision import agree_on_mixed_precision
+from ..data.dataset import BadVideos, list_training_videos
+from ..data.latent_cache import LatentCache, prepare_cache
+from ..losses.config import DiffusionConfig
+from ..losses.diffusion import DiffusionObjective, check_diffusion
+from ..metrics.flops import transformer_flops
+from .config import DiTTrainingConfig
+from .trainer import Trainer, build_accelerator
+
+SAMPLE_CLASSES = 8
+
+
+def train_dit(config: DiTTrainingConfig) -> Path:
+    """Train as the config says; returns OUTPUT_DIR/final, a pipeline folder.
+
+    Raises:
+        UserError: if the VAE, the data, the model or the checkpoint to resume from does not fit.
+    """
+    accelerator = build_accelerator(config)
+    check_diffusion(config.diffusion)
+    superclasses = superclasses_of(config)
+    scheduler = build_scheduler(config.diffusion)
+    vae = load_vae(config.vae).to(accelerator.device)
+    if config.model.latent_setting is not None:
+        raise UserError(
+            f"model.latent_setting is a setting of the VAE; the DiT takes the latents of {config.vae} as they are. "
+            "Leave it out."
+        )
+    cache = prepare_cache(config, vae, accelerator, config.train.dataloader_num_workers)
+    if accelerator.is_main_process:  # before the trainer reads what is there
+        BadVideos(Path(config.output_dir) / "bad_videos.jsonl").add(cache.bad_videos)
+    if vae.config.latents_mean is None:  # a converted official VAE comes without statistics
+        vae.register_to_config(latents_mean=cache.mean, latents_std=cache.std)
+    transformer = build_transformer(config, vae, num_classes=len(superclasses) + len(cache.classes) or None)
+    classes = f"in {len(cache.classes)} classes" if cache.classes else "without classes, so the DiT is unconditional"
+    accelerator.print(
+        f"{transformer.num_parameters():,} parameters; {sum(transformer.num_tokens)} tokens; "
+        f"{len(cache)} clips {classes}."
+    )
+    return DiTTrainer(config, accelerator, vae, transformer, scheduler, cache, superclasses).fit()
+
+
+def encode_latents(config: DiTTrainingConfig) -> Path:
+    """Fill the latent cache of a config on all processes, without training; returns its folder.
+
+    Raises:
+        UserError: if the VAE or the data does not fit.
+    """
+    set_cpu_threads()
+    try:
+        accelerator = Accelerator(mixed_precision=agree_on_mixed_precision(config.train.mixed_precision).precision)
+    except ValueError as error:
+        raise UserError(f"train.mixed_precision does not fit: {error}") from error
+    vae = load_vae(config.vae).to(accelerator.device)
+    cache = prepare_cache(config, vae, accelerator, config.train.dataloader_num_workers)
+    accelerator.print(
+        f"{len(cache)} clips in {len(cache.classes)} classes; {len(cache.bad_videos)} videos skipped; latent cache: "
+        f"{Path(cache.folder)}."
+    )
+    return Path(cache.folder)
+
+
+def superclasses_of(config: DiTTrainingConfig) -> list[str]:
+    """The classes above the data set's own that the DiT learns as well; they come first in its table.
+
+    Raises:
+        UserError: if a recipe asks for such where there are none, and what `list_training_videos` raises.
+    """
+    if not config.diffusion.subclass_dropout:
+        return []
+    _, classes = list_training_videos(config.data)
+    above = superclass_names(classes)
+    if not above:
+        raise UserError(
+            "diffusion.subclass_dropout needs classes with sub-classes, such as jump/dog of jump: name them in a CSV "
+            f"file (path,label); this data set's are {', '.join(classes[:4]) or 'none'}."
+        )
+    return [name for name in above if name not in classes]
+
+
+def build_transformer(
+    config: DiTTrainingConfig, vae: AutoencoderKLVidTwin, num_classes: int | None
+) -> VidTwinTransformer3DModel:
+    """The DiT of a recipe, for the latents of a VAE.
+
+    Raises:
+        UserError: if the preset or an override is wrong.
+    """
+    try:
+        return VidTwinTransformer3DModel.from_preset(
+            config.model.preset, vae=vae, num_classes=num_classes, **config.model.overrides
+        )
+    except (ValueError, TypeError) as error:
+        raise UserError(f"The DiT of this recipe cannot be built: {error}") from error
+
+
+def build_scheduler(config: DiffusionConfig) -> SchedulerMixin:
+    """The scheduler of a recipe, which its pipeline then samples from.
+
+    Raises:
+        UserError: if a name is unknown, or the choices do not go together.
+    """
+    overrides = {}
+    if config.noise_schedule is not None:
+        overrides["beta_schedule"] = config.noise_schedule
+    if config.zero_terminal_snr is not None:
+        overrides["rescale_betas_zero_snr"] = config.zero_terminal_snr
+    if config.prediction_type == "flow_prediction":
+        if config.noise_schedule is not None or config.zero_terminal_snr is False:
+            raise UserError(
+                "diffusion.prediction_type flow_prediction has its own schedule, which ends in pure noise: leave out "
+                "diffusion.noise_schedule and diffusion.zero_terminal_snr."
+            )
+        overrides = {}
+    try:
+        return default_scheduler(config.prediction_type, **overrides)
+    except ValueError as error:
+        raise UserError(f"The noise schedule of this recipe (diffusion) cannot be built: {error}") from error
+
+
+class DiTTrainer(Trainer):
+    """`Trainer` for `VidTwinTransformer3DModel`."""
+
+    def __init__(
+        self,
+        config: DiTTrainingConfig,
+        accelerator: Accelerator,
+        vae: AutoencoderKLVidTwin,
+        transformer: VidTwinTransformer3DModel,
+        scheduler: SchedulerMixin,
+        cache: LatentCache,
+        superclasses: Sequence[str] = (),
+    ) -> None:
+        self.classes = [*superclasses, *cache.classes]
+        self.first_label = len(superclasses)
+        objective = DiffusionObjective(transformer, scheduler, config.diffusion, self.classes)
+        noise_size = transformer.latent_size * (2 if config.latents.sample else 1)
+        super().__init__(config, accelerator, objective, transformer, cache, default_collate, noise_size)
+        self.vae = vae
+        self.scheduler = scheduler
+        self.cache = cache
+
+    def compute_losses(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        latents, noise = batch["mean"], batch["noise"]
+        if self.config.latents.sample:
+            noise, drawn = noise.chunk(2, dim=1)
+            latents = latents + TwinPosterior(latents, batch["logvar"]).std * drawn
+        # A clip may have no class; where none has, the DiT is unconditional and the objective drops the labels.
+        labels = torch.where(batch["label"] < 0, len(self.classes), batch["label"] + self.first_label)
+        return self.objective(normalize_latents(latents, self.vae), labels, noise, batch["uniform"])
+
+    def describe_batch(self, batch: dict[str, Any]) -> list[str]:
+        return [self.cache.describe(index) for index in batch["index"].tolist()]
+
+    def facts(self) -> dict[str, Any]:
+        return {**super().facts(), "vae weights": self.cache.source["vae"], "classes": self.classes}
+
+    def flops_per_sample(self) -> float:
+        # The estimate of self-conditioning is a forward pass without the two that a backward one costs.
+        return transformer_flops(self.model) * (4 / 3 if self.model.config.self_conditioning else 1)
+
+    def pipeline(self, model: VidTwinTransformer3DModel) -> VidTwinPipeline:
+        """The pipeline of a model with this run's autoencoder, scheduler and classes."""
+        id2label = dict(enumerate(self.classes)) or None
+        pipeline = VidTwinPipeline(self.vae, model, self.scheduler, id2label=id2label)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    def validate(self, model: VidTwinTransformer3DModel) -> dict[str, float]:
+        """Pictures of a clip for each of the first classes, at a fixed seed."""
+        if self.accelerator.is_main_process:
+            with self.skip_non_finite_pictures():
+                self._draw(model)
+        self.accelerator.wait_for_everyone()
+        return {}
+
+    def _draw(self, model: VidTwinTransformer3DModel) -> None:
+        diffusion = self.config.diffusion
+        classes = self.classes[:SAMPLE_CLASSES]
+        frames = self.pipeline(model)(
+            class_labels=list(range(len(classes))) or None,
+            guidance_scale=diffusion.guidance_scale,
+            num_inference_steps=diffusion.num_inference_steps,
+            generator=torch.Generator().manual_seed(self.config.seed),
+            output_type="pt",
+        ).frames
+        clips = 2 * frames.transpose(1, 2) - 1
+        folder = self.output_dir / "samples"
+        class_grid(folder / f"step-{self.position.step}.png", clips, classes or ["sample"])
+        save_clip_grid_video(
+            folder / f"step-{self.position.step}.gif", clips, self.config.data.fps, columns=4, labels=classes or None
+        )
+
+    def save_final(self, model: VidTwinTransformer3DModel, folder: Path) -> None:
+        """The whole pipeline, with the averaged DiT."""
+        if self.accelerator.is_main_process:
+            with written_aside_folder(folder) as aside:
+                pipeline = self.pipeline(model)
+                pipeline.save_pretrained(aside)
+                pipeline.model_card(folder.parent.name).save(aside / "README.md")
+            self.accelerator.print(f"The trained pipeline lies in {folder}.")
