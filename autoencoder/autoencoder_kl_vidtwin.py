@@ -87,7 +87,7 @@ class AutoencoderKLVidTwin(
     Args:
         sample_size: height and width of a clip in pixels, a multiple of `patch_size`.
         num_frames: frames T of a clip.
-        in_channels: colour channels.
+        in_channels: color channels.
         patch_size: side of a patch in pixels.
         hidden_size: width D of the transformers, a multiple of 4 and of `num_attention_heads`.
         num_layers: blocks of the encoder and of the decoder.
@@ -242,7 +242,7 @@ class AutoencoderKLVidTwin(
 
     @classmethod
     def from_preset(cls, name: str, latent_setting: int | None = None, **overrides: Any) -> AutoencoderKLVidTwin:
-        """A freshly initialised model of a named size.
+        """A freshly initialized model of a named size.
 
         Args:
             name: `small`, `base`, `large` (the paper's Table 4), `released`, or one of the tiny sizes in

@@ -81,7 +81,7 @@ class VidTwinBlock(nn.Module):
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.scale_shift_table
         x = hidden_states
         x = x + gate_a * self.spatial_attn(modulated_norm(x, scale_a, shift_a))
-        # The temporal branch reads the residual stream un-normalised and shares the spatial branch's gate.
+        # The temporal branch reads the residual stream un-normalized and shares the spatial branch's gate.
         over_time = x if temporal_position is None else x + temporal_position
         # Contiguous, for a linear layer of strided input repeats weights that need no gradient for every row: a model
         # that is frozen, or under autocast in inference_mode, would take three times as long.

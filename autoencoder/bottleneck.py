@@ -9,7 +9,7 @@ The four modules of either kind have the same interfaces (DESIGN 4.1, 4.4):
 
 The residual heads add non-parametric shortcuts around every layer, as deep-compression autoencoders do (Chen et al.,
 2024): space folded into channels, channels averaged or repeated. A clip then reaches the decoder from the first step
-on, where the plain convolutions keep it at the clip's mean colour for a long time.
+on, where the plain convolutions keep it at the clip's mean color for a long time.
 """
 
 from __future__ import annotations

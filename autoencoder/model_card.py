@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 PAPER = "[VidTwin](https://arxiv.org/abs/2412.17726)"
 NEEDS = "With the packages `autoencoder` and `pipelines` of vidgen installed; no code is loaded from this repository."
-LICENCE = """## Licence
+LICENCE = """## License
 
 Not stated yet: whoever publishes these weights says here, and as `license:` in the header, how they may be used."""
 
@@ -51,7 +51,7 @@ def published_card(repo_id: str, token: str | None) -> ModelCard | None:
 
 
 def merge(card: ModelCard, published: ModelCard | None) -> ModelCard:
-    """The published card if it has a text; else ours, with what its header says (the Hub's form leaves a licence)."""
+    """The published card if it has a text; else ours, with what its header says (the Hub's form leaves a license)."""
     if published is None:
         return card
     if published.text.strip():

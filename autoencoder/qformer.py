@@ -56,7 +56,7 @@ class QFormerAttention(nn.Module, AttentionModuleMixin):
 
 
 class QFormerLayer(nn.Module):
-    """Self-attention, cross-attention where there is one, and an exact-GELU MLP; each post-normalised."""
+    """Self-attention, cross-attention where there is one, and an exact-GELU MLP; each post-normalized."""
 
     def __init__(
         self, dim: int, context_dim: int, num_heads: int, ffn_dim: int, dropout: float, cross_attention: bool
@@ -114,7 +114,7 @@ class QFormer(nn.Module):
         return queries
 
     def reset_parameters(self) -> None:
-        """BERT's initialisation: N(0, 0.02) weights and zero biases."""
+        """BERT's initialization: N(0, 0.02) weights and zero biases."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=0.02)

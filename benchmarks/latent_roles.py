@@ -22,7 +22,7 @@ from PIL import Image
 from autoencoder import AutoencoderKLVidTwin, TwinLatents
 from benchmarks.common import vae_runs
 from vidgen.common.errors import UserError
-from vidgen.common.io import written_aside
+from vidgen.common.io import atomic_write
 from vidgen.common.loading import load_vae
 from vidgen.common.plots import component_grid, reenactment_grid
 from vidgen.data.dataset import ClipDataset, collate_clips
@@ -45,21 +45,21 @@ from .sprites.probes import Score
 PER_MOTION = {"smoke": (8, 4), "cpu": (256, 64), "paper": (512, 64)}  # sprites to fit probes on, and to test them on
 SEEDS = (2, 3)  # of these sprites; `vae_runs` trains and scores on those of 0 and 1
 SHOWN = ("slide", "orbit", "shake")  # a clip of each is in the pictures
-LEVELS = 63  # of a colour in them, above black: about half the bytes, for they go into the repository
+LEVELS = 63  # of a color in them, above black: about half the bytes, for they go into the repository
 BATCH = 16
 
 TARGETS = {  # names as in `sprite_targets`
     "shape": "shape",
     "texture": "texture",
-    "colours": "shape's colours",
-    "background": "background's colours",
+    "colors": "shape's colors",
+    "background": "background's colors",
     "motion": "motion class",
     "position": "position in each frame",
     "place": "mean place",
     "slow_motion": "slow motion",
     "fast_motion": "fast motion",
 }
-LOOKS = ("shape", "texture", "colours")
+LOOKS = ("shape", "texture", "colors")
 MOVES = ("motion", "position", "slow_motion", "fast_motion")
 DECODED = {
     "drawn": "as drawn",
@@ -165,7 +165,7 @@ def draw(vae: AutoencoderKLVidTwin, clips: torch.Tensor, pictures: Path) -> None
     for path in (components, reenactment):
         with Image.open(path) as picture:
             coarse = picture.point([round(round(value / 255 * LEVELS) / LEVELS * 255) for value in range(256)] * 3)
-        with written_aside(path) as unfinished:
+        with atomic_write(path) as unfinished:
             coarse.save(unfinished, format="png", optimize=True)
 
 
@@ -285,8 +285,8 @@ def _probe_table(roles: dict) -> str:
     for target, label in TARGETS.items():
         scores = roles["probes"][target]
         for measure in next(iter(scores.values())):
-            coloured = measure == "distance" and target in ("colours", "background")
-            unit = "RGB distance (441 at most)" if coloured else units[measure]
+            colored = measure == "distance" and target in ("colors", "background")
+            unit = "RGB distance (441 at most)" if colored else units[measure]
             cells = [_cell(scores[name][measure]) for name in FEATURES]
             rows.append([label, unit, *cells, f"{scores['both'][measure]['chance']:.2f}"])
     return markdown_table(header, rows)
@@ -299,7 +299,7 @@ def _component_table(components: dict[str, dict]) -> str:
         "shape": "shape, accuracy",
         "texture": "texture, accuracy",
         "motion": "motion class, accuracy",
-        "colours": "colours, levels off",
+        "colors": "colors, levels off",
         "position": "position, pixels off",
         "fast_motion": "fast motion, pixels off",
     }
@@ -341,7 +341,7 @@ def plot(results: Results, path: Path) -> None:
     """A row for each VAE: probes by latent, and whose factors reenactments show, with intervals and chance."""
     from matplotlib.figure import Figure
 
-    colours = dict(zip(FEATURES, ("#1d4ed8", "#ea580c", "#6b7280", "#d1d5db"), strict=True))
+    colors = dict(zip(FEATURES, ("#1d4ed8", "#ea580c", "#6b7280", "#d1d5db"), strict=True))
     vaes = results["vaes"]
     figure = Figure(figsize=(13, 3.5 * len(vaes) + 0.5), dpi=90, layout="constrained")
     panels = figure.subplots(len(vaes), 3, squeeze=False, width_ratios=[3, 6, 4])
@@ -352,7 +352,7 @@ def plot(results: Results, path: Path) -> None:
                 scores = [roles["probes"][target][features][measure] for target in targets]
                 x = [i + 0.2 * (place - 1.5) for i in range(len(targets))]
                 values = [max(score["value"], 0.0) for score in scores]
-                axes.bar(x, values, 0.19, color=colours[features], label=features)
+                axes.bar(x, values, 0.19, color=colors[features], label=features)
                 axes.vlines(x, [max(s["low"], 0) for s in scores], [max(s["high"], 0) for s in scores], "black", lw=1)
             chance = [max(roles["probes"][target]["both"][measure]["chance"], 0.0) for target in targets]
             x = range(len(targets))
@@ -371,9 +371,9 @@ def plot(results: Results, path: Path) -> None:
 def _plot_whose(axes: Any, whose: dict[str, dict]) -> None:
     targets = [name for name in TARGETS if name in whose]
     left = [0.0] * len(targets)
-    for key, label, colour in (("a", "A's", "#1d4ed8"), ("neither", "neither's", "#e5e7eb"), ("b", "B's", "#ea580c")):
+    for key, label, color in (("a", "A's", "#1d4ed8"), ("neither", "neither's", "#e5e7eb"), ("b", "B's", "#ea580c")):
         shares = [whose[target][key]["value"] for target in targets]
-        axes.barh(range(len(targets)), shares, left=left, color=colour, label=label, height=0.7)
+        axes.barh(range(len(targets)), shares, left=left, color=color, label=label, height=0.7)
         left = [start + width for start, width in zip(left, shares, strict=True)]
     for i, target in enumerate(targets):
         ours, theirs = whose[target]["a"], whose[target]["b"]

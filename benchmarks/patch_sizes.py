@@ -25,7 +25,7 @@ from benchmarks import ucf101_fvd
 from benchmarks.common import vae_runs
 from pipelines import VidTwinTransformer3DModel
 from vidgen.common.config import load_config
-from vidgen.common.io import written_aside
+from vidgen.common.io import atomic_write
 from vidgen.common.loading import load_pipeline
 from vidgen.common.precision import place_model, resolve_dtype
 from vidgen.metrics.flops import transformer_flops
@@ -165,7 +165,7 @@ def train_and_evaluate(name: str, settings: Sequence[str], steps: int, options: 
     sampling = replace(ucf101_fvd.sampling_of(options), num_inference_steps=SAMPLING_STEPS[options.scale])
     (evaluated,) = ucf101_fvd.evaluate(pipeline, sampling, options, accelerator) or [None]
     if accelerator.is_main_process:
-        with written_aside(finished) as path:
+        with atomic_write(finished) as path:
             path.write_text(json.dumps({"evaluation": asdict(evaluated)}, indent=1))
     accelerator.wait_for_everyone()
     return json.loads(finished.read_text())
@@ -212,7 +212,7 @@ def tables(results: Results | None) -> str:
     said = (
         f"{evaluation['generated']['samples']} clips each, guidance {evaluation['settings']['guidance_scale']:g}, "
         f"detector `{evaluation['detector']['name']}`, with the 95 % interval; real clips against other real ones "
-        f"{real:.3g}, reconstructed {reconstructed:.3g}, of one colour {evaluation['mean_colour']['value']:.3g}. "
+        f"{real:.3g}, reconstructed {reconstructed:.3g}, of one color {evaluation['mean_color']['value']:.3g}. "
         "FLOPs and time of a denoising step (one clip with guidance, bf16) are against "
         f'those of "{REFERENCE}", which is the 65-token form of a VidTwin of 224 px.'
     )
@@ -253,7 +253,7 @@ def plot(results: Results, path: Path) -> None:
     figure = Figure(figsize=(7, 4.4), dpi=110, layout="constrained")
     axes = figure.subplots()
     tokens = {name: sum(found["tokens"]) for name, found in results["forms"].items()}
-    for (budget, words), colour in zip(BUDGETS.items(), ("#2563eb", "#d97706"), strict=True):
+    for (budget, words), color in zip(BUDGETS.items(), ("#2563eb", "#d97706"), strict=True):
         points = [
             (tokens[name], found["trained"][budget]["distance"])
             for name, found in results["forms"].items()
@@ -263,7 +263,7 @@ def plot(results: Results, path: Path) -> None:
         y = [distance["value"] for distance in distances]
         reach = [[v - d["interval"][0] for v, d in zip(y, distances, strict=True)]]
         reach.append([d["interval"][1] - v for v, d in zip(y, distances, strict=True)])
-        axes.errorbar(x, y, yerr=reach, color=colour, marker="o", capsize=3, lw=1.5, label=f"after {words}")
+        axes.errorbar(x, y, yerr=reach, color=color, marker="o", capsize=3, lw=1.5, label=f"after {words}")
     lines = (("real_vs_real", "real against other real clips", "left"), ("reconstructed", "reconstructed", "right"))
     for row, words, side in lines:
         value, place = results["evaluation"][row]["value"], 0.01 if side == "left" else 0.99

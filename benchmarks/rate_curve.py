@@ -51,7 +51,7 @@ def tables(results: Results | None) -> str:
         header += [f"{data}: rate", "PSNR, dB", "LPIPS (squeeze)", "PSNR of the clip shrunk to as many values"]
         for row, scores in zip(rows, by_rate(runs), strict=True):
             row += [f"{_percent(scores):.2f} %", spread(_values(scores, "psnr")), spread(_values(scores, LPIPS), 3)]
-            row.append(f"{scores[0]['psnr_shrunk']:.2f}")
+            row.append(f"{scores[0]['psnr_downsample']:.2f}")
     return markdown_table(header, rows) + "".join("\n\n" + ordering(*item) for item in ours.items())
 
 
@@ -83,7 +83,7 @@ def plot(results: Results, path: Path) -> None:
             axes.plot(rates, [sum(seeds) / len(seeds) for seeds in values], color="#2563eb", label="VidTwin")
             for rate, seeds in zip(rates, values, strict=True):
                 axes.plot([rate] * len(seeds), seeds, "o", color="#1e3a8a", ms=4)
-        column[0].plot(rates, [s[0]["psnr_shrunk"] for s in scores], "--", color="#9ca3af", label="clip shrunk")
+        column[0].plot(rates, [s[0]["psnr_downsample"] for s in scores], "--", color="#9ca3af", label="clip shrunk")
         column[0].legend(frameon=False, fontsize=8)
         column[0].set_title(name, fontsize=10)
     theirs = list(zip(*paper.RATE_CURVE, strict=True))

@@ -29,7 +29,7 @@ from vidgen.losses.lpips import BACKBONES
 from vidgen.metrics.detectors import Detector, named_detectors
 from vidgen.metrics.evaluation import ProtocolClips, evaluate_pairs, evaluate_reconstruction
 from vidgen.metrics.protocols import get_protocol
-from vidgen.metrics.reconstruction import shrunk
+from vidgen.metrics.reconstruction import downsample_baseline
 
 from .common.harness import Benchmark, Results, dot_chart, markdown_table
 
@@ -39,11 +39,11 @@ MCL_JCV_VIDEOS = 30
 CHOSEN = (
     "here clips follow each other from a video's first frame, their frames those shown at each moment of the stated "
     "rate (at 25 a second every sixth of a 30-fps original is left out), short side resized with antialiasing, the "
-    "centre cut out"
+    "center cut out"
 )
 DETECTOR = "pooled_pixels"  # takes no file and clips of any size
 OWN_FPS = 8.0  # of the recipes
-ROWS = {"reconstruction": "reconstruction", "mean_colour": "the clip's mean colour", "shrunk": "the clip shrunk"}
+ROWS = {"reconstruction": "reconstruction", "mean_color": "the clip's mean color", "downsample": "the clip shrunk"}
 
 Clips = ClipDataset | ProtocolClips
 
@@ -147,7 +147,11 @@ def measured(
         video = torch.stack([clips[i]["video"] for i in spread]).to(vae.device)
         with torch.no_grad():
             image = vae(video.to(vae.dtype)).sample.float()
-        columns = {"original": video, "reconstruction": image, "shrunk": shrunk(video, figures["num_values"])}
+        columns = {
+            "original": video,
+            "reconstruction": image,
+            "downsample": downsample_baseline(video, figures["num_values"]),
+        }
         comparison_grid(options.results / f"reconstruction_{name.replace('/', '-')}.png", columns)
     return {"data": data, "fps": fps_of(clips), "parameters": vae.num_parameters(), **figures}
 

@@ -365,8 +365,8 @@ def plot(results: Results, path: Path) -> None:
             values = [(found[m][name]["peak"] if name != "step_flops" else found[m][name]) / unit for m in methods]
             reference = values[methods.index(REFERENCE)]
             axes.axvspan(low * reference, high * reference, color="#fde68a", alpha=0.6, lw=0)
-            colours = {REFERENCE: "#1e3a8a", FOLDED: "#0d9488"}
-            axes.barh(range(len(methods)), values, color=[colours.get(m, "#93b4f5") for m in methods], height=0.65)
+            colors = {REFERENCE: "#1e3a8a", FOLDED: "#0d9488"}
+            axes.barh(range(len(methods)), values, color=[colors.get(m, "#93b4f5") for m in methods], height=0.65)
             for place, (method, value) in enumerate(zip(methods, values, strict=True)):
                 multiple = multiples[method]
                 text = f"{multiple:.2g}x" if multiple < 10 else f"{multiple:,.0f}x"

@@ -9,13 +9,12 @@ would take, and at the scale of this machine; with what was said of it, if NAME-
 from __future__ import annotations
 
 import importlib
-import json
 import re
 from pathlib import Path
 
-from vidgen.common.io import written_aside
+from vidgen.common.io import atomic_write
 
-from .common.harness import RESULTS, Benchmark
+from .common.harness import RESULTS, Benchmark, read_record
 
 PROGRAMS = (
     "reconstruction",
@@ -46,11 +45,16 @@ SCALES = {"cpu": "On a CPU", "paper": "At the paper's scale"}
 def main() -> None:
     sections = [HEAD, (RESULTS / "summary.md").read_text().strip()]
     for program in PROGRAMS:
-        benchmark: Benchmark = importlib.import_module(program).BENCHMARK
+        benchmark: Benchmark = _benchmark(program)
         sections.append(f"## {benchmark.title}")
         sections += [section(benchmark, scale, title) for scale, title in SCALES.items()]
-    with written_aside(RESULTS.parent / "results.md") as path:
+    with atomic_write(RESULTS.parent / "results.md") as path:
         path.write_text("\n\n".join(sections) + "\n")
+
+
+def _benchmark(name: str) -> Benchmark:
+    package = name in ("sprites", "speed")
+    return importlib.import_module(f"benchmarks.{name}.__main__" if package else f"benchmarks.{name}").BENCHMARK
 
 
 def section(benchmark: Benchmark, scale: str, title: str, results: Path = RESULTS) -> str:
@@ -60,7 +64,7 @@ def section(benchmark: Benchmark, scale: str, title: str, results: Path = RESULT
         why = f"not run: needs {benchmark.needs}" if scale == "paper" else "not run yet"
         text = below(benchmark.tables(None)) if scale == "paper" else ""
         return f"### {title}\n\n{why}.\n\n{text}".rstrip()
-    text = below(benchmark.render(json.loads(record.read_text()), record.parent))
+    text = below(benchmark.render(read_record(record), record.parent))
     pictures = sorted(record.parent.glob(f"{benchmark.name}*.png"))
     shown = "\n\n".join(f"![{path.stem}]({results.name}/{scale}/{path.name})" for path in pictures)
     remarks = record.with_name(f"{benchmark.name}-remarks.md")

@@ -291,9 +291,9 @@ def tables(results: Results | None) -> str:
     families = dict.fromkeys(found["family"] for found in results["settings"].values())
     verdicts = "\n".join(f"* {verdict(family, results)}" for family in families)
     evaluation = results["evaluation"]
-    if evaluation["generated"]["value"] >= evaluation["mean_colour"]["value"]:
+    if evaluation["generated"]["value"] >= evaluation["mean_color"]["value"]:
         verdicts = (
-            "The reference is no nearer to real clips than clips of one colour are: nothing follows from distances."
+            "The reference is no nearer to real clips than clips of one color are: nothing follows from distances."
         )
     return "\n\n".join([_said(results), markdown_table(header, rows), verdicts])
 
@@ -339,7 +339,7 @@ def verdict(family: str, results: Results) -> str:
     )
 
 
-COLOURS = ("#1e3a8a", "#2563eb", "#0d9488", "#d97706", "#7c3aed", "#dc2626")
+COLORS = ("#1e3a8a", "#2563eb", "#0d9488", "#d97706", "#7c3aed", "#dc2626")
 
 
 def plot(results: Results, path: Path) -> None:
@@ -360,16 +360,16 @@ def plot(results: Results, path: Path) -> None:
     for name, found in settings.items():
         families.setdefault(found["family"], []).append(name)
     numbers = {name: number for number, name in enumerate(settings, 1)}
-    for colour, members in zip(COLOURS, families.values(), strict=False):
+    for color, members in zip(COLORS, families.values(), strict=False):
         points = {name: (settings[name]["time"], settings[name]["distance"]["value"]) for name in members}
         curve = len({settings[name]["steps"] for name in members}) > 1
         axes = panels[0 if curve else 1]
         if curve:
-            axes.plot(*zip(*sorted(points.values()), strict=True), color=colour, lw=1, zorder=1)
+            axes.plot(*zip(*sorted(points.values()), strict=True), color=color, lw=1, zorder=1)
         for name, (x, y) in points.items():
             label = f"{numbers[name]}  {name}"
             for shown in panels if name == results["reference"] else [axes]:
-                shown.plot(x, y, "o", color=colour, ms=11, mec="white", mew=0.7, label=label)
+                shown.plot(x, y, "o", color=color, ms=11, mec="white", mew=0.7, label=label)
                 label = None  # once in the legend
                 shown.annotate(str(numbers[name]), (x, y), ha="center", va="center", color="white", fontsize=6.5)
     for axes in panels:
@@ -384,7 +384,7 @@ def plot(results: Results, path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8)
     panels[0].set_ylabel(f"Fréchet distance, {results['evaluation']['detector']['name']}")
-    panels[0].set_title("solvers, by steps; grey: the reference's 95 % interval", fontsize=10)
+    panels[0].set_title("solvers, by steps; gray: the reference's 95 % interval", fontsize=10)
     panels[1].set_title(f"{results['reference']}, and what spares work in other ways", fontsize=10)
     figure.legend(loc="outside right upper", frameon=False, fontsize=8, markerscale=0.7)
     figure.savefig(path)

@@ -22,10 +22,10 @@ import torch
 
 from autoencoder import AutoencoderKLVidTwin
 from vidgen.common.config import load_config
-from vidgen.losses.adversarial import DiscriminatorObjective, PatchDiscriminator
-from vidgen.losses.diffusion import DiffusionObjective
+from vidgen.losses.adversarial import DiscriminatorLoss, PatchDiscriminator
+from vidgen.losses.diffusion import DiffusionLoss
 from vidgen.losses.lpips import LPIPS
-from vidgen.losses.vae import VAEObjective
+from vidgen.losses.vae import VAELoss
 from vidgen.metrics.flops import training_flops
 from vidgen.training.config import DiTTrainingConfig, VAETrainingConfig
 from vidgen.training.dit_trainer import build_scheduler, build_transformer
@@ -41,7 +41,7 @@ class GPU:
     name: str
     flops: float
     memory: float
-    utilisation: float
+    utilization: float
 
 
 H100 = GPU("H100 SXM, 80 GB", 989e12, 80e9, 0.4)
@@ -114,9 +114,9 @@ def build_vae_objective(config: VAETrainingConfig, batch: int, checkpointing: bo
             for name, buffer in lpips.named_buffers():  # those read from a file have no place here yet
                 setattr(lpips, name, torch.empty(buffer.shape))
         if config.gan.weight:
-            discriminator = DiscriminatorObjective(PatchDiscriminator(config.gan), config.gan)
+            discriminator = DiscriminatorLoss(PatchDiscriminator(config.gan), config.gan)
             scale = torch.ones(())
-        objective = VAEObjective(vae, config.loss, config.perceptual, config.gan, lpips, discriminator)
+        objective = VAELoss(vae, config.loss, config.perceptual, config.gan, lpips, discriminator)
         return objective, _autocast(lambda video: objective(video, gan_scale=scale)["loss"]), (video,)
 
     return build
@@ -136,7 +136,7 @@ def judges(config: VAETrainingConfig | DiTTrainingConfig) -> dict[str, Build]:
 
     def game(player: str):
         def build():
-            discriminator = DiscriminatorObjective(PatchDiscriminator(config.gan), config.gan)
+            discriminator = DiscriminatorLoss(PatchDiscriminator(config.gan), config.gan)
             discriminator.requires_grad_(player == "discriminator")
             clips = tuple(torch.zeros(2 if player == "discriminator" else 1, 1, *vae.clip_shape))
             return (
@@ -163,7 +163,7 @@ def build_dit_objective(config: DiTTrainingConfig, batch: int, checkpointing: bo
             transformer.enable_gradient_checkpointing()
         with torch.device("cpu"):
             scheduler = build_scheduler(config.diffusion)
-        objective = DiffusionObjective(transformer, scheduler, config.diffusion)
+        objective = DiffusionLoss(transformer, scheduler, config.diffusion)
         latents, labels = torch.zeros(batch, transformer.latent_size), torch.zeros(batch, dtype=torch.long)
         return objective, _autocast(lambda *inputs: objective(*inputs)["loss"]), (latents, labels)
 
@@ -190,7 +190,7 @@ def tables(results: Results | None) -> str:
         return ""
     gpu, costs = results["gpu"], results["costs"]
     said = [
-        f"On {gpu['name']} GPUs at {gpu['utilisation']:.0%} of {gpu['flops'] / 1e12:.0f} TFLOP/s (dense bf16, as its "
+        f"On {gpu['name']} GPUs at {gpu['utilization']:.0%} of {gpu['flops'] / 1e12:.0f} TFLOP/s (dense bf16, as its "
         "maker states it). Training is as long as the recipe says; the paper does not state its own. Hours on several "
         "GPUs are of the same clips, divided evenly."
     ]
@@ -198,7 +198,7 @@ def tables(results: Results | None) -> str:
     for recipe, cost in costs.items():
         batch = cost["batch"] * PROCESSES[recipe.split("/")[0]]
         clips = cost["steps"] * batch
-        hours = clips * cost["step_flops"] / (gpu["flops"] * gpu["utilisation"]) / 3600
+        hours = clips * cost["step_flops"] / (gpu["flops"] * gpu["utilization"]) / 3600
         share = cost["judges_flops"] / cost["step_flops"]
         row = [f"`{recipe}`", f"{cost['parameters'] / 1e6:,.0f} M", f"{cost['step_flops'] / 1e12:.2f}", f"{share:.0%}"]
         row += [f"{cost['steps']:,} x {batch}", f"{hours:,.1f}"]

@@ -51,7 +51,7 @@ ROWS = {
     "generated": "generated",
     "reconstructed": "reconstructed by the VAE (rFVD)",
     "real_vs_real": "real against other real clips (noise level)",
-    "mean_colour": "each real clip's mean colour (no content)",
+    "mean_color": "each real clip's mean color (no content)",
 }
 
 

@@ -21,7 +21,7 @@ STREAMS = ("structure", "dynamics")
 
 
 def given_latent(given: Given, stream: str, vae: AutoencoderKLVidTwin, device: torch.device) -> torch.Tensor:
-    """The latent of a stream, flat and not normalised, (B, values), float32.
+    """The latent of a stream, flat and not normalized, (B, values), float32.
 
     Args:
         given: `TwinLatents`; a latent of the stream (B, *its shape), as `vae.unpack` gives it; or clips or stills as

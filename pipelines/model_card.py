@@ -29,7 +29,7 @@ frames[0].save("video.gif", save_all=True, append_images=frames[1:], duration=12
         script = f"""from pipelines import VidTwinPipeline
 
 pipeline = VidTwinPipeline.from_pretrained("{repo_id}", vae=None)
-latents = pipeline({label}{label and ", "}output_type="latent").frames  # packed (B, L), normalised"""
+latents = pipeline({label}{label and ", "}output_type="latent").frames  # packed (B, L), normalized"""
     what = "latents" if vae is None else "videos of {1} frames, {2} x {3} pixels".format(*vae.clip_shape)
     parts = [
         "## Parts",

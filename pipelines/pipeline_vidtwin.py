@@ -51,8 +51,8 @@ class VidTwinPipeline(ModelCardMixin, LoraPipelineMixin, OptionsMixin, Diffusion
     """Video generation by class, or without one, over VidTwin's two latents.
 
     Args:
-        vae: decodes latents to clips; its `latents_mean` and `latents_std` undo the normalisation. With None the
-            pipeline makes latents only (`output_type="latent"`), and they stay normalised.
+        vae: decodes latents to clips; its `latents_mean` and `latents_std` undo the normalization. With None the
+            pipeline makes latents only (`output_type="latent"`), and they stay normalized.
         transformer: the denoiser, made for the autoencoder's latents.
         scheduler: any Diffusers scheduler whose `prediction_type` the transformer was trained for.
         id2label: class names by id; JSON makes the ids strings.

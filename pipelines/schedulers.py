@@ -54,7 +54,7 @@ def default_scheduler(
         "beta_schedule": "squaredcos_cap_v2" if pure_noise_at_end else "linear",
         "rescale_betas_zero_snr": pure_noise_at_end,
         "timestep_spacing": "trailing",  # start at the last step, whatever the number of steps
-        "clip_sample": False,  # normalised latents leave [-1, 1]
+        "clip_sample": False,  # normalized latents leave [-1, 1]
         "prediction_type": prediction_type,
         **overrides,
     }
@@ -174,7 +174,7 @@ class GivenStreams:
     """Streams that do not begin as noise.
 
     Args:
-        clean: the given latents, packed and normalised (B, L); for a stream that begins at once, anything.
+        clean: the given latents, packed and normalized (B, L); for a stream that begins at once, anything.
         begins: the step at which structure and dynamics begin to be denoised, from `stream_begins`.
         sizes: values in the structure and in the dynamics latent; together L.
         known: values (L,) that are kept while the rest of their stream is made to fit, as RePaint does (Lugmayr et

@@ -293,7 +293,7 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
         return transformer_card(self, repo_id)
 
     def reset_parameters(self) -> None:
-        """DiT's initialisation: every block starts as the identity and the output is zero."""
+        """DiT's initialization: every block starts as the identity and the output is zero."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -364,7 +364,7 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
         """Predict from noisy latents.
 
         Args:
-            hidden_states: packed noisy latents (B, L), normalised per stream.
+            hidden_states: packed noisy latents (B, L), normalized per stream.
             timestep: (B,), or (B, 2) with one for structure and one for dynamics; whole or not, as schedulers give.
             class_labels: (B,) long; the id `num_classes` means "no class". None for an unconditional model only.
             self_condition: the previous estimate of the clean latents (B, L); zeros where None.

@@ -158,7 +158,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     sprites = command(
         "sprites",
-        "a small labelled data set, drawn by formula",
+        "a small labeled data set, drawn by formula",
         "Class folders of .mp4 files of 64 x 64 pixels, eight motions, each with its factors beside it as .json. The "
         "same seed gives the same clips, and more clips begin with the fewer.",
     )

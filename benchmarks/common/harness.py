@@ -24,7 +24,7 @@ from rich.markdown import Markdown
 
 from vidgen.common.environment import environment, set_cpu_threads
 from vidgen.common.errors import run_program
-from vidgen.common.io import written_aside
+from vidgen.common.io import atomic_write
 from vidgen.common.options import check_options
 from vidgen.common.precision import DTYPES
 
@@ -65,7 +65,7 @@ class Benchmark:
         run_program(lambda: self._main(arguments))
 
     def _main(self, arguments: Sequence[str] | None) -> None:
-        parser = argparse.ArgumentParser(prog=f"python benchmarks/{self.name}.py", description=self.title)
+        parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{self.name}", description=self.title)
         parser.add_argument("--scale", choices=SCALES, default="smoke", help="how much of it (default: smoke)")
         parser.add_argument("--work-dir", type=Path, help="trained models and caches (default: runs/benchmarks/SCALE)")
         parser.add_argument("--results", type=Path, help="JSON, table and picture (default: docs/results/SCALE)")
@@ -96,9 +96,9 @@ class Benchmark:
             "environment": made_with,
             "results": results,
         }
-        with written_aside(options.results / f"{self.name}.json") as path:
+        with atomic_write(options.results / f"{self.name}.json") as path:
             path.write_text(from_repository(json.dumps(record, indent=1)) + "\n")
-        record = json.loads((options.results / f"{self.name}.json").read_text())
+        record = read_record(options.results / f"{self.name}.json")
         text = self.render(record, options.results)
         Console().print(Markdown(text))
         print(f"{options.results / self.name}.json", file=sys.stderr)
@@ -107,12 +107,23 @@ class Benchmark:
         """NAME.md and NAME.png in `folder` from a record; returns the Markdown."""
         results = record["results"]
         text = f"{self.tables(results)}\n\n{_provenance(record)}\n"
-        with written_aside(folder / f"{self.name}.md") as path:
+        with atomic_write(folder / f"{self.name}.md") as path:
             path.write_text(text)
         if self.plot:
-            with written_aside(folder / f"{self.name}.png") as path:
+            with atomic_write(folder / f"{self.name}.png") as path:
                 self.plot(results, path)
         return text
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read a record; keys of older records get their present names."""
+    text = (
+        path.read_text()
+        .replace("colour", "color")
+        .replace('"centre"', '"center"')
+        .replace("utilisation", "utilization")
+    )
+    return json.loads(re.sub(r'(psnr_|ssim_|lpips_|")shrunk"', r'\1downsample"', text))
 
 
 def from_repository(text: str) -> str:
@@ -187,7 +198,8 @@ def _provenance(record: dict[str, Any]) -> str:
     e = record["environment"]
     versions = ", ".join(f"{name} {e[name]}" for name in ("torch", "diffusers", "accelerate") if name in e)
     trained = f", after {record['training_seconds'] / 60:.1f} of training" if record.get("training_seconds") else ""
+    command = e["command"].replace(".py", "", 1)  # older records: NAME.py and its options
     return (
-        f"`python benchmarks/{e['command']}`, {record['date']}, {record['seconds'] / 60:.1f} minutes{trained} on "
+        f"`python -m benchmarks.{command}`, {record['date']}, {record['seconds'] / 60:.1f} minutes{trained} on "
         f"{e['device']}; commit {e['git commit']}, {versions}."
     )

@@ -22,7 +22,7 @@ from accelerate import PartialState
 from autoencoder import AutoencoderKLVidTwin
 from vidgen.common.config import load_config
 from vidgen.common.errors import UserError
-from vidgen.common.io import written_aside
+from vidgen.common.io import atomic_write
 from vidgen.data.dataset import ClipDataset, find_videos, list_train_and_validation
 from vidgen.data.sprites import write_sprites
 from vidgen.losses.lpips import LPIPS
@@ -95,7 +95,7 @@ def data_sets(options: argparse.Namespace) -> dict[str, list[str]]:
             parts = {"train": [v for v in videos if v not in held_out], "test": held_out}
             tables = {part: folder / f"clips-{part}.csv" for part in parts}
             for part, table in tables.items():
-                with written_aside(table) as path, path.open("w", newline="") as file:
+                with atomic_write(table) as path, path.open("w", newline="") as file:
                     csv.writer(file).writerows([["path"], *([video.resolve()] for video in parts[part])])
             more = [f"data.clips_per_video={CLIPS_PER_VIDEO}", "data.flip=true"]
             sets["clips"] = _train_and_test(tables["train"], tables["test"]) + more
@@ -185,7 +185,7 @@ def train_and_score(name: str, settings: Sequence[str], options: argparse.Namesp
 
     Returns:
         Means over the held-out clips, of pixels as files hold them: `psnr` (dB, one MSE a clip), `psnr_frame`, `ssim`,
-        `lpips_squeeze`, and for comparison `psnr_mean_colour` and `psnr_shrunk`; `num_clips`, `parameters`,
+        `lpips_squeeze`, and for comparison `psnr_mean_color` and `psnr_downsample`; `num_clips`, `parameters`,
         `latent_size`, `compression_rate`, and the `seconds` that the training took since it was last started. None
         for a run that `--only` leaves out.
 
@@ -215,7 +215,7 @@ def train_and_score(name: str, settings: Sequence[str], options: argparse.Namesp
     seconds = round(time.monotonic() - started, 1)
     score = score_vae(final, config, lpips) | {"seconds": seconds}
     if PartialState().is_main_process:
-        with written_aside(finished) as path:
+        with atomic_write(finished) as path:
             path.write_text(json.dumps({"settings": [*more, *settings], "score": score}, indent=1))
     PartialState().wait_for_everyone()
     return score
@@ -227,7 +227,7 @@ def score_vae(folder: Path, config: VAETrainingConfig, lpips: LPIPS) -> dict[str
     measured = evaluate_reconstruction(vae, held_out_clips(vae, config), networks=[lpips])
     figures = {row: precisions["uint8"] for row, precisions in measured["figures"].items()}
     score = {name: figure["mean"] for name, figure in figures["reconstruction"].items()}
-    score |= {f"psnr_{row}": figures[row]["psnr"]["mean"] for row in ("mean_colour", "shrunk")}
+    score |= {f"psnr_{row}": figures[row]["psnr"]["mean"] for row in ("mean_color", "downsample")}
     sizes = {"parameters": vae.num_parameters(), "latent_size": vae.latent_size}
     return score | sizes | {"num_clips": measured["num_clips"], "compression_rate": vae.compression_rate}
 

@@ -5,7 +5,7 @@
     python -m benchmarks.speed --scale paper                   on a GPU
 
 Times are medians, and what is compared is taken in turns, for machines are noisy. With OMP_NUM_THREADS=1 times are the
-thread's own, which neighbours hardly lengthen: use it where the machine has other work.
+thread's own, which neighbors hardly lengthen: use it where the machine has other work.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from pipelines import VidTwinPipeline
 from pipelines.rollout import rollout
 from vidgen.common.config import config_fields, load_config, nested_config
 from vidgen.common.errors import UserError
-from vidgen.common.io import written_aside_folder
+from vidgen.common.io import atomic_dir
 from vidgen.common.loading import load_pipeline, load_vae, weights_hash
 from vidgen.common.precision import place_model
 from vidgen.data.sprites import MOTIONS
@@ -64,7 +64,7 @@ SMOKE = [
 READ = {  # as `kept` has them, with what they are in
     "motion": "moves as the sprite's class",
     "shape": "shape",
-    "colours": "colours off, RGB distance (441 at most)",
+    "colors": "colors off, RGB distance (441 at most)",
     "position": "place off, pixels",
 }
 
@@ -127,7 +127,7 @@ def scorer_of(options: argparse.Namespace, sizes: dict[str, int]) -> SpriteScore
     if not (folder / "config.json").exists():
         scorer = train_scorer(Accelerator(), seed=SEEDS["scorer"], **sizes, **SCORER[options.scale])
         if PartialState().is_main_process:
-            with written_aside_folder(folder) as aside:
+            with atomic_dir(folder) as aside:
                 scorer.save_pretrained(aside)
         PartialState().wait_for_everyone()
     return SpriteScorer.from_pretrained(folder).to(PartialState().device).eval()
@@ -240,8 +240,8 @@ def tables(results: Results | None) -> str:
     real = results["scorer"]
     said = (
         f"Scorer: on {made['clips']} real sprites it has not seen it tells the motion of {_text(real, 'motion')}, the "
-        f"shape of {_text(real, 'shape')}, the texture of {_text(real, 'texture')}; colours are "
-        f"{_text(real, 'colours')} off, a distance in RGB of levels of 255, so at most 441, and places "
+        f"shape of {_text(real, 'shape')}, the texture of {_text(real, 'texture')}; colors are "
+        f"{_text(real, 'colors')} off, a distance in RGB of levels of 255, so at most 441, and places "
         f"{_text(real, 'position')} pixels. In the tables, in brackets the middle 95 % of bootstrap resamples, after "
         f"the bar what chance gives. {sampling['steps']} steps, guidance {sampling['guidance']:g}."
     )
@@ -249,7 +249,7 @@ def tables(results: Results | None) -> str:
     psnr = {name: f"{score['value']:.2f} dB" for name, score in rebuilt["psnr"].items()}
     floor = (
         f"Rebuilt by the autoencoder, from {rebuilt['rate']:.2%} of a clip's values: {psnr['reconstructed']} PSNR; "
-        f"the clip shrunk to as many values {psnr['shrunk']}, its mean colour {psnr['colour']}."
+        f"the clip shrunk to as many values {psnr['downsample']}, its mean color {psnr['color']}."
     )
     read = {"motion": "accuracy", "shape": "shape"} if "shape" in made else {"motion": "accuracy"}
     rows = [
@@ -290,11 +290,11 @@ def ablation_table(ablations: dict[str, dict[str, Any]]) -> str:
 def rollout_text(found: dict[str, Any]) -> str:
     seams = found["seams"]
     rows = [
-        [window["first_frame"], *(_figure(window[name]) for name in ("motion", "shape", "colours"))]
+        [window["first_frame"], *(_figure(window[name]) for name in ("motion", "shape", "colors"))]
         for window in found["windows"]
     ]
     header = ["a window's length from frame", "moves as its class", "first window's shape"]
-    header += ["colours off the first's, RGB distance"]
+    header += ["colors off the first's, RGB distance"]
     said = f"Roll-outs: {found['videos']} videos of {found['frames']} frames, windows overlap by {found['overlap']}."
     if "jumps" in seams:
         said += (
@@ -325,23 +325,23 @@ def plot(results: Results, path: Path) -> None:
 
     figure = Figure(figsize=(10, 3.6), dpi=110, layout="constrained")
     kept_axes, drift_axes, change_axes = figure.subplots(1, 3)
-    for job, name, done, colour in (
+    for job, name, done, color in (
         ("animate", "shape", "animated", "#2563eb"),
         ("retarget", "motion", "retargeted", "#d97706"),
     ):
         strengths = [float(strength) for strength in results[job]]
         scores = [found[done][name] for found in results[job].values()]
-        kept_axes.plot(strengths, [s["value"] for s in scores], "o-", color=colour, label=f"{job}: {name} kept")
-        kept_axes.plot(strengths, [s["chance"] for s in scores], ":", color=colour, lw=1)
+        kept_axes.plot(strengths, [s["value"] for s in scores], "o-", color=color, label=f"{job}: {name} kept")
+        kept_axes.plot(strengths, [s["chance"] for s in scores], ":", color=color, lw=1)
     kept_axes.set_xlabel("share of the given latent made anew")
     kept_axes.set_ylabel("share of clips (dots: chance)")
     rolled = results["rollouts"]
     frames = [window["first_frame"] for window in rolled["windows"]]
-    for name, words, colour in (
+    for name, words, color in (
         ("motion", "moves as its class", "#d97706"),
         ("shape", "has the first window's shape", "#2563eb"),
     ):
-        drift_axes.plot(frames, [w[name]["value"] for w in rolled["windows"]], "o-", color=colour, label=words)
+        drift_axes.plot(frames, [w[name]["value"] for w in rolled["windows"]], "o-", color=color, label=words)
     drift_axes.set_xlabel("first frame of a window's length")
     for axes in (kept_axes, drift_axes):
         axes.set_ylim(0, 1.03)
@@ -351,7 +351,7 @@ def plot(results: Results, path: Path) -> None:
     for frame in seam_starts(rolled["frames"], step + overlap, overlap):
         change_axes.axvspan(frame - 0.5, frame + overlap + 0.5, color="#e5e7eb", lw=0)
     change_axes.set_ylim(0)
-    change_axes.set_xlabel("frame (grey: windows meet)")
+    change_axes.set_xlabel("frame (gray: windows meet)")
     change_axes.set_ylabel("pixels that the shape moves")
     for axes in (kept_axes, drift_axes, change_axes):
         axes.spines[["top", "right"]].set_visible(False)

@@ -1,6 +1,6 @@
 """A small network that tells what a sprite is and how it moves: the judge of clips whose factors nobody knows.
 
-It reads generated clips of `vidgen.data.sprites`: the class of motion, the shape, its texture, its colours, and where
+It reads generated clips of `vidgen.data.sprites`: the class of motion, the shape, its texture, its colors, and where
 the shape is in each frame; and its features serve a Fréchet distance that sees motion and shape. It is trained on
 sprites drawn for it, three in four of them blurred, noisy or both so that it judges what a clip shows and not how
 sharp it is, and its own accuracy on sprites it has not seen is to be told with every number that rests on it.
@@ -35,7 +35,7 @@ from vidgen.data.sprites import MOTIONS, render_sprite, sample_factors
 from .latent_swap import CLASSES, motion_parts, sprite_targets
 
 Reading = dict[str, torch.Tensor]
-COLOURS = 6  # numbers: two colours
+COLORS = 6  # numbers: two colors
 SOFTEST, NOISIEST = (0.4, 1.6), 0.1  # share of the pixels that soft clips keep, units of the [-1, 1] range
 
 
@@ -66,7 +66,7 @@ class SpriteScorer(ModelMixin, ConfigMixin):
         )
         self.motion = nn.Linear(2 * dim, dim)
         self.look = nn.Sequential(nn.Linear(2 * inner, dim), nn.GELU(), nn.Linear(dim, dim), nn.GELU())
-        heads = {name: len(values) for name, values in CLASSES.items()} | {"colours": COLOURS}
+        heads = {name: len(values) for name, values in CLASSES.items()} | {"colors": COLORS}
         self.heads = nn.ModuleDict({name: nn.Linear(dim, size) for name, size in heads.items()})
 
     @property
@@ -78,7 +78,7 @@ class SpriteScorer(ModelMixin, ConfigMixin):
         """What a loss or a reading needs, of clips (B, 3, T, H, W) in [-1, 1].
 
         Returns:
-            Logits of each of `CLASSES`, (B, classes); `colours` (B, 6) in [0, 1]; `position` (B, T, 2), x and y as
+            Logits of each of `CLASSES`, (B, classes); `colors` (B, 6) in [0, 1]; `position` (B, T, 2), x and y as
             shares of the frame; and the `features` (B, dim).
         """
         maps = self.frames(clips.transpose(1, 2).flatten(0, 1)).unflatten(0, (clips.shape[0], clips.shape[2]))
@@ -113,9 +113,9 @@ class SpriteScorer(ModelMixin, ConfigMixin):
         shown = {name: torch.cat([part[name].float().cpu() for part in found]) for name in found[0]}
         probability = shown["motion"].softmax(dim=1).amax(dim=1)
         classes = {name: shown[name].argmax(dim=1) for name in CLASSES}
-        colours = 255 * shown["colours"].double().unflatten(1, (2, 3))
+        colors = 255 * shown["colors"].double().unflatten(1, (2, 3))
         places = motion_parts(shown["position"].double() * size)
-        return {**classes, "colours": colours, **places, "features": shown["features"], "probability": probability}
+        return {**classes, "colors": colors, **places, "features": shown["features"], "probability": probability}
 
 
 class DrawnSprites(Dataset):
@@ -150,7 +150,7 @@ class DrawnSprites(Dataset):
 
 
 def scorer_loss(found: dict[str, torch.Tensor], targets: dict[str, torch.Tensor], resolution: int) -> torch.Tensor:
-    """Cross entropies of the classes, and how far colours and, of clips with one shape, places are off.
+    """Cross entropies of the classes, and how far colors and, of clips with one shape, places are off.
 
     Args:
         found: from `SpriteScorer.forward`.
@@ -158,10 +158,10 @@ def scorer_loss(found: dict[str, torch.Tensor], targets: dict[str, torch.Tensor]
         resolution: of a frame, in pixels, as `targets` have places.
     """
     classes = sum(F.cross_entropy(found[name], targets[name]) for name in CLASSES)
-    colours = F.l1_loss(found["colours"], targets["colours"].flatten(1).float() / 255)
+    colors = F.l1_loss(found["colors"], targets["colors"].flatten(1).float() / 255)
     one_shape = (targets["motion"] != MOTIONS.index("swap"))[:, None, None]
     off = (found["position"] - targets["position"].float() / resolution).abs() * one_shape
-    return classes + 2 * colours + 10 * off.mean()
+    return classes + 2 * colors + 10 * off.mean()
 
 
 def weathered(clips: torch.Tensor) -> torch.Tensor:

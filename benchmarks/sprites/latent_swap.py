@@ -22,7 +22,7 @@ from .probes import LinearMap, Ridge, Score, mean, ratio, share
 
 CLASSES = {"motion": MOTIONS, "shape": SHAPES, "texture": TEXTURES}
 SLOW_FRAMES = 8  # a cycle; what repeats sooner is fast motion
-APART = 1.0  # pixels or colour levels of 255; points of two clips that are closer than this do not differ
+APART = 1.0  # pixels or color levels of 255; points of two clips that are closer than this do not differ
 CROP = 24  # pixels, the side of the window that follows the shape
 
 
@@ -34,8 +34,8 @@ def sprite_targets(factors: Sequence[dict]) -> dict[str, torch.Tensor]:
 
     Returns:
         Classes, (N,) int64: `motion`, `shape`, `texture`, numbered as in `CLASSES`. Points, float64:
-        `colours` (N, 2, 3) of the shape and `background` (N, 2, 3), in 0..255; `position` (N, T, 2), the shape's
-        centre (x, y) in pixels, and what adds up to it: its mean `place` (N, 1, 2), and around that `slow_motion`
+        `colors` (N, 2, 3) of the shape and `background` (N, 2, 3), in 0..255; `position` (N, T, 2), the shape's
+        center (x, y) in pixels, and what adds up to it: its mean `place` (N, 1, 2), and around that `slow_motion`
         (N, T, 2), of cycles of `SLOW_FRAMES` or more, and `fast_motion` (N, T, 2).
     """
     first = [clip["shapes"][0] for clip in factors]
@@ -43,14 +43,14 @@ def sprite_targets(factors: Sequence[dict]) -> dict[str, torch.Tensor]:
         "motion": torch.tensor([MOTIONS.index(clip["motion"]) for clip in factors]),
         "shape": torch.tensor([SHAPES.index(shape["kind"]) for shape in first]),
         "texture": torch.tensor([TEXTURES.index(shape["texture"]["kind"]) for shape in first]),
-        "colours": 255 * torch.tensor([shape["colours"] for shape in first], dtype=torch.float64),
-        "background": 255 * torch.tensor([clip["background"]["colours"] for clip in factors], dtype=torch.float64),
-        **motion_parts(torch.tensor([shape["centres"] for shape in first], dtype=torch.float64)),
+        "colors": 255 * torch.tensor([shape["colors"] for shape in first], dtype=torch.float64),
+        "background": 255 * torch.tensor([clip["background"]["colors"] for clip in factors], dtype=torch.float64),
+        **motion_parts(torch.tensor([shape["centers"] for shape in first], dtype=torch.float64)),
     }
 
 
 def motion_parts(position: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Centres (N, T, 2), with the mean place, and the slow and the fast motion around it."""
+    """Centers (N, T, 2), with the mean place, and the slow and the fast motion around it."""
     place = position.mean(dim=1, keepdim=True)
     slow = _slow(position.shape[1]) @ (position - place)
     return {"position": position, "place": place, "slow_motion": slow, "fast_motion": position - place - slow}
@@ -68,7 +68,7 @@ def cross_factors(a: dict, b: dict) -> dict:
     """The factors of the perfect reenactment: everything as in `a`, its first shape moving as that of `b` does."""
     look, moves = a["shapes"][0], b["shapes"][0]
     turned = [look["angles"][0] + angle - moves["angles"][0] for angle in moves["angles"]]
-    shape = {**look, "centres": moves["centres"], "scales": moves["scales"], "angles": turned}
+    shape = {**look, "centers": moves["centers"], "scales": moves["scales"], "angles": turned}
     return {**a, "motion": b["motion"], "motion_parameters": b["motion_parameters"], "shapes": [shape]}
 
 
@@ -113,10 +113,10 @@ def strangers(partner: torch.Tensor, seed: int = 0) -> torch.Tensor:
 def pixel_measurements(clips: torch.Tensor) -> dict[str, torch.Tensor]:
     """Simple measurements of clips (B, 3, T, H, W) in [-1, 1], for each target that is read: (B, ·) in float64.
 
-    A sprite is brighter than any background, so brightness says where the shape is: `position` is its centre of
+    A sprite is brighter than any background, so brightness says where the shape is: `position` is its center of
     gravity in each frame in pixels. `motion` holds amplitudes of that track, of the shape's area and of a window that
     follows it, by temporal frequency; `shape` and `texture` such windows and their amplitudes by spatial frequency;
-    `colours` mean colours.
+    `colors` mean colors.
     """
     pixels = (clips.double().clamp(-1, 1) + 1) / 2
     brightest = pixels.amax(dim=1)
@@ -142,27 +142,27 @@ def pixel_measurements(clips: torch.Tensor) -> dict[str, torch.Tensor]:
     size = torch.fft.rfft(area.log() - area.log().mean(dim=1, keepdim=True), dim=1).abs()
     motion = torch.cat([track.flatten(1), size, change, track.square().sum(dim=2).sqrt()], dim=1) / frames
 
-    def colour(weights: torch.Tensor) -> torch.Tensor:
+    def color(weights: torch.Tensor) -> torch.Tensor:
         return torch.einsum("bthw,bcthw->bc", weights, pixels) / (weights.sum(dim=(1, 2, 3))[:, None] + 1e-3)
 
     return {
         "motion": _with_products(motion, 1e-2),
         "shape": torch.cat([shape_mask[:, 0].flatten(1), _amplitudes(shape_mask)], dim=1),
         "texture": _with_products(texture, 1e-6),
-        "colours": torch.cat([colour(mask), colour(paleness), colour((mask - 2 * paleness).clamp(min=0))], dim=1),
+        "colors": torch.cat([color(mask), color(paleness), color((mask - 2 * paleness).clamp(min=0))], dim=1),
         "position": position.flatten(1),
     }
 
 
-def _follow(maps: torch.Tensor, centres: torch.Tensor, half: torch.Tensor) -> torch.Tensor:
-    """Square windows of maps (B, T, C, H, W) around centres (B, T, 2), `half` (B, T) pixels each way.
+def _follow(maps: torch.Tensor, centers: torch.Tensor, half: torch.Tensor) -> torch.Tensor:
+    """Square windows of maps (B, T, C, H, W) around centers (B, T, 2), `half` (B, T) pixels each way.
 
     Returns (B, T, C, CROP, CROP).
     """
-    size = centres.new_tensor([maps.shape[-1], maps.shape[-2]])
+    size = centers.new_tensor([maps.shape[-1], maps.shape[-2]])
     steps = (torch.arange(CROP, dtype=maps.dtype, device=maps.device) + 0.5) * 2 / CROP - 1
     offsets = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), dim=-1)
-    where = centres[:, :, None, None] + half[:, :, None, None, None] * offsets
+    where = centers[:, :, None, None] + half[:, :, None, None, None] * offsets
     where = 2 * where / size - 1
     windows = F.grid_sample(maps.flatten(0, 1), where.flatten(0, 1), align_corners=False)
     return windows.unflatten(0, maps.shape[:2])
@@ -201,7 +201,7 @@ class SpriteReaders:
         shown = {name: self.maps[name](x).cpu() for name, x in pixel_measurements(clips).items()}
         shown |= {name: shown[name].argmax(dim=1) for name in CLASSES}
         position = shown["position"].unflatten(1, (-1, 2))
-        return shown | {"colours": shown["colours"].unflatten(1, (2, 3)), **motion_parts(position)}
+        return shown | {"colors": shown["colors"].unflatten(1, (2, 3)), **motion_parts(position)}
 
     def scores(self, shown: dict[str, torch.Tensor], targets: dict[str, torch.Tensor]) -> dict[str, Score]:
         """How rightly M clips show M clips' factors: the accuracy of a class, the mean distance of points.
@@ -222,7 +222,7 @@ class SpriteReaders:
     def _mean_points(self) -> dict[str, torch.Tensor]:
         bias = {name: fitted.bias.cpu()[None] for name, fitted in self.maps.items()}
         return {
-            "colours": bias["colours"].unflatten(1, (2, 3)),
+            "colors": bias["colors"].unflatten(1, (2, 3)),
             **motion_parts(bias["position"].unflatten(1, (-1, 2))),
         }
 

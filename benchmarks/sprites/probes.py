@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 RESAMPLES = 1000
 DRAWN_AT_ONCE = 2**20  # clips of resamples: memory, however many clips there are
-SHRINKAGES = torch.logspace(-6, 4, 41, dtype=torch.float64)  # in mean squared lengths of the centred features
+SHRINKAGES = torch.logspace(-6, 4, 41, dtype=torch.float64)  # in mean squared lengths of the centered features
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class LinearMap:
         mean: (D,), subtracted from the features.
         weights: (D, K).
         bias: (K,), the mean of the training targets.
-        shrinkage: the one chosen, in mean squared lengths of the centred features.
+        shrinkage: the one chosen, in mean squared lengths of the centered features.
     """
 
     mean: torch.Tensor
@@ -76,8 +76,8 @@ class Ridge:
             raise ValueError("the features hold NaN or infinite values.")
         features = features.double()
         self.mean = features.mean(dim=0)
-        self.centred = features - self.mean
-        gram = self.centred @ self.centred.T
+        self.centered = features - self.mean
+        gram = self.centered @ self.centered.T
         self.unit = gram.diagonal().mean()
         eigenvalues, self.vectors = torch.linalg.eigh(gram)
         self.eigenvalues = eigenvalues.clamp(min=0)
@@ -89,8 +89,8 @@ class Ridge:
         Raises:
             ValueError: if there are not as many targets as features.
         """
-        if targets.ndim != 2 or len(targets) != len(self.centred):
-            raise ValueError(f"targets must be ({len(self.centred)}, K), but have shape {tuple(targets.shape)}.")
+        if targets.ndim != 2 or len(targets) != len(self.centered):
+            raise ValueError(f"targets must be ({len(self.centered)}, K), but have shape {tuple(targets.shape)}.")
         targets = targets.double().to(self.mean.device)
         bias = targets.mean(dim=0)
         rotated = self.vectors.T @ (targets - bias)
@@ -99,7 +99,7 @@ class Ridge:
         errors = torch.stack([self._left_out_error(rotated, unit * self.unit) for unit in SHRINKAGES.tolist()])
         shrinkage = SHRINKAGES[errors.argmin().item()].item()
         dual = self.vectors @ (rotated / (self.eigenvalues + shrinkage * self.unit)[:, None])
-        return LinearMap(self.mean, self.centred.T @ dual, bias, shrinkage)
+        return LinearMap(self.mean, self.centered.T @ dual, bias, shrinkage)
 
     def _left_out_error(self, rotated: torch.Tensor, penalty: torch.Tensor) -> torch.Tensor:
         """The mean squared error of each clip's targets as predicted from all the others; targets V^T (Y - mean)."""
@@ -130,7 +130,7 @@ def probe_classes(
 def probe_points(
     ridge: Ridge, points: torch.Tensor, test_features: torch.Tensor, test_points: torch.Tensor
 ) -> dict[str, Score]:
-    """How close points come that are regressed, such as a place in each frame or a colour.
+    """How close points come that are regressed, such as a place in each frame or a color.
 
     Args:
         points: (N, P, d), P points of d coordinates for each training clip.

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 
 from pipelines import VidTwinPipeline
 from vidgen.common.errors import UserError, run_program
-from vidgen.common.io import written_aside
+from vidgen.common.io import atomic_write
 from vidgen.common.loading import load_pipeline
 from vidgen.common.options import check_options
 from vidgen.common.plots import class_grid
@@ -33,7 +33,7 @@ from .classifier import DrawnSprites
 
 PER_MOTION, REBUILT, ON_A_SHEET = 3, 8, 8  # clips
 UNSEEN = 7_000_000  # a seed of sprites that nothing was trained on
-QUESTION = f"""Each sheet shows short video clips, one to a row: small coloured shapes move over a dark background.
+QUESTION = f"""Each sheet shows short video clips, one to a row: small colored shapes move over a dark background.
 Every second frame is shown. Say of every clip, from what you see alone:
 1. how it moves: slide (straight across the frame), bounce (up and down twice), orbit (once around the middle), spin
    (turns on the spot), zoom (grows, then shrinks), shake (a small swing to and fro), swap (two shapes trade places) or
@@ -93,7 +93,7 @@ def make_sheets(
         rows = [f"clip {start + i + 1}" for i in range(len(part))]
         sheets.append(class_grid(folder / f"sheet-{len(sheets) + 1}.png", part, rows, num_frames=part.shape[2]))
     for name, text in (("question.txt", QUESTION), ("key.json", json.dumps([key[i] for i in order], indent=1))):
-        with written_aside(folder / name) as file:
+        with atomic_write(folder / name) as file:
             file.write_text(text)
     return sheets
 

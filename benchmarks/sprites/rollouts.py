@@ -38,11 +38,11 @@ def rollout_scores(
 
     Returns:
         `windows`: for each whole window the `first_frame`, and scores: `motion`, the share that still moves as its
-        class says; `shape`, the share that still shows the first window's shape; `colours`, how far they are off the
+        class says; `shape`, the share that still shows the first window's shape; `colors`, how far they are off the
         first window's, a distance in RGB of levels of 255, so at most 441. A last window that is cut is too short to
         be read alone: the last entry then has the video's last T frames, which begin in the window before.
         `change`: the mean absolute change of a pixel, in levels of 255, from each frame to the next, (F - 1).
-        `moved`: likewise how many pixels the shape's centre moves. `seams`: what lies between two windows, the frames
+        `moved`: likewise how many pixels the shape's center moves. `seams`: what lies between two windows, the frames
         that fade and the change after them, against all other changes: ratios of `change` and `moved`, and the share
         of `jumps`, seams where a shape moves farther than anywhere in the first window of its video by a quarter and
         a pixel.
@@ -54,11 +54,11 @@ def rollout_scores(
     first = read[0]
     windows = []
     for start, shown in zip(starts, read, strict=True):
-        off = (shown["colours"] - first["colours"]).norm(dim=2).mean(dim=1)
+        off = (shown["colors"] - first["colors"]).norm(dim=2).mean(dim=1)
         scores = {
             "motion": share(shown["motion"] == labels),
             "shape": share(shown["shape"] == first["shape"]),
-            "colours": mean(off),
+            "colors": mean(off),
         }
         windows.append({"first_frame": start, **{name: asdict(score) for name, score in scores.items()}})
     change = torch.cat([v.diff(dim=2).abs().mean(dim=(1, 3, 4)) for v in videos.split(BATCH)]).double() * 127.5

@@ -20,7 +20,7 @@ from pipelines.schedulers import estimate_clean, noise_levels, normalize_latents
 from vidgen.common.progress import progress
 from vidgen.data.sprites import MOTIONS, SHAPES, subclass
 from vidgen.metrics.frechet import FeatureStatistics, frechet_distance, quiet_about_rank
-from vidgen.metrics.reconstruction import mean_colour, psnr, shrunk
+from vidgen.metrics.reconstruction import downsample_baseline, mean_color_baseline, psnr
 
 from .classifier import DrawnSprites, Reading, SpriteScorer
 from .latent_swap import CLASSES, strangers
@@ -67,10 +67,14 @@ class SpriteJobs:
 
         Returns:
             `psnr` by what was shown: `reconstructed`, the clip `shrunk` to as many values as a latent has, and its
-            mean `colour`; `rate`, the latent's values for each of the clip's.
+            mean `color`; `rate`, the latent's values for each of the clip's.
         """
         clips, values = self.sprites.clips(), self.pipeline.vae.latent_size
-        shown = {"reconstructed": self._reconstructed(), "shrunk": shrunk(clips, values), "colour": mean_colour(clips)}
+        shown = {
+            "reconstructed": self._reconstructed(),
+            "downsample": downsample_baseline(clips, values),
+            "color": mean_color_baseline(clips),
+        }
         return {
             "psnr": {name: _score(mean(psnr(made, clips))) for name, made in shown.items()},
             "rate": values / clips[0].numel(),
@@ -86,7 +90,7 @@ class SpriteJobs:
             levels: of noise, the same whatever the model's schedule (`even_timesteps`).
 
         Returns:
-            `error`, the mean square of what the estimate of normalised latents is off, made without self-conditioning;
+            `error`, the mean square of what the estimate of normalized latents is off, made without self-conditioning;
             and `chance`, the same with the sprites' mean for the estimate.
         """
         pipeline, transformer = self.pipeline, self.pipeline.transformer
@@ -217,7 +221,7 @@ def kept(shown: Reading, targets: Reading) -> dict[str, dict[str, float]]:
         targets: `sprite_targets` of the N sprites they were made from.
 
     Returns:
-        Shares for `motion`, `shape` and `texture`; for `colours` how far they are off, a distance in RGB of levels of
+        Shares for `motion`, `shape` and `texture`; for `colors` how far they are off, a distance in RGB of levels of
         255, so at most 441, and for `position`, of sprites with one shape, how many pixels.
     """
     n = len(targets["motion"])
@@ -227,7 +231,7 @@ def kept(shown: Reading, targets: Reading) -> dict[str, dict[str, float]]:
         chance = (shown[name] == targets[name][other]).double().mean().item()
         result[name] = _score(share(shown[name] == targets[name], chance))
     one_shape = targets["motion"] != MOTIONS.index("swap")
-    for name in ("colours", "position"):
+    for name in ("colors", "position"):
         counted = one_shape if name == "position" else torch.ones(n, dtype=torch.bool)
         off = _off(shown[name], targets[name])[counted]
         result[name] = _score(mean(off, _off(shown[name], targets[name][other])[counted].mean().item()))

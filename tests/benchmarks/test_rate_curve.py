@@ -41,7 +41,7 @@ def test_cpu_scale_halves_and_doubles_the_recipes_own():
 def test_orderings_are_computed_from_the_lowest_rate_up():
     def seeds(rate, psnr, lpips):
         return [
-            {"psnr": psnr + s, "lpips_squeeze": lpips - s / 10, "compression_rate": rate, "psnr_shrunk": 19.0}
+            {"psnr": psnr + s, "lpips_squeeze": lpips - s / 10, "compression_rate": rate, "psnr_downsample": 19.0}
             for s in (0, 0.2)
         ]
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from pathlib import Path
 
 from benchmarks import ablations, results
-from benchmarks.common.harness import REPOSITORY, RESULTS, from_repository
+from benchmarks.common.harness import REPOSITORY, RESULTS, from_repository, read_record
 
 
 def test_a_section_is_made_again_from_its_record(tmp_path):
@@ -41,11 +40,11 @@ def test_what_was_not_run_says_what_it_needs(tmp_path):
 def test_the_page_holds_every_program_and_every_record():
     page = (RESULTS.parent / "results.md").read_text()
     for name in results.PROGRAMS:
-        assert f"## {importlib.import_module(name).BENCHMARK.title}" in page
+        assert f"## {results._benchmark(name).title}" in page
     for path in RESULTS.glob("*/*.json"):
-        record = json.loads(path.read_text())
+        record = read_record(path)
         assert f"{record['environment']['git commit']}" in page, path
-        made = results.below(importlib.import_module(path.stem).BENCHMARK.tables(record["results"]))
+        made = results.below(results._benchmark(path.stem).tables(record["results"]))
         assert made in page, f"make results was not run after {path} or its program changed"
     for line in page.splitlines():
         if line.startswith("!["):

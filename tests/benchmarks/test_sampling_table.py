@@ -156,7 +156,7 @@ def figures(**found: tuple[str, float, float]) -> dict:
     }
     one = {"value": 0.3, "interval": [0.2, 0.4], "samples": 9, "real_samples": 9}
     evaluation = {"generated": one, "real_vs_real": one, "reconstructed": one, "detector": {"name": "d"}}
-    evaluation["mean_colour"] = {**one, "value": 5.0}
+    evaluation["mean_color"] = {**one, "value": 5.0}
     evaluation |= {"protocol": {"name": "p"}, "settings": {"guidance_scale": 2.0}}
     again = {"time_range": [0.98, 1.02]}
     common = {"solver": "DDIMScheduler", "reference": "own 50", "evaluation": evaluation, "again": again}
@@ -191,7 +191,7 @@ def test_the_table_sets_costs_against_the_references():
 def test_distances_of_an_untrained_model_are_not_judged():
     found = figures(a=("UniPC", 1.0, 0.25))
     assert "a is the cheapest" in sampling.tables(found)
-    found["evaluation"]["mean_colour"]["value"] = 0.2
+    found["evaluation"]["mean_color"]["value"] = 0.2
     text = sampling.tables(found)
     assert "the cheapest" not in text and text.endswith("nothing follows from distances.")
 

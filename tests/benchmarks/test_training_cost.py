@@ -57,7 +57,7 @@ def test_hours_and_batches_are_computed():
         "batch": 6,
         "memory": memory,
     }
-    gpu = {"name": "G", "flops": 1e14, "memory": 80e9, "utilisation": 0.5}
+    gpu = {"name": "G", "flops": 1e14, "memory": 80e9, "utilization": 0.5}
     text = training_cost.tables({"gpu": gpu, "costs": {"vae/base": cost}})
     # 24 000 clips of 3.6 TFLOP at 50 TFLOP/s are 1728 seconds; 72 GB hold 7 clips beside 16 GB, 8 beside an eighth.
     assert "| `vae/base` | 1,000 M | 3.60 | 25% | 1,000 x 24 | 0.5 | 0.1 | 0.0 |" in text

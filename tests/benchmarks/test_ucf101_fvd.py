@@ -18,7 +18,7 @@ from vidgen.common.errors import UserError
 from vidgen.metrics.protocols import get_protocol
 
 ROOT = Path(__file__).parents[2]
-DISTANCES = ("generated", "reconstructed", "real_vs_real", "mean_colour")
+DISTANCES = ("generated", "reconstructed", "real_vs_real", "mean_color")
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def test_figures_table_and_pictures(smoke):
         distance = evaluation[name]
         assert 0 < distance["interval"][0] <= distance["value"] <= distance["interval"][1]
         assert (distance["samples"], distance["real_samples"]) == (24, 24)
-    assert evaluation["real_vs_real"]["value"] < evaluation["mean_colour"]["value"]
+    assert evaluation["real_vs_real"]["value"] < evaluation["mean_color"]["value"]
     assert evaluation["settings"]["guidance_scale"] == 2.0 and evaluation["detector"]["name"] == "pooled_pixels"
     text = (smoke / "ucf101_fvd.md").read_text()
     for said in (
@@ -57,7 +57,7 @@ def test_figures_table_and_pictures(smoke):
 def test_two_processes_find_what_one_finds(smoke, tmp_path):
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "2"]
     command += ["--config_file", "configs/accelerate/ddp.yaml", "--dynamo_backend", "no", "--main_process_port", "0"]
-    command += ["benchmarks/ucf101_fvd.py", "--scale", "smoke", "--work-dir", str(tmp_path)]
+    command += ["-m", "benchmarks.ucf101_fvd", "--scale", "smoke", "--work-dir", str(tmp_path)]
     said = subprocess.run(
         [*command, "--pipeline", results(smoke)["pipeline"]],
         cwd=ROOT,

@@ -414,7 +414,7 @@ def test_from_pipe_shares_parts_and_keeps_labels(pipe):
     assert pipe.vae is not None
 
 
-def test_without_a_vae_latents_come_out_normalised(pipe, tmp_path):
+def test_without_a_vae_latents_come_out_normalized(pipe, tmp_path):
     expected = generate(pipe, output_type="latent")
     pipe.save_pretrained(tmp_path / "whole")
     alone = VidTwinPipeline.from_pretrained(tmp_path / "whole", vae=None)

@@ -78,7 +78,7 @@ def test_output_types_agree(pipe):
     assert np.abs(np.asarray(images[1][3]) / 255 - array[1, 3]).max() <= 0.5 / 255 + 1e-6
 
 
-def test_latents_are_denormalised(pipe, vae):
+def test_latents_are_denormalized(pipe, vae):
     raw = AutoencoderKLVidTwin.from_config(vae.config, latents_mean=None, latents_std=None).eval()
     plain = VidTwinPipeline(raw, pipe.transformer, pipe.scheduler)
     plain.set_progress_bar_config(disable=True)
@@ -305,7 +305,7 @@ def test_callbacks_see_and_change_latents(pipe):
     latent = pipe.vae.unpack(sample(pipe, 0, callback_on_step_end=callback))
     shape = torch.Size((1, pipe.vae.latent_size))
     assert seen == [(i, int(t), shape, STEPS) for i, t in enumerate(pipe.scheduler.timesteps)]
-    assert torch.allclose(latent.structure, torch.tensor(0.1))  # zero, denormalised
+    assert torch.allclose(latent.structure, torch.tensor(0.1))  # zero, denormalized
     assert torch.allclose(latent.dynamics, torch.tensor(-0.2))
 
 

@@ -382,7 +382,7 @@ def test_guidance_takes_a_timestep_per_stream():
     assert seen[0].shape == (4, 2)
 
 
-def test_normalisation_is_per_stream_and_invertible(vae):
+def test_normalization_is_per_stream_and_invertible(vae):
     packed = torch.randn(5, vae.latent_size)
     n_structure = torch.Size(vae.structure_shape).numel()
     normal = normalize_latents(packed, vae)

@@ -64,7 +64,7 @@ def test_the_demo_runs_whole(tmp_path):
     assert result.returncode == 0, result.stderr[-2000:]
     assert "First picture" in result.stdout
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["psnr_mean_colour"] < summary["psnr_shrunk"]
+    assert summary["psnr_mean_color"] < summary["psnr_downsample"]
     assert {"psnr", "ssim", "frechet_generated", "frechet_real_vs_real", "seconds"} <= set(summary)
     page = (tmp_path / "report.html").read_text()
     assert page.count("data:video/mp4") == 3

@@ -46,7 +46,7 @@ ANY_FOLDER = "(?:[^\\s/]+/)*"
 # --- runs -----------------------------------------------------------------------------------------------------------
 
 
-class Stopped(Exception):
+class RunCancelled(Exception):
     """The visitor cancelled the run, or is gone."""
 
 
@@ -59,9 +59,9 @@ class Run:
     stop: threading.Event
 
     def check(self) -> None:
-        """Raises `Stopped` where nobody waits for it any more."""
+        """Raises `RunCancelled` where nobody waits for it any more."""
         if self.stop.is_set():
-            raise Stopped
+            raise RunCancelled
 
 
 class Turns:
@@ -73,7 +73,7 @@ class Turns:
 
     @contextmanager
     def take(self, session: str | None, word: str) -> Iterator[Run]:
-        """The model for the length of the block; raises `Stopped` if that came first."""
+        """The model for the length of the block; raises `RunCancelled` if that came first."""
         run = Run(session, word, threading.Event())
         self._runs.add(run)
         try:
@@ -257,7 +257,7 @@ class Studio:
         try:
             with self.turns.take(request.session_hash, word) as run:
                 yield run
-        except Stopped as error:
+        except RunCancelled as error:
             raise gr.Error("Cancelled.", print_exception=False) from error
         except ValueError as error:
             # A path would tell where files lie, and the visitor knows the file by its name.

@@ -14,7 +14,7 @@ class UserError(ValueError):
     """Something the user gave is wrong; the message says what, where, and what would be right."""
 
 
-class Stopped(Exception):
+class TrainingInterrupted(Exception):
     """The program was asked to end by a signal, and did so in good order; the message says how to go on."""
 
     def __init__(self, message: str, signal_number: int) -> None:
@@ -51,7 +51,7 @@ def run_program(main: Callable[[], None]) -> None:
         _leave_process_group()
     except UserError as error:
         sys.exit(_say(f"error: {error}", code=2))
-    except Stopped as stop:
+    except TrainingInterrupted as stop:
         _leave_process_group()
         sys.exit(_say(str(stop), code=stop.code))
     except KeyboardInterrupt:

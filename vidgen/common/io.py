@@ -31,7 +31,7 @@ def to_uint8(clip: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def written_aside(path: str | os.PathLike) -> Iterator[Path]:
+def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path beside `path`, with its suffix; what is written there becomes `path` at the end.
 
     Folders are made as needed. If the block raises, `path` is left as it was and the temporary file is removed.
@@ -47,8 +47,8 @@ def written_aside(path: str | os.PathLike) -> Iterator[Path]:
 
 
 @contextmanager
-def written_aside_folder(folder: str | os.PathLike) -> Iterator[Path]:
-    """As `written_aside` for a whole folder: what is written into the yielded one replaces `folder` at the end."""
+def atomic_dir(folder: str | os.PathLike) -> Iterator[Path]:
+    """As `atomic_write` for a whole folder: what is written into the yielded one replaces `folder` at the end."""
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from .io import to_uint8, written_aside
+from .io import atomic_write, to_uint8
 
 FRAME_SIDE = 96  # pixels; the short side that enlarged frames reach, and beyond twice which large ones are shrunk
 GAP = 6
@@ -132,7 +132,7 @@ def save_clip_grid_video(
 ) -> Path:
     """A grid of clips that move together, as an endlessly looping `.gif` or an H.264 `.mp4`, by the name's ending.
 
-    A GIF counts time in hundredths of a second (8 fps becomes 8.3) and shows 256 colours.
+    A GIF counts time in hundredths of a second (8 fps becomes 8.3) and shows 256 colors.
 
     Args:
         clips: (N, 3, T, H, W) in [-1, 1], filled in row by row.
@@ -162,13 +162,13 @@ def save_clip_grid_video(
 
         write_video(path, np.stack([np.asarray(frame) for frame in frames]), fps)
         return path
-    frames = _in_256_colours(frames)
-    with written_aside(path) as unfinished:
+    frames = _in_256_colors(frames)
+    with atomic_write(path) as unfinished:
         frames[0].save(unfinished, save_all=True, append_images=frames[1:], duration=round(1000 / fps), loop=0)
     return path
 
 
-# --- the sheet: labelled cells in rows and columns ---------------------------------------------------------------
+# --- the sheet: labeled cells in rows and columns ---------------------------------------------------------------
 
 
 def _sheet(
@@ -231,7 +231,7 @@ def _frame(clip: torch.Tensor, t: int) -> Image.Image:
     return image
 
 
-def _in_256_colours(images: list[Image.Image]) -> list[Image.Image]:
+def _in_256_colors(images: list[Image.Image]) -> list[Image.Image]:
     """Images of one size in one palette, ordered-dithered: gradients stay smooth and still parts do not flicker.
 
     The streamed GIFs of `vidgen.data.streams` have a palette for each frame: closer, but paper would not stay white.
@@ -249,7 +249,7 @@ def _save_image(path: str | os.PathLike, image: Image.Image) -> Path:
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise ValueError(f"{path}: a picture is written as .png.")
-    with written_aside(path) as unfinished:
+    with atomic_write(path) as unfinished:
         image.save(unfinished, optimize=True)
     return path
 
@@ -326,13 +326,13 @@ def loss_curves(path: str | os.PathLike, metrics_jsonl: str | os.PathLike, keys:
         axes.tick_params(labelsize=8)
         if i >= len(shown) - columns:
             axes.set_xlabel("step", fontsize=9)
-    with written_aside(path) as unfinished:
+    with atomic_write(path) as unfinished:
         figure.savefig(unfinished, format="png")
     return Path(path)
 
 
 def _smoothed(values: list[float], window: int) -> np.ndarray:
-    """The mean of each value and the `window` before and after it: centred, so nothing lags."""
+    """The mean of each value and the `window` before and after it: centered, so nothing lags."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
     i = np.arange(len(values))
     first, last = np.maximum(i - window, 0), np.minimum(i + window + 1, len(values))
@@ -358,6 +358,6 @@ def dataset_histograms(
         axes.set_xlabel(label)
         axes.set_ylabel("videos")
         axes.spines[["top", "right"]].set_visible(False)
-    with written_aside(path) as unfinished:
+    with atomic_write(path) as unfinished:
         figure.savefig(unfinished)
     return Path(path)

@@ -15,7 +15,7 @@ import torch
 
 from ..data.video_file import file_url
 from .errors import UserError
-from .io import written_aside
+from .io import atomic_write
 
 HIGHEST_RATE = 1000  # frames a second; a slip of the finger would else ask for gigabytes of frames
 
@@ -53,7 +53,7 @@ def mp4_file(
     browsers play; yuv444p, which they do not, where one is odd. `threads`: 0 is one for each core.
     """
     with (
-        written_aside(path) as unfinished,
+        atomic_write(path) as unfinished,
         av.open(file_url(unfinished), "w", format="mp4", options={"movflags": "faststart"}) as container,
     ):
         # Without x264's macroblock tree, which on small frames decides differently from run to run.
@@ -62,8 +62,8 @@ def mp4_file(
         stream.width, stream.height = width, height
         stream.pix_fmt = "yuv444p" if width % 2 or height % 2 else "yuv420p"
         # Name the matrix that PyAV converts with, BT.601; players would guess BT.709 for large frames.
-        colours = stream.codec_context
-        colours.color_range, colours.colorspace, colours.color_primaries, colours.color_trc = 1, 6, 6, 6
+        colors = stream.codec_context
+        colors.color_range, colors.colorspace, colors.color_primaries, colors.color_trc = 1, 6, 6, 6
 
         def add(frame: np.ndarray) -> None:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))

@@ -21,7 +21,7 @@ from pathlib import Path
 import av
 from av.video.reformatter import VideoReformatter
 
-from ..common.io import written_aside
+from ..common.io import atomic_write
 from .streams import own_rate
 from .types import VideoSource
 from .video_file import VideoError
@@ -236,6 +236,6 @@ def _serve(connection: multiprocessing.connection.Connection, inspect: Callable[
 def write_reports(file: str | os.PathLike, reports: Sequence[VideoReport]) -> Path:
     """A JSONL file with the reports of all but good videos, sorted by path; keys as in `VideoReport`."""
     lines = [json.dumps(asdict(r)) for r in sorted(reports, key=lambda report: report.path) if r.kind != "good"]
-    with written_aside(file) as unfinished:
+    with atomic_write(file) as unfinished:
         unfinished.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     return Path(file)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch.utils.data import Dataset
 
-from ..common.io import to_uint8, written_aside
+from ..common.io import atomic_write, to_uint8
 from .decoders import ClipReader
 from .listing import find_videos, list_train_and_validation, list_training_videos, list_videos, split_validation
 from .types import VideoFile
@@ -133,7 +133,7 @@ class ClipDataset(Dataset):
     def id2label(self) -> dict[int, str]:
         return dict(enumerate(self.classes))
 
-    def centred(self) -> ClipDataset:
+    def centered(self) -> ClipDataset:
         """The same videos, one clip from the middle of each."""
         return ClipDataset(
             self.files,
@@ -192,7 +192,7 @@ class ClipDataset(Dataset):
             in_time, down, across = (visit + 0.5) / self.clips_per_video, 0.5, 0.5
         start = in_time * probe(path).latest_start(fps=self.fps, num_frames=self.num_frames)
         frames, fallback = self.reader.read(path, start=start, fps=self.fps, num_frames=self.num_frames)
-        # Resized as bytes, which is within one grey level of resizing floats, and five times as fast or more.
+        # Resized as bytes, which is within one gray level of resizing floats, and five times as fast or more.
         pixels = crop(resize_to_cover(rearrange(frames, "t h w c -> c t h w"), self.size), self.size, down, across)
         if self.train and self.flip and rng.random() < 0.5:
             pixels = pixels.flip(-1)
@@ -244,6 +244,6 @@ class BadVideos:
         if new:
             self.reasons.update(new)
             lines = [json.dumps({"path": path, "reason": reason}) + "\n" for path, reason in self.reasons.items()]
-            with written_aside(self.file) as unfinished:
+            with atomic_write(self.file) as unfinished:
                 unfinished.write_text("".join(lines), encoding="utf-8")
         return len(new)

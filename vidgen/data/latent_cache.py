@@ -28,7 +28,7 @@ from autoencoder import AutoencoderKLVidTwin, TwinPosterior
 from pipelines.finite import non_finite_message
 
 from ..common.errors import UserError
-from ..common.io import written_aside
+from ..common.io import atomic_write
 from ..common.loading import weights_hash
 from ..common.progress import progress
 from .config import DataConfig, EncodingConfig, LatentsConfig
@@ -302,7 +302,7 @@ def encode_shards(
                 "clips": len(tensors["mean"]),
                 "skipped": list(dict.fromkeys(skipped)),
             }
-            with written_aside(shard_path(folder, shard, len(ranges))) as path:
+            with atomic_write(shard_path(folder, shard, len(ranges))) as path:
                 save_file(tensors, path, {"vidgen": json.dumps(said)})
             rows, skipped, shard = {}, [], next(todo, None)
     return fallbacks
@@ -346,7 +346,7 @@ def write_index(
         ],
         "videos": [[relative_path(file.path, root), file.label] for file in clips.files],
     }
-    with written_aside(folder / INDEX) as path:
+    with atomic_write(folder / INDEX) as path:
         path.write_text(json.dumps(index))
 
 
@@ -377,7 +377,7 @@ class LatentCache(Dataset):
     """The latents of a data set under one VAE, read from disk as they are asked for.
 
     Asked for by index, or by (epoch, index): the latents are the same in every epoch. An item is a dict: `mean` (L,),
-    float32, as encoded (not normalised); with `with_logvar` also `logvar` (L,); `label`, -1 where there is none;
+    float32, as encoded (not normalized); with `with_logvar` also `logvar` (L,); `label`, -1 where there is none;
     `index`, its number, for `describe`. Shards are mapped into memory, so a cache larger than the memory can be read,
     and the workers of a loader share what has been read.
 

@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..common.errors import UserError
-from ..common.io import refuse_to_replace, written_aside_folder
+from ..common.io import atomic_dir, refuse_to_replace
 from ..common.options import expand_home
 from .formats import LeftOut, has_video_ending, is_hidden, is_other_content
 from .types import ShardMember, VideoFile, VideoSource
@@ -73,7 +73,7 @@ def write_shards(
     refuse_to_replace(folder, OURS)
     unreadable: list[tuple[str, str]] = []
     try:
-        with written_aside_folder(folder) as aside:
+        with atomic_dir(folder) as aside:
             aside.mkdir()
             limits = dict(maxsize=shard_size_mb * 1e6, maxcount=max_count, verbose=0, mtime=0)
             with ShardWriter(str(aside).replace("%", "%%") + "/shard-%06d.tar", **limits) as shards:

@@ -1,6 +1,6 @@
-"""Sprites: a small labelled video set drawn by formula, for the demo and the tests.
+"""Sprites: a small labeled video set drawn by formula, for the demo and the tests.
 
-One large shape (two in `swap`), a bright colour and its tint, moves over a dark gradient of another. What it looks
+One large shape (two in `swap`), a bright color and its tint, moves over a dark gradient of another. What it looks
 like is drawn independently of how it moves, so appearance is "structure" and the class is the motion; every factor is
 kept beside its clip. Few things are left to chance, so that a model of minutes can learn them all.
 
@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from ..common.errors import UserError
-from ..common.io import written_aside
+from ..common.io import atomic_write
 from ..common.progress import progress
 from .video import write_video
 
@@ -38,7 +38,7 @@ def sample_factors(
     """Draw everything `render_sprite` needs; a pure function of `rng`'s state, and plain JSON types throughout.
 
     The appearance is drawn before the motion, from the same numbers for every class. Per shape: `kind`, `size`
-    (diameter), `colours` (two, RGB in [0, 1]), `texture`, and for each frame `centres` (x, y), `angles`, `scales`.
+    (diameter), `colors` (two, RGB in [0, 1]), `texture`, and for each frame `centers` (x, y), `angles`, `scales`.
     Raises `UserError` for an unknown motion.
     """
     if motion not in MOTIONS:
@@ -46,8 +46,8 @@ def sample_factors(
     background = _sample_background(rng)
     shapes = [_sample_shape(rng, resolution) for _ in range(2)]
     parameters, tracks = _TRACKS[motion](rng, [s["size"] / resolution for s in shapes], num_frames)
-    for shape, (centres, angles, scales) in zip(shapes, tracks, strict=False):
-        shape["centres"] = np.round(np.broadcast_to(centres, (num_frames, 2)) * resolution, 3).tolist()
+    for shape, (centers, angles, scales) in zip(shapes, tracks, strict=False):
+        shape["centers"] = np.round(np.broadcast_to(centers, (num_frames, 2)) * resolution, 3).tolist()
         shape["angles"] = np.round(np.broadcast_to(angles, num_frames) + shape.pop("tilt"), 3).tolist()
         shape["scales"] = np.round(np.broadcast_to(scales, num_frames), 4).tolist()
     return {
@@ -69,7 +69,7 @@ def _sample_background(rng: np.random.Generator) -> dict:
     hue, saturation = _uniform(rng, 0, 1), _uniform(rng, 0.2, 0.5)
     values = _uniform(rng, 0.1, 0.2), _uniform(rng, 0.4, 0.55)
     return {
-        "colours": [_rgb(hue, saturation, value) for value in values],
+        "colors": [_rgb(hue, saturation, value) for value in values],
         "angle": _uniform(rng, 0, 360),
         "wave": {
             "amplitude": _uniform(rng, 0.02, 0.04),
@@ -91,7 +91,7 @@ def _sample_shape(rng: np.random.Generator, resolution: int) -> dict:
     return {
         "kind": kind,
         "size": round(size, 3),
-        "colours": [_rgb(hue, saturation, value), _rgb(hue, 0.4 * saturation, value)],
+        "colors": [_rgb(hue, saturation, value), _rgb(hue, 0.4 * saturation, value)],
         "texture": texture,
         "tilt": _uniform(rng, -25, 25),
     }
@@ -103,7 +103,7 @@ def _rgb(hue: float, saturation: float, value: float) -> list[float]:
 
 # --- how it moves ------------------------------------------------------------------------------------------------
 # Each function takes (rng, sizes, num_frames), lengths in frame widths, and returns the parameters of the motion and,
-# for each shape shown, its (centres, angles, scales) over the frames. What repeats, repeats in step with the clip.
+# for each shape shown, its (centers, angles, scales) over the frames. What repeats, repeats in step with the clip.
 
 Motion = tuple[dict, list[tuple]]
 
@@ -113,7 +113,7 @@ def _turn(rng: np.random.Generator) -> int:
 
 
 def _place(rng: np.random.Generator) -> list[float]:
-    """A centre so near the middle that the largest shape stays in the frame, zoomed or shaken."""
+    """A center so near the middle that the largest shape stays in the frame, zoomed or shaken."""
     return [_uniform(rng, 0.35, 0.65), _uniform(rng, 0.35, 0.65)]
 
 
@@ -213,13 +213,13 @@ def render_sprite(factors: dict) -> np.ndarray:
 
 
 def _background(background: dict, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Two colours blending across the frame, with one faint wave of light on top; (H, W, 3) in [0, 1]."""
+    """Two colors blending across the frame, with one faint wave of light on top; (H, W, 3) in [0, 1]."""
 
     def along(degrees: float) -> np.ndarray:
         angle = np.radians(degrees)
         return (x - 0.5) * np.cos(angle) + (y - 0.5) * np.sin(angle)
 
-    first, second = np.array(background["colours"], dtype=np.float32)
+    first, second = np.array(background["colors"], dtype=np.float32)
     blend = np.clip(0.5 + along(background["angle"]), 0, 1)[..., None]
     wave = background["wave"]
     light = wave["amplitude"] * np.sin(2 * np.pi * wave["cycles"] * along(wave["angle"]) + np.radians(wave["phase"]))
@@ -228,10 +228,10 @@ def _background(background: dict, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def _paint(clip: np.ndarray, shape: dict, x: np.ndarray, y: np.ndarray) -> None:
     """Draw one shape over every frame of `clip`, in place."""
-    centres = np.array(shape["centres"], dtype=np.float32)[:, :, None, None]
+    centers = np.array(shape["centers"], dtype=np.float32)[:, :, None, None]
     scales = np.array(shape["scales"], dtype=np.float32)[:, None, None]
     angles = np.radians(np.array(shape["angles"], dtype=np.float32))[:, None, None]
-    dx, dy = (x - centres[:, 0]) / scales, (y - centres[:, 1]) / scales
+    dx, dy = (x - centers[:, 0]) / scales, (y - centers[:, 1]) / scales
     u = dx * np.cos(angles) + dy * np.sin(angles)  # the shape's own axes
     v = dy * np.cos(angles) - dx * np.sin(angles)
     radius = shape["size"] / 2
@@ -245,8 +245,8 @@ def _paint(clip: np.ndarray, shape: dict, x: np.ndarray, y: np.ndarray) -> None:
         second = np.clip(0.5 + w * scales, 0, 1)
     else:
         second = np.clip(0.5 + 2 * np.sin(np.pi * texture["cycles"] * w / radius), 0, 1)
-    first_colour, second_colour = np.array(shape["colours"], dtype=np.float32)
-    fill = first_colour + second[..., None] * (second_colour - first_colour)
+    first_color, second_color = np.array(shape["colors"], dtype=np.float32)
+    fill = first_color + second[..., None] * (second_color - first_color)
     clip += coverage * (fill - clip)
 
 
@@ -304,7 +304,7 @@ def write_sprites(
         rng = np.random.default_rng([seed, label, index])
         factors = sample_factors(rng, motion, resolution=resolution, num_frames=num_frames, fps=fps)
         path = Path(root) / motion / f"{motion}_{index:04d}.mp4"
-        with written_aside(path.with_suffix(".json")) as unfinished:
+        with atomic_write(path.with_suffix(".json")) as unfinished:
             unfinished.write_text(json.dumps(factors) + "\n")
         return write_video(path, render_sprite(factors), fps), subclass(factors)
 
@@ -312,7 +312,7 @@ def write_sprites(
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # numpy and x264 both let go of the GIL
         done = pool.map(write, tasks)
         written = list(progress(done, "sprites", total=len(tasks)) if show_progress else done)
-    with written_aside(Path(root) / "shapes.csv") as unfinished, unfinished.open("w", newline="") as file:
+    with atomic_write(Path(root) / "shapes.csv") as unfinished, unfinished.open("w", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["path", "label"])
         table.writerows([path.relative_to(root).as_posix(), label] for path, label in written)

@@ -25,7 +25,7 @@ from av.video.reformatter import VideoReformatter
 from PIL import Image
 
 from ..common.errors import UserError
-from ..common.io import refuse_to_replace, written_aside, written_aside_folder
+from ..common.io import atomic_dir, atomic_write, refuse_to_replace
 from .video import VideoError, VideoIndex, decode_frames, exact_rate, mp4_file, short_reason, to_rgb
 from .video_file import file_url
 from .video_index import find_long_gaps, prove_index
@@ -219,7 +219,7 @@ def open_writer(path: str | os.PathLike, *, fps: float | Fraction, width: int, h
     """A writer of what the ending of `path` says, for frames of one size, at `fps` frames per second:
 
     - `.mp4`: H.264, with exactly this size, frame count and rate. Where a side is odd, browsers do not play it, as
-      its colours must then be stored in full (yuv444p).
+      its colors must then be stored in full (yuv444p).
     - `.gif`: endlessly looping, with a palette for each frame. Its clock counts hundredths of a second, to which each
       frame is rounded; above 50 frames per second some are left out, as browsers slow such GIFs down.
     - no ending, or a final `/`: a folder with `frame_000000.png`, `frame_000001.png` ... It replaces a folder that is
@@ -266,7 +266,7 @@ def _gif_file(path: Path, *, fps: Fraction, width: int, height: int) -> Iterator
 
     last_delay = str(max(FASTEST_GIF, round(100 / fps)))
     with (
-        written_aside(path) as unfinished,
+        atomic_write(path) as unfinished,
         av.open(file_url(unfinished), "w", format="gif", options={"final_delay": last_delay}) as container,
     ):
         stream = container.add_stream("gif", rate=100)
@@ -300,7 +300,7 @@ def _gif_file(path: Path, *, fps: Fraction, width: int, height: int) -> Iterator
 @contextmanager
 def _png_folder(path: Path) -> Iterator[AddFrame]:
     """Yield a function that adds a frame; all of them are in `path` when the block ends."""
-    with written_aside_folder(path) as unfinished:
+    with atomic_dir(path) as unfinished:
         unfinished.mkdir()
         count = 0
 

@@ -27,7 +27,7 @@ from pipelines import VidTwinPipeline
 
 from ..common.config import load_config
 from ..common.errors import run_program
-from ..common.io import written_aside
+from ..common.io import atomic_write
 from ..common.loading import SHIPPED_MODEL
 from ..common.options import expand_home
 from ..common.plots import class_grid, component_grid, loss_curves, reenactment_grid, save_clip_grid_video
@@ -36,7 +36,7 @@ from ..data.dataset import ClipDataset, collate_clips
 from ..data.sprites import write_sprites
 from ..metrics.detectors import get_detector
 from ..metrics.frechet import FeatureStatistics, RankDeficientWarning, frechet_distance
-from ..metrics.reconstruction import ReconstructionMetrics, mean_colour, shrunk
+from ..metrics.reconstruction import ReconstructionMetrics, downsample_baseline, mean_color_baseline
 from ..training.config import DiTTrainingConfig
 from .launch import launch_training
 from .report import Report
@@ -103,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     summary["seconds"] = round(time.monotonic() - started, 1)
 
     announce("6/6  Writing the report")
-    with written_aside(root / "summary.json") as path:
+    with atomic_write(root / "summary.json") as path:
         path.write_text(json.dumps(summary, indent=2) + "\n")
     page = write_report(summary, pipeline, root)
     show(summary)
@@ -153,13 +153,13 @@ def clip_batches(dataset: ClipDataset, indices: Sequence[int], size: int = 16) -
 @torch.no_grad()
 def reconstruction(vae: AutoencoderKLVidTwin, validation: ClipDataset, root: Path) -> dict[str, float]:
     """PSNR and SSIM of held-out clips beside two references, with the pictures of both latents' roles."""
-    metrics = {name: ReconstructionMetrics() for name in ("", "_mean_colour", "_shrunk", "_structure", "_dynamics")}
+    metrics = {name: ReconstructionMetrics() for name in ("", "_mean_color", "_downsample", "_structure", "_dynamics")}
     for clips in clip_batches(validation, range(len(validation))):
         latents = vae.encode(clips.to(vae.device, vae.dtype)).latent_dist.mode()
         for components, name in zip(COMPONENTS, ("", "_structure", "_dynamics"), strict=True):
             metrics[name].update(vae.decode(latents, components).sample.float().cpu(), clips)
-        metrics["_mean_colour"].update(mean_colour(clips), clips)
-        metrics["_shrunk"].update(shrunk(clips, vae.latent_size), clips)
+        metrics["_mean_color"].update(mean_color_baseline(clips), clips)
+        metrics["_downsample"].update(downsample_baseline(clips, vae.latent_size), clips)
 
     clips = first_clips(validation)
     latents = vae.unpack(vae.encode(clips.to(vae.device, vae.dtype)).latent_dist.mode())
@@ -217,7 +217,7 @@ def generation(pipeline: VidTwinPipeline, train: ClipDataset, per_class: int, ro
         "reconstructed": [
             pipeline.vae(x.to(pipeline.device, pipeline.vae.dtype)).sample.float().cpu().clamp(-1, 1) for x in real
         ],
-        "mean_colour": [mean_colour(x) for x in real],
+        "mean_color": [mean_color_baseline(x) for x in real],
     }
 
     def statistics(batches: list[torch.Tensor]) -> FeatureStatistics:
@@ -247,7 +247,7 @@ def write_report(summary: dict[str, Any], pipeline: VidTwinPipeline, root: Path)
     report.figures(
         {
             "reconstruction": f"{summary['psnr']:.2f} dB",
-            "the clip's mean colour": f"{summary['psnr_mean_colour']:.2f} dB",
+            "the clip's mean color": f"{summary['psnr_mean_color']:.2f} dB",
             "clip as a latent": f"{100 * vae.compression_rate:.2f} %",
             "Fréchet distance, generated": summary["frechet_generated"],
             "real against real": summary["frechet_real_vs_real"],
@@ -270,10 +270,10 @@ def write_report(summary: dict[str, Any], pipeline: VidTwinPipeline, root: Path)
             ["generated against real", summary["frechet_generated"]],
             ["reconstructed against real (what the autoencoder costs)", summary["frechet_reconstructed"]],
             ["real against real (the noise level)", summary["frechet_real_vs_real"]],
-            ["mean colour against real (what no shapes at all would score)", summary["frechet_mean_colour"]],
+            ["mean color against real (what no shapes at all would score)", summary["frechet_mean_color"]],
         ],
         ["clips", "Fréchet distance"],
-        f"On {summary['frechet_clips']} clips a side and 128 measurements of colour, place, detail and motion each "
+        f"On {summary['frechet_clips']} clips a side and 128 measurements of color, place, detail and motion each "
         f"(detector {summary['frechet_detector']}, vidgen/metrics/detectors.py); lower is closer.",
     )
     report.section(
@@ -288,8 +288,12 @@ def write_report(summary: dict[str, Any], pipeline: VidTwinPipeline, root: Path)
             ["both latents", summary["psnr"], summary["ssim"]],
             ["structure alone", summary["psnr_structure"], summary["ssim_structure"]],
             ["dynamics alone", summary["psnr_dynamics"], summary["ssim_dynamics"]],
-            ["the clip's one mean colour", summary["psnr_mean_colour"], summary["ssim_mean_colour"]],
-            ["the clip shrunk to as many values as the latent", summary["psnr_shrunk"], summary["ssim_shrunk"]],
+            ["the clip's one mean color", summary["psnr_mean_color"], summary["ssim_mean_color"]],
+            [
+                "rate-matched downsampling",
+                summary["psnr_downsample"],
+                summary["ssim_downsample"],
+            ],
         ],
         ["held-out clips rebuilt from", "PSNR, dB", "SSIM"],
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from ..common.errors import Stopped, UserError, handle_signals
+from ..common.errors import TrainingInterrupted, UserError, handle_signals
 
 REPOSITORY = Path(__file__).parents[2]
 SECONDS_TO_STOP = 60  # for a program to write its checkpoint after a signal; then it is killed
@@ -32,7 +32,7 @@ def launch_training(program: str, config: str, settings: Sequence[str], override
 
     Raises:
         UserError: if the program fails, after it has printed the reason.
-        Stopped: if this process received a signal, after the training ended.
+        TrainingInterrupted: if this process received a signal, after the training ended.
     """
     arguments = [program, "--config", f"configs/{config}", *settings, *overrides]
     print(f"$ accelerate launch {shlex.join(arguments)}", flush=True)
@@ -49,13 +49,13 @@ def run_until_signal(command: Sequence[str]) -> int:
     A signal that asks this process to end is passed on to the whole group, so nothing that was started runs on.
 
     Raises:
-        Stopped: if such a signal came, once the group has ended.
+        TrainingInterrupted: if such a signal came, once the group has ended.
     """
     with handle_signals(_raise_stop, SIGNALS):
         process = subprocess.Popen(command, start_new_session=True)
         try:
             return process.wait()
-        except Stopped as stop:
+        except TrainingInterrupted as stop:
             _end_group(process, stop.code - 128)
             raise
         except BaseException:
@@ -85,4 +85,4 @@ def _signal_group(process: subprocess.Popen, number: int) -> bool:
 
 
 def _raise_stop(number: int, frame: FrameType | None) -> NoReturn:
-    raise Stopped(f"stopped by {signal.Signals(number).name}", number)
+    raise TrainingInterrupted(f"stopped by {signal.Signals(number).name}", number)

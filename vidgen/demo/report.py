@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.environment import environment
-from ..common.io import written_aside
+from ..common.io import atomic_write
 
 IMAGES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".gif": "image/gif", ".webp": "image/webp"}
 VIDEOS = {".mp4": "video/mp4", ".webm": "video/webm"}
@@ -134,7 +134,7 @@ class Report:
     def save(self, path: str | os.PathLike, facts: Mapping[str, Any] | None = None) -> Path:
         """Write the page, whole or not at all, with `facts` in its footer: `environment()` by default."""
         page = self._page(environment() if facts is None else facts)
-        with written_aside(path) as unfinished:
+        with atomic_write(path) as unfinished:
             unfinished.write_text(page, encoding="utf-8")
         return Path(path)
 

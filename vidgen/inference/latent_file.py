@@ -20,7 +20,7 @@ from autoencoder.latents import layout_metadata, read_layout
 from autoencoder.tiling import ClipGeometry
 
 from ..common.errors import UserError
-from ..common.io import written_aside
+from ..common.io import atomic_write
 from .streaming import WindowLatents, window_geometry, window_starts
 
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
@@ -53,7 +53,7 @@ def write_latents(
     values = geometry.num_tiles * vae.latent_size
     metadata = layout_metadata(vae.structure_shape, vae.dynamics_shape, geometry)
     metadata |= {"fps": str(Fraction(fps)), "model_sha256": model_hash}
-    with written_aside(path) as unfinished, unfinished.open("wb") as file:
+    with atomic_write(path) as unfinished, unfinished.open("wb") as file:
         file.write(_header(values, vae.dtype, metadata))
         for _, latents in video:
             packed = latents.pack().cpu().contiguous()

@@ -32,7 +32,7 @@ from autoencoder.tiling import ClipGeometry
 from pipelines.rollout import rollout
 
 from ..common.errors import UserError
-from ..common.io import refuse_to_replace, written_aside_folder
+from ..common.io import atomic_dir, refuse_to_replace
 from ..common.loading import SHIPPED_MODEL, is_pipeline, load_pipeline, load_vae, weights_hash
 from ..common.plots import dataset_histograms
 from ..common.precision import place_model
@@ -280,7 +280,7 @@ def convert(
     overrides = {"num_attention_heads": attention_heads, "qformer_heads": qformer_heads}
     given = {name: value for name, value in overrides.items() if value is not None}
     vae = AutoencoderKLVidTwin.from_single_file(checkpoint, dtype=getattr(torch, dtype), **given)
-    with written_aside_folder(folder) as aside:
+    with atomic_dir(folder) as aside:
         vae.save_pretrained(aside)
     print(f"{folder}: {vae.num_parameters():,} parameters, {vae.compression_rate:.3%} of a clip")
     return Path(folder)

@@ -1,4 +1,4 @@
-"""What is minimised: the VAE's reconstruction objective and the DiT's denoising objective.
+"""What is minimized: the VAE's reconstruction objective and the DiT's denoising objective.
 
 Both are modules whose forward takes a batch and returns the loss with its terms, so that DDP, FSDP and mixed
 precision wrap one call per step.

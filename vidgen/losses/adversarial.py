@@ -1,4 +1,4 @@
-"""A discriminator of patches, what it minimises, and what the autoencoder minimises against it."""
+"""A discriminator of patches, what it minimizes, and what the autoencoder minimizes against it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class PatchDiscriminator(nn.Module):
 
     Args:
         config: `discriminator`, `channels` and `num_layers` are read.
-        in_channels: colour channels of a clip.
+        in_channels: color channels of a clip.
 
     Raises:
         UserError: if `discriminator` is unknown, or a size is less than 1.
@@ -91,7 +91,7 @@ class PatchDiscriminator(nn.Module):
         return conv
 
 
-class DiscriminatorObjective(nn.Module):
+class DiscriminatorLoss(nn.Module):
     """Both sides of the game, so that one wrapped call, and one mixed precision, serves either.
 
     | `gan.loss` | discriminator | generator |
@@ -126,7 +126,7 @@ class DiscriminatorObjective(nn.Module):
         self.discriminator.check_size(height, width)
 
     def forward(self, fake: torch.Tensor, real: torch.Tensor | None = None) -> Losses:
-        """What the discriminator minimises, given both; what the generator minimises, given `fake` alone.
+        """What the discriminator minimizes, given both; what the generator minimizes, given `fake` alone.
 
         Args:
             fake: reconstructions (B, C, T, H, W) in about [-1, 1]; detach them for the discriminator's own step.

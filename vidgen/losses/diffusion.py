@@ -1,4 +1,4 @@
-"""What the DiT minimises: the denoising objective."""
+"""What the DiT minimizes: the denoising objective."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TIMESTEP_SAMPLINGS = ("uniform", "logit_normal")
 DRAWS = 5  # numbers in [0, 1) that a clip's loss is drawn with, besides noise
 
 
-class DiffusionObjective(nn.Module):
+class DiffusionLoss(nn.Module):
     """Mean squared error of the DiT's prediction on noised latents, at randomly drawn timesteps.
 
     The target is the scheduler's `prediction_type`: x0 (`sample`, the paper), `epsilon`, `v_prediction`, or
@@ -79,7 +79,7 @@ class DiffusionObjective(nn.Module):
         """One step's loss. All that is random in it comes from `noise` and `uniform`, drawn here where not given.
 
         Args:
-            latents: normalised and packed, (B, L).
+            latents: normalized and packed, (B, L).
             labels: class ids (B,); an unconditional transformer has no use for them.
             noise: standard normal (B, L).
             uniform: in [0, 1), (B, DRAWS) or more.
@@ -178,7 +178,7 @@ def denoising_target(
         return noise
     if prediction_type == "v_prediction":  # Salimans and Ho, arXiv 2202.00512
         return alpha * noise - sigma * clean
-    if prediction_type == "flow_prediction":  # Liu et al., arXiv 2209.03003; Diffusers' time runs towards the noise
+    if prediction_type == "flow_prediction":  # Liu et al., arXiv 2209.03003; Diffusers' time runs toward the noise
         return noise - clean
     raise ValueError(f"prediction_type must be one of {', '.join(PREDICTION_TYPES)}, not {prediction_type!r}.")
 

@@ -19,7 +19,7 @@ from ..common.errors import UserError
 from ..common.weights import WeightsFile, check_weights, read_tensors
 
 DOWNLOADS = "https://download.pytorch.org/models"
-# What maps [-1, 1] to the ImageNet-normalised values that backbones were trained on.
+# What maps [-1, 1] to the ImageNet-normalized values that backbones were trained on.
 SHIFT = (-0.030, -0.088, -0.188)
 SCALE = (0.458, 0.448, 0.450)
 

@@ -1,4 +1,4 @@
-"""What the autoencoder minimises. Every term is a mean over elements and a scalar tensor, kept on the device.
+"""What the autoencoder minimizes. Every term is a mean over elements and a scalar tensor, kept on the device.
 
 The terms of the reconstruction are differentiated down to the reconstruction first, each through its own network
 alone, and the model is walked back once, from their sum. So the adaptive weight of the GAN is known before the model's
@@ -17,14 +17,14 @@ from torch import nn
 from autoencoder import AutoencoderKLVidTwin
 
 from ..losses import Losses
-from ..losses.adversarial import DiscriminatorObjective
+from ..losses.adversarial import DiscriminatorLoss
 from ..losses.lpips import LPIPS
 from .config import GANConfig, PerceptualConfig, VAELossConfig
 
 MAX_ADAPTIVE_WEIGHT = 1e4
 
 
-class VAEObjective(nn.Module):
+class VAELoss(nn.Module):
     """L1 + LPIPS + GAN + KL: the paper's Equation 6.
 
         loss = l1_weight * l1 + l2_weight * l2 + perceptual.weight * lpips + gan_weight * gan + kl_weight * kl
@@ -62,7 +62,7 @@ class VAEObjective(nn.Module):
         perceptual: PerceptualConfig | None = None,
         gan: GANConfig | None = None,
         lpips: LPIPS | None = None,
-        discriminator: DiscriminatorObjective | None = None,
+        discriminator: DiscriminatorLoss | None = None,
     ) -> None:
         super().__init__()
         self.vae = vae
@@ -91,7 +91,7 @@ class VAEObjective(nn.Module):
         Returns:
             `loss`, to go backward from, for both players, though its value is the VAE's; and its terms, detached:
             `l1`, `l2`, `kl`, `lpips` with LPIPS, and while the GAN counts `gan`, `gan_weight` and what
-            `DiscriminatorObjective` gives, its `loss` left out.
+            `DiscriminatorLoss` gives, its `loss` left out.
         """
         (lpips,), discriminator = self._lpips, self.discriminator
         posterior = self.vae.encode(video).latent_dist

@@ -12,7 +12,7 @@ A distance means nothing without the name of its detector and the hash of its we
 
 `i3d` and `i3d_torchscript` hold the same weights, those of TensorFlow Hub's i3d-kinetics-400 which the first FVD used
 (Unterthiner et al. 2018); `rgb_imagenet.pt` was trained from ImageNet and is another detector. VideoGPT's network has
-another epsilon in its batch normalisation than the original (see `vidgen.metrics.i3d`), so that the first two differ a
+another epsilon in its batch normalization than the original (see `vidgen.metrics.i3d`), so that the first two differ a
 little.
 """
 
@@ -132,7 +132,7 @@ def _without_tf32() -> Iterator[None]:
 
 
 class PooledPixels(Detector):
-    """A clip as 128 coarse measurements of colour, place, detail and motion. No weights: the same numbers everywhere.
+    """A clip as 128 coarse measurements of color, place, detail and motion. No weights: the same numbers everywhere.
 
     Each is one value per cell of a 4 x 4 grid over the frame, in units of the [-1, 1] pixel range:
 
@@ -141,11 +141,11 @@ class PooledPixels(Detector):
     | 0..47 | 3 x 16 | mean of R, G, B over the whole clip |
     | 48..63 | 16 | mean luma over the first third of the frames (rounded up) |
     | 64..79 | 16 | mean luma over the last third |
-    | 80..95 | 16 | detail: root mean square of luma differences between neighbouring pixels |
+    | 80..95 | 16 | detail: root mean square of luma differences between neighboring pixels |
     | 96..111 | 16 | motion: root mean square of RGB differences between frames 1 apart |
     | 112..127 | 16 | the same between frames 4 apart (the longest possible lag in shorter clips) |
 
-    It tells noise, blur, frozen or flickering clips, wrong colours and wrong places from real ones. It cannot see what
+    It tells noise, blur, frozen or flickering clips, wrong colors and wrong places from real ones. It cannot see what
     is inside a cell: which shape, which texture, whether a face is a face; nor the direction of motion within a third.
     Distances depend on frame size, rate and length: compare clips of one kind. Only for quick checks: report I3D.
     """

@@ -1,7 +1,7 @@
 """A whole data set reconstructed and measured on all processes, or videos that another program reconstructed.
 
 Each figure is a mean over clips with a bootstrap interval, both of the pixels a file would hold (`uint8`) and of the
-decoder's own values (`float`), beside the same figures of two plain reconstructions: the clip's mean colour, and the
+decoder's own values (`float`), beside the same figures of two plain reconstructions: the clip's mean color, and the
 clip shrunk to as many values as the latent; and, with a detector, the Fréchet distance of the reconstructions to the
 originals (rFVD). Every process calls these functions and gets the same result.
 """
@@ -35,7 +35,7 @@ from .detectors import Detector, refuse_namesakes
 from .frechet import GroupedStatistics, added_up, bootstrap_interval, frechet_distance, quiet_about_rank
 from .protocols import Protocol, detector_input, protocol_clips
 from .real_clips import draw_windows, protocol_videos, read_window
-from .reconstruction import clip_metrics, mean_colour, shrunk
+from .reconstruction import clip_metrics, downsample_baseline, mean_color_baseline
 
 if TYPE_CHECKING:
     from ..losses.lpips import LPIPS
@@ -155,7 +155,7 @@ def evaluate_pairs(
         compression_rate: the share of a clip's values in the other method's latent, for the shrunk reference.
 
     Returns:
-        `figures`: {"reconstruction", "mean_colour" and "shrunk": {"uint8" and "float": {name of `clip_metrics`:
+        `figures`: {"reconstruction", "mean_color" and "downsample": {"uint8" and "float": {name of `clip_metrics`:
         {"mean", "low", "high"}}}}, the last two of `mean_interval`; `num_clips` and `num_videos`; `num_values`
         of the latent, `clip_shape` and `compression_rate`, None where they are not known or one; `rfvd`, for each
         detector the Fréchet distance of the reconstructions to the originals, clips of full length alone, as {"value",
@@ -319,10 +319,10 @@ def _measure(batch: _Batch, eyes: _Eyes) -> list[dict[str, Any]]:
     """The figures of each clip of a batch, of its reconstruction and of the references."""
     rows: dict[str, Callable[[], torch.Tensor]] = {
         "reconstruction": lambda: batch.reconstruction,
-        "mean_colour": lambda: mean_colour(batch.target),
+        "mean_color": lambda: mean_color_baseline(batch.target),
     }
     if batch.num_values is not None:
-        rows["shrunk"] = lambda: shrunk(batch.target, batch.num_values)
+        rows["downsample"] = lambda: downsample_baseline(batch.target, batch.num_values)
     entries = [
         {"about": about, "rows": {}, "num_values": batch.num_values, "clip_shape": list(batch.target.shape[1:])}
         for about in batch.about

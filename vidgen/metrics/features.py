@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..common.errors import UserError
-from ..common.io import written_aside
+from ..common.io import atomic_write
 from ..common.progress import progress
 from ..data.latent_cache import split_evenly
 from .detectors import Detector
@@ -57,7 +57,7 @@ class Collected:
 
 @dataclass(frozen=True)
 class _Shard:
-    """The features of neighbouring numbers' clips: by detector, those of a clip after those of another."""
+    """The features of neighboring numbers' clips: by detector, those of a clip after those of another."""
 
     keys: list[int]
     features: list[torch.Tensor]
@@ -220,7 +220,7 @@ def _write_shard(path: Path, source: Source, asked: range, shard: _Shard) -> Non
     tensors = {"keys": torch.tensor(shard.keys, dtype=torch.int64)}
     tensors |= {f"features.{place}": features for place, features in enumerate(shard.features)}
     said = {"source": source, "asked": _ends(asked), "unreadable": shard.unreadable}
-    with written_aside(path) as unfinished:
+    with atomic_write(path) as unfinished:
         save_file(tensors, unfinished, {"vidgen": json.dumps(said)})
 
 
@@ -244,7 +244,7 @@ def _write_statistics(path: Path, source: Source, collected: Collected) -> None:
         for name, tensor in statistics.state_dict().items()
     }
     said = {"source": source, "samples": collected.samples, "unreadable": collected.unreadable}
-    with written_aside(path) as unfinished:
+    with atomic_write(path) as unfinished:
         save_file(tensors, unfinished, {"vidgen": json.dumps(said)})
 
 

@@ -86,7 +86,7 @@ def matmul_rate(device: torch.device | str, dtype: torch.dtype, size: int | None
 def clock(device: torch.device | str) -> float:
     """Seconds at which a device is done with what it was given, from a start of no meaning.
 
-    Of a single CPU thread they are the time it was given, which neighbours on a busy machine hardly lengthen.
+    Of a single CPU thread they are the time it was given, which neighbors on a busy machine hardly lengthen.
     """
     device = torch.device(device)
     if device.type == "cpu":

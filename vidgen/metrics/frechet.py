@@ -82,8 +82,8 @@ class FeatureStatistics:
         features = _checked(features, self.dim).double()
         if len(features):
             mean = features.mean(dim=0)
-            centred = features - mean
-            self._fold(len(features), mean, centred.T @ centred)
+            centered = features - mean
+            self._fold(len(features), mean, centered.T @ centered)
 
     def merge(self, other: FeatureStatistics) -> None:
         """Add another process's or dataset's statistics to these. Raises `ValueError` if D differs."""
@@ -343,7 +343,7 @@ def bootstrap_interval(
 
     Groups are drawn with replacement on both sides (a cluster bootstrap). Sets with repetitions are further apart
     than sets without, so the resampled distances d* lie above the distance d, and their plain quantiles would miss it.
-    Hence the *centred* interval, [d - q_hi, d - q_lo] with q the quantiles of d* - mean(d*): the "basic" interval less
+    So the interval is centered, [d - q_hi, d - q_lo] with q the quantiles of d* - mean(d*): the "basic" interval less
     its shift. The bias of the sample count stays in it as it stays in d; `frechet_infinity` is about that.
 
     Args:

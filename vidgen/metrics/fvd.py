@@ -45,7 +45,7 @@ from .frechet import (
 )
 from .protocols import Protocol, protocol_clips
 from .real_clips import ClipBatch, RealClips, RealSet, Window, draw_windows, protocol_videos
-from .reconstruction import mean_colour
+from .reconstruction import mean_color_baseline
 
 CLASS_SAMPLING = ("balanced", "uniform", "prior")
 CLASS_SAMPLING_OF = {"balanced": "balanced", "uniform": "uniform", "real": "prior"}  # of a protocol's labels
@@ -78,7 +78,7 @@ class FVDResult:
         real_vs_real: real clips against real ones of other videos: what sampling alone costs. Of fewer clips than
             `generated`, and so larger, where the data has not twice as many; its counts say. None where they are too
             few to be parted.
-        mean_colour: clips of one colour each, the real clips' own: what no content at all scores.
+        mean_color: clips of one color each, the real clips' own: what no content at all scores.
         infinity: `frechet_infinity` of `generated`; None where there are too few samples, or groups of them.
         class_score: mean and deviation of `ClassScore` on the generated clips; None for detectors without classes.
         unreadable: (path, reason) of the real clips that are missing, for their videos could not be decoded.
@@ -92,7 +92,7 @@ class FVDResult:
     generated: Distance
     reconstructed: Distance
     real_vs_real: Distance | None
-    mean_colour: Distance
+    mean_color: Distance
     infinity: float | None
     class_score: tuple[float, float] | None
     unreadable: list[tuple[str, str]]
@@ -203,8 +203,12 @@ def evaluate_pipeline(
     collector = Collector(detectors, protocol, accelerator, Path(folder), batch_size, shard_size)
     sets = {
         "real": collector.collect("real", read(real.windows), count, data, keep=True),
-        "mean_colour": collector.collect(
-            "mean_colour", changed("mean_colour", read(real.windows), mean_colour, protocol), count, data, keep=True
+        "mean_color": collector.collect(
+            "mean_color",
+            changed("mean_color", read(real.windows), mean_color_baseline, protocol),
+            count,
+            data,
+            keep=True,
         ),
         "reconstructed": collector.collect(
             "reconstructed",
@@ -261,10 +265,10 @@ def _result(
         even, odd = statistics["real"].halves()
         part = round(samples["real"] * even.merged().count / statistics["real"].merged().count)
         pairs, counts = {"real_vs_real": (even, odd)}, {"real_vs_real": (part, samples["real"] - part)}
-    for name in ("generated", "reconstructed", "mean_colour"):
+    for name in ("generated", "reconstructed", "mean_color"):
         pairs[name], counts[name] = (statistics[name], statistics["real"]), (samples[name], samples["real"])
     distances = {
-        name: measured(*pair, *counts[name], paired=name in ("reconstructed", "mean_colour"))
+        name: measured(*pair, *counts[name], paired=name in ("reconstructed", "mean_color"))
         for name, pair in pairs.items()
     }
     both = pairs["generated"]

@@ -11,7 +11,7 @@ Files of its weights come in two layouts of keys, both read by `load_i3d`:
 * kinetics_i3d_pytorch's (hassony2/kinetics_i3d_pytorch `model_rgb.pth`): `conv3d_1a_7x7.batch3d.weight`,
   `mixed_3b.branch_1.0.conv3d.weight`, `conv3d_0c_1x1.conv3d.bias`.
 
-The networks they are loaded into differ in one number: the epsilon of batch normalisation is 1e-3 in the original, in
+The networks they are loaded into differ in one number: the epsilon of batch normalization is 1e-3 in the original, in
 pytorch-i3d and in kinetics_i3d_pytorch, and 1e-5 in VideoGPT and all that copied it (TATS, cd-fvd).
 """
 
@@ -68,7 +68,7 @@ class Pool(nn.Module):
 
 
 class Unit(nn.Module):
-    """Convolution with "SAME" padding, batch normalisation, ReLU."""
+    """Convolution with "SAME" padding, batch normalization, ReLU."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int = 1, stride: int = 1, eps: float = 1e-3):
         super().__init__()
@@ -110,7 +110,7 @@ class I3D(nn.Module):
     """The network, frozen and always in evaluation mode: no dropout, stored batch statistics.
 
     Args:
-        bn_eps: the epsilon of batch normalisation (see the module's text).
+        bn_eps: the epsilon of batch normalization (see the module's text).
     """
 
     def __init__(self, bn_eps: float = 1e-3) -> None:

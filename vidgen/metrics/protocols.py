@@ -10,7 +10,7 @@ habit has a name here, and each choice its source (project: file), read in their
   utils' FVDCalculator (StyleGAN-V's program on floats: `2 x - 1`, resized inside, never rounded to pixels).
 * `tats` - songweige/TATS: scripts/sample_vqgan_transformer_short_videos.py (2048 against 2048, train split, as many
   of each class; `(x * 255).astype(uint8)`, which truncates, on both sides), tats/data.py (torchvision's VideoClips:
-  any 16 neighbouring frames, so a long video counts more; bilinear without antialiasing, short side 128, centre crop),
+  any 16 neighboring frames, so a long video counts more; bilinear without antialiasing, short side 128, center crop),
   tats/fvd/fvd.py (squashed to 224 without antialiasing, [-1, 1], VideoGPT's I3D).
 * `videogpt` - wilson1yan/VideoGPT: scripts/compute_fvd.py (256 against 256, of the same classes, test split, mean of
   4 trials), videogpt/data.py (as TATS), videogpt/fvd/fvd.py (short side to 224, and the range is [-0.5, 0.5], where
@@ -18,7 +18,7 @@ habit has a name here, and each choice its source (project: file), read in their
 * `stylegan-v` - universome/stylegan-v: src/metrics/metric_main.py (fvd2048_16f), src/metrics/metric_utils.py (uint8,
   rounded; labels drawn from the real ones), src/training/dataset.py (one clip of each video, at a random place; videos
   with fewer than frames * stride frames are left out), src/scripts/convert_videos_to_frames.py (Lanczos, short side
-  256, centre crop). Stride 3 on real videos is Vchitect/Latte's (tools/metrics/frechet_video_distance.py), and 1 is
+  256, center crop). Stride 3 on real videos is Vchitect/Latte's (tools/metrics/frechet_video_distance.py), and 1 is
   StyleGAN-V's own. StyleGAN-V takes the first 2048 videos in the order of their names, which on UCF-101 are some 15
   classes; here 2048 are drawn at random. Both projects keep frames as JPEG files, which is not done here.
 * `latte` - Vchitect/Latte: as `stylegan-v`, but tools/metrics/metric_main.py at commit 03d2bda has 20480 in the place
@@ -72,7 +72,7 @@ class Protocol:
         size: height and width of a clip, in pixels.
         fps: frames are taken at this rate by their time; None: at the video's own, `stride` frames apart.
         stride: see there; of real clips.
-        crop: how a real frame becomes square: "centre", its short side is resized to `size` and the centre cut out;
+        crop: how a real frame becomes square: "center", its short side is resized to `size` and the center cut out;
             or "squash".
         filter: of that resizing: "bilinear" without antialiasing, "antialias" (bilinear with), or "lanczos" (Pillow's,
             on pixels).
@@ -81,7 +81,7 @@ class Protocol:
         short: videos with too few frames: "refuse" (left out, counted), or "repeat" their last frame (of no protocol
             here; a detector that needs more frames than videos have may ask for it).
         detector: as `vidgen.metrics.get_detector` takes it.
-        detector_resize: how frames reach its 224 x 224: "squash", "centre" (short side, centre crop), both bilinear
+        detector_resize: how frames reach its 224 x 224: "squash", "center" (short side, center crop), both bilinear
             without antialiasing, or "detector", which squashes by itself, or takes any size.
         detector_range: r: the detector is given [-r, r].
         trials: how many times the number is computed anew, and averaged.
@@ -100,12 +100,12 @@ class Protocol:
     labels: Literal["balanced", "uniform", "real"] = "real"
     fps: float | None = None
     stride: int = 1
-    crop: Literal["centre", "squash"] = "centre"
+    crop: Literal["center", "squash"] = "center"
     filter: Literal["bilinear", "antialias", "lanczos"] = "antialias"
     long_side: Literal["up", "down"] = "down"
     pixels: Literal["round", "truncate", "float"] = "round"
     short: Literal["refuse", "repeat"] = "refuse"
-    detector_resize: Literal["squash", "centre", "detector"] = "detector"
+    detector_resize: Literal["squash", "center", "detector"] = "detector"
     detector_range: float = 1.0
     trials: int = 1
     not_stated: tuple[str, ...] = ()
@@ -203,7 +203,7 @@ PROTOCOLS: dict[str, Protocol] = {
             filter="bilinear",
             long_side="up",
             pixels="truncate",
-            detector_resize="centre",
+            detector_resize="center",
             detector_range=0.5,
             trials=4,
         ),
@@ -284,7 +284,7 @@ def detector_input(clips: torch.Tensor, protocol: Protocol) -> torch.Tensor:
     clips = clips.float()
     if protocol.detector_resize == "squash":
         clips = squash(clips, SIZE)
-    elif protocol.detector_resize == "centre":
+    elif protocol.detector_resize == "center":
         clips = _cover_and_crop(clips, SIZE, "bilinear", protocol.long_side)
     return clips * protocol.detector_range
 
@@ -302,13 +302,13 @@ def _full_length(clips: torch.Tensor, protocol: Protocol) -> torch.Tensor:
 def _resized(clips: torch.Tensor, protocol: Protocol) -> torch.Tensor:
     if clips.shape[-2:] == (protocol.size, protocol.size):
         return clips
-    if protocol.crop == "centre":
+    if protocol.crop == "center":
         return _cover_and_crop(clips, protocol.size, protocol.filter, protocol.long_side)
     return _resize(clips, (protocol.size, protocol.size), protocol.filter)
 
 
 def _cover_and_crop(clips: torch.Tensor, size: int, filter: str, long_side: str) -> torch.Tensor:
-    """The short side to `size`, and the centre cut out, as TATS and torchvision do."""
+    """The short side to `size`, and the center cut out, as TATS and torchvision do."""
     height, width = clips.shape[-2:]
     long = size * max(height, width) / min(height, width)
     long = math.ceil(long) if long_side == "up" else int(long)

@@ -184,12 +184,12 @@ class ReconstructionMetrics:
         return {**means, "num_clips": int(count)}
 
 
-def mean_colour(clip: torch.Tensor) -> torch.Tensor:
-    """The clip's one mean colour everywhere: (B, C, T, H, W). A model that beats this has learned something."""
+def mean_color_baseline(clip: torch.Tensor) -> torch.Tensor:
+    """The clip's one mean color everywhere: (B, C, T, H, W). A model that beats this has learned something."""
     return clip.mean(dim=(2, 3, 4), keepdim=True).expand_as(clip)
 
 
-def shrunk(clip: torch.Tensor, num_values: int) -> torch.Tensor:
+def downsample_baseline(clip: torch.Tensor, num_values: int) -> torch.Tensor:
     """The clip shrunk to no fewer than `num_values` values and stretched back: a latent's cheapest competitor.
 
     Shrinks with antialiasing (a triangle filter in time, height and width) and stretches trilinearly, on each of

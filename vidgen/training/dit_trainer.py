@@ -18,14 +18,14 @@ from pipelines.schedulers import normalize_latents
 
 from ..common.environment import set_cpu_threads
 from ..common.errors import UserError
-from ..common.io import written_aside_folder
+from ..common.io import atomic_dir
 from ..common.loading import load_vae
 from ..common.plots import class_grid, save_clip_grid_video
 from ..common.precision import agree_on_mixed_precision
 from ..data.dataset import BadVideos, list_training_videos
 from ..data.latent_cache import LatentCache, prepare_cache
 from ..losses.config import DiffusionConfig
-from ..losses.diffusion import DiffusionObjective, check_diffusion
+from ..losses.diffusion import DiffusionLoss, check_diffusion
 from ..metrics.flops import transformer_flops
 from .config import DiTTrainingConfig
 from .trainer import Trainer, build_accelerator
@@ -156,7 +156,7 @@ class DiTTrainer(Trainer):
     ) -> None:
         self.classes = [*superclasses, *cache.classes]
         self.first_label = len(superclasses)
-        objective = DiffusionObjective(transformer, scheduler, config.diffusion, self.classes)
+        objective = DiffusionLoss(transformer, scheduler, config.diffusion, self.classes)
         noise_size = transformer.latent_size * (2 if config.latents.sample else 1)
         super().__init__(config, accelerator, objective, transformer, cache, default_collate, noise_size)
         self.vae = vae
@@ -217,7 +217,7 @@ class DiTTrainer(Trainer):
     def save_final(self, model: VidTwinTransformer3DModel, folder: Path) -> None:
         """The whole pipeline, with the averaged DiT."""
         if self.accelerator.is_main_process:
-            with written_aside_folder(folder) as aside:
+            with atomic_dir(folder) as aside:
                 pipeline = self.pipeline(model)
                 pipeline.save_pretrained(aside)
                 pipeline.model_card(folder.parent.name).save(aside / "README.md")

@@ -34,8 +34,8 @@ from pipelines.finite import NonFiniteError
 
 from ..common.config import save_config
 from ..common.environment import environment, set_cpu_threads
-from ..common.errors import Stopped, UserError
-from ..common.io import written_aside
+from ..common.errors import TrainingInterrupted, UserError
+from ..common.io import atomic_write
 from ..common.precision import agree_on_mixed_precision
 from ..common.progress import progress
 from ..data.dataset import BadVideos
@@ -291,7 +291,7 @@ class Trainer(ABC):
             UserError: if the checkpoint to resume from is missing or does not fit, the folder holds those of another
                 run, or one cannot be written.
             TrainingDiverged: if a loss or gradient is not finite; a checkpoint of the step before is written.
-            Stopped: on SIGTERM or Ctrl-C, after writing a checkpoint.
+            TrainingInterrupted: on SIGTERM or Ctrl-C, after writing a checkpoint.
         """
         final = self.output_dir / "final"
         checkpoint = self._find_checkpoint()
@@ -444,7 +444,7 @@ class Trainer(ABC):
         number = max(gather_object([self.stop_request.signal or 0]))
         self._finish_trackers()
         step = self.position.step
-        raise Stopped(
+        raise TrainingInterrupted(
             f"stopped by {signal.Signals(number).name} after step {step}; "
             f"{self.output_dir / f'checkpoint-{step}'} is written: go on with resume=latest",
             number,
@@ -613,9 +613,9 @@ class Trainer(ABC):
     def _start_run_folder(self) -> None:
         self.accelerator.init_trackers("logs")
         if self.accelerator.is_main_process:
-            with written_aside(self.output_dir / CONFIG) as path:
+            with atomic_write(self.output_dir / CONFIG) as path:
                 save_config(self.config, path)
-            with written_aside(self.output_dir / "environment.yaml") as path:
+            with atomic_write(self.output_dir / "environment.yaml") as path:
                 OmegaConf.save(environment(), path)
 
     def _finish_trackers(self) -> None:

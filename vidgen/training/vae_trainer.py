@@ -15,16 +15,16 @@ from torch.utils.data import DataLoader, Subset
 from autoencoder import AutoencoderKLVidTwin, TwinLatents
 
 from ..common.errors import UserError
-from ..common.io import written_aside_folder
+from ..common.io import atomic_dir
 from ..common.plots import component_grid, reenactment_grid
 from ..data.dataset import ClipDataset, collate_clips, list_train_and_validation
 from ..data.decoders import describe_fallbacks
 from ..data.latent_cache import encode_clips, split_evenly, statistics_of, stream_sums
-from ..losses.adversarial import DiscriminatorObjective, PatchDiscriminator, gan_scale
+from ..losses.adversarial import DiscriminatorLoss, PatchDiscriminator, gan_scale
 from ..losses.lpips import LPIPS
-from ..losses.vae import VAEObjective
+from ..losses.vae import VAELoss
 from ..metrics.flops import decode_flops, encode_flops
-from ..metrics.reconstruction import ReconstructionMetrics, mean_colour, shrunk
+from ..metrics.reconstruction import ReconstructionMetrics, downsample_baseline, mean_color_baseline
 from .config import ModelConfig, VAETrainingConfig
 from .signals import outlive_first_signal
 from .trainer import Trainer, build_accelerator
@@ -112,9 +112,9 @@ class VAETrainer(Trainer):
             self.lpips = LPIPS.from_pretrained(perceptual.backbone, perceptual.weights, perceptual.weights_sha256)
             self.lpips.to(accelerator.device)
         if config.gan.weight:
-            self.discriminator = DiscriminatorObjective(PatchDiscriminator(config.gan), config.gan)
+            self.discriminator = DiscriminatorLoss(PatchDiscriminator(config.gan), config.gan)
             groups["discriminator"] = (list(self.discriminator.parameters()), config.gan.lr_scale)
-        objective = VAEObjective(
+        objective = VAELoss(
             model, config.loss, config.perceptual, config.gan, lpips=self.lpips, discriminator=self.discriminator
         )
         super().__init__(
@@ -145,11 +145,11 @@ class VAETrainer(Trainer):
         """PSNR, SSIM and LPIPS of held-out clips beside two references, and grids of components and of reenactment."""
         if self.validation_set is None:
             return {}
-        metrics = {name: ReconstructionMetrics(self.lpips) for name in ("", "_mean_colour", "_shrunk")}
+        metrics = {name: ReconstructionMetrics(self.lpips) for name in ("", "_mean_color", "_downsample")}
         for video in self._validation_clips():
             metrics[""].update(model(video).sample.float(), video)
-            metrics["_mean_colour"].update(mean_colour(video), video)
-            metrics["_shrunk"].update(shrunk(video, model.latent_size), video)
+            metrics["_mean_color"].update(mean_color_baseline(video), video)
+            metrics["_downsample"].update(downsample_baseline(video, model.latent_size), video)
         for metric in metrics.values():
             metric.totals = self.accelerator.reduce(metric.totals, reduction="sum")
         if self.accelerator.is_main_process:
@@ -199,7 +199,7 @@ class VAETrainer(Trainer):
         mean, std = self._latent_statistics(model)
         model.register_to_config(latents_mean=mean, latents_std=std)
         if self.accelerator.is_main_process:
-            with written_aside_folder(folder) as aside:
+            with atomic_dir(folder) as aside:
                 model.save_pretrained(aside)
                 model.model_card(f"{folder.parent.name}").save(aside / "README.md")
             self.accelerator.print(f"{self.bad_videos.count} videos skipped; the trained VAE lies in {folder}.")
@@ -209,7 +209,7 @@ class VAETrainer(Trainer):
 
     def _latent_statistics(self, model: AutoencoderKLVidTwin) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of the latents of training clips, each process encoding its share of them."""
-        accelerator, clips = self.accelerator, self.dataset.centred()
+        accelerator, clips = self.accelerator, self.dataset.centered()
         chosen = range(0, len(clips), math.ceil(len(clips) / STATISTICS_CLIPS))
         batches = split_evenly(
             chosen[accelerator.process_index :: accelerator.num_processes], self.config.train.train_batch_size

@@ -94,9 +94,9 @@ def test_videos_of_any_length_have_places_in_every_frame(scorer):
 def test_the_loss_is_least_for_what_is_true_and_blind_to_the_places_of_two_shapes(sprites):
     _, targets = batch_of(sprites)
     sure = {name: 20 * torch.nn.functional.one_hot(targets[name], len(CLASSES[name])).float() for name in CLASSES}
-    found = sure | {"colours": targets["colours"].flatten(1).float() / 255, "position": targets["position"] / 32}
+    found = sure | {"colors": targets["colors"].flatten(1).float() / 255, "position": targets["position"] / 32}
     assert scorer_loss(found, targets, 32) < 1e-4
-    for name in ("motion", "shape", "texture", "colours", "position"):
+    for name in ("motion", "shape", "texture", "colors", "position"):
         wrong = found | {name: found[name].roll(1, dims=0)}
         assert scorer_loss(wrong, targets, 32) > 1e-2, name
     two = targets["motion"] == MOTIONS.index("swap")
@@ -118,10 +118,10 @@ def test_it_learns_where_shapes_are_and_is_saved_as_it_is(tmp_path):
         return wrong.norm(dim=2)[one_shape].mean().item()
 
     accelerator = Accelerator(cpu=True)
-    begun, learnt = (train_scorer(accelerator, steps=steps, **settings) for steps in (1, 60))
-    assert off(learnt) < 0.5 * off(begun)
+    begun, learned = (train_scorer(accelerator, steps=steps, **settings) for steps in (1, 60))
+    assert off(learned) < 0.5 * off(begun)
     again = train_scorer(accelerator, steps=60, **settings)
-    assert off(again) == pytest.approx(off(learnt), rel=1e-4)
-    learnt.save_pretrained(tmp_path)
-    assert off(SpriteScorer.from_pretrained(tmp_path)) == off(learnt)
+    assert off(again) == pytest.approx(off(learned), rel=1e-4)
+    learned.save_pretrained(tmp_path)
+    assert off(SpriteScorer.from_pretrained(tmp_path)) == off(learned)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "diffusion_pytorch_model.safetensors"]

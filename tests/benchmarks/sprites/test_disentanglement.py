@@ -66,7 +66,7 @@ def test_both_latents_together_show_what_was_drawn(roles):
 def test_one_latent_alone_shows_its_part(roles):
     structure, dynamics = roles["components"]["structure"], roles["components"]["dynamics"]
     assert structure["change"].value == pytest.approx(0, abs=1e-6) == structure["change"].chance
-    assert dynamics["change"].value > 0.5  # less what is clamped at mid grey
+    assert dynamics["change"].value > 0.5  # less what is clamped at mid gray
     assert structure["psnr"].low > dynamics["psnr"].high
     assert structure["motion"].value < roles["components"]["both"]["motion"].value
 

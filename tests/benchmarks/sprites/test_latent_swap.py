@@ -56,9 +56,9 @@ def test_targets_are_the_first_shape_s():
         assert MOTIONS[targets["motion"][i]] == clip["motion"]
         assert CLASSES["shape"][targets["shape"][i]] == shape["kind"]
         assert CLASSES["texture"][targets["texture"][i]] == shape["texture"]["kind"]
-        np.testing.assert_allclose(targets["position"][i], shape["centres"])
-        np.testing.assert_allclose(targets["colours"][i] / 255, shape["colours"])
-        np.testing.assert_allclose(targets["background"][i] / 255, clip["background"]["colours"])
+        np.testing.assert_allclose(targets["position"][i], shape["centers"])
+        np.testing.assert_allclose(targets["colors"][i] / 255, shape["colors"])
+        np.testing.assert_allclose(targets["background"][i] / 255, clip["background"]["colors"])
     swaps = targets["position"][targets["motion"] == MOTIONS.index("swap")]
     assert (swaps[:, 0, 0] > 16).all()
 
@@ -79,7 +79,7 @@ def test_a_perfect_reenactment_looks_like_a_and_moves_like_b():
     a, b = draw(1, seed=2, motions=["still", "spin"])
     crossed = cross_factors(a, b)
     targets, as_a, as_b = (sprite_targets([clip]) for clip in (crossed, a, b))
-    for name in ("shape", "texture", "colours", "background"):
+    for name in ("shape", "texture", "colors", "background"):
         assert torch.equal(targets[name], as_a[name])
     for name in ("motion", "position"):
         assert torch.equal(targets[name], as_b[name])
@@ -142,11 +142,11 @@ def test_readers_are_right_about_clips_as_drawn(readers, tested):
     assert scores["motion"].low > 0.9 and scores["motion"].chance == pytest.approx(1 / 7)
     assert scores["shape"].low > 0.75
     assert scores["texture"].low > 0.7
-    for name in ("colours", "position", "place", "slow_motion", "fast_motion"):
+    for name in ("colors", "position", "place", "slow_motion", "fast_motion"):
         assert scores[name].high < 0.25 * scores[name].chance
-    mean_colours = sprite_targets(draw(30, seed=0))["colours"].mean(dim=0)
-    chance = (mean_colours - targets["colours"]).norm(dim=2).mean().item()
-    assert scores["colours"].chance == pytest.approx(chance)
+    mean_colors = sprite_targets(draw(30, seed=0))["colors"].mean(dim=0)
+    chance = (mean_colors - targets["colors"]).norm(dim=2).mean().item()
+    assert scores["colors"].chance == pytest.approx(chance)
     wrong = {"motion": torch.full_like(targets["motion"], MOTIONS.index("swap"))}
     assert readers.scores(wrong, targets)["motion"].chance == pytest.approx(1 / 7)  # of the clips, not of what is said
 
@@ -161,11 +161,11 @@ def test_readers_tell_perfect_reenactments_from_either_clip(readers, tested):
     unrelated = permuted(drawn, torch.randperm(len(tested), generator=torch.Generator().manual_seed(0)))
     crossed = readers.read(render([cross_factors(tested[a], tested[b]) for a, b in enumerate(partner.tolist())]))
     ours = whose(crossed, targets, lent, unrelated)
-    for name in ("shape", "texture", "colours"):
+    for name in ("shape", "texture", "colors"):
         assert ours[name]["a"].value > 0.75 and ours[name]["a"].value > ours[name]["a"].chance + 0.2
     for name in ("motion", "position", "place", "slow_motion", "fast_motion"):
         assert ours[name]["b"].value > 0.9 and ours[name]["b"].chance < 0.6
-    assert ours["colours"]["way"].value == pytest.approx(0, abs=0.05)
+    assert ours["colors"]["way"].value == pytest.approx(0, abs=0.05)
     assert ours["position"]["way"].value == pytest.approx(1, abs=0.02)
     alone = whose(drawn, targets, lent, unrelated)
     assert all(scores["a"].value > 0.75 for scores in alone.values())

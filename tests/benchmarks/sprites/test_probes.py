@@ -14,7 +14,7 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def primal(features: torch.Tensor, targets: torch.Tensor, penalty: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ridge weights (D, K) and an unpenalised intercept (K,), by the normal equations."""
+    """Ridge weights (D, K) and an unpenalized intercept (K,), by the normal equations."""
     ones = torch.cat([features, torch.ones(len(features), 1, dtype=torch.float64)], dim=1)
     penalties = torch.full((ones.shape[1],), penalty, dtype=torch.float64)
     penalties[-1] = 0

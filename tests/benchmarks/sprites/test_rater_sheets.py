@@ -49,7 +49,7 @@ def test_sheets_have_every_clip_and_a_key(sheets, model, tmp_path):
 
 
 def test_a_clip_stands_where_the_key_says(model, tmp_path, monkeypatch):
-    """The autoencoder's clips exchanged for one colour: they are in the rows that the key calls rebuilt."""
+    """The autoencoder's clips exchanged for one color: they are in the rows that the key calls rebuilt."""
     pipeline = VidTwinPipeline.from_pretrained(model)
     monkeypatch.setattr(
         type(pipeline.vae), "forward", lambda self, x: type("Made", (), {"sample": torch.ones_like(x)})

@@ -11,16 +11,16 @@ WINDOW, OVERLAP, FRAMES, SIZE = 4, 1, 10, 32
 
 
 class BrightSpot:
-    """A reader that knows a spot by its brightness: what the real one does, without having learnt it."""
+    """A reader that knows a spot by its brightness: what the real one does, without having learned it."""
 
     def read(self, clips: torch.Tensor) -> dict[str, torch.Tensor]:
         light = (clips.double().mean(dim=1) + 1) / 2
         grid = torch.arange(SIZE, dtype=torch.float64) + 0.5
         total = light.sum(dim=(2, 3))
         position = torch.stack([light.sum(dim=2) @ grid, light.sum(dim=3) @ grid], dim=-1) / total[..., None]
-        colours = 255 * clips.amax(dim=(2, 3, 4)).double()[:, None]
+        colors = 255 * clips.amax(dim=(2, 3, 4)).double()[:, None]
         kind = (total.mean(dim=1) > 20).long()
-        return {"motion": kind, "shape": kind, "colours": colours, "position": position}
+        return {"motion": kind, "shape": kind, "colors": colors, "position": position}
 
 
 def video(places: list[float], sizes: list[int] | None = None) -> torch.Tensor:
@@ -41,7 +41,7 @@ def test_a_steady_motion_has_no_seams_and_no_drift():
     assert [window["first_frame"] for window in found["windows"]] == [0, 3, 6]
     for window in found["windows"]:
         assert window["motion"]["value"] == window["shape"]["value"] == 1
-        assert window["colours"]["value"] == 0
+        assert window["colors"]["value"] == 0
     assert found["moved"] == pytest.approx([2] * (FRAMES - 1))
     assert found["seams"]["change"] == pytest.approx(1) and found["seams"]["moved"] == pytest.approx(1)
     assert found["seams"]["jumps"] == 0

@@ -113,14 +113,14 @@ def test_clips_of_another_size_have_another_scorer(tmp_path, monkeypatch):
     assert sorted(folder.name for folder in (tmp_path / "sprites").iterdir()) == ["scorer", "scorer-8x64"]
 
 
-def test_the_picture_is_grey_where_windows_meet_and_at_the_last_one_too(tmp_path, monkeypatch):
-    grey = []
-    monkeypatch.setattr(Axes, "axvspan", lambda self, low, high, **style: grey.append((low, high)))
+def test_the_picture_is_gray_where_windows_meet_and_at_the_last_one_too(tmp_path, monkeypatch):
+    gray = []
+    monkeypatch.setattr(Axes, "axvspan", lambda self, low, high, **style: gray.append((low, high)))
     shown = {name: {"value": 1.0} for name in ("motion", "shape")}
     windows = [{"first_frame": first, **shown} for first in (0, 14, 28, 42, 48)]
     rolled = {"frames": 64, "overlap": 2, "windows": windows, "moved": [1.0] * 63}
     sprites.plot({"animate": {}, "retarget": {}, "rollouts": rolled}, tmp_path / "a.png")
-    assert grey == [(first - 0.5, first + 2.5) for first in (14, 28, 42, 56)]
+    assert gray == [(first - 0.5, first + 2.5) for first in (14, 28, 42, 56)]
 
 
 def test_there_is_no_paper_scale_and_no_model_but_the_one_named(tmp_path):

@@ -16,7 +16,7 @@ from pipelines import VidTwinPipeline, VidTwinTransformer3DModel, default_schedu
 from pipelines.classes import superclass_name
 from pipelines.schedulers import noise_levels, normalize_latents
 from vidgen.data.sprites import MOTIONS, subclass
-from vidgen.metrics.reconstruction import mean_colour, psnr, shrunk
+from vidgen.metrics.reconstruction import downsample_baseline, mean_color_baseline, psnr
 
 SIZES = dict(num_frames=4, resolution=32)
 
@@ -147,7 +147,7 @@ def test_what_is_given_is_kept_or_not(sprites, others, job):
     done = {"animate": "animated", "retarget": "retargeted"}[job]
     for scores in found[done], found["reconstructed"]:
         assert {scores[name]["value"] for name in ("motion", "shape", "texture")} == {1}
-        assert scores["colours"]["value"] == scores["position"]["value"] == 0
+        assert scores["colors"]["value"] == scores["position"]["value"] == 0
     (call,) = pipeline.calls
     stream = {"animate": "structure", "retarget": "dynamics"}[job]
     assert getattr(call, f"{stream}_strength") == 0.25
@@ -160,7 +160,7 @@ def test_other_clips_are_known_by_chance_alone(sprites):
     scores = kept({name: values[mixed] for name, values in targets.items()}, targets)
     for name in ("motion", "shape", "texture"):
         assert abs(scores[name]["value"] - scores[name]["chance"]) < 0.35
-    for name in ("colours", "position"):
+    for name in ("colors", "position"):
         assert scores[name]["value"] == pytest.approx(scores[name]["chance"], rel=0.3)
 
 
@@ -179,10 +179,14 @@ def test_reconstruct_has_the_autoencoders_psnr_and_what_is_cheaper(sprites):
     pipeline.vae = type("Dull", (Latents,), {"__call__": lambda self, x: SimpleNamespace(sample=0.9 * x)})()
     found = jobs(pipeline, sprites).reconstruct()
     assert found["rate"] == 3 * 2 * 8 * 8 / (3 * 4 * 32 * 32)
-    expected = {"reconstructed": 0.9 * clips, "shrunk": shrunk(clips, 384), "colour": mean_colour(clips)}
+    expected = {
+        "reconstructed": 0.9 * clips,
+        "downsample": downsample_baseline(clips, 384),
+        "color": mean_color_baseline(clips),
+    }
     for name, made in expected.items():
         assert found["psnr"][name]["value"] == pytest.approx(psnr(made, clips).mean().item())
-    assert found["psnr"]["reconstructed"]["value"] > found["psnr"]["shrunk"]["value"]
+    assert found["psnr"]["reconstructed"]["value"] > found["psnr"]["downsample"]["value"]
 
 
 def tiny_pipeline(scheduler: SchedulerMixin) -> VidTwinPipeline:

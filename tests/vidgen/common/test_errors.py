@@ -8,11 +8,11 @@ import sys
 import pytest
 import torch.distributed as dist
 
-from vidgen.common.errors import Stopped, UserError, run_program
+from vidgen.common.errors import TrainingInterrupted, UserError, run_program
 
 
 def stopped() -> None:
-    raise Stopped("stopped", 15)
+    raise TrainingInterrupted("stopped", 15)
 
 
 @pytest.mark.parametrize(("main", "code"), [(lambda: None, None), (stopped, 143)])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vidgen.common.io import to_uint8, written_aside
+from vidgen.common.io import atomic_write, to_uint8
 
 
 def test_uint8_rounds_and_clamps():
@@ -24,12 +24,12 @@ def test_no_pixel_shows_nan():
 def test_a_failed_write_leaves_what_was_there(tmp_path):
     target = tmp_path / "a.txt"
     target.write_text("old")
-    with pytest.raises(RuntimeError), written_aside(target) as unfinished:
+    with pytest.raises(RuntimeError), atomic_write(target) as unfinished:
         unfinished.write_text("half")
         raise RuntimeError
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
-    with written_aside(target) as unfinished:
+    with atomic_write(target) as unfinished:
         assert unfinished.suffix == ".txt" and unfinished.parent == tmp_path
         unfinished.write_text("new")
         assert target.read_text() == "old"
@@ -38,6 +38,6 @@ def test_a_failed_write_leaves_what_was_there(tmp_path):
 
 
 def test_folders_are_made(tmp_path):
-    with written_aside(tmp_path / "x" / "y" / "a.txt") as unfinished:
+    with atomic_write(tmp_path / "x" / "y" / "a.txt") as unfinished:
         unfinished.write_text("here")
     assert (tmp_path / "x" / "y" / "a.txt").read_text() == "here"

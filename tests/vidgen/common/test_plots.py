@@ -20,7 +20,7 @@ from vidgen.common.plots import (
     save_clip_grid_video,
 )
 
-COLOURS = {
+COLORS = {
     "red": (255, 0, 0),
     "green": (0, 255, 0),
     "blue": (0, 0, 255),
@@ -28,20 +28,20 @@ COLOURS = {
     "cyan": (0, 255, 255),
     "magenta": (255, 0, 255),
     "black": (0, 0, 0),
-    "grey": (128, 128, 128),
+    "gray": (128, 128, 128),
 }
 
 
 def flat(*names, frames=5, size=16):
-    """Clips (N, 3, frames, size, size) of one colour each."""
-    pixels = torch.tensor([COLOURS[name] for name in names]).float() / 127.5 - 1
+    """Clips (N, 3, frames, size, size) of one color each."""
+    pixels = torch.tensor([COLORS[name] for name in names]).float() / 127.5 - 1
     return pixels[:, :, None, None, None].expand(-1, -1, frames, size, size).clone()
 
 
 def layout(image):
-    """The names of the colours of a picture's cells, row by row, as lines through it meet them."""
+    """The names of the colors of a picture's cells, row by row, as lines through it meet them."""
     pixels = np.asarray(image.convert("RGB")).astype(int)
-    names, values = list(COLOURS), np.array(list(COLOURS.values()))
+    names, values = list(COLORS), np.array(list(COLORS.values()))
     nearest = np.abs(pixels[:, :, None] - values).sum(-1)
     found = np.where(nearest.min(-1) < 60, nearest.argmin(-1), -1)
     rows = []
@@ -53,7 +53,7 @@ def layout(image):
 
 
 def _runs(line, at_least):
-    """The colours that fill at least so many neighbouring pixels of a line, left to right, joined over thin gaps."""
+    """The colors that fill at least so many neighboring pixels of a line, left to right, joined over thin gaps."""
     edges = np.flatnonzero(np.diff(line)) + 1
     parts = [part for part in np.split(line, edges) if part[0] >= 0 and len(part) >= at_least]
     return [int(part[0]) for i, part in enumerate(parts) if i == 0 or part[0] != parts[i - 1][0]]
@@ -97,12 +97,12 @@ def test_component_grid_has_a_row_per_clip_and_the_columns_in_order(tmp_path):
         flat("red", "green"),
         flat("blue", "yellow"),
         flat("cyan", "magenta"),
-        flat("black", "grey"),
+        flat("black", "gray"),
     )
     image = Image.open(path)
     image.load()
     assert image.format == "PNG"
-    assert layout(image) == [["red", "blue", "cyan", "black"], ["green", "yellow", "magenta", "grey"]]
+    assert layout(image) == [["red", "blue", "cyan", "black"], ["green", "yellow", "magenta", "gray"]]
     assert np.asarray(image)[:25].min() < 100  # headings
     assert [p.name for p in path.parent.iterdir()] == ["grid.png"]
 
@@ -114,11 +114,11 @@ def test_component_grid_refuses_unequal_shapes(tmp_path):
 
 
 def test_reenactment_grid_has_structures_down_and_dynamics_across(tmp_path):
-    decoded = torch.stack([flat("black", "grey", "yellow"), flat("magenta", "black", "cyan")])
+    decoded = torch.stack([flat("black", "gray", "yellow"), flat("magenta", "black", "cyan")])
     path = reenactment_grid(tmp_path / "grid.png", flat("red", "green"), flat("blue", "cyan", "magenta"), decoded)
     assert layout(Image.open(path)) == [
         ["blue", "cyan", "magenta"],
-        ["red", "black", "grey", "yellow"],
+        ["red", "black", "gray", "yellow"],
         ["green", "magenta", "black", "cyan"],
     ]
     with pytest.raises(ValueError, match=r"A, B = \(2, 3\)"):
@@ -160,7 +160,7 @@ def test_a_failed_write_leaves_the_old_picture(tmp_path, monkeypatch):
 
 
 def changing(first, second, frames=6):
-    """Clips of the first colours in the first half and of the second in the second."""
+    """Clips of the first colors in the first half and of the second in the second."""
     clips = flat(*first, frames=frames)
     clips[:, :, frames // 2 :] = flat(*second, frames=frames - frames // 2)
     return clips
@@ -211,8 +211,8 @@ def test_mp4_has_every_frame_at_its_rate(tmp_path):
 
 def test_grid_is_about_square_and_labels_make_room(tmp_path):
     plain = Image.open(save_clip_grid_video(tmp_path / "a.gif", CLIPS[:4], fps=5))
-    labelled = Image.open(save_clip_grid_video(tmp_path / "b.gif", CLIPS[:4], fps=5, labels=["x" * 200] * 4))
-    assert plain.width == plain.height == labelled.width < labelled.height
+    labeled = Image.open(save_clip_grid_video(tmp_path / "b.gif", CLIPS[:4], fps=5, labels=["x" * 200] * 4))
+    assert plain.width == plain.height == labeled.width < labeled.height
     assert np.asarray(plain.convert("RGB"))[3].min() == 255  # paper stays white
 
 
@@ -280,7 +280,7 @@ def test_loss_curves_draw_each_key_on_a_fitting_scale(metrics, tmp_path, monkeyp
     }
     raw, smooth = (line.get_ydata() for line in panels["loss"].lines)
     assert len(raw) == len(smooth) == 300
-    np.testing.assert_allclose(smooth[20:-20], raw[20:-20], rtol=0.02)  # a centred mean does not lag
+    np.testing.assert_allclose(smooth[20:-20], raw[20:-20], rtol=0.02)  # a centered mean does not lag
     assert len(panels["val/psnr"].lines) == 1
 
 

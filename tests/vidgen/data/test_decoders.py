@@ -119,7 +119,7 @@ def test_the_data_set_reports_what_pyav_read(frames, tmp_path, monkeypatch):
     clips = ClipDataset(tmp_path, num_frames=4, fps=8, resolution=32, train=False, decoder="decord")
     batch = collate_clips([clips[0], clips[1], clips[1]])
     assert batch["fallbacks"] == [(str(tmp_path / "b.mp4"), "it is odd")]
-    assert clips.centred().reader.decoder == "decord"
+    assert clips.centered().reader.decoder == "decord"
     sentence = describe_fallbacks("decord", batch["fallbacks"], len(clips.files))
     assert sentence == "PyAV read 1 of 2 videos in place of decord (it is odd: 1)."
     assert describe_fallbacks("decord", [], 2) == "decord read all videos."

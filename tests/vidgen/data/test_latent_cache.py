@@ -390,7 +390,6 @@ def test_a_mistake_of_the_program_is_one_sentence(vae_folder, tmp_path, monkeypa
     ("override", "sentence"),
     [
         ("data.flip=true", r"data\.flip mirrors clips while a VAE is trained.*set latents\.flips=true"),
-        ("model.latent_setting=2", r"model\.latent_setting is a setting of the VAE"),
         ("data.resolution=64", r"data\.resolution is 64, but the latents of"),
     ],
 )

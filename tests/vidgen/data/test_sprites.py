@@ -43,7 +43,7 @@ def test_files_hold_what_the_factors_say(sprites):
         factors = json.loads(path.with_suffix(".json").read_text())
         assert factors["motion"] == motion
         error = read_clip(path, fps=8, num_frames=16).numpy().astype(float) - render_sprite(factors)
-        assert np.sqrt((error**2).mean()) < 12  # H.264 with halved colour planes
+        assert np.sqrt((error**2).mean()) < 12  # H.264 with halved color planes
 
 
 def test_the_table_has_the_shapes_for_sub_classes(sprites):
@@ -69,28 +69,28 @@ def test_a_clip_does_not_depend_on_how_many_are_written(sprites, tmp_path):
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("motion", [m for m in MOTIONS if m != "swap"])
-def test_centres_are_where_the_shape_is(motion, seed):
+def test_centers_are_where_the_shape_is(motion, seed):
     factors = draw(motion, seed)
     where = shown(factors)
     grid = np.stack(np.meshgrid(np.arange(64) + 0.5, np.arange(64) + 0.5), -1)
-    for mask, centre in zip(where, factors["shapes"][0]["centres"], strict=True):
-        np.testing.assert_allclose(grid[mask].mean(0), centre, atol=1.5)
+    for mask, center in zip(where, factors["shapes"][0]["centers"], strict=True):
+        np.testing.assert_allclose(grid[mask].mean(0), center, atol=1.5)
 
 
 @pytest.mark.parametrize("motion", MOTIONS)
-def test_shapes_are_large_inside_the_frame_and_of_their_own_colour(motion):
+def test_shapes_are_large_inside_the_frame_and_of_their_own_color(motion):
     for seed in range(12):
         factors = draw(motion, seed, resolution=128)
         assert len(factors["shapes"]) == (2 if motion == "swap" else 1)
-        ends = np.array(factors["background"]["colours"])
+        ends = np.array(factors["background"]["colors"])
         for shape in factors["shapes"]:
             assert 0.32 * 128 <= shape["size"] <= 0.46 * 128
-            fills = np.array(shape["colours"])
+            fills = np.array(shape["colors"])
             assert min(np.linalg.norm(f - b) for f in fills for b in (*ends, ends.mean(0))) >= 0.4
             assert np.linalg.norm(fills[0] - fills[1]) >= 0.35
             reach = shape["size"] / 2 * np.array(shape["scales"])[:, None]
-            centres = np.array(shape["centres"])
-            assert (centres - reach > -0.05 * 128).all() and (centres + reach < 1.05 * 128).all()
+            centers = np.array(shape["centers"])
+            assert (centers - reach > -0.05 * 128).all() and (centers + reach < 1.05 * 128).all()
 
 
 def test_scales_are_those_of_the_drawn_shape():
@@ -112,10 +112,10 @@ def test_every_kind_of_shape_is_drawn_about_as_large():
 @pytest.mark.parametrize(("angle", "direction"), [(0, (0, -1)), (90, (1, 0)), (180, (0, 1))])
 def test_angles_turn_clockwise(angle, direction):
     factors = draw("still", num_frames=1)
-    factors["shapes"][0].update(kind="triangle", centres=[[32, 32]], angles=[angle])
+    factors["shapes"][0].update(kind="triangle", centers=[[32, 32]], angles=[angle])
     y, x = np.nonzero(shown(factors)[0])
-    towards = np.stack([x - 31.5, y - 31.5], -1) @ np.array(direction)
-    assert towards.max() > -1.6 * towards.min()  # a corner on this side, an edge on the other
+    toward = np.stack([x - 31.5, y - 31.5], -1) @ np.array(direction)
+    assert toward.max() > -1.6 * toward.min()  # a corner on this side, an edge on the other
 
 
 @pytest.mark.parametrize("kind", SHAPES)
@@ -128,20 +128,20 @@ def test_spin_is_visible_for_every_shape(kind):
 
 
 def test_motions_do_what_their_names_say():
-    tracks = {m: {k: np.array(v) for k, v in draw(m)["shapes"][0].items() if k[:-1] in ("centre", "angle", "scale")}
+    tracks = {m: {k: np.array(v) for k, v in draw(m)["shapes"][0].items() if k[:-1] in ("center", "angle", "scale")}
               for m in MOTIONS}  # fmt: skip
-    centres = {m: t["centres"] / 64 for m, t in tracks.items()}
-    steps = {m: np.diff(c, axis=0) for m, c in centres.items()}
+    centers = {m: t["centers"] / 64 for m, t in tracks.items()}
+    steps = {m: np.diff(c, axis=0) for m, c in centers.items()}
     for motion in MOTIONS:
         assert (np.ptp(tracks[motion]["angles"]) > 300) == (motion == "spin")
         assert (np.ptp(tracks[motion]["scales"]) > 0.5) == (motion == "zoom")
         moves = motion not in ("spin", "zoom", "still")
-        assert (np.ptp(centres[motion], axis=0).max() > 0.05) == moves
+        assert (np.ptp(centers[motion], axis=0).max() > 0.05) == moves
     np.testing.assert_allclose(steps["slide"] - steps["slide"][0], 0, atol=1e-3)
-    assert np.ptp(centres["bounce"][:, 0]) == 0 < np.ptp(centres["bounce"][:, 1])
-    np.testing.assert_allclose(np.linalg.norm(centres["orbit"] - 0.5, axis=1), 0.48 - 0.5 * _size("orbit"), atol=1e-3)
-    np.testing.assert_allclose(centres["shake"][4:], centres["shake"][:-4], atol=1e-3)
-    one, two = (np.array(s["centres"]) / 64 for s in draw("swap")["shapes"])
+    assert np.ptp(centers["bounce"][:, 0]) == 0 < np.ptp(centers["bounce"][:, 1])
+    np.testing.assert_allclose(np.linalg.norm(centers["orbit"] - 0.5, axis=1), 0.48 - 0.5 * _size("orbit"), atol=1e-3)
+    np.testing.assert_allclose(centers["shake"][4:], centers["shake"][:-4], atol=1e-3)
+    one, two = (np.array(s["centers"]) / 64 for s in draw("swap")["shapes"])
     np.testing.assert_allclose(one[-1], two[0], atol=1e-3)
     np.testing.assert_allclose(two[-1], one[0], atol=1e-3)
     assert (np.abs(one - two).max(1) > 0.2).all()
@@ -154,14 +154,14 @@ def _size(motion: str) -> float:
 def test_other_sizes_and_lengths(tmp_path):
     factors = draw("orbit", resolution=96, num_frames=5, fps=12)
     assert render_sprite(factors).shape == (5, 96, 96, 3)
-    np.testing.assert_allclose(np.array(factors["shapes"][0]["centres"][0]) / 96, _first_centre(), atol=1e-3)
+    np.testing.assert_allclose(np.array(factors["shapes"][0]["centers"][0]) / 96, _first_center(), atol=1e-3)
     path = write_sprites(tmp_path, 1, seed=0, resolution=32, num_frames=8, fps=4)[0]
     info = probe(path)
     assert (info.width, info.num_frames, info.fps) == (32, 8, 4)
 
 
-def _first_centre() -> np.ndarray:
-    return np.array(draw("orbit")["shapes"][0]["centres"][0]) / 64
+def _first_center() -> np.ndarray:
+    return np.array(draw("orbit")["shapes"][0]["centers"][0]) / 64
 
 
 def test_an_unknown_motion_is_named():

@@ -360,7 +360,7 @@ def test_gif_is_no_faster_than_browsers_show(tmp_path, frames):
     assert min(shown) == 20 and sum(shown) == pytest.approx(800, abs=20) and len(shown) >= 38
 
 
-def test_gif_keeps_colours_and_still_parts(tmp_path):
+def test_gif_keeps_colors_and_still_parts(tmp_path):
     y, x = np.mgrid[:96, :128]
     scene = np.repeat(np.stack([2 * x, 2 * y, 255 - x - y], axis=-1)[None], 12, axis=0).astype(np.uint8)
     noise = np.random.default_rng(0).integers(0, 256, (12, 24, 24, 3))
@@ -369,7 +369,7 @@ def test_gif_keeps_colours_and_still_parts(tmp_path):
     still = pictures[:, 32:]
     assert np.abs(still - scene[:, 32:]).mean() < 6 and np.abs(np.diff(still, axis=0)).mean() < 4
     patches = still.reshape(12, 8, 8, 16, 8, 3).mean((2, 4)) - scene[:, 32:].reshape(12, 8, 8, 16, 8, 3).mean((2, 4))
-    assert np.abs(patches).mean() < 3  # from afar, colours are right
+    assert np.abs(patches).mean() < 3  # from afar, colors are right
 
 
 @pytest.mark.parametrize("name", ["pictures", "version.2/"])

@@ -256,9 +256,9 @@ def test_written_videos_have_exactly_the_size_rate_and_count(tmp_path, frames, f
         assert container.streams.video[0].pix_fmt == "yuv420p"
 
 
-def test_colours_come_back(tmp_path):
-    colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0), (200, 100, 50)]
-    frames = torch.tensor(colours, dtype=torch.uint8)[:, None, None].expand(-1, 32, 32, -1)
+def test_colors_come_back(tmp_path):
+    colors = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0), (200, 100, 50)]
+    frames = torch.tensor(colors, dtype=torch.uint8)[:, None, None].expand(-1, 32, 32, -1)
     path = write_video(tmp_path / "a.mp4", frames, 8)
     assert (read_clip(path, fps=8, num_frames=6).int() - frames.int()).abs().max() <= 4
 

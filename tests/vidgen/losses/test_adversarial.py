@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from vidgen.common.errors import UserError
-from vidgen.losses.adversarial import DiscriminatorObjective, PatchDiscriminator, gan_scale
+from vidgen.losses.adversarial import DiscriminatorLoss, PatchDiscriminator, gan_scale
 from vidgen.losses.config import GANConfig
 
 KINDS = ["2d", "3d"]
@@ -19,10 +19,10 @@ def clips(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
-def build(**config) -> DiscriminatorObjective:
+def build(**config) -> DiscriminatorLoss:
     config = GANConfig(**{"channels": 8, **config})
     torch.manual_seed(0)
-    return DiscriminatorObjective(PatchDiscriminator(config), config)
+    return DiscriminatorLoss(PatchDiscriminator(config), config)
 
 
 class Judge(nn.Module):
@@ -36,8 +36,8 @@ def judged(values: list[float]) -> torch.Tensor:
     return torch.tensor(values).view(-1, 1, 1, 1, 1).expand(-1, 3, 1, 4, 4)
 
 
-def chosen(**config) -> DiscriminatorObjective:
-    return DiscriminatorObjective(Judge(), GANConfig(**config))
+def chosen(**config) -> DiscriminatorLoss:
+    return DiscriminatorLoss(Judge(), GANConfig(**config))
 
 
 # --- the discriminators --------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from pipelines import VidTwinTransformer3DModel, default_scheduler
 from pipelines.schedulers import PREDICTION_TYPES, noise_levels
 from vidgen.common.errors import UserError
 from vidgen.losses.config import DiffusionConfig
-from vidgen.losses.diffusion import DiffusionObjective, min_snr_weight
+from vidgen.losses.diffusion import DiffusionLoss, min_snr_weight
 
 SIZES = (6, 4)
 
@@ -55,7 +55,7 @@ def make(prediction_type: str, batch: int = 64, **config):
     options = {key: config.pop(key) for key in ("self_conditioning", "error") if key in config}
     scheduler = default_scheduler(prediction_type)
     oracle = Oracle(clean, scheduler, **options)
-    objective = DiffusionObjective(oracle, scheduler, DiffusionConfig(**config))
+    objective = DiffusionLoss(oracle, scheduler, DiffusionConfig(**config))
     return objective, clean.repeat(batch, 1), torch.arange(batch) % 3
 
 
@@ -211,7 +211,7 @@ def test_a_clips_loss_does_not_depend_on_the_batch_it_is_in(prediction_type):
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.1)
     config = DiffusionConfig(independent_timesteps=0.5, loss_weighting="min_snr", class_dropout=0.5)
-    objective = DiffusionObjective(model, default_scheduler(prediction_type), config)
+    objective = DiffusionLoss(model, default_scheduler(prediction_type), config)
     batch = [
         torch.randn(6, model.latent_size),
         torch.arange(6) % 3,
@@ -291,7 +291,7 @@ def test_subclass_dropout_gives_the_class_above():
     objective, clean, labels = make("sample", batch=1000, class_dropout=0.2)
     config = DiffusionConfig(class_dropout=0.2, subclass_dropout=0.3)
     names = ["jump", "jump/dog", "run/cat"]
-    objective = DiffusionObjective(objective.transformer, objective.scheduler, config, names)
+    objective = DiffusionLoss(objective.transformer, objective.scheduler, config, names)
     objective(clean, labels)
     [seen] = objective.transformer.labels
     of_dogs = seen[labels == 1]
@@ -324,7 +324,7 @@ def test_a_real_transformer_takes_all_of_it_at_once(prediction_type):
     shapes = {"structure_shape": (2, 2, 2, 2), "dynamics_shape": (2, 4, 4), "num_classes": 3}
     model = VidTwinTransformer3DModel.from_preset("tiny-test", self_conditioning=True, **shapes)
     config = DiffusionConfig(independent_timesteps=0.5, loss_weighting="min_snr", timestep_sampling="logit_normal")
-    objective = DiffusionObjective(model, default_scheduler(prediction_type), config)
+    objective = DiffusionLoss(model, default_scheduler(prediction_type), config)
     losses = objective(torch.randn(5, model.latent_size), torch.arange(5) % 3)
     losses["loss"].backward()
     assert all(value.isfinite() and value.shape == () for value in losses.values())

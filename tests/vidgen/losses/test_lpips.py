@@ -93,7 +93,7 @@ def test_taps_follow_the_named_layers():
         assert before_pools <= set(known.taps) and max(known.taps) == len(features) - 1
 
 
-# --- behaviour -----------------------------------------------------------------------------------------------------
+# --- behavior -----------------------------------------------------------------------------------------------------
 
 
 def test_is_a_distance_per_image(squeeze):

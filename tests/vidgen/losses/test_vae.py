@@ -13,38 +13,38 @@ from torch import nn
 
 from autoencoder import AutoencoderKLVidTwin
 from vidgen.common.errors import UserError
-from vidgen.losses.adversarial import DiscriminatorObjective, PatchDiscriminator
+from vidgen.losses.adversarial import DiscriminatorLoss, PatchDiscriminator
 from vidgen.losses.config import GANConfig, PerceptualConfig, VAELossConfig
 from vidgen.losses.lpips import LPIPS
-from vidgen.losses.vae import VAEObjective, value_and_gradient
+from vidgen.losses.vae import VAELoss, value_and_gradient
 
 LOSS = VAELossConfig(l1_weight=2.0, l2_weight=3.0, kl_weight=5.0)
 PERCEPTUAL = PerceptualConfig(weight=0.7, backbone="squeeze", chunk_size=3)
 GAN = GANConfig(weight=0.3, channels=8, num_layers=2)
 
 
-def build(loss=LOSS, perceptual=PERCEPTUAL, gan=GAN, judges=True, **overrides) -> VAEObjective:
+def build(loss=LOSS, perceptual=PERCEPTUAL, gan=GAN, judges=True, **overrides) -> VAELoss:
     """A tiny VAE under random judges; the same one every time."""
     torch.manual_seed(0)
     vae = AutoencoderKLVidTwin.from_preset("tiny-test", heads="residual", **overrides)
     lpips = LPIPS(perceptual.backbone) if judges else None
-    discriminator = DiscriminatorObjective(PatchDiscriminator(gan), gan) if judges else None
+    discriminator = DiscriminatorLoss(PatchDiscriminator(gan), gan) if judges else None
     if judges:
         # At their first scale deep logits hardly depend on a clip.
         nn.init.normal_(discriminator.discriminator.layers[-1].weight)
-    return VAEObjective(vae.eval(), loss, perceptual, gan, lpips, discriminator)
+    return VAELoss(vae.eval(), loss, perceptual, gan, lpips, discriminator)
 
 
 def video(batch: int = 2, seed: int = 0) -> torch.Tensor:
     return torch.rand(batch, 3, 4, 32, 32, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
-def run(objective: VAEObjective, clips: torch.Tensor, gan_scale: float | None = None) -> dict[str, torch.Tensor]:
+def run(objective: VAELoss, clips: torch.Tensor, gan_scale: float | None = None) -> dict[str, torch.Tensor]:
     torch.manual_seed(1)  # of the latent's noise
     return objective(clips, gan_scale=None if gan_scale is None else torch.tensor(gan_scale))
 
 
-def by_hand(objective: VAEObjective, clips: torch.Tensor) -> dict[str, torch.Tensor]:
+def by_hand(objective: VAELoss, clips: torch.Tensor) -> dict[str, torch.Tensor]:
     """Every term, with its graph through the model."""
     torch.manual_seed(1)
     (lpips,), discriminator = objective._lpips, objective.discriminator
@@ -311,7 +311,7 @@ class Black(nn.Module):
 
 
 def test_the_released_recipe_reaches_nan_on_a_constant_clip_and_ours_does_not():
-    """The released code minimises |error| / exp(logvar) + logvar, summed over pixels, with a free scalar logvar.
+    """The released code minimizes |error| / exp(logvar) + logvar, summed over pixels, with a free scalar logvar.
 
     Once a clip is rebuilt without error nothing holds the log-variance: it falls at every step, until
     exp(-logvar) is infinite and its product with no error is not a number. Here no log-variance is learned.
@@ -331,7 +331,7 @@ def test_the_released_recipe_reaches_nan_on_a_constant_clip_and_ours_does_not():
     assert math.isfinite(values[50]) and values[50] < -1000 and math.isnan(values[-1])
 
     model = Black()
-    objective = VAEObjective(model, VAELossConfig())
+    objective = VAELoss(model, VAELossConfig())
     optimizer = torch.optim.Adam(objective.parameters(), lr=0.5)
     for _ in range(300):
         losses = objective(clips)

@@ -17,7 +17,7 @@ from vidgen.metrics import detectors
 from vidgen.metrics.detectors import DETECTORS, Detector, PooledPixels, get_detector, named_detectors, squash
 from vidgen.metrics.frechet import FeatureStatistics, frechet_distance
 
-COLOUR, FIRST, LAST, DETAIL = slice(0, 48), slice(48, 64), slice(64, 80), slice(80, 96)
+COLOR, FIRST, LAST, DETAIL = slice(0, 48), slice(48, 64), slice(64, 80), slice(80, 96)
 MOTION_1, MOTION_4 = slice(96, 112), slice(112, 128)
 
 
@@ -27,14 +27,14 @@ def detector():
 
 
 def moving_squares(n, seed=0, size=16, frames=8):
-    """Clips (n, 3, frames, size, size): a square of random colour crosses a flat background from left to right."""
+    """Clips (n, 3, frames, size, size): a square of random color crosses a flat background from left to right."""
     g = torch.Generator().manual_seed(seed)
     clips = torch.rand(n, 3, 1, 1, 1, generator=g).sub(1).expand(n, 3, frames, size, size).clone()
-    colours = torch.rand(n, 3, generator=g)
+    colors = torch.rand(n, 3, generator=g)
     rows = torch.randint(0, size - 4, (n,), generator=g).tolist()
     for i, row in enumerate(rows):
         for t in range(frames):
-            clips[i, :, t, row : row + 4, t : t + 4] = colours[i, :, None, None]
+            clips[i, :, t, row : row + 4, t : t + 4] = colors[i, :, None, None]
     return clips
 
 
@@ -53,10 +53,10 @@ def test_other_sizes_give_the_same_length(detector, shape):
     assert detector(torch.zeros(1, *shape)).shape == (1, 128)
 
 
-def test_a_flat_clip_is_its_colour_and_nothing_else(detector):
-    colour = torch.tensor([0.5, -0.25, 0.75])
-    values = detector(colour.view(1, 3, 1, 1, 1).expand(1, 3, 6, 8, 8))[0]
-    torch.testing.assert_close(values[COLOUR], colour.repeat_interleave(16))
+def test_a_flat_clip_is_its_color_and_nothing_else(detector):
+    color = torch.tensor([0.5, -0.25, 0.75])
+    values = detector(color.view(1, 3, 1, 1, 1).expand(1, 3, 6, 8, 8))[0]
+    torch.testing.assert_close(values[COLOR], color.repeat_interleave(16))
     luma = 0.299 * 0.5 - 0.587 * 0.25 + 0.114 * 0.75
     torch.testing.assert_close(values[FIRST], torch.full((16,), luma))
     torch.testing.assert_close(values[LAST], torch.full((16,), luma))
@@ -68,13 +68,13 @@ def test_cells_are_where_they_are_said_to_be(detector):
     clip[:, 1, :, 2:4, 6:8] = 1  # green, second row, last column
     expected = torch.zeros(48)
     expected[16 + 4 + 3] = 1
-    torch.testing.assert_close(detector(clip)[0, COLOUR], expected)
+    torch.testing.assert_close(detector(clip)[0, COLOR], expected)
 
 
 def test_detail_is_the_size_of_steps_between_pixels_either_way(detector):
     stripes = (torch.arange(16) % 2).float().expand(1, 3, 4, 16, 16)
     across, down = detector(stripes)[0, DETAIL], detector(stripes.transpose(3, 4))[0, DETAIL]
-    torch.testing.assert_close(across, across.new_ones(16), atol=0.15, rtol=0)  # the last column has no neighbour
+    torch.testing.assert_close(across, across.new_ones(16), atol=0.15, rtol=0)  # the last column has no neighbor
     torch.testing.assert_close(down.view(4, 4), across.view(4, 4).T)
 
 
@@ -92,7 +92,7 @@ def test_reversal_swaps_the_thirds_and_changes_nothing_else(detector):
     assert (forward - backward).abs().max() > 0.1
     torch.testing.assert_close(backward[:, FIRST], forward[:, LAST])
     torch.testing.assert_close(backward[:, LAST], forward[:, FIRST])
-    for part in (COLOUR, DETAIL, MOTION_1, MOTION_4):
+    for part in (COLOR, DETAIL, MOTION_1, MOTION_4):
         torch.testing.assert_close(backward[:, part], forward[:, part])
 
 
@@ -104,7 +104,7 @@ def test_faults_of_generated_clips_are_farther_than_other_real_clips(detector):
         "blur": blurred,
         "frozen": other[:, :, :1].expand_as(other),
         "reversed": other.flip(2),
-        "other colours": -other,
+        "other colors": -other,
     }
 
     def statistics(clips):

@@ -26,7 +26,7 @@ from vidgen.metrics.detectors import get_detector
 from vidgen.metrics.evaluation import ProtocolClips, evaluate_pairs, evaluate_reconstruction, mean_interval
 from vidgen.metrics.frechet import FeatureStatistics, GroupedStatistics, RankDeficientWarning, frechet_distance
 from vidgen.metrics.protocols import get_protocol
-from vidgen.metrics.reconstruction import MAX_PSNR, clip_metrics, mean_colour, shrunk
+from vidgen.metrics.reconstruction import MAX_PSNR, clip_metrics, downsample_baseline, mean_color_baseline
 
 ROOT = Path(__file__).parents[3]
 
@@ -67,8 +67,8 @@ def test_figures_are_the_means_of_every_clips_own(sprites):
     with torch.no_grad():
         images = {
             "reconstruction": vae(video).sample,
-            "mean_colour": mean_colour(video),
-            "shrunk": shrunk(video, vae.latent_size),
+            "mean_color": mean_color_baseline(video),
+            "downsample": downsample_baseline(video, vae.latent_size),
         }
     assert result["figures"].keys() == images.keys()
     for row, image in images.items():
@@ -238,8 +238,8 @@ def test_pairs_of_any_size_and_length_are_measured_in_clips(tmp_path):
         expected = clip_metrics(theirs, ours, [network()])
         assert entry["uint8"] == pytest.approx({n: v.item() for n, v in expected.items()}, rel=1e-5)
         assert entry["float"] == pytest.approx(entry["uint8"], rel=1e-5)  # files hold bytes
-    assert result["figures"].keys() == {"reconstruction", "mean_colour", "shrunk"}
-    assert "shrunk" not in evaluate_pairs(tmp_path / "original", tmp_path / "theirs")["figures"]
+    assert result["figures"].keys() == {"reconstruction", "mean_color", "downsample"}
+    assert "downsample" not in evaluate_pairs(tmp_path / "original", tmp_path / "theirs")["figures"]
 
 
 def test_a_list_of_files_is_matched_by_their_names_whatever_the_ending(tmp_path):

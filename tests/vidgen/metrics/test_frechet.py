@@ -40,7 +40,7 @@ def distance(x, y):
 
 
 def reference_from_data(x, y):
-    """d^2 without any matrix square root: tr sqrt(S1^1/2 S2 S1^1/2) is the nuclear norm of X1 X2^T, centred."""
+    """d^2 without any matrix square root: tr sqrt(S1^1/2 S2 S1^1/2) is the nuclear norm of X1 X2^T, centered."""
     x, y = x.numpy(), y.numpy()
     a = (x - x.mean(0)) / np.sqrt(len(x) - 1)
     b = (y - y.mean(0)) / np.sqrt(len(y) - 1)
@@ -63,8 +63,8 @@ def reference_in_fifty_digits(x, y):
         def moments(z):
             z = mpmath.matrix(z.tolist())
             mean = [mpmath.fsum(z[:, j]) / z.rows for j in range(z.cols)]
-            centred = mpmath.matrix([[z[i, j] - mean[j] for j in range(z.cols)] for i in range(z.rows)])
-            return mean, centred.T * centred / (z.rows - 1)
+            centered = mpmath.matrix([[z[i, j] - mean[j] for j in range(z.cols)] for i in range(z.rows)])
+            return mean, centered.T * centered / (z.rows - 1)
 
         (m1, s1), (m2, s2) = moments(x), moments(y)
         roots = mpmath.eig(s1 * s2, left=False, right=False)

@@ -27,7 +27,7 @@ from vidgen.metrics.frechet import ClassScore, FeatureStatistics, bootstrap_inte
 from vidgen.metrics.fvd import Sampling, class_frequencies, class_labels, evaluate_pipeline, generated_clips, guards
 from vidgen.metrics.protocols import get_protocol, protocol_clips
 from vidgen.metrics.real_clips import RealClips, draw_windows
-from vidgen.metrics.reconstruction import mean_colour
+from vidgen.metrics.reconstruction import mean_color_baseline
 
 PROTOCOL = replace(get_protocol("sprites"), frames=4, size=32, fps=4, generated=8, real=8)
 SAMPLING = Sampling(num_inference_steps=2)
@@ -140,7 +140,7 @@ def test_every_distance_is_that_of_its_clips(evaluate, pipeline, sprites):
     with torch.no_grad():
         rebuilt = protocol_clips(pipeline.vae(clips).sample.clamp(-1, 1), PROTOCOL)
     sets = {"generated": generated, "reconstructed": rebuilt, "real_vs_real": read(real.others)}
-    sets["mean_colour"] = protocol_clips(mean_colour(clips), PROTOCOL)
+    sets["mean_color"] = protocol_clips(mean_color_baseline(clips), PROTOCOL)
     reference = FeatureStatistics.of(detector(clips))
     for name, others in sets.items():
         distance = getattr(result, name)
@@ -167,7 +167,7 @@ def test_several_detectors_see_the_same_clips(evaluate):
 def test_batches_change_nothing_but_rounding(evaluate, tmp_path):
     [result] = evaluate()
     [other] = evaluate(folder=tmp_path / "other", batch_size=3, shard_size=5)
-    for name in ("generated", "reconstructed", "real_vs_real", "mean_colour"):
+    for name in ("generated", "reconstructed", "real_vs_real", "mean_color"):
         ours, theirs = getattr(result, name), getattr(other, name)
         assert (ours.value, *ours.interval) == pytest.approx((theirs.value, *theirs.interval), rel=1e-3)
 
@@ -308,9 +308,9 @@ def reads(monkeypatch):
 
 def test_statistics_of_real_clips_are_kept_until_anything_differs(evaluate, reads, sprites, tmp_path):
     [first] = evaluate()
-    assert len(reads) == 4 * 8  # the set, its mean colours, its reconstructions, the others
+    assert len(reads) == 4 * 8  # the set, its mean colors, its reconstructions, the others
     kept = sorted(path.name.split("-")[0] for path in (tmp_path / "kept").glob("*.safetensors"))
-    assert kept == ["mean_colour", "real", "real_others"]
+    assert kept == ["mean_color", "real", "real_others"]
     reads.clear()
     assert numbers_of(evaluate(sampling=replace(SAMPLING, seed=5))[0])["real_vs_real"] == asdict(first.real_vs_real)
     assert not reads

@@ -193,7 +193,7 @@ def test_oblong_frames_are_squashed_or_cropped_for_the_detector():
     clips = random_clips(2, 32, 64)
     squashed = detector_input(clips, PROTOCOLS["tats"])
     cropped = detector_input(clips, PROTOCOLS["videogpt"])
-    inner = detector_input(clips[..., 16:48], PROTOCOLS["tats"])[..., 4:-4]  # at its edges it has other neighbours
+    inner = detector_input(clips[..., 16:48], PROTOCOLS["tats"])[..., 4:-4]  # at its edges it has other neighbors
     torch.testing.assert_close(2 * cropped[..., 4:-4], inner)
     assert (squashed - 2 * cropped).abs().max() > 0.5
 

@@ -27,7 +27,7 @@ def sprites(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def counting(tmp_path_factory):
-    """Videos of 30, 9, 16 and 4 frames at 10 fps, whose frame t is of one grey of 8 t, and one of no frame."""
+    """Videos of 30, 9, 16 and 4 frames at 10 fps, whose frame t is of one gray of 8 t, and one of no frame."""
     root = tmp_path_factory.mktemp("counting")
     for number, length in enumerate((30, 9, 16, 4)):
         frames = np.broadcast_to((8 * np.arange(length, dtype=np.uint8))[:, None, None, None], (length, 32, 48, 3))
@@ -41,7 +41,7 @@ def clip_of(windows, frames=8, **changes):
 
 
 def first_frames(files, protocol, windows):
-    """(video, frames shown) of windows, told from the greys."""
+    """(video, frames shown) of windows, told from the grays."""
     shown = []
     for _, number, clip in (RealClips(files, windows, protocol)[i] for i in range(len(windows))):
         assert clip.shape == (3, protocol.frames, 32, 32)

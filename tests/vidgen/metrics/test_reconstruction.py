@@ -15,11 +15,11 @@ from vidgen.metrics.reconstruction import (
     ReconstructionMetrics,
     _shrink,
     clip_metrics,
+    downsample_baseline,
     lpips,
-    mean_colour,
+    mean_color_baseline,
     psnr,
     shrink_grids,
-    shrunk,
     ssim,
 )
 
@@ -151,25 +151,25 @@ def test_bad_input_is_named():
         ReconstructionMetrics().compute()
 
 
-def test_mean_colour_is_each_clips_own():
+def test_mean_color_is_each_clips_own():
     clip = random_clip(2, 3, 4, 8, 8)
-    colour = mean_colour(clip)
-    assert colour.shape == clip.shape
-    torch.testing.assert_close(colour[1, 2], clip[1, 2].mean().expand(4, 8, 8))
+    color = mean_color_baseline(clip)
+    assert color.shape == clip.shape
+    torch.testing.assert_close(color[1, 2], clip[1, 2].mean().expand(4, 8, 8))
 
 
 def test_shrunk_keeps_constant_clips_and_clips_of_all_their_values():
     constant = torch.full((2, 3, 4, 8, 12), 0.3)
-    torch.testing.assert_close(shrunk(constant, 10), constant)
+    torch.testing.assert_close(downsample_baseline(constant, 10), constant)
     clip = random_clip(2, 3, 4, 8, 12)
-    torch.testing.assert_close(shrunk(clip, clip[0].numel()), clip)
+    torch.testing.assert_close(downsample_baseline(clip, clip[0].numel()), clip)
 
 
-def test_shrunk_beats_the_mean_colour_and_improves_with_more_values():
+def test_shrunk_beats_the_mean_color_and_improves_with_more_values():
     ramp = torch.linspace(-1, 1, 16)
     clip = (ramp[:, None] * ramp).expand(1, 3, 8, 16, 16).contiguous()
-    scores = [psnr(shrunk(clip, n), clip).item() for n in (12, 48, 192)]
-    assert psnr(mean_colour(clip), clip).item() < scores[0] < scores[1] < scores[2]
+    scores = [psnr(downsample_baseline(clip, n), clip).item() for n in (12, 48, 192)]
+    assert psnr(mean_color_baseline(clip), clip).item() < scores[0] < scores[1] < scores[2]
 
 
 def test_shrinking_antialiases_in_space_and_time():
@@ -185,12 +185,12 @@ def test_shrunk_spends_its_values_where_the_clip_needs_them():
     picture = random_clip(1, 3, 1, 8, 8).expand(1, 3, 4, 8, 8)
     flicker = random_clip(1, 3, 4, 1, 1).expand(1, 3, 4, 8, 8)
     both = torch.cat([picture, flicker])
-    torch.testing.assert_close(shrunk(both, 3 * 64), both, atol=1e-5, rtol=0)
+    torch.testing.assert_close(downsample_baseline(both, 3 * 64), both, atol=1e-5, rtol=0)
 
 
 def test_shrunk_does_not_depend_on_the_batch():
     clips = torch.stack([random_clip(3, 6, 8, 8, seed=i) * (i + 1) / 4 for i in range(3)])
-    torch.testing.assert_close(shrunk(clips, 100)[1:2], shrunk(clips[1:2], 100))
+    torch.testing.assert_close(downsample_baseline(clips, 100)[1:2], downsample_baseline(clips[1:2], 100))
 
 
 @given(
@@ -216,7 +216,7 @@ def test_grids_keep_the_aspect():
 @pytest.mark.parametrize("num_values", [0, 3 * 2 * 8 * 8 + 1])
 def test_a_number_of_values_that_cannot_be_is_refused(num_values):
     with pytest.raises(UserError, match="num_values must be in"):
-        shrunk(random_clip(1, 3, 2, 8, 8), num_values)
+        downsample_baseline(random_clip(1, 3, 2, 8, 8), num_values)
 
 
 # --- LPIPS ---------------------------------------------------------------------------------------------------------
@@ -236,9 +236,9 @@ def test_lpips_is_the_mean_over_frames_of_pixels_a_file_would_hold(network):
     torch.testing.assert_close(lpips(a, b, network), expected, rtol=2e-2, atol=0)
     assert (lpips(a, b, network) != expected).all()
     assert lpips(a, a, network).tolist() == [0, 0]
-    grey = torch.zeros(1, 3, 1, 32, 32) + 1 / 255  # on a pixel level
-    assert lpips(grey + 0.3 * ONE_LEVEL, grey, network).item() == 0
-    assert lpips(grey + 0.3 * ONE_LEVEL, grey, network, quantize=False).item() > 0
+    gray = torch.zeros(1, 3, 1, 32, 32) + 1 / 255  # on a pixel level
+    assert lpips(gray + 0.3 * ONE_LEVEL, gray, network).item() == 0
+    assert lpips(gray + 0.3 * ONE_LEVEL, gray, network, quantize=False).item() > 0
 
 
 def test_accumulated_metrics_with_lpips_merge_across_processes(network):

@@ -24,7 +24,7 @@ def test_every_key_stands_once_with_a_meaning():
         if nested_config(found) is None
     }
     assert sorted(row[0].strip("`") for row in rows) == sorted(keys)
-    assert not [row[0] for row in rows if len(row) != 5 or not row[4]]
+    assert not [row[0] for row in rows if len(row) != 6 or not row[5]]
 
 
 def test_defaults_that_differ_name_their_program():

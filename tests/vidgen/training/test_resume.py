@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from runs import FULL, assert_same_run, assert_same_tensors, logged, losses
-from vidgen.common.errors import Stopped, UserError
+from vidgen.common.errors import TrainingInterrupted, UserError
 from vidgen.training.checkpoints import checkpoint_step, list_checkpoints
 from vidgen.training.dit_trainer import train_dit
 from vidgen.training.trainer import TrainingDiverged
@@ -109,7 +109,7 @@ def test_a_signal_stops_after_the_step_with_a_checkpoint(vae_config, tmp_path, m
     train_vae(vae_config(tmp_path / "whole", *settings))
     with monkeypatch.context() as patch:
         interrupted_at(3, number, patch)
-        with pytest.raises(Stopped, match=r"after step 4; .*checkpoint-4 is written: go on") as stop:
+        with pytest.raises(TrainingInterrupted, match=r"after step 4; .*checkpoint-4 is written: go on") as stop:
             train_vae(vae_config(tmp_path / "cut", *settings))
     assert stop.value.code == 128 + number
     assert [path.name for path in list_checkpoints(tmp_path / "cut")] == [
@@ -124,7 +124,7 @@ def train_as_a_group(config) -> None:
     os.setsid()
     try:
         train_vae(config)
-    except Stopped as stop:
+    except TrainingInterrupted as stop:
         raise SystemExit(stop.code) from stop
 
 

@@ -17,7 +17,7 @@ from runs import FULL, WEIGHTS, assert_same_tensors, logged, losses, numbers
 from vidgen.common.errors import UserError
 from vidgen.data.dataset import list_videos
 from vidgen.data.sprites import MOTIONS
-from vidgen.losses.diffusion import DiffusionObjective
+from vidgen.losses.diffusion import DiffusionLoss
 from vidgen.training import trainer
 from vidgen.training.checkpoints import list_checkpoints
 from vidgen.training.dit_trainer import train_dit
@@ -29,7 +29,7 @@ def test_a_vae_run_leaves_what_it_promises(trained_vae):
     run = trained_vae.parent
     assert list(losses(run)) == [1, 2, 3, 4, 5, 6]
     validation = logged(run)[-1]
-    assert {"validation/psnr", "validation/ssim", "validation/psnr_mean_colour", "validation/psnr_shrunk"} < set(
+    assert {"validation/psnr", "validation/ssim", "validation/psnr_mean_color", "validation/psnr_downsample"} < set(
         validation
     )
     assert (run / "validation" / "step-6.png").stat().st_size > 1000
@@ -170,39 +170,39 @@ def test_a_dit_run_leaves_a_pipeline_and_resumes(dit_config, trained_vae, tmp_pa
 
 
 @pytest.fixture
-def learnt(monkeypatch) -> list[torch.Tensor]:
+def learned(monkeypatch) -> list[torch.Tensor]:
     """The classes that a DiT is trained on, step by step."""
     classes = []
-    drop = DiffusionObjective._drop
-    monkeypatch.setattr(DiffusionObjective, "_drop", lambda *args: classes.append(drop(*args)) or classes[-1])
+    drop = DiffusionLoss._drop
+    monkeypatch.setattr(DiffusionLoss, "_drop", lambda *args: classes.append(drop(*args)) or classes[-1])
     return classes
 
 
-def test_a_dit_learns_sub_classes_and_the_classes_above(dit_config, sprites, tmp_path, learnt):
+def test_a_dit_learns_sub_classes_and_the_classes_above(dit_config, sprites, tmp_path, learned):
     table = [f"data.root={sprites / 'shapes.csv'}", "diffusion.class_dropout=0", "train.max_train_steps=4"]
     final = train_dit(dit_config(tmp_path / "above", *table, "diffusion.subclass_dropout=1"))
     pipeline = VidTwinPipeline.from_pretrained(final)
     _, kinds = list_videos(sprites / "shapes.csv")
     assert pipeline.labels == {name: label for label, name in enumerate(sorted(MOTIONS))}
     assert pipeline.subclasses == {name: label for label, name in enumerate(kinds, start=8)}
-    above = torch.cat(learnt)  # every clip once
+    above = torch.cat(learned)  # every clip once
     assert above.sort().values.tolist() == [label for label in range(8) for _ in range(2)]
-    learnt.clear()
+    learned.clear()
     train_dit(dit_config(tmp_path / "below", *table, "diffusion.subclass_dropout=1e-9"))
-    names = [kinds[label - 8] for label in torch.cat(learnt).tolist()]
+    names = [kinds[label - 8] for label in torch.cat(learned).tolist()]
     assert [name.split("/")[0] for name in names] == [sorted(MOTIONS)[label] for label in above.tolist()]
     with pytest.raises(UserError, match=r"needs classes with sub-classes, such as jump/dog of jump: .* bounce, orbit"):
         train_dit(dit_config(tmp_path / "none", "diffusion.subclass_dropout=0.1"))
 
 
-def test_clips_without_a_class_are_learnt_as_of_none(dit_config, sprites, tmp_path, learnt):
+def test_clips_without_a_class_are_learned_as_of_none(dit_config, sprites, tmp_path, learned):
     head, first, *rows = (sprites / "shapes.csv").read_text().splitlines()
     rows = [head, *(f"{sprites}/{row}" for row in [first.split(",")[0] + ",", *rows])]
     (tmp_path / "some.csv").write_text("\n".join(rows))
     settings = [f"data.root={tmp_path / 'some.csv'}", "diffusion.class_dropout=0", "train.max_train_steps=4"]
     final = train_dit(dit_config(tmp_path / "run", *settings, "diffusion.subclass_dropout=0.5"))
     pipeline = VidTwinPipeline.from_pretrained(final)
-    assert torch.cat(learnt).eq(pipeline.transformer.config.num_classes).sum() == 1
+    assert torch.cat(learned).eq(pipeline.transformer.config.num_classes).sum() == 1
 
 
 @pytest.mark.parametrize(
@@ -257,8 +257,8 @@ def test_latents_are_their_mean_or_drawn_around_it(dit_config, tmp_path, monkeyp
         seen.append((latents, noise))
         return forward(self, latents, labels, noise, uniform)
 
-    forward = DiffusionObjective.forward
-    monkeypatch.setattr(DiffusionObjective, "forward", spy)
+    forward = DiffusionLoss.forward
+    monkeypatch.setattr(DiffusionLoss, "forward", spy)
     shared = ["train.max_train_steps=1", f"latent_cache={tmp_path / 'cache'}", "train.train_batch_size=16"]
     for sample in ("false", "true"):
         train_dit(dit_config(tmp_path / sample, f"latents.sample={sample}", *shared))
@@ -309,7 +309,8 @@ def test_statistics_come_from_the_cache_where_the_vae_has_none(dit_config, train
         (["model.preset=huge"], "Unknown DiT preset 'huge'"),
         (["model.overrides={dynamics_patch_size: [3, 1]}"], "cannot be built"),
         (["diffusion.prediction_type=guess"], "guess"),
-        (["diffusion.noise_schedule=sigmoid"], "sigmoid is not implemented"),
+        (["model.latent_setting=2"], r"model.latent_setting is a setting of the VAE"),
+        (["diffusion.noise_schedule=sigmoid"], "noise_schedule must be one of"),
         (["diffusion.prediction_type=epsilon", "diffusion.zero_terminal_snr=true"], "cannot have zero terminal SNR"),
         (["diffusion.prediction_type=flow_prediction", "diffusion.noise_schedule=linear"], "has its own schedule"),
         (["diffusion.prediction_type=flow_prediction", "diffusion.zero_terminal_snr=false"], "ends in pure noise"),
@@ -322,7 +323,7 @@ def test_dit_mistakes_get_one_sentence(dit_config, tmp_path, settings, sentence)
     assert sentence in str(caught.value)
 
 
-def test_real_videos_train_resume_and_are_labelled(vae_config, shared_data, tmp_path):
+def test_real_videos_train_resume_and_are_labeled(vae_config, shared_data, tmp_path):
     """Mixed sizes, rates and codecs, in class folders and a plain one."""
     clips = shared_data / "clips"
     settings = [f"data.root={clips}", "data.num_frames=4", "data.resolution=32", "data.num_validation_videos=2"]
