@@ -1,4 +1,4 @@
-"""Imports go one way: no folder imports one above or beside it, and no circle of files, in-function imports included."""
+"""Imports go one way: a folder imports only lower ones, and files import in no circle, in-function imports included."""
 
 from __future__ import annotations
 
