@@ -11,25 +11,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-RESAMPLES = 1000
-DRAWN_AT_ONCE = 2**20  # clips of resamples: memory, however many clips there are
+from vidgen.metrics.stats import Score, mean, ratio, share
+
 SHRINKAGES = torch.logspace(-6, 4, 41, dtype=torch.float64)  # in mean squared lengths of the centered features
-
-
-@dataclass(frozen=True)
-class Score:
-    """A figure of test clips.
-
-    Attributes:
-        value: of all test clips.
-        low, high: the middle 95 % of what resampled test clips give.
-        chance: of the best guess that looks at no clip; None where there is no such guess.
-    """
-
-    value: float
-    low: float
-    high: float
-    chance: float | None = None
 
 
 @dataclass(frozen=True)
@@ -158,32 +142,3 @@ def probe_points(
         "r2": Score(1 - unexplained.value, 1 - unexplained.high, 1 - unexplained.low, chance),
         "distance": mean(distance(predicted), chance=distance(guess).mean().item()),
     }
-
-
-def share(hits: torch.Tensor, chance: float | None = None) -> Score:
-    """The share of clips that hit, bool (M,), with its interval."""
-    return mean(hits.double(), chance)
-
-
-def mean(values: torch.Tensor, chance: float | None = None) -> Score:
-    """The mean of the clips' values (M,), with its interval."""
-    return ratio(values, torch.ones_like(values), chance)
-
-
-def ratio(numerators: torch.Tensor, denominators: torch.Tensor, chance: float | None = None, seed: int = 0) -> Score:
-    """A sum over clips by another, both (M,), with the interval of a bootstrap over the clips.
-
-    A resample whose denominators are all zero does not count.
-
-    Raises:
-        ValueError: if there are no clips.
-    """
-    if not len(numerators):
-        raise ValueError("a score needs 1 clip or more.")
-    both = torch.stack([numerators, denominators], dim=1).double().cpu()
-    generator = torch.Generator().manual_seed(seed)
-    parts = torch.arange(RESAMPLES).split(max(1, DRAWN_AT_ONCE // len(both)))
-    drawn = (torch.randint(len(both), (len(part), len(both)), generator=generator) for part in parts)
-    value, sums = both.sum(dim=0), torch.cat([both[resamples].sum(dim=1) for resamples in drawn])
-    bounds = (sums[:, 0] / sums[:, 1]).nanquantile(both.new_tensor([0.025, 0.975]))
-    return Score((value[0] / value[1]).item(), *bounds.tolist(), chance)
