@@ -23,7 +23,6 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from autoencoder import AutoencoderKLVidTwin, TwinLatents
-from benchmarks.sprites.probes import ratio
 
 from ..common.errors import UserError
 from ..common.progress import progress
@@ -36,6 +35,7 @@ from .frechet import GroupedStatistics, added_up, bootstrap_interval, frechet_di
 from .protocols import Protocol, detector_input, protocol_clips
 from .real_clips import draw_windows, protocol_videos, read_window
 from .reconstruction import clip_metrics, downsample_baseline, mean_color_baseline
+from .stats import mean_interval
 
 if TYPE_CHECKING:
     from ..losses.lpips import LPIPS
@@ -206,29 +206,6 @@ def match_pairs(originals: str | os.PathLike, reconstructions: str | os.PathLike
                 f"{len(theirs)} reconstructions {len(ours.keys() & theirs.keys())} have the same."
             )
     return [(path, theirs[name]) for name, path in ours.items()]
-
-
-def mean_interval(
-    values: Sequence[float], groups: Sequence[Any] | None = None
-) -> tuple[float, float] | tuple[None, None]:
-    """The 95 % interval of a mean, by drawing as many again with replacement.
-
-    Args:
-        values: one for each clip.
-        groups: what each belongs to, such as its video: whole groups are drawn, for clips of one video are alike.
-
-    Returns:
-        The lower and upper end, the same for the same values; None for both of one group alone, which says nothing of
-        how others differ.
-    """
-    names = range(len(values)) if groups is None else groups
-    of_name = {name: number for number, name in enumerate(dict.fromkeys(names))}
-    numbers = np.array([of_name[name] for name in names])
-    sums, counts = np.bincount(numbers, weights=np.asarray(values, dtype=np.float64)), np.bincount(numbers)
-    if len(sums) == 1:
-        return None, None
-    score = ratio(torch.from_numpy(sums), torch.from_numpy(counts))
-    return score.low, score.high
 
 
 # --- inside ---------------------------------------------------------------------------------------------------------

@@ -23,10 +23,11 @@ from vidgen.data.video import read_clip, write_video
 from vidgen.losses.lpips import LPIPS
 from vidgen.metrics import evaluation
 from vidgen.metrics.detectors import get_detector
-from vidgen.metrics.evaluation import ProtocolClips, evaluate_pairs, evaluate_reconstruction, mean_interval
+from vidgen.metrics.evaluation import ProtocolClips, evaluate_pairs, evaluate_reconstruction
 from vidgen.metrics.frechet import FeatureStatistics, GroupedStatistics, RankDeficientWarning, frechet_distance
 from vidgen.metrics.protocols import get_protocol
 from vidgen.metrics.reconstruction import MAX_PSNR, clip_metrics, downsample_baseline, mean_color_baseline
+from vidgen.metrics.stats import mean_interval
 
 ROOT = Path(__file__).parents[3]
 
