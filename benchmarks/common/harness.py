@@ -48,6 +48,7 @@ PROGRAMS = {
 # Keys and labels of older records (regular expressions), and their present names.
 RENAMED = {
     "colour": "color",
+    "models/sprites": "pretrained/sprites",
     '"centre"': '"center"',
     "utilisation": "utilization",
     r'(psnr_|ssim_|lpips_|")shrunk"': r'\1downsample"',
@@ -124,7 +125,7 @@ class Benchmark:
         sections = [self.section(read_record(path), path.parent) for path in records]
         _, _, remarks = (page.read_text() if page.exists() else "").partition(HAND_WRITTEN)
         with atomic_write(page) as path:
-            path.write_text("\n\n".join([*head, *sections, f"{HAND_WRITTEN}\n{remarks.rstrip()}"]).rstrip() + "\n")
+            path.write_text("\n\n".join([*head, *sections, f"{HAND_WRITTEN}{remarks.rstrip()}"]).rstrip() + "\n")
         return page
 
 
@@ -153,7 +154,9 @@ def run_benchmark(*benchmarks: Benchmark, arguments: Sequence[str] | None = None
 
     # Run, with the environment as it was before anything was written.
     set_cpu_threads()
-    words = sys.argv[1:] if arguments is None else arguments
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if len(benchmarks) == 1 and benchmark.name != program:
+        words.insert(0, benchmark.name)
     used = environment() | {"command": shlex.join(["python", "-m", f"benchmarks.{program}", *words])}
     started = time.monotonic()
     results = benchmark.run(options)

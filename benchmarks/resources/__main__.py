@@ -56,6 +56,7 @@ FIGURES = {  # keys of the results: label, and the paper's claim
     "fused": ("peak memory, fused attention", "memory"),
     "math": ("peak memory, math attention", "memory"),
 }
+MEMORY = ("fused", "fused, allocated", "math", "math, allocated")  # counted, and read from a GPU's allocator
 CLASSES = 101  # UCF-101's
 
 # --- counting --------------------------------------------------------------------------------------------------------
@@ -143,11 +144,14 @@ def ratios(costs: list[dict], model: str, patching: str, figure: str) -> dict[st
 
 def tables(results: Results) -> str:
     costs = results["costs"]
-    models = list(dict.fromkeys(row["model"] for row in costs))
-    parts = [f"### The paper's claim\n\n{claim_table(costs)}", f"### The latents\n\n{latent_table()}"]
-    parts += [f"### The {model}\n\n{_pseudo_dit_table(costs, model)}" for model in models if model in PSEUDO_DITS]
-    parts.append(f"### Our DiT sizes\n\n{_sizes_table(costs, [m for m in models if m not in PSEUDO_DITS])}")
-    return "\n\n".join(parts)
+    ours = list(dict.fromkeys(row["model"] for row in costs if row["model"] not in PSEUDO_DITS))
+    sections = {
+        "The paper's claim": claim_table(costs),
+        "The latents": latent_table(),
+        "The pseudo-DiTs": cost_table(costs, list(PSEUDO_DITS)),
+        "Our DiT sizes": cost_table(costs, ours),
+    }
+    return "\n\n".join(f"### {title}\n\n{text}" for title, text in sections.items())
 
 
 def claim_table(costs: list[dict]) -> str:
@@ -196,64 +200,23 @@ def claim_table(costs: list[dict]) -> str:
     )
 
 
-def _pseudo_dit_table(costs: list[dict], model: str) -> str:
-    own_rows = [row for row in costs if row["model"] == model]
-    allocated = any("fused, allocated" in row for row in own_rows)
-    kinds = [kind for name in ATTENTION for kind in (name, f"{name}, allocated")[: 1 + allocated]]
-    header = ["patch", "method", "tokens", "forward, GFLOP", "step, GFLOP"]
-    for kind in kinds:
-        header += [f"{kind}: activations, MiB", "peak, MiB"]
-    rows = []
-    for row in own_rows:
-        relative = {
-            figure: f" ({ratios(costs, model, row['patching'], figure)[row['method']]:.2f}x)"
-            for figure in ("step_flops", *ATTENTION)
-        }
-        tokens = " + ".join(f"{n:,}" for n in row["tokens"])
-        tokens += f" = {sum(row['tokens']):,}" if len(row["tokens"]) > 1 else ""
-        cells = [PATCHINGS[row["patching"]], row["method"], tokens, f"{row['forward_flops'] / 1e9:,.1f}"]
-        cells.append(f"{row['step_flops'] / 1e9:,.1f}{relative['step_flops']}")
-        for kind in kinds:
-            if row[kind] is None:
-                cells += ["", "out of memory"]
-            else:
-                cells += [_mib(row[kind]["activations"]), _mib(row[kind]["peak"]) + relative.get(kind, "")]
-        rows.append(cells)
-    memory = own_rows[0]["fused"]
-    return (
-        f"{own_rows[0]['parameters']:,} parameters: {_mib(memory['parameters'])} MiB, gradients "
-        f"{_mib(memory['gradients'])} MiB, Adam's moments {_mib(memory['optimizer'])} MiB, for every latent. The "
-        "backward pass frees activations while it computes gradients, so a peak is less than the sum.\n\n"
-        + markdown_table(header, rows)
-    )
-
-
-def _sizes_table(costs: list[dict], models: list[str]) -> str:
-    rows: dict[tuple[str, str], list] = {}
-    parameters = []
+def cost_table(costs: list[dict], models: list[str]) -> str:
+    """FLOPs and peak memory of a training step: one row per patch size and method, and columns for each model."""
+    header, rows, parameters = ["patch", "method", "tokens"], {}, {}
     for row in [row for row in costs if row["model"] in models]:
-        key = row["patching"], row["method"]
-        cells = rows.setdefault(key, [PATCHINGS[key[0]], key[1], f"{sum(row['tokens']):,}"])
-        allocated = ""
-        if "fused, allocated" in row:
-            memory = row["fused, allocated"]
-            allocated = f" (allocated: {_gib(memory['peak']) if memory else 'out of memory'})"
-        cells.append(f"{row['step_flops'] / 1e9:,.1f}, {_gib(row['fused']['peak'])}{allocated}")
-        if key == ("1", REFERENCE):
-            parameters.append(f"{row['model']} {row['parameters']:,}")
-    return (
-        "GFLOP of a training step, and its peak memory in GiB with fused attention. Parameters with VidTwin's latent "
-        f"at patch size 1: {', '.join(parameters)}.\n\n"
-        + markdown_table(["patch", "method", "tokens", *models], list(rows.values()))
+        model, method, patching = row["model"], row["method"], row["patching"]
+        memory = {kind: row[kind] for kind in MEMORY if kind in row}
+        if model not in parameters:
+            header += [f"{model}: GFLOP", *(f"{kind}: peak, MiB" for kind in memory)]
+        parameters[model] = row["parameters"]  # VidTwin's, which is the last one
+        tokens = " + ".join(f"{n:,}" for n in row["tokens"])
+        cells = rows.setdefault((patching, method), [PATCHINGS[patching], method, tokens])
+        cells.append(f"{row['step_flops'] / 1e9:,.1f} ({ratios(costs, model, patching, 'step_flops')[method]:.2f}x)")
+        cells += [f"{m['peak'] / 2**20:,.0f}" if m else "out of memory" for m in memory.values()]
+    counts = ", ".join(f"{model} {count:,} parameters" for model, count in parameters.items())
+    return f"FLOPs (and their ratio to VidTwin's) and peak memory of a training step. {counts}.\n\n" + markdown_table(
+        header, list(rows.values())
     )
-
-
-def _mib(size: int) -> str:
-    return f"{size / 2**20:,.1f}"
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:,.2f}"
 
 
 # --- plot ------------------------------------------------------------------------------------------------------------

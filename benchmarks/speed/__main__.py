@@ -13,8 +13,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterable
-from functools import partial
-from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
@@ -31,7 +29,6 @@ from .timing import Row, device_of, measure_limits
 
 PARTS: dict[str, Callable[..., list[Row]]] = {
     "round_trip": models.round_trip,
-    "rounding": models.rounding,
     "train_step": models.train_step,
     "dit_step": models.dit_step,
     "sampling": models.sampling,
@@ -39,14 +36,11 @@ PARTS: dict[str, Callable[..., list[Row]]] = {
     "peers": peers,
     "data": data.data,
     "video": data.video,
-    "attention": models.attention,
-    "qformer": models.qformer,
 }
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (default: all)")
-    parser.add_argument("--pipeline", type=Path, metavar="FOLDER", help="trained pipeline, for the part rounding")
 
 
 def run(options: argparse.Namespace) -> Results:
@@ -60,8 +54,7 @@ def run(options: argparse.Namespace) -> Results:
     results: Results = {"ceilings": measure_limits(device), "threads": torch.get_num_threads(), "parts": {}}
     for name in options.parts or PARTS:
         print(name, file=sys.stderr, flush=True)
-        part = partial(PARTS[name], pipeline=options.pipeline) if name == "rounding" else PARTS[name]
-        results["parts"][name] = part(options.scale)
+        results["parts"][name] = PARTS[name](options.scale)
     return results
 
 
@@ -71,8 +64,6 @@ def expectations(results: Results) -> Iterable[tuple[str, float, str]]:
     for row in parts.get("round_trip", ()):
         if row["precision"] == "bf16":
             yield "bf16 round trip, fraction of matmul rate", row[FRACTION], "at least 0.55"
-    for row in parts.get("rounding", ())[1:]:
-        yield "bf16 vs. fp32 with trained weights, dB", row["PSNR of bf16 to fp32, dB"], "at least 40"
     for row in parts.get("train_step", ()):
         if row["size"] == "base" and row["precision"] == "bf16":
             case = "base, bf16 training step" + (", checkpointing" if row["checkpointing"] else "")
@@ -114,10 +105,9 @@ def tables(results: Results) -> str:
         texts += ["### Expectations", markdown_table(["ratio", "measured", "expected", "met"], rows)]
     limits = ", ".join(f"{name} {value:,.0f}" for name, value in results["ceilings"].items())
     texts.append(f"Limits of the machine with {results['threads']} threads: {limits}.")
-    for name in PARTS:  # older records have parts that are no longer measured
-        if rows := results["parts"].get(name):
-            summary = " ".join((PARTS[name].__doc__ or "").split("\n")[0].split())
-            texts += [f"### `{name}`", summary, rows_table(rows)]
+    for name, rows in results["parts"].items():
+        summary = PARTS[name].__doc__.split("\n")[0] if name in PARTS else "No longer measured."
+        texts += [f"### `{name}`", summary, rows_table(rows)]
     return "\n\n".join(texts)
 
 

@@ -150,7 +150,7 @@ def _decode_alone(path: Path, start: float) -> list[np.ndarray]:
     """Read a clip's frames in the simplest way: seek, decode in order up to the last one, convert the needed ones."""
     moments, frames, converter = [start + i / 8 for i in range(16)], [], VideoReformatter()
     with av.open(str(path)) as container:
-        stream = container.streaming.video[0]
+        stream = container.streams.video[0]
         stream.thread_count = 1
         container.seek(int(start / stream.time_base), stream=stream)
         for frame in container.decode(stream):

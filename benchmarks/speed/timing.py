@@ -19,7 +19,6 @@ from vidgen.metrics.flops import clock, matmul_rate
 
 diffusers.utils.logging.set_verbosity_error()  # otherwise it warns at every cast of a model
 Row = dict[str, Any]
-REPEATS = {"smoke": 1, "cpu": 5, "paper": 20}  # of operations that take milliseconds
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 

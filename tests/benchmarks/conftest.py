@@ -1,8 +1,7 @@
-"""Programs are imported by their names, and each of their test files is a process of its own to Accelerate."""
+"""Fixtures of the benchmarks' tests; each test file has a fresh state of Accelerate."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,12 +13,11 @@ from vidgen.losses.lpips import LPIPS
 
 REPOSITORY = Path(__file__).parents[2]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
-sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _fresh_state() -> Iterator[None]:
-    """Its state holds one mixed precision for as long as a process lives."""
+    """The state holds one mixed precision for the lifetime of a process."""
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -27,7 +25,7 @@ def _fresh_state() -> Iterator[None]:
 
 @pytest.fixture
 def lpips_weights(monkeypatch: pytest.MonkeyPatch) -> str:
-    """The option that names them; where there are none, LPIPS has the same random ones at every call."""
+    """The option for LPIPS weights; without the file, LPIPS gets the same random weights at every call."""
 
     def build(backbone: str, *_: object) -> LPIPS:
         with torch.random.fork_rng(devices=[]):
@@ -42,5 +40,5 @@ def lpips_weights(monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture
 def work_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shared by all programs' tests, as their runs are."""
+    """A work folder shared by all tests, so that they share trained runs."""
     return tmp_path_factory.getbasetemp() / "benchmarks"

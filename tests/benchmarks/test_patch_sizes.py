@@ -1,4 +1,4 @@
-"""Tokens against quality: the program at its smoke scale, its forms, and what it says of figures."""
+"""Tokens against quality: smoke scale, patch sizes and verdicts."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from vidgen.metrics.frechet import bootstrap_interval
 PAPER, SPRITES = ((4, 16, 7, 7), (8, 16, 14)), ((12, 4, 8, 8), (8, 16, 16))
 
 
-def test_smoke_and_a_second_start_trains_nothing(work_dir, monkeypatch):
+def test_smoke_and_a_second_run_trains_nothing(work_dir, monkeypatch):
     torch.set_num_threads(1)
     monkeypatch.setattr(fvd, "bootstrap_interval", partial(bootstrap_interval, resamples=4))
     arguments = ["--scale", "smoke", "--work-dir", str(work_dir)]
     patch_sizes.BENCHMARK.main(arguments)
-    results = json.loads((work_dir / "patch_sizes.json").read_text())["results"]
+    results = json.loads((work_dir / "smoke" / "patch_sizes.json").read_text())["results"]
     found = results["forms"]
     assert [sum(row["tokens"]) for row in found.values()] == [28, 16, 8, 5, 2]
     flops = [row["flops"] for row in found.values()]
@@ -38,18 +38,18 @@ def test_smoke_and_a_second_start_trains_nothing(work_dir, monkeypatch):
     distances = {t["distance"]["value"] for row in found.values() for t in row["trained"].values()}
     assert len(distances) == 8  # of nine trainings, and the reference's two are one
     assert "| 28 | 3." in (work_dir / "patch_sizes.md").read_text()
-    assert Image.open(work_dir / "patch_sizes.png").size[0] > 300
+    assert Image.open(work_dir / "smoke" / "patch_sizes.png").size[0] > 300
 
     monkeypatch.setattr(patch_sizes, "train_dit", lambda config: pytest.fail("trained again"))
     patch_sizes.BENCHMARK.main(arguments)
-    again = json.loads((work_dir / "patch_sizes.json").read_text())["results"]["forms"]
+    again = json.loads((work_dir / "smoke" / "patch_sizes.json").read_text())["results"]["forms"]
     assert [row["trained"] for row in again.values()] == [row["trained"] for row in found.values()]
 
 
 @pytest.mark.parametrize(
     ("shapes", "tokens"), [(PAPER, [1008, 800, 65]), (SPRITES, [512, 272, 80, 32, 20, 8])], ids=["paper", "sprites"]
 )
-def test_every_form_makes_a_model_of_that_many_tokens(shapes, tokens):
+def test_number_of_tokens_of_every_form(shapes, tokens):
     made = []
     for structure_patch_size, dynamics_patch_size in forms(*shapes).values():
         with torch.device("meta"):
@@ -77,11 +77,11 @@ def figures(**found: tuple[int, dict[str, float]]) -> dict:
     return {"forms": rows}
 
 
-def test_verdicts_come_from_figures():
+def test_verdicts():
     found = figures(
         a=(512, {"flops": 3.0}), b=(80, {"steps": 1.0, "flops": 1.0}), c=(20, {"steps": 1.5, "flops": 0.85})
     )  # fmt: skip
     assert patch_sizes.verdicts(found) == [
-        "After as many steps 80 tokens come nearest, 1.",
-        "After as many FLOPs 20 tokens come nearest, 0.85; not told from it by their intervals: 80.",
+        "At equal steps 80 tokens have the lowest distance, 1.",
+        "At equal FLOPs 20 tokens have the lowest distance, 0.85; inconclusive (overlapping intervals): 80.",
     ]

@@ -1,4 +1,4 @@
-"""How variants are compared, and which runs programs share."""
+"""Comparisons of variants, and runs that programs share."""
 
 from __future__ import annotations
 
@@ -17,38 +17,38 @@ def scores(*values: float) -> list[dict]:
 @pytest.mark.parametrize(
     ("better", "worse", "verdict"),
     [
-        ((21.0, 22.0), (20.0, 20.5), "ours +1.00, +1.50 by seed: holds"),
-        ((20.0, 20.5), (21.0, 22.0), "ours -1.00, -1.50 by seed: is reversed"),
-        ((21.0, 22.0), (20.0, 21.5), "ours +1.00, +0.50 by seed: lies within the seeds' spread"),
-        ((21.0, 20.0), (20.0, 20.5), "ours +1.00, -0.50 by seed: lies within the seeds' spread"),
-        ((21.0, 20.0), (20.0, 20.0), "ours +1.00, +0.00 by seed: lies within the seeds' spread"),
-        ((21.0,), (20.0,), "ours +1.00 by seed: one seed says nothing of its spread"),
+        ((21.0, 22.0), (20.0, 20.5), "ours +1.00, +1.50 by seed: reproduced"),
+        ((20.0, 20.5), (21.0, 22.0), "ours -1.00, -1.50 by seed: reversed"),
+        ((21.0, 22.0), (20.0, 21.5), "ours +1.00, +0.50 by seed: within seed variance"),
+        ((21.0, 20.0), (20.0, 20.5), "ours +1.00, -0.50 by seed: within seed variance"),
+        ((21.0, 20.0), (20.0, 20.0), "ours +1.00, +0.00 by seed: within seed variance"),
+        ((21.0,), (20.0,), "ours +1.00 by seed: one seed, variance unknown"),
     ],
 )
-def test_a_difference_counts_where_all_of_one_are_above_the_other(better, worse, verdict):
+def test_a_difference_counts_if_it_exceeds_the_seed_variance(better, worse, verdict):
     better, worse = scores(*better), scores(*worse)
-    assert vae_runs.gain(better, worse, 1.3) == f"the paper +1.30, {verdict}"
-    lower_is_better = vae_runs.gain(better, worse, -0.07, "lpips", digits=2).split("ours")[1]
+    assert vae_runs.compare(better, worse, 1.3) == f"paper +1.30, {verdict}"
+    lower_is_better = vae_runs.compare(better, worse, -0.07, "lpips", digits=2).split("ours")[1]
     assert lower_is_better.split(": ")[1] == verdict.split(": ")[1]
 
 
 def test_variants_train_on_every_data_set_with_every_seed_and_share_runs_by_name(monkeypatch):
-    asked = {}
+    requested = {}
 
     def trained(name, settings, options):
-        asked[name] = settings
-        return {"psnr": len(asked), "seconds": 2.0}
+        requested[name] = settings
+        return {"psnr": len(requested), "seconds": 2.0}
 
     sets = {"sprites": ["data.root=a"], "clips": ["data.root=b", "data.flip=true"]}
     monkeypatch.setattr(vae_runs, "data_sets", lambda options: sets)
     monkeypatch.setattr(vae_runs, "train_and_score", trained)
     options = argparse.Namespace(scale="cpu", only=None)
-    variants = {"full": vae_runs.overridden(), "wide": vae_runs.overridden(hidden_size=64)}
+    variants = {"full": vae_runs.overrides(), "wide": vae_runs.overrides(hidden_size=64)}
     results = vae_runs.train_variants(variants, options)
-    assert list(asked) == [f"{d}-{v}-seed{s}" for s in (0, 1) for d in sets for v in variants]
-    # A finished run is found by these very settings.
-    assert asked["sprites-full-seed1"] == ["data.root=a", "seed=1", "model.overrides={}"]
-    assert asked["clips-wide-seed0"] == [*sets["clips"], "seed=0", 'model.overrides={"hidden_size": 64}']
+    assert list(requested) == [f"{d}-{v}-seed{s}" for s in (0, 1) for d in sets for v in variants]
+    # A finished run is found by these settings.
+    assert requested["sprites-full-seed1"] == ["data.root=a", "seed=1", "model.overrides={}"]
+    assert requested["clips-wide-seed0"] == [*sets["clips"], "seed=0", 'model.overrides={"hidden_size": 64}']
     assert results == {
         "data": {
             "sprites": {

@@ -1,4 +1,4 @@
-"""Memory of a training step: against arithmetic, PyTorch's tracker, and the allocators of a CPU and a GPU."""
+"""Memory of a training step, compared with arithmetic, PyTorch's tracker, and the allocators of a CPU and a GPU."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_two_linear_layers_by_hand():
 
 
 @pytest.mark.parametrize("tokens", [40, 7])
-def test_a_transformers_activations_by_hand(tokens):
+def test_activations_of_a_transformer_by_hand(tokens):
     n, d, f, heads, layers = tokens, 32, 96, 4, 2
     block = 5 * n * d + 2 * n * f + 4 * n  # norms, attention, two sums; feed-forward; means and deviations
     fused = block + heads * n  # the scores' log-sum-exp
@@ -68,7 +68,7 @@ def test_a_transformers_activations_by_hand(tokens):
 
 @pytest.mark.parametrize("attention", ATTENTION)
 @pytest.mark.parametrize("build", [pseudo_dit(), pseudo_dit(projections=True), our_dit, two_layers])
-def test_counted_memory_is_what_the_cpu_allocates(build, attention):
+def test_counted_memory_equals_cpu_allocations(build, attention):
     counted = training_memory(build, attention)
     with sdpa_kernel(ATTENTION[attention]):
         model, loss_function, inputs = build()
@@ -109,7 +109,7 @@ def test_inputs_of_one_storage_count_once():
     assert training_memory(build) == training_memory(apart)
 
 
-def test_the_update_makes_no_copies():
+def test_the_optimizer_makes_no_copies():
     def build():
         model = nn.Linear(100, 100, bias=False)
         return model, lambda x: model(x).mean(), (torch.randn(1, 100),)
@@ -127,7 +127,7 @@ def test_nothing_is_allocated():
     assert training_memory(build).parameters == 2**42
 
 
-def test_the_allocators_figures_are_since_the_start(monkeypatch):
+def test_allocated_memory_excludes_earlier_allocations(monkeypatch):
     held = iter([100, 130])
     monkeypatch.setattr("torch.cuda.reset_peak_memory_stats", lambda device: None)
     monkeypatch.setattr("torch.cuda.memory_allocated", lambda device: next(held))
@@ -140,7 +140,7 @@ def test_the_allocators_figures_are_since_the_start(monkeypatch):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the allocator of a GPU needs one")
 @pytest.mark.parametrize("attention", ATTENTION)
 @pytest.mark.parametrize("projections", [False, True])
-def test_counted_memory_is_what_a_gpu_allocates(projections, attention):
+def test_counted_memory_equals_gpu_allocations(projections, attention):
     def build():
         model = PseudoDiT(projections=projections)
         return model, lambda *inputs: squared_error(model, *inputs), tuple(torch.randn(2, 1, 1008, 512))

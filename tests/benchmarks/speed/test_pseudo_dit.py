@@ -1,4 +1,4 @@
-"""Figure 5's transformer, and how a latent becomes tokens."""
+"""The transformer of Figure 5, and the number of tokens of a latent."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from benchmarks.speed.pseudo_dit import PseudoDiT, token_grid
 
 
-def test_the_papers_parameters():
+def test_parameters_of_the_paper():
     feed_forward, norm = 512 * 2048 + 2048 + 2048 * 512 + 512, 2 * 512
     assert sum(p.numel() for p in PseudoDiT().parameters()) == 6 * (feed_forward + 2 * norm) == 12_610_560
     projections = 4 * (512 * 512 + 512)
@@ -20,7 +20,7 @@ def test_the_papers_parameters():
 
 
 @torch.no_grad()
-def test_projections_of_one_change_nothing():
+def test_identity_projections_change_nothing():
     tokens = torch.randn(2, 5, 12)
     plain, projected = PseudoDiT(1, 3, 12, 16), PseudoDiT(1, 3, 12, 16, projections=True)
     projected.load_state_dict(plain.state_dict(), strict=False)
@@ -44,21 +44,21 @@ def test_a_block_is_attention_and_then_a_feed_forward_layer():
 
 
 def test_tokens_by_hand():
-    assert token_grid((5, 28, 28), (2, 2, 2)) == (3, 14, 14)  # five frames in pairs: the last stands alone
+    assert token_grid((5, 28, 28), (2, 2, 2)) == (3, 14, 14)  # five frames in pairs, and a partial pair
     assert token_grid((5, 28, 28), (2, 2, 2), crop=True) == (2, 14, 14)
-    assert token_grid((1, 224, 224), (2, 16, 16)) == (1, 14, 14)  # a single frame is no half patch
+    assert token_grid((1, 224, 224), (2, 16, 16)) == (1, 14, 14)  # a size of 1 stays 1
     assert token_grid((1, 224, 224), (2, 16, 16), crop=True) == (1, 14, 14)
     assert token_grid((16, 14), (1, 14)) == (16, 1)
 
 
 @given(st.integers(1, 40), st.integers(1, 40))
-def test_whole_and_partial_patches_agree_where_the_patch_divides(size, patch):
+def test_padding_and_cropping_agree_for_whole_patches(size, patch):
     (padded,), (cropped,) = token_grid((size,), (patch,)), token_grid((size,), (patch,), crop=True)
     covered = min(size, patch)
     assert cropped * covered <= size <= padded * covered
     assert padded - cropped == bool(size % covered)
 
 
-def test_a_patch_of_other_axes_is_refused():
+def test_patch_size_with_other_axes_is_refused():
     with pytest.raises(ValueError, match=r"\(16, 14\).*\(2, 2, 2\)"):
         token_grid((16, 14), (2, 2, 2))

@@ -1,4 +1,4 @@
-"""What is said of a VAE whose latents' roles are known: its structure is the mean picture, its dynamics the rest."""
+"""Disentanglement of a VAE whose structure is the mean frame and whose dynamics is the difference from it."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from autoencoder import TwinLatents
-from benchmarks.sprites import disentanglement as roles_module
+from benchmarks.sprites import disentanglement as module
 from benchmarks.sprites.disentanglement import (
     COMPONENTS,
     ENDS,
     FEATURES,
-    Sprites,
+    EncodedSprites,
     component_errors,
     component_scores,
-    sprite_roles,
+    measure_disentanglement,
 )
 from vidgen.data.sprites import MOTIONS, write_sprites
 
@@ -51,27 +51,27 @@ class MeanAndRest:
 
 @pytest.fixture(scope="module")
 def roles():
-    return sprite_roles(MeanAndRest(), (24, 8), (0, 1))
+    return measure_disentanglement(MeanAndRest(), (24, 8), (0, 1))
 
 
-def test_both_latents_together_show_what_was_drawn(roles):
+def test_both_latents_reconstruct_the_clip(roles):
     components = roles["components"]
-    assert list(components) == ["drawn", *COMPONENTS]
-    for name in ("drawn", "both"):
+    assert list(components) == ["original", *COMPONENTS]
+    for name in ("original", "both"):
         assert components[name]["psnr"].value == 100
         assert components[name]["change"].value == pytest.approx(1, abs=1e-6)
-    assert components["both"]["motion"] == components["drawn"]["motion"]
+    assert components["both"]["motion"] == components["original"]["motion"]
 
 
-def test_one_latent_alone_shows_its_part(roles):
+def test_scores_of_one_latent_alone(roles):
     structure, dynamics = roles["components"]["structure"], roles["components"]["dynamics"]
     assert structure["change"].value == pytest.approx(0, abs=1e-6) == structure["change"].chance
-    assert dynamics["change"].value > 0.5  # less what is clamped at mid gray
+    assert dynamics["change"].value > 0.5  # except for clamped values
     assert structure["psnr"].low > dynamics["psnr"].high
     assert structure["motion"].value < roles["components"]["both"]["motion"].value
 
 
-def test_probes_find_what_each_latent_holds(roles):
+def test_probes_of_each_latent(roles):
     assert set(roles["values"]) == set(FEATURES)
     assert roles["values"]["structure"] + roles["values"]["dynamics"] == roles["values"]["both"]
     assert roles["values"]["pixels"] == 3 * T * SIDE * SIDE  # no more than the clip has
@@ -84,40 +84,40 @@ def test_probes_find_what_each_latent_holds(roles):
     assert probe("place", "structure").low > 0.3
 
 
-def test_roles_are_those_of_the_latents_not_of_their_names(roles):
-    swapped = sprite_roles(MeanAndRest(swapped=True), (24, 8), (0, 1))
+def test_swapped_latents_swap_the_scores(roles):
+    swapped = measure_disentanglement(MeanAndRest(swapped=True), (24, 8), (0, 1))
     background = swapped["probes"]["background"]
     assert background["dynamics"]["r2"].low > background["structure"]["r2"].high
     assert swapped["components"]["dynamics"]["change"].value == pytest.approx(0, abs=1e-6)
-    straight, back = (found["reenactment"]["likeness"] for found in (roles, swapped))
-    # The backgrounds are in the mean pictures, and they decide which clip is nearest.
+    straight, back = (found["latent_swap"]["likeness"] for found in (roles, swapped))
+    # The backgrounds are in the mean frames, and they determine the nearest clip.
     assert straight["a"]["psnr"].low > straight["b"]["psnr"].high
     assert straight["a_as_b"]["psnr"].low > straight["b_as_a"]["psnr"].high
     assert back["b"]["psnr"].low > back["a"]["psnr"].high
     assert sum(straight[end]["nearest"].value for end in ENDS) == pytest.approx(1)
 
 
-def test_chance_is_of_clips_that_are_in_neither_place(monkeypatch):
+def test_chance_is_from_unrelated_clips(monkeypatch):
     asked, given = [], []
-    choose, judge = roles_module.strangers, roles_module.whose
-    monkeypatch.setattr(roles_module, "strangers", lambda partner: asked.append(partner) or choose(partner))
-    monkeypatch.setattr(roles_module, "whose", lambda *sides: given.append(sides) or judge(*sides))
-    sprite_roles(MeanAndRest(), (4, 3), (0, 1))
+    choose, judge = module.unrelated_pairs, module.factor_attribution
+    monkeypatch.setattr(module, "unrelated_pairs", lambda partner: asked.append(partner) or choose(partner))
+    monkeypatch.setattr(module, "factor_attribution", lambda *sides: given.append(sides) or judge(*sides))
+    measure_disentanglement(MeanAndRest(), (4, 3), (0, 1))
     [(_, a, b, unrelated)], [partner] = given, asked
     assert torch.equal(a["position"][partner], b["position"])
     drawn = unrelated["motion"][choose(partner).argsort()]  # back in the order of A
     assert (drawn == a["motion"]).double().mean() > 0.5 > (unrelated["motion"] == a["motion"]).double().mean()
 
 
-def test_sprites_are_those_of_the_files(tmp_path):
-    sprites = Sprites(MeanAndRest(), 2, seed=5)
+def test_encoded_sprites_are_those_of_write_sprites(tmp_path):
+    sprites = EncodedSprites(MeanAndRest(), 2, seed=5)
     files = write_sprites(tmp_path, 2, seed=5, resolution=SIDE, num_frames=T, fps=8)
     assert [path.parent.name for path in files] == [clip["motion"] for clip in sprites.factors]
     assert len(sprites.factors) == 2 * len(MOTIONS)
     assert [json.loads(path.with_suffix(".json").read_text()) for path in files] == sprites.factors
 
 
-def test_change_counts_what_is_right_of_it():
+def test_change_is_explained_variance():
     clip = torch.rand(2, 3, T, 8, 8, generator=torch.Generator().manual_seed(0)) - 0.5
     for decoded, expected in ((clip, 1), (clip + 0.2, 1), (clip.flip(2) * 0, 0), (clip * 0.5, 0.75), (-clip, -3)):
         change = component_scores([component_errors(decoded, clip)])["change"]
@@ -125,8 +125,8 @@ def test_change_counts_what_is_right_of_it():
         assert change.low - 1e-9 <= change.value <= change.high + 1e-9
 
 
-def test_one_latent_alone_has_no_roles():
+def test_single_latent_is_refused():
     vae = MeanAndRest()
     vae.dynamics_shape = (0, T, 0)
     with pytest.raises(ValueError, match="one latent"):
-        sprite_roles(vae, (2, 2), (0, 1))
+        measure_disentanglement(vae, (2, 2), (0, 1))

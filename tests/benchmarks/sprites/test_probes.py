@@ -1,12 +1,13 @@
-"""Probes find what is there, find nothing in noise, and say how sure that is."""
+"""Linear probes: shrinkage, planted factors, noise, chance and intervals."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from benchmarks.sprites import probes
-from benchmarks.sprites.probes import SHRINKAGES, Ridge, mean, probe_classes, probe_points, ratio, share
+from benchmarks.sprites.probes import SHRINKAGES, Ridge, probe_classes, probe_points
+from vidgen.metrics import stats
+from vidgen.metrics.stats import mean, ratio, share
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -24,7 +25,7 @@ def primal(features: torch.Tensor, targets: torch.Tensor, penalty: float) -> tup
 
 @pytest.mark.parametrize("clips, values", [(30, 5), (20, 20), (12, 40)])
 @pytest.mark.parametrize("noise", [0.1, 3.0])
-def test_shrinkage_is_what_refitting_without_each_clip_likes_best(clips, values, noise):
+def test_shrinkage_by_leave_one_out(clips, values, noise):
     features = normal(clips, values) + 2
     targets = features @ normal(values, 3, seed=1) + noise * normal(clips, 3, seed=2) + 5
     fitted = Ridge(features).fit(targets)
@@ -48,7 +49,7 @@ def test_shrinkage_is_what_refitting_without_each_clip_likes_best(clips, values,
 def test_a_planted_factor_is_found(values):
     features = normal(500, values)
     direction = torch.zeros(values, dtype=torch.float64)
-    direction[:4] = 3  # in a part of the latent that stands out
+    direction[:4] = 3  # in the part of the latent with the largest variance
     hidden = normal(500, 1, seed=1)
     features = features + hidden * direction
     points = torch.cat([7 + 2 * hidden, -hidden], dim=1)[:, None]
@@ -62,7 +63,7 @@ def test_a_planted_factor_is_found(values):
 
 
 @pytest.mark.parametrize("values", [20, 1500])
-def test_nothing_is_found_in_noise_however_many_values_there_are(values):
+def test_noise_has_no_predictive_value(values):
     features, points = normal(400, values), normal(400, 3, 2, seed=1)
     ridge = Ridge(features[:200])
     scores = probe_points(ridge, points[:200], features[200:], points[200:])
@@ -73,7 +74,7 @@ def test_nothing_is_found_in_noise_however_many_values_there_are(values):
     assert accuracy.low < accuracy.chance == 0.25 < accuracy.high
 
 
-def test_units_common_to_all_features_and_their_origin_do_not_matter():
+def test_scale_and_offset_of_features_do_not_matter():
     features, points = normal(60, 10), normal(60, 1, 2, seed=1)
     points[:, 0, 0] += features[:, 3]
     expected = Ridge(features).fit(points.flatten(1))(features)
@@ -81,14 +82,14 @@ def test_units_common_to_all_features_and_their_origin_do_not_matter():
         torch.testing.assert_close(Ridge(changed).fit(points.flatten(1))(changed), expected, rtol=1e-6, atol=1e-6)
 
 
-def test_a_feature_asleep_is_not_woken():
+def test_a_collapsed_feature_is_ignored():
     hidden = normal(300, 1)
     features = torch.cat([normal(300, 50, seed=1), 1e-5 * hidden], dim=1)
     scores = probe_points(Ridge(features[:200]), hidden[:200, None], features[200:], hidden[200:, None])
     assert scores["r2"].value < 0.1
 
 
-def test_features_that_never_change_give_the_mean():
+def test_constant_features_predict_the_mean():
     points = normal(30, 1, 2)
     scores = probe_points(Ridge(torch.ones(20, 5)), points[:20], torch.ones(10, 5), points[20:])
     assert scores["r2"].value == pytest.approx(scores["r2"].chance)
@@ -106,13 +107,13 @@ def test_scores_of_points_by_hand():
     assert scores["r2"].chance == pytest.approx(1 - 48.5 / 12.5)
 
 
-def test_chance_is_the_commonest_class_of_the_training_clips():
+def test_chance_is_the_most_common_training_class():
     classes, others = torch.tensor([0, 2, 2, 1, 2]), torch.tensor([0, 0, 0, 2, 3])
     score = probe_classes(Ridge(normal(5, 2)), classes, normal(5, 2, seed=1), others)
     assert score.chance == pytest.approx(1 / 5)
 
 
-def test_intervals_cover_the_truth_about_as_often_as_they_say():
+def test_coverage_of_intervals():
     covered = 0
     for seed in range(100):
         hits = torch.rand(80, generator=torch.Generator().manual_seed(seed)) < 0.7
@@ -131,7 +132,7 @@ def test_a_clip_is_resampled_whole():
     assert narrow.high - narrow.low == pytest.approx(2 * 1.96 / 5000**0.5, rel=0.25)
 
 
-def test_resamples_without_anything_to_divide_by_do_not_count():
+def test_resamples_with_zero_denominators_do_not_count():
     score = ratio(torch.tensor([1.0, 0.0, 0.0]), torch.tensor([2.0, 0.0, 0.0]))
     assert (score.value, score.low, score.high) == (0.5, 0.5, 0.5)
 
@@ -147,10 +148,10 @@ def test_mistakes_are_named():
         share(torch.zeros(0, dtype=torch.bool))
 
 
-def test_many_clips_are_drawn_in_parts_and_alike(monkeypatch):
+def test_resampling_in_parts_gives_the_same_result(monkeypatch):
     values = torch.randn(30, generator=torch.Generator().manual_seed(0))
     whole = mean(values)
-    monkeypatch.setattr(probes, "DRAWN_AT_ONCE", 100)
+    monkeypatch.setattr(stats, "CLIPS_AT_ONCE", 100)
     assert mean(values) == whole
-    monkeypatch.setattr(probes, "DRAWN_AT_ONCE", 10)  # fewer than clips
+    monkeypatch.setattr(stats, "CLIPS_AT_ONCE", 10)  # fewer than clips
     assert mean(values) == whole

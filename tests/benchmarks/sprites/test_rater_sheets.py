@@ -1,4 +1,4 @@
-"""Sheets for a blind rater: what is on them, what their key says, and how answers are counted."""
+"""Sheets for blind raters: clips, key and the score of answers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from autoencoder import AutoencoderKLVidTwin
-from benchmarks.sprites import rater_sheets as sprite_sheets
+from benchmarks.sprites import rater_sheets
 from pipelines import VidTwinPipeline, VidTwinTransformer3DModel, default_scheduler
 from vidgen.common.errors import UserError
 from vidgen.data.sprites import MOTIONS
@@ -30,7 +30,7 @@ def model(tmp_path_factory) -> str:
 @pytest.fixture(scope="module")
 def sheets(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sheets")
-    sprite_sheets.main([str(folder), "--pipeline", model, "--steps", "2"])
+    rater_sheets.main([str(folder), "--pipeline", model, "--steps", "2"])
     return folder
 
 
@@ -39,31 +39,31 @@ def test_sheets_have_every_clip_and_a_key(sheets, model, tmp_path):
     generated = [clip for clip in key if clip["kind"] == "generated"]
     assert len(key) == 32 and sorted(clip["motion"] for clip in generated) == sorted([*MOTIONS] * 3)
     assert all(clip["shapes"] == (["disc", "ring"] if clip["motion"] == "swap" else ["star"]) for clip in generated)
-    assert {clip["motion"] for clip in key if clip["kind"] == "rebuilt"} == set(MOTIONS)
-    assert [clip["kind"] for clip in key[-8:]] != ["rebuilt"] * 8  # shuffled
+    assert {clip["motion"] for clip in key if clip["kind"] == "reconstructed"} == set(MOTIONS)
+    assert [clip["kind"] for clip in key[-8:]] != ["reconstructed"] * 8  # shuffled
     pictures = [Image.open(path).size for path in sorted(sheets.glob("sheet-*.png"))]
     assert len(pictures) == 4 and all(width > 2 * 64 and height > 8 * 64 for width, height in pictures)
     assert "star" in (sheets / "question.txt").read_text()
-    sprite_sheets.main([str(tmp_path), "--pipeline", model, "--steps", "2", "--seed", "1"])
+    rater_sheets.main([str(tmp_path), "--pipeline", model, "--steps", "2", "--seed", "1"])
     assert json.loads((tmp_path / "key.json").read_text()) != key
 
 
-def test_a_clip_stands_where_the_key_says(model, tmp_path, monkeypatch):
-    """The autoencoder's clips exchanged for one color: they are in the rows that the key calls rebuilt."""
+def test_key_matches_the_order_of_clips(model, tmp_path, monkeypatch):
+    """With reconstructions of one color: they are in the rows that the key calls reconstructed."""
     pipeline = VidTwinPipeline.from_pretrained(model)
     monkeypatch.setattr(
         type(pipeline.vae), "forward", lambda self, x: type("Made", (), {"sample": torch.ones_like(x)})
     )
     shown = []
     monkeypatch.setattr(
-        sprite_sheets,
+        rater_sheets,
         "class_grid",
         lambda path, clips, names, num_frames: shown.extend(zip(names, clips, strict=True)),
     )
-    sprite_sheets.make_sheets(tmp_path, pipeline, steps=2)
+    rater_sheets.make_sheets(tmp_path, pipeline, steps=2)
     key = json.loads((tmp_path / "key.json").read_text())
     assert [name for name, _ in shown] == [f"clip {i}" for i in range(1, 33)]
-    assert [bool((clip == 1).all()) for _, clip in shown] == [clip["kind"] == "rebuilt" for clip in key]
+    assert [bool((clip == 1).all()) for _, clip in shown] == [clip["kind"] == "reconstructed" for clip in key]
 
 
 def test_answers_are_counted(sheets, tmp_path, capsys):
@@ -71,8 +71,8 @@ def test_answers_are_counted(sheets, tmp_path, capsys):
     file = tmp_path / "answers.txt"
     right = [f"{i}: {clip['motion']}, {', '.join(clip['shapes'])}" for i, clip in enumerate(key, 1)]
     file.write_text("Here is what I see:\n" + "\n".join(right))
-    sprite_sheets.main([str(sheets), "--answers", str(file)])
-    assert "| generated | 24 | 24 | 24 | 24 | 24 |\n| rebuilt | 8 | 8 | 8 | 8 | 8 |" in capsys.readouterr().out
+    rater_sheets.main([str(sheets), "--answers", str(file)])
+    assert "| generated | 24 | 24 | 24 | 24 | 24 |\n| reconstructed | 8 | 8 | 8 | 8 | 8 |" in capsys.readouterr().out
 
     first, second, third = [
         i for i, clip in enumerate(key) if clip["kind"] == "generated" and clip["motion"] != "swap"
@@ -83,31 +83,31 @@ def test_answers_are_counted(sheets, tmp_path, capsys):
     right[third] = f"{third + 1}: {key[third]['motion']}, ring"
     right[swap] = f"{swap + 1}: swap, ring, disc"  # the other way round
     file.write_text("\n".join(right))
-    sprite_sheets.main([str(sheets), "--answers", str(file)])
+    rater_sheets.main([str(sheets), "--answers", str(file)])
     assert "| generated | 24 | 23 | 23 | 21 | 20 |" in capsys.readouterr().out
 
 
-def test_a_model_without_sub_classes_is_not_asked_for_shapes(tmp_path, capsys):
+def test_a_model_without_subclasses_has_no_shape_score(tmp_path, capsys):
     vae = AutoencoderKLVidTwin.from_preset("tiny-test", heads="residual")
     transformer = VidTwinTransformer3DModel.from_preset("tiny-test", vae=vae, num_classes=8)
     names = dict(enumerate(MOTIONS))
     pipeline = VidTwinPipeline(vae, transformer, default_scheduler(), names)
-    sprite_sheets.make_sheets(tmp_path, pipeline, steps=2)
+    rater_sheets.make_sheets(tmp_path, pipeline, steps=2)
     (tmp_path / "answers.txt").write_text("\n".join(f"{i}: still, unclear" for i in range(1, 33)))
-    sprite_sheets.main([str(tmp_path), "--answers", str(tmp_path / "answers.txt")])
-    assert "| generated | 24 | 3 | 0 |  |  |\n| rebuilt | 8 | 1 | 0 | 0 | 0 |" in capsys.readouterr().out
+    rater_sheets.main([str(tmp_path), "--answers", str(tmp_path / "answers.txt")])
+    assert "| generated | 24 | 3 | 0 |  |  |\n| reconstructed | 8 | 1 | 0 | 0 | 0 |" in capsys.readouterr().out
 
     others = VidTwinPipeline(vae, transformer, default_scheduler(), names | {0: "walk"})
     with pytest.raises(UserError, match="it has no slide"):
-        sprite_sheets.make_sheets(tmp_path, others)
+        rater_sheets.make_sheets(tmp_path, others)
 
 
 @pytest.mark.parametrize("line", ["", "7: fly, star", "7: slide", "7: slide, blob"])
-def test_answers_that_say_nothing_are_refused(sheets, tmp_path, line):
+def test_incomplete_answers_are_refused(sheets, tmp_path, line):
     file = tmp_path / "answers.txt"
     file.write_text("\n".join([f"{i}: slide, star" if i != 7 else line for i in range(1, 33)]))
     with pytest.raises(UserError, match="clip 7 needs a line"):
-        sprite_sheets.main([str(sheets), "--answers", str(file)])
+        rater_sheets.main([str(sheets), "--answers", str(file)])
 
 
 @pytest.mark.parametrize(
@@ -120,4 +120,4 @@ def test_answers_that_say_nothing_are_refused(sheets, tmp_path, line):
 )
 def test_mistakes_are_one_sentence(tmp_path, words, says):
     with pytest.raises(UserError, match=says):
-        sprite_sheets.main([str(tmp_path), *words])
+        rater_sheets.main([str(tmp_path), *words])

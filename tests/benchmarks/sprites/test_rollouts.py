@@ -1,4 +1,4 @@
-"""Roll-outs judged: videos that hold together against videos that jump or become something else."""
+"""Roll-out scores of consistent videos, of jumps and of drift."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ WINDOW, OVERLAP, FRAMES, SIZE = 4, 1, 10, 32
 
 
 class BrightSpot:
-    """A reader that knows a spot by its brightness: what the real one does, without having learned it."""
+    """Stands in for the classifier: predicts factors of a bright spot from its brightness."""
 
-    def read(self, clips: torch.Tensor) -> dict[str, torch.Tensor]:
+    def predict(self, clips: torch.Tensor) -> dict[str, torch.Tensor]:
         light = (clips.double().mean(dim=1) + 1) / 2
         grid = torch.arange(SIZE, dtype=torch.float64) + 0.5
         total = light.sum(dim=(2, 3))
@@ -47,7 +47,7 @@ def test_a_steady_motion_has_no_seams_and_no_drift():
     assert found["seams"]["jumps"] == 0
 
 
-def test_a_jump_between_windows_is_seen_and_where_it_is():
+def test_a_jump_between_windows_is_detected():
     places = [2 * t + (10 if t >= 3 else 0) for t in range(FRAMES)]
     found = scores(video(places))
     assert found["moved"][2] == pytest.approx(12)
@@ -56,7 +56,7 @@ def test_a_jump_between_windows_is_seen_and_where_it_is():
 
 
 @pytest.mark.parametrize("frames", [8, 9])
-def test_the_last_window_is_judged_though_it_is_cut(frames):
+def test_a_cut_last_window_is_scored(frames):
     jumps = scores(video([2 * t + (10 if t >= 6 else 0) for t in range(frames)]))  # it begins with frame 6
     assert jumps["seams"]["frames"] == 4 and jumps["seams"]["jumps"] == 1 / 4
     becomes = scores(video([8] * frames, [4] * (frames - 1) + [8]))
@@ -64,14 +64,14 @@ def test_the_last_window_is_judged_though_it_is_cut(frames):
     assert [window["shape"]["value"] for window in becomes["windows"]] == [1, 1, 0]
 
 
-def test_seams_are_where_windows_were_made():
+def test_seams_are_where_windows_start():
     assert [*seam_starts(64, 16, 2)] == [14, 28, 42, 56]
     assert [*seam_starts(59, 16, 2)] == [14, 28, 42, 56]
     assert [*seam_starts(58, 16, 2)] == [14, 28, 42]  # its last frames are the window's before
     assert not seam_starts(16, 16, 2)
 
 
-def test_a_jump_within_a_window_is_not_laid_on_the_seams():
+def test_a_jump_within_a_window_is_not_a_seam():
     found = scores(video([0, 12, 14, 16, 18, 20, 22, 24, 26, 28]))  # the first change, and the first window's own
     assert found["seams"]["jumps"] == 0
     assert found["seams"]["moved"] < 1

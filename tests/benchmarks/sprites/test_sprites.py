@@ -1,4 +1,4 @@
-"""One model, four jobs: the program at its smoke scale, and what it says of figures."""
+"""One model, four tasks: smoke scale, ablations, classifier and plot."""
 
 from __future__ import annotations
 
@@ -14,40 +14,40 @@ from PIL import Image
 
 from autoencoder import AutoencoderKLVidTwin
 from benchmarks.sprites import __main__ as sprites
-from benchmarks.sprites.classifier import SpriteScorer
+from benchmarks.sprites.classifier import SpriteClassifier
 from vidgen.common.config import save_config
 from vidgen.common.errors import UserError
 from vidgen.common.loading import load_vae
 
 
-def test_smoke_with_ablations_and_a_second_start_trains_nothing(work_dir, monkeypatch):
+def test_smoke_with_ablations_and_a_second_run_trains_nothing(work_dir, monkeypatch):
     torch.set_num_threads(1)
     monkeypatch.setattr(sprites, "STRENGTHS", (0.0, 0.5))
     arguments = ["--scale", "smoke", "--work-dir", str(work_dir), "--ablations"]
     sprites.BENCHMARK.main(arguments)
-    results = json.loads((work_dir / "sprites.json").read_text())["results"]
+    results = json.loads((work_dir / "smoke" / "sprites.json").read_text())["results"]
     assert set(results["ablations"]) == set(sprites.ABLATIONS)
     distances = {found["generate"]["distance"]["generated"] for found in results["ablations"].values()}
-    assert len(distances) == len(sprites.ABLATIONS)  # each is another model
+    assert len(distances) == len(sprites.ABLATIONS)  # all models differ
     assert [*results["animate"]] == [*results["retarget"]] == ["0.0", "0.5"]
     assert len(results["rollouts"]["change"]) == results["rollouts"]["frames"] - 1 == 11
     text = (work_dir / "sprites.md").read_text()
     assert "| no self-conditioning | " in text and "Roll-outs: 8 videos of 12 frames" in text
-    texture = results["scorer"]["texture"]
-    assert f"the texture of {texture['value']:.1%} (chance {texture['chance']:.1%})" in text
-    assert "a distance in RGB of levels of 255, so at most 441" in text
-    assert Image.open(work_dir / "sprites.png").size[0] > 300
+    texture = results["classifier"]["texture"]
+    assert f"of the texture {texture['value']:.1%} (chance {texture['chance']:.1%})" in text
+    assert "an RGB L2 distance of at most 441" in text
+    assert Image.open(work_dir / "smoke" / "sprites.png").size[0] > 300
 
     monkeypatch.setattr(sprites, "train_dit", lambda config: pytest.fail("trained again"))
-    monkeypatch.setattr(sprites, "train_scorer", lambda *args, **kwargs: pytest.fail("trained again"))
+    monkeypatch.setattr(sprites, "train_classifier", lambda *args, **kwargs: pytest.fail("trained again"))
     sprites.BENCHMARK.main(arguments)
-    again = json.loads((work_dir / "sprites.json").read_text())["results"]
+    again = json.loads((work_dir / "smoke" / "sprites.json").read_text())["results"]
     assert again == results
 
 
 @pytest.fixture
 def options(tmp_path, monkeypatch) -> argparse.Namespace:
-    """Of ablations whose training only leaves its config and its autoencoder."""
+    """Options with a training that only writes its config and its autoencoder."""
     AutoencoderKLVidTwin.from_preset("tiny-test").save_pretrained(tmp_path / "vae")
 
     def train(config):
@@ -63,10 +63,10 @@ def options(tmp_path, monkeypatch) -> argparse.Namespace:
 
 
 def ablation(options: argparse.Namespace, *settings: str, **others) -> Path:
-    return sprites.trained("an ablation", settings, argparse.Namespace(**{**vars(options), **others}))
+    return sprites.train_ablation("an ablation", settings, argparse.Namespace(**{**vars(options), **others}))
 
 
-def test_a_training_is_taken_for_what_it_is(options, tmp_path, monkeypatch):
+def test_a_finished_training_with_other_settings_is_refused(options, tmp_path, monkeypatch):
     final = ablation(options)
     monkeypatch.chdir(tmp_path)
     vae = load_vae(str(options.pipeline))
@@ -89,7 +89,7 @@ def test_a_training_is_taken_for_what_it_is(options, tmp_path, monkeypatch):
             ablation(options, *settings, **others)
 
 
-def test_an_unfinished_training_does_not_go_on_by_other_settings(options, monkeypatch):
+def test_an_unfinished_training_with_other_settings_is_refused(options, monkeypatch):
     final = ablation(options)
     (final / "model_index.json").unlink()
     with pytest.raises(UserError, match="train_batch_size 32, not 16: delete"):
@@ -98,32 +98,32 @@ def test_an_unfinished_training_does_not_go_on_by_other_settings(options, monkey
     assert ablation(options) == final
 
 
-def test_clips_of_another_size_have_another_scorer(tmp_path, monkeypatch):
+def test_one_classifier_per_clip_size(tmp_path, monkeypatch):
     asked = []
 
     def train(accelerator, *, num_frames, resolution, **settings):
         asked.append((num_frames, resolution))
-        return SpriteScorer(width=8, dim=8)
+        return SpriteClassifier(width=8, dim=8)
 
-    monkeypatch.setattr(sprites, "train_scorer", train)
+    monkeypatch.setattr(sprites, "train_classifier", train)
     options = argparse.Namespace(scale="cpu", work_dir=tmp_path)
     for sizes in ((16, 64), (8, 64), (16, 64), (8, 64)):
-        sprites.scorer_of(options, dict(zip(("num_frames", "resolution"), sizes, strict=True)))
+        sprites.load_classifier(options, dict(zip(("num_frames", "resolution"), sizes, strict=True)))
     assert asked == [(16, 64), (8, 64)]
-    assert sorted(folder.name for folder in (tmp_path / "sprites").iterdir()) == ["scorer", "scorer-8x64"]
+    assert sorted(folder.name for folder in (tmp_path / "sprites").iterdir()) == ["classifier", "classifier-8x64"]
 
 
-def test_the_picture_is_gray_where_windows_meet_and_at_the_last_one_too(tmp_path, monkeypatch):
+def test_the_plot_is_gray_where_windows_overlap(monkeypatch):
     gray = []
     monkeypatch.setattr(Axes, "axvspan", lambda self, low, high, **style: gray.append((low, high)))
     shown = {name: {"value": 1.0} for name in ("motion", "shape")}
     windows = [{"first_frame": first, **shown} for first in (0, 14, 28, 42, 48)]
     rolled = {"frames": 64, "overlap": 2, "windows": windows, "moved": [1.0] * 63}
-    sprites.plot({"animate": {}, "retarget": {}, "rollouts": rolled}, tmp_path / "a.png")
+    sprites.plot({"animate": {}, "retarget": {}, "rollouts": rolled})
     assert gray == [(first - 0.5, first + 2.5) for first in (14, 28, 42, 56)]
 
 
-def test_there_is_no_paper_scale_and_no_model_but_the_one_named(tmp_path):
+def test_paper_scale_and_missing_pipeline_are_refused(tmp_path):
     for arguments, says in ((["--scale", "paper"], "take --scale cpu"), (["--scale", "cpu"], "name a pipeline")):
         parser = sprites.argparse.ArgumentParser()
         parser.add_argument("--scale")

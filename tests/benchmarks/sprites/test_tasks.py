@@ -1,4 +1,4 @@
-"""The jobs of a pipeline judged: by a judge who knows every clip, of pipelines that do their job and that do not."""
+"""Sprite tasks with an ideal classifier, and with pipelines that follow their conditioning or ignore it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from diffusers import SchedulerMixin
 
 from autoencoder import AutoencoderKLVidTwin, TwinLatents
 from benchmarks.sprites.classifier import DrawnSprites
-from benchmarks.sprites.tasks import SpriteJobs, SpriteSampling, kept
+from benchmarks.sprites.tasks import SpriteSampling, SpriteTasks, score_factors
 from pipelines import VidTwinPipeline, VidTwinTransformer3DModel, default_scheduler
 from pipelines.classes import superclass_name
 from pipelines.schedulers import noise_levels, normalize_latents
@@ -31,21 +31,21 @@ def others() -> DrawnSprites:
     return DrawnSprites(32, seed=8, **SIZES)
 
 
-class Judge:
-    """Knows these sprites, and tells of a clip the factors of the one that it is most like."""
+class IdealClassifier:
+    """Predicts the factors of the known sprite that is closest to a clip."""
 
     def __init__(self, *known: DrawnSprites) -> None:
         self.clips = torch.cat([sprites.clips() for sprites in known]).flatten(1)
         self.targets = {n: torch.cat([s.targets[n] for s in known]) for n in known[0].targets if n != "background"}
 
-    def read(self, clips: torch.Tensor) -> dict[str, torch.Tensor]:
+    def predict(self, clips: torch.Tensor) -> dict[str, torch.Tensor]:
         nearest = torch.cdist(clips.flatten(1), self.clips).argmin(dim=1)
         shown = {name: values[nearest] for name, values in self.targets.items()}
         return shown | {"features": clips.mean(dim=(2, 3, 4))}
 
 
 class Latents:
-    """An autoencoder whose structure is the clip, and whose dynamics is the clip, too."""
+    """An autoencoder whose structure and dynamics are both the clip."""
 
     device, dtype, latent_size = torch.device("cpu"), torch.float32, 3 * 2 * 8 * 8
 
@@ -62,17 +62,17 @@ class Latents:
 
 
 class Pipeline:
-    """Shows a sprite of the class that is asked for, or what is given; keeps what it was called with."""
+    """Returns a sprite of the class, or the conditioning; records its calls."""
 
-    def __init__(self, sprites: DrawnSprites, *, deaf: bool = False, subclasses: Sequence[str] = ()) -> None:
-        self.vae, self.sprites, self.deaf, self.calls = Latents(), sprites, deaf, []
+    def __init__(self, sprites: DrawnSprites, *, ignores_class: bool = False, subclasses: Sequence[str] = ()) -> None:
+        self.vae, self.sprites, self.ignores_class, self.calls = Latents(), sprites, ignores_class, []
         self.subclasses = subclasses
 
     def __call__(self, class_labels, *, structure=None, dynamics=None, generator, **options):
         self.calls.append(SimpleNamespace(class_labels=class_labels, generator=generator, **options))
         given = structure if dynamics is None else dynamics
-        if self.deaf or given is None:
-            wanted = ["still" if self.deaf else name for name in class_labels]
+        if self.ignores_class or given is None:
+            wanted = ["still" if self.ignores_class else name for name in class_labels]
             clips = torch.stack([self._clip(name, i) for i, name in enumerate(wanted)])
         else:
             clips = given
@@ -82,29 +82,31 @@ class Pipeline:
         return self.sprites[MOTIONS.index(motion) + len(MOTIONS) * (number % 3)]["clip"]
 
 
-def jobs(pipeline: Pipeline, sprites: DrawnSprites, *known: DrawnSprites) -> SpriteJobs:
-    return SpriteJobs(pipeline, Judge(sprites, *known), sprites, SpriteSampling(steps=3, guidance=1.5, seed=4))
+def tasks(pipeline: Pipeline, sprites: DrawnSprites, *known: DrawnSprites) -> SpriteTasks:
+    return SpriteTasks(
+        pipeline, IdealClassifier(sprites, *known), sprites, SpriteSampling(steps=3, guidance=1.5, seed=4)
+    )
 
 
-def test_a_pipeline_that_shows_its_classes_is_right_and_one_that_does_not_is_not(sprites, others):
-    found = jobs(Pipeline(others), sprites, others).generate(others)
+def test_accuracy_with_and_without_the_class(sprites, others):
+    found = tasks(Pipeline(others), sprites, others).generate(others)
     assert {name: score["value"] for name, score in found["accuracy"].items()} == dict.fromkeys(found["accuracy"], 1)
     assert found["accuracy"]["generated"]["chance"] == 1 / 8
     assert found["clips"] == 32 and list(found["per_class"]) == list(MOTIONS)
 
-    pipeline = Pipeline(others, deaf=True)
-    found = jobs(pipeline, sprites, others).generate(others)
+    pipeline = Pipeline(others, ignores_class=True)
+    found = tasks(pipeline, sprites, others).generate(others)
     assert found["accuracy"]["generated"]["value"] == 1 / 8 and found["accuracy"]["real"]["value"] == 1
     assert {name: score["value"] for name, score in found["per_class"].items() if score["value"]} == {"still": 1}
 
 
-def test_shapes_that_sub_classes_name_are_looked_for(sprites, others):
+def test_shape_accuracy_of_subclasses(sprites, others):
     names = [subclass(factors) for factors in sprites.factors]
     known = set(names[:-1])
     asked = [name if name in known else superclass_name(name) for name in names]
 
     class Shapes(Pipeline):
-        """Shows the sprites that its sub-classes were named for, or others that move alike."""
+        """Returns the sprites of its subclasses, or others with the same motion."""
 
         def __call__(self, class_labels, **options):
             assert class_labels == asked and asked != names
@@ -114,70 +116,70 @@ def test_shapes_that_sub_classes_name_are_looked_for(sprites, others):
             return self.sprites[number]["clip"]
 
     right, wrong = (
-        jobs(Shapes(shown, subclasses=known), sprites, others).generate(others) for shown in (sprites, others)
+        tasks(Shapes(shown, subclasses=known), sprites, others).generate(others) for shown in (sprites, others)
     )
     assert right["accuracy"]["generated"] == wrong["accuracy"]["generated"]  # of motions
     assert right["shape"]["generated"] == right["shape"]["real"] == wrong["shape"]["reconstructed"]
     assert right["shape"]["generated"]["value"] == 1 and right["shape"]["generated"]["chance"] == 1 / 6
     assert wrong["shape"]["generated"]["value"] < 0.5
-    assert "shape" not in jobs(Pipeline(others), sprites, others).generate(others)
+    assert "shape" not in tasks(Pipeline(others), sprites, others).generate(others)
 
 
-def test_the_distance_is_to_the_other_clips(sprites, others):
-    found = jobs(Pipeline(others), sprites, others).generate(others)["distance"]
-    same = jobs(Pipeline(others), sprites, others).generate(sprites)["distance"]
+def test_distance_is_to_the_other_clips(sprites, others):
+    found = tasks(Pipeline(others), sprites, others).generate(others)["distance"]
+    same = tasks(Pipeline(others), sprites, others).generate(sprites)["distance"]
     assert same["real"] == pytest.approx(0, abs=1e-6)
     assert found["real"] > 1e-4
     assert found["reconstructed"] == pytest.approx(found["real"])
 
 
-def test_every_clip_has_its_class_and_its_own_noise(sprites, others):
+def test_class_and_noise_of_every_clip(sprites, others):
     pipeline = Pipeline(others)
-    jobs(pipeline, sprites, others).generate(others)
+    tasks(pipeline, sprites, others).generate(others)
     (call,) = pipeline.calls
     assert call.class_labels == [*MOTIONS] * 4
     assert [generator.initial_seed() for generator in call.generator] == [*range(4, 36)]
     assert (call.num_inference_steps, call.guidance_scale) == (3, 1.5)
 
 
-@pytest.mark.parametrize("job", ["animate", "retarget"])
-def test_what_is_given_is_kept_or_not(sprites, others, job):
+@pytest.mark.parametrize("task", ["animate", "retarget"])
+def test_conditioning_is_preserved(sprites, others, task):
     pipeline = Pipeline(others)
-    found = getattr(jobs(pipeline, sprites, others), job)(0.25)
-    done = {"animate": "animated", "retarget": "retargeted"}[job]
+    found = getattr(tasks(pipeline, sprites, others), task)(0.25)
+    done = {"animate": "animated", "retarget": "retargeted"}[task]
     for scores in found[done], found["reconstructed"]:
         assert {scores[name]["value"] for name in ("motion", "shape", "texture")} == {1}
         assert scores["colors"]["value"] == scores["position"]["value"] == 0
     (call,) = pipeline.calls
-    stream = {"animate": "structure", "retarget": "dynamics"}[job]
+    stream = {"animate": "structure", "retarget": "dynamics"}[task]
     assert getattr(call, f"{stream}_strength") == 0.25
-    assert call.class_labels == ([*MOTIONS] * 4 if job == "animate" else None)
+    assert call.class_labels == ([*MOTIONS] * 4 if task == "animate" else None)
 
 
-def test_other_clips_are_known_by_chance_alone(sprites):
+def test_unrelated_clips_score_at_chance(sprites):
     targets = {name: values for name, values in sprites.targets.items() if name != "background"}
     mixed = torch.randperm(32, generator=torch.Generator().manual_seed(1))
-    scores = kept({name: values[mixed] for name, values in targets.items()}, targets)
+    scores = score_factors({name: values[mixed] for name, values in targets.items()}, targets)
     for name in ("motion", "shape", "texture"):
         assert abs(scores[name]["value"] - scores[name]["chance"]) < 0.35
     for name in ("colors", "position"):
         assert scores[name]["value"] == pytest.approx(scores[name]["chance"], rel=0.3)
 
 
-def test_the_places_of_two_shapes_do_not_count(sprites):
+def test_positions_of_two_shapes_do_not_count(sprites):
     targets = {name: values for name, values in sprites.targets.items() if name != "background"}
     two = targets["motion"] == MOTIONS.index("swap")
     moved = targets | {"position": targets["position"] + 5 * two[:, None, None]}
-    assert kept(moved, targets)["position"]["value"] == 0
+    assert score_factors(moved, targets)["position"]["value"] == 0
     moved = targets | {"position": targets["position"] + 3 * ~two[:, None, None]}
-    assert kept(moved, targets)["position"]["value"] == pytest.approx(3 * 2**0.5)
+    assert score_factors(moved, targets)["position"]["value"] == pytest.approx(3 * 2**0.5)
 
 
-def test_reconstruct_has_the_autoencoders_psnr_and_what_is_cheaper(sprites):
+def test_reconstruction_psnr_and_baselines(sprites):
     pipeline = Pipeline(sprites)
     clips = sprites.clips()
     pipeline.vae = type("Dull", (Latents,), {"__call__": lambda self, x: SimpleNamespace(sample=0.9 * x)})()
-    found = jobs(pipeline, sprites).reconstruct()
+    found = tasks(pipeline, sprites).reconstruct()
     assert found["rate"] == 3 * 2 * 8 * 8 / (3 * 4 * 32 * 32)
     expected = {
         "reconstructed": 0.9 * clips,
@@ -200,7 +202,7 @@ def tiny_pipeline(scheduler: SchedulerMixin) -> VidTwinPipeline:
 @pytest.mark.parametrize("prediction_type", ["sample", "v_prediction"])
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_denoise_is_the_error_of_the_estimate(monkeypatch, prediction_type, share):
-    """Of a transformer that gives back this share of the clean latents."""
+    """With a transformer that returns this fraction of the clean latents."""
     scheduler = default_scheduler(prediction_type)
     pipeline = tiny_pipeline(scheduler)
     vae, transformer = pipeline.vae, pipeline.transformer
@@ -217,7 +219,7 @@ def test_denoise_is_the_error_of_the_estimate(monkeypatch, prediction_type, shar
         return SimpleNamespace(sample=z if prediction_type == "sample" else (alpha * noisy - z) / sigma)
 
     monkeypatch.setattr(transformer, "forward", knows)
-    found = SpriteJobs(pipeline, Judge(sprites), sprites, SpriteSampling()).denoise(levels=3)
+    found = SpriteTasks(pipeline, IdealClassifier(sprites), sprites, SpriteSampling()).denoise(levels=3)
     assert found["error"] == pytest.approx(0 if share else clean.square().mean().item(), abs=1e-5)
     assert found["chance"] == pytest.approx(clean.var(dim=0, correction=0).mean().item(), rel=1e-4)
     assert [timestep for _, timestep in asked[::2]] == pytest.approx([1000 / 6, 500, 5000 / 6], abs=10)
@@ -233,7 +235,7 @@ def test_denoise_is_the_error_of_the_estimate(monkeypatch, prediction_type, shar
         default_scheduler("flow_prediction"),
     ],
 )
-def test_all_schedules_are_judged_at_the_same_noise(monkeypatch, scheduler):
+def test_all_schedules_use_the_same_noise_levels(monkeypatch, scheduler):
     pipeline = tiny_pipeline(scheduler)
     _, frames, size, _ = pipeline.vae.clip_shape[:4]
     sprites = DrawnSprites(8, seed=3, num_frames=frames, resolution=size)
@@ -244,7 +246,7 @@ def test_all_schedules_are_judged_at_the_same_noise(monkeypatch, scheduler):
         return SimpleNamespace(sample=noisy)
 
     monkeypatch.setattr(pipeline.transformer, "forward", hears)
-    SpriteJobs(pipeline, Judge(sprites), sprites, SpriteSampling()).denoise(levels=4)
+    SpriteTasks(pipeline, IdealClassifier(sprites), sprites, SpriteSampling()).denoise(levels=4)
     alpha, sigma = noise_levels(scheduler, torch.cat(asked))
     share = sigma**2 / (alpha**2 + sigma**2)
     assert share.tolist() == pytest.approx([0.0381, 0.3087, 0.6913, 0.9619], abs=0.002)

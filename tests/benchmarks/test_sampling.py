@@ -1,4 +1,4 @@
-"""Quality against steps and time: the program at its smoke scale, what it counts, and what it says of figures."""
+"""Quality against sampling cost: smoke scale, costs and verdicts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TWICE = Sampling(guidance_scale=2.0)
 
 @pytest.fixture(scope="module")
 def pipeline() -> VidTwinPipeline:
-    """Lively, and of few tokens."""
+    """A pipeline with large random weights and few tokens."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     vae = AutoencoderKLVidTwin.from_preset("tiny-test", heads="residual").eval()
@@ -44,23 +44,28 @@ def test_smoke(work_dir, monkeypatch):
     monkeypatch.setattr(fvd, "bootstrap_interval", partial(bootstrap_interval, resamples=4))
     arguments = ["--scale", "smoke", "--work-dir", str(work_dir)]
     sampling.BENCHMARK.main(arguments)
-    found = json.loads((work_dir / "sampling.json").read_text())["results"]
+    found = json.loads((work_dir / "smoke" / "sampling.json").read_text())["results"]
     settings = found["settings"]
-    assert list(settings) == ["own 5", "DPM-Solver++ 2", "own 5, guided 0.2 to 0.8", "own 5, FirstBlock 0.05"]
-    assert found["reference"] == "own 5" and found["solver"] == "DDIMScheduler"
+    assert list(settings) == [
+        "default 5",
+        "DPM-Solver++ 2",
+        "default 5, guidance 0.2 to 0.8",
+        "default 5, FirstBlock 0.05",
+    ]
+    assert found["reference"] == "default 5" and found["solver"] == "DDIMScheduler"
     assert [(row["calls"], row["rows"]) for row in settings.values()] == [(5, 10), (2, 4), (5, 8), (5, 10)]
-    assert settings["own 5"]["time"] == 1.0 and settings["own 5"]["difference"] == 0
+    assert settings["default 5"]["time"] == 1.0 and settings["default 5"]["difference"] == 0
     for row in settings.values():
         distance = row["distance"]
         assert 0 < distance["interval"][0] <= distance["value"] <= distance["interval"][1]
         assert distance["samples"] == 24 and row["seconds"] > 0
         assert row["time_range"][0] <= row["time"] <= row["time_range"][1]
-    assert settings["own 5"]["distance"] == found["evaluation"]["generated"]
+    assert settings["default 5"]["distance"] == found["evaluation"]["generated"]
     text = (work_dir / "sampling.md").read_text()
     assert "| DPM-Solver++ 2 |" in text and "guidance 2, detector `pooled_pixels`, protocol `sprites`" in text
-    assert Image.open(work_dir / "sampling.png").size[0] > 600
+    assert Image.open(work_dir / "smoke" / "sampling.png").size[0] > 600
 
-    # Every setting has features of its own, and none is made twice.
+    # Every setting has its features on disk, and none is computed twice.
     features = work_dir / "ucf101_fvd" / "features"
     before = {path: path.stat().st_mtime_ns for path in features.rglob("generated-*/*")}
     assert len({path.parent for path in before}) >= len(settings)
@@ -68,11 +73,11 @@ def test_smoke(work_dir, monkeypatch):
     assert {path: path.stat().st_mtime_ns for path in features.rglob("generated-*/*")} == before
 
 
-def test_work_is_counted_and_differences_are_those_of_latents(pipeline):
+def test_flops_calls_and_latent_differences(pipeline):
     settings = [
         Setting("fewer steps", steps=STEPS),
-        Setting("guidance", steps=STEPS, guided=None),
-        Setting("guidance", steps=STEPS, guided=(0.0, 0.5)),
+        Setting("guidance", steps=STEPS, guidance_interval=None),
+        Setting("guidance", steps=STEPS, guidance_interval=(0.0, 0.5)),
         Setting("UniPC", "UniPC", 2),
         Setting("caches", steps=STEPS, cache="Pyramid 2"),
     ]
@@ -83,23 +88,23 @@ def test_work_is_counted_and_differences_are_those_of_latents(pipeline):
     forward = transformer_flops(pipeline.transformer)
     for cost in (plain, unguided, half, unipc):
         assert cost["flops"] == pytest.approx(cost["rows"] * forward)
-    assert 0.5 * plain["flops"] < pyramid["flops"] < 0.95 * plain["flops"], "a cache spares attention"
+    assert 0.5 * plain["flops"] < pyramid["flops"] < 0.95 * plain["flops"], "a cache skips attention"
     assert plain["difference"] == 0
     assert all(costs[setting.name]["difference"] > 1e-3 for setting in settings[1:])
-    assert plain["time"] == 1 and set(costs["again"]) == {"seconds", "time", "time_range"}
+    assert plain["time"] == 1 and set(costs["reference_repeated"]) == {"seconds", "time", "time_range"}
 
 
-def test_times_are_against_the_references_of_the_same_round(pipeline, monkeypatch):
+def test_times_are_relative_to_the_reference_of_the_same_round(pipeline, monkeypatch):
     readings = iter([0, 2, 2, 3, 3, 6, 6, 10, 10, 11, 11, 15])  # reference, UniPC, the reference again; twice
     monkeypatch.setattr(sampling, "clock", lambda _: next(readings))
     settings = [Setting("fewer steps", steps=1), Setting("UniPC", "UniPC", 1)]
     costs = sampling.measure_costs(pipeline, settings, TWICE, clips=1, rounds=2)
     assert costs["UniPC 1"]["time"] == 0.375 and costs["UniPC 1"]["time_range"] == [0.25, 0.5]
-    assert costs["again"]["time_range"] == [1.0, 1.5] and costs["own 1"]["seconds"] == 3
+    assert costs["reference_repeated"]["time_range"] == [1.0, 1.5] and costs["default 1"]["seconds"] == 3
 
 
 @pytest.mark.parametrize("cache", CACHES)
-def test_every_cache_serves_and_is_taken_away_again(pipeline, cache):
+def test_every_cache_works_and_is_removed(pipeline, cache):
     settings = [Setting("fewer steps", steps=STEPS), Setting("caches", steps=STEPS, cache=cache)]
     costs = sampling.measure_costs(pipeline, settings, TWICE, clips=1, rounds=1)
     plain, cached = (costs[setting.name] for setting in settings)
@@ -107,9 +112,9 @@ def test_every_cache_serves_and_is_taken_away_again(pipeline, cache):
     assert not pipeline.transformer.is_cache_enabled
 
 
-def test_a_setting_leaves_the_pipeline_as_it_was(pipeline):
+def test_a_setting_restores_the_pipeline(pipeline):
     own = pipeline.scheduler
-    with pytest.raises(RuntimeError), sampling.applied(Setting("x", "UniPC", 5, cache="TaylorSeer 2"), pipeline):
+    with pytest.raises(RuntimeError), sampling.apply_setting(Setting("x", "UniPC", 5, cache="TaylorSeer 2"), pipeline):
         assert isinstance(pipeline.scheduler, diffusers.UniPCMultistepScheduler)
         assert pipeline.scheduler.config.prediction_type == "sample"
         assert pipeline.transformer.is_cache_enabled
@@ -117,7 +122,7 @@ def test_a_setting_leaves_the_pipeline_as_it_was(pipeline):
     assert pipeline.scheduler is own and not pipeline.transformer.is_cache_enabled
 
 
-def test_a_model_without_classes_has_no_guidance_to_vary(pipeline):
+def test_a_model_without_classes_has_no_guidance_settings(pipeline):
     class Unconditional:
         class transformer:
             class config:
@@ -133,13 +138,13 @@ def test_a_model_without_classes_has_no_guidance_to_vary(pipeline):
     }
 
 
-def test_settings_have_names_of_their_own():
+def test_names_of_settings_are_unique():
     assert len({setting.name for setting in SETTINGS}) == len(SETTINGS) and SETTINGS[0] == REFERENCE
 
 
 def figures(**found: tuple[str, float, float]) -> dict:
     """Results of settings by name: family, distance, time. The reference's interval is 0.9 to 1.1."""
-    settings = {"own 50": ("fewer steps", 1.0, 1.0), **found}
+    settings = {"default 50": ("fewer steps", 1.0, 1.0), **found}
     rows = {
         name: {
             "family": family,
@@ -158,12 +163,17 @@ def figures(**found: tuple[str, float, float]) -> dict:
     evaluation = {"generated": one, "real_vs_real": one, "reconstructed": one, "detector": {"name": "d"}}
     evaluation["mean_color"] = {**one, "value": 5.0}
     evaluation |= {"protocol": {"name": "p"}, "settings": {"guidance_scale": 2.0}}
-    again = {"time_range": [0.98, 1.02]}
-    common = {"solver": "DDIMScheduler", "reference": "own 50", "evaluation": evaluation, "again": again}
+    repeated = {"time_range": [0.98, 1.02]}
+    common = {
+        "solver": "DDIMScheduler",
+        "reference": "default 50",
+        "evaluation": evaluation,
+        "reference_repeated": repeated,
+    }
     return {**common, "clips_timed": 8, "rounds": 7, "settings": rows}
 
 
-def test_verdicts_come_from_figures():
+def test_verdicts():
     found = figures(
         a=("solver", 1.05, 0.5), b=("solver", 1.1, 0.2), c=("solver", 1.2, 0.1), d=("guidance", 0.5, 0.7),
         e=("slow", 1.0, 1.2), f=("far", 3.0, 0.5), g=("far", 2.0, 0.6),
@@ -171,32 +181,31 @@ def test_verdicts_come_from_figures():
     said = {family: sampling.verdict(family, found) for family in ("solver", "guidance", "slow", "far", "fewer steps")}
     assert (
         said["solver"]
-        == "solver: b is the cheapest within the reference's interval, 0.9 to 1.1: 1.1 in 0.20 of the time."
+        == "solver: b is the fastest within the reference's interval, 0.9 to 1.1: 1.1 in 0.20 of the time."
     )
-    assert "d is the cheapest within the reference's interval, 0.9 to 1.1, below it: 0.5 in 0.70" in said["guidance"]
-    assert "is no faster: e takes 1.20 of the time" in said["slow"]
-    assert said["far"].endswith("none keeps to the reference's interval, 0.9 to 1.1; the nearest is g with 2.")
-    assert said["fewer steps"] == "fewer steps: nothing was compared."
+    assert "d is the fastest within the reference's interval, 0.9 to 1.1 (below it): 0.5 in 0.70" in said["guidance"]
+    assert "is faster; e takes 1.20 of the time" in said["slow"]
+    assert said["far"].endswith("no setting is within the reference's interval, 0.9 to 1.1; g is closest, 2.")
+    assert said["fewer steps"] == "fewer steps: no other setting was measured."
 
 
-def test_the_table_sets_costs_against_the_references():
+def test_table_of_relative_costs():
     text = sampling.tables(figures(a=("caches", 1.05, 0.5), b=("UniPC", 1.2, 0.25)))
-    assert "| own 50 | 1 | 0.9 to 1.1 | 1.00 | 1.00 | 50 | 100 |  |" in text
+    assert "| default 50 | 1 | 0.9 to 1.1 | 1.00 | 1.00 | 50 | 100 |  |" in text
     assert "| a | 1.05 | 0.95 to 1.15 | 0.50 | 0.50 | 50 | 100 | 0.25 |" in text
     assert "| b | 1.2 | 1.1 to 1.3 | 0.25 | 0.25 | 50 | 100 |  |" in text
-    assert "the reference once more: 0.98 to 1.02" in text and text.count("\n* ") == 3
-    assert sampling.tables(None) == ""
+    assert "the reference repeated: 0.98 to 1.02" in text and text.count("\n* ") == 3
 
 
-def test_distances_of_an_untrained_model_are_not_judged():
+def test_no_verdicts_for_an_untrained_model():
     found = figures(a=("UniPC", 1.0, 0.25))
-    assert "a is the cheapest" in sampling.tables(found)
+    assert "a is the fastest" in sampling.tables(found)
     found["evaluation"]["mean_color"]["value"] = 0.2
     text = sampling.tables(found)
-    assert "the cheapest" not in text and text.endswith("nothing follows from distances.")
+    assert "the fastest" not in text and text.endswith("the distances are meaningless.")
 
 
-def test_what_is_missing_is_said(capsys, tmp_path):
+def test_missing_options_are_named(capsys, tmp_path):
     for arguments, said in (
         (["--scale", "cpu"], "name a pipeline, as train_dit.py leaves it"),
         (["--detector", "pooled_pixels", "--detector", "pooled_pixels"], "name one --detector"),

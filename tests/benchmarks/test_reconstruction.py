@@ -1,4 +1,4 @@
-"""Table 1 (benchmarks/reconstruction.py) at smoke scale, of a VAE on any folder, and of videos that others made."""
+"""Table 1 at smoke scale, for a VAE on any folder, and for videos that another method reconstructed."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from benchmarks import reconstruction
 from vidgen.metrics.reconstruction import MAX_PSNR
 
 
-def test_smoke_then_its_vae_and_copies_on_a_folder(work_dir, tmp_path, lpips_weights):
+def test_smoke_then_a_vae_and_reconstructed_videos(work_dir, tmp_path, lpips_weights):
     common = ["--dtype", "float32", "--work-dir", str(work_dir), lpips_weights, "--results", str(tmp_path)]
     reconstruction.BENCHMARK.main(common)
-    record = json.loads((tmp_path / "reconstruction.json").read_text())["results"]
+    record = json.loads((tmp_path / "smoke" / "reconstruction.json").read_text())["results"]
     [method] = record["methods"].values()
     run = work_dir / "vae_runs" / "sprites-full-seed0"
     score = json.loads((run / "score.json").read_text())["score"]
     of = method["figures"]["reconstruction"]["uint8"]
-    for name in ("psnr", "ssim", "lpips_squeeze"):  # the same figures on both ways
+    for name in ("psnr", "ssim", "lpips_squeeze"):  # the same scores in both ways
         assert of[name]["mean"] == pytest.approx(score[name], rel=1e-5)
     distance = method["rfvd"]["pooled_pixels"]
     assert 0 < distance["low"] < distance["value"] < distance["high"] and distance["vectors"] == 8
     page = (tmp_path / "reconstruction.md").read_text()
-    assert "| VidTwin | MCL-JCV, as the paper gives it | 0.2 | 28.137 | 0.2414 | 0.8044 | 388.86 |" in page
+    assert "| VidTwin | MCL-JCV, from the paper | 0.2 | 28.137 | 0.2414 | 0.8044 | 388.86 |" in page
     assert f"8 clips of 8 videos of 4 x 32 x 32, 4 fps | 1.432 | {of['psnr']['mean']:.3f} |" in page
-    assert {p.name for p in tmp_path.glob("*.png")} == {
+    assert {p.name for p in (tmp_path / "smoke").glob("*.png")} == {
         "reconstruction.png",
         "reconstruction_sprites-full-seed0.png",
     }
@@ -35,7 +35,7 @@ def test_smoke_then_its_vae_and_copies_on_a_folder(work_dir, tmp_path, lpips_wei
     shutil.copytree(next((work_dir / "data" / "sprites" / "test").iterdir()), videos)
     arguments = ["--vae", str(run / "final"), "--data", str(videos), "--fps", "4", "--reconstructed", str(videos)]
     reconstruction.BENCHMARK.main([*common, *arguments, "--rate", "5"])
-    methods = json.loads((tmp_path / "reconstruction.json").read_text())["results"]["methods"]
+    methods = json.loads((tmp_path / "smoke" / "reconstruction.json").read_text())["results"]["methods"]
     assert list(methods) == ["videos", "sprites-full-seed0"]
     assert methods["videos"]["figures"]["reconstruction"]["uint8"]["psnr"]["mean"] == MAX_PSNR
     assert methods["videos"]["compression_rate"] == 0.05
@@ -50,29 +50,29 @@ def test_smoke_then_its_vae_and_copies_on_a_folder(work_dir, tmp_path, lpips_wei
         (["--scale", "paper"], "give the videos to measure on as --data"),
         (
             ["--scale", "paper", "--vae", "x", "--data", "x", "--fps", "8"],
-            "mcl-jcv says how clips are cut",
+            "mcl-jcv determines the clips",
         ),
-        (["--data", "x"], "say what is measured on --data"),
+        (["--data", "x"], "name what to measure on --data"),
         (
             ["--vae", "x", "--data", "x", "--protocol", "mcl-jcv", "--fps", "8"],
-            "mcl-jcv says how clips are cut",
+            "mcl-jcv determines the clips",
         ),
     ],
 )
-def test_options_that_do_not_go_together_are_one_sentence(arguments, said, capsys):
+def test_incompatible_options_are_one_sentence(arguments, said, capsys):
     with pytest.raises(SystemExit) as stopped:
         reconstruction.BENCHMARK.main(arguments)
     assert stopped.value.code == 2
     assert said in capsys.readouterr().err
 
 
-def test_names_are_those_of_runs():
-    assert reconstruction.named("runs/a/final", []) == "a"
-    assert reconstruction.named("somewhere/b", []) == "b"
-    assert reconstruction.named("other/a/final", ["a"]) == "other/a/final"
+def test_short_names_of_vaes():
+    assert reconstruction.short_name("runs/a/final", []) == "a"
+    assert reconstruction.short_name("somewhere/b", []) == "b"
+    assert reconstruction.short_name("other/a/final", ["a"]) == "other/a/final"
 
 
-def test_the_protocols_own_words_and_what_is_missing_stand_in_the_table():
+def test_table_with_a_protocol():
     figures = {k: {"mean": 1.0, "low": None, "high": None} for k in ("psnr", "psnr_frame", "ssim", "lpips_alex")}
     method = {
         "data": "x",
@@ -96,4 +96,3 @@ def test_the_protocols_own_words_and_what_is_missing_stand_in_the_table():
         {"protocol": "mcl-jcv", "lpips": "alex", "methods": {"ours": {**method, "num_videos": 30}}}
     )
     assert "was measured on" not in whole
-    assert "CV-VAE" in reconstruction.tables(None)

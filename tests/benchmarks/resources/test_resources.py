@@ -1,4 +1,4 @@
-"""Figure 5: tokens, parameters and FLOPs by hand, and the words that are made from the figures."""
+"""Figure 5: tokens, parameters and FLOPs by hand, and the table of claims."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import math
 
 import pytest
 
-from benchmarks import resources
 from benchmarks.common import paper
+from benchmarks.common.harness import RESULTS
+from benchmarks.resources import __main__ as resources
+from benchmarks.resources.latents import rate
 from pipelines import VidTwinTransformer3DModel
 from vidgen.metrics.flops import training_flops
 
-COMMITTED = resources.Path(resources.__file__).parents[1] / "docs" / "results" / "cpu" / "resources.json"
+COMMITTED = RESULTS / "cpu" / "resources.json"
 STRUCTURE, DYNAMICS = 16 * 7 * 7, 16 * 14
 VIDTWIN = {
     "2": [8 * 4 * 4, 8 * 7],
@@ -60,7 +62,7 @@ TOKENS = {
 
 
 def tokens_of(method, patching):
-    return [math.prod(p.grid) for p in resources.cut(method, resources.latents()[method][1], patching)]
+    return [math.prod(p.grid) for p in resources.patchify(method, resources.latents()[method][1], patching)]
 
 
 def pseudo_dit_flops(tokens, projections=False):
@@ -76,12 +78,12 @@ def test_tokens_by_hand(method):
 def test_all_methods_are_counted():
     assert set(TOKENS) == set(resources.latents()) == set(resources.METHODS["cpu"])
     assert sum(VIDTWIN["1"]) == 1008 and sum(TOKENS["VidTwin, 65 tokens"]["1"]) == 65
-    folded = resources.cut("VidTwin, 65 tokens", resources.latents()["VidTwin"][1], "2")
+    folded = resources.patchify("VidTwin, 65 tokens", resources.latents()["VidTwin"][1], "2")
     assert [p.channels * math.prod(p.patch_size) for p in folded] == [64, 112]
 
 
-def test_rates_are_the_papers():
-    rates = {method: 100 * resources.rate(*latent) for method, latent in resources.latents().items()}
+def test_rates_of_the_paper():
+    rates = {method: 100 * rate(*latent) for method, latent in resources.latents().items()}
     for method in paper.LATENTS:
         assert rates[method] == pytest.approx(paper.RECONSTRUCTION[method][0], abs=0.01)
     assert rates["EMU-3"] == rates["CV-VAE"] == pytest.approx(0.52, abs=0.005)
@@ -92,10 +94,10 @@ def test_rates_are_the_papers():
 
 
 @pytest.mark.parametrize("method, patching", [("EMU-3", "2"), ("MAGVIT-v2", "2"), ("CMD", "own"), ("iVideoGPT", "2")])
-def test_our_dit_reads_every_latent(method, patching):
-    """Streams of any shape, filled up; one stream stands alone: FLOPs are the blocks' plus the ends'."""
-    patches = resources.cut(method, resources.latents()[method][1], patching)
-    forward, _ = training_flops(lambda: resources._dit("tiny-test", patches))
+def test_our_dit_takes_every_latent(method, patching):
+    """Streams of any shape, padded, and a single stream: FLOPs are those of the blocks and of both ends."""
+    patches = resources.patchify(method, resources.latents()[method][1], patching)
+    forward, _ = training_flops(lambda: resources.build_dit("tiny-test", patches))
     tokens, dim, layers = sum(tokens_of(method, patching)), 48, 2
     block = tokens * (2 * 12 * dim**2 + 4 * tokens * dim) + 2 * 2 * 6 * dim**2
     values = sum(math.prod(p.grid) * p.channels * math.prod(p.patch_size) for p in patches)
@@ -103,17 +105,17 @@ def test_our_dit_reads_every_latent(method, patching):
     assert forward == layers * block + 2 * 2 * values * dim + conditions
 
 
-def test_the_model_for_vidtwin_is_the_one_we_train():
-    patches = resources.cut("VidTwin", resources.latents()["VidTwin"][1], "1")
-    counted, _, _ = resources._dit("tiny-test", patches)
+def test_the_dit_for_vidtwin_is_the_trained_one():
+    patches = resources.patchify("VidTwin", resources.latents()["VidTwin"][1], "1")
+    counted, _, _ = resources.build_dit("tiny-test", patches)
     ours = VidTwinTransformer3DModel.from_preset("tiny-test", num_classes=101)
     assert counted.num_tokens == ours.num_tokens and counted.num_parameters() == ours.num_parameters()
 
 
-def test_partial_patches_are_filled_up_or_left_out():
+def test_partial_patches_are_padded_or_cropped():
     streams = resources.latents()["MAGVIT-v2"][1]
-    assert resources.cut("MAGVIT-v2", streams, "2")[0].shape == (4, 6, 28, 28)
-    assert resources.cut("MAGVIT-v2", streams, "2, cropped")[0].shape == (4, 4, 28, 28)
+    assert resources.patchify("MAGVIT-v2", streams, "2")[0].shape == (4, 6, 28, 28)
+    assert resources.patchify("MAGVIT-v2", streams, "2, cropped")[0].shape == (4, 4, 28, 28)
 
 
 def costs_of(figures, model=resources.STATED):
@@ -131,31 +133,31 @@ def costs_of(figures, model=resources.STATED):
     ]
 
 
-def test_claims_follow_the_figures():
+def test_claim_table():
     figures = {"VidTwin": (10, 100, 100), "CMD": (40, 290, 90), "EMU-3": (81, 200, 310), "CV-VAE": (39, 190, 0)}
-    said = resources.claims(costs_of(figures))
-    assert "**CMD 4.0**, EMU-3 8.1, CV-VAE 3.9" in said
-    assert "**CMD 2.9**, **EMU-3 2.0**, CV-VAE 1.9" in said
-    assert "FLOPs of a training step, claimed 4-8 times VidTwin's: CMD (patch: 1)." in said
-    assert "fused attention, claimed 2-3 times VidTwin's: CMD, EMU-3 (patch: 1)." in said
-    assert "math attention, claimed 2-3 times VidTwin's: none." in said
-    assert "together, with fused attention: CMD (patch: 1)." in said
-    assert "together, with math attention: none." in said
-    assert "In none of the ranges at any of these patch sizes: CV-VAE." in said
+    text = resources.claim_table(costs_of(figures))
+    assert "**CMD 4.0**, EMU-3 8.1, CV-VAE 3.9" in text
+    assert "**CMD 2.9**, **EMU-3 2.0**, CV-VAE 1.9" in text
+    assert "FLOPs of a training step, claimed 4-8 times VidTwin's: CMD (patch: 1)." in text
+    assert "fused attention, claimed 2-3 times VidTwin's: CMD, EMU-3 (patch: 1)." in text
+    assert "math attention, claimed 2-3 times VidTwin's: none." in text
+    assert "together, with fused attention: CMD (patch: 1)." in text
+    assert "together, with math attention: none." in text
+    assert "Within no range at any of these patch sizes: CV-VAE." in text
 
 
-def test_what_differs_between_the_dits_is_said_of_each():
+def test_claims_that_differ_between_dits():
     vidtwin, other = {"VidTwin": (10, 100, 100)}, resources.PROJECTED
     same = costs_of({**vidtwin, "CMD": (40, 200, 0)}) + costs_of({**vidtwin, "CMD": (50, 250, 0)}, other)
-    assert "4-8 times VidTwin's: CMD (patch: 1)." in resources.claims(same)
+    assert "4-8 times VidTwin's: CMD (patch: 1)." in resources.claim_table(same)
     apart = costs_of({**vidtwin, "CMD": (40, 200, 0)}) + costs_of({**vidtwin, "CMD": (30, 250, 0)}, other)
-    assert f"VidTwin's: {resources.STATED}: CMD (patch: 1); {other}: none." in resources.claims(apart)
-    assert "2-3 times VidTwin's: CMD (patch: 1)." in resources.claims(apart)
+    assert f"VidTwin's: {resources.STATED}: CMD (patch: 1); {other}: none." in resources.claim_table(apart)
+    assert "2-3 times VidTwin's: CMD (patch: 1)." in resources.claim_table(apart)
 
 
 def test_smoke(tmp_path, capsys):
-    resources.BENCHMARK.main(["--scale", "smoke", "--work-dir", str(tmp_path)])
-    record = json.loads((tmp_path / "resources.json").read_text())
+    resources.RESOURCES.main(["--scale", "smoke", "--work-dir", str(tmp_path)])
+    record = json.loads((tmp_path / "smoke" / "resources.json").read_text())
     rows = {(row["model"], row["patching"], row["method"]): row for row in record["results"]["costs"]}
     assert len(rows) == 2 * 2 * 2
     emu = rows[resources.STATED, "2", "EMU-3"]
@@ -164,23 +166,18 @@ def test_smoke(tmp_path, capsys):
     assert emu["math"]["peak"] > emu["fused"]["peak"] > 16 * 12_610_560
     text = (tmp_path / "resources.md").read_text()
     assert f"({3 * pseudo_dit_flops(392) / (3 * pseudo_dit_flops(184)):.2f}x)" in text
-    assert "12,610,560 parameters" in text and "128 + 56 = 184" in text
-    assert (tmp_path / "resources.png").read_bytes()[:4] == b"\x89PNG"
+    assert "12,610,560 parameters" in text and "128 + 56" in text
+    assert (tmp_path / "smoke" / "resources.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_without_figures_there_are_the_latents():
-    text = resources.tables(None)
-    assert "64 of 2 x 16 x 16 + 64 of 14 x 4 x 4" in text and "claim comes out" not in text
-
-
-def test_the_allocator_needs_a_gpu(monkeypatch, tmp_path, capsys):
+def test_paper_scale_requires_a_gpu(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(SystemExit) as stop:
-        resources.BENCHMARK.main(["--scale", "paper", "--work-dir", str(tmp_path)])
+        resources.RESOURCES.main(["--scale", "paper", "--work-dir", str(tmp_path)])
     assert stop.value.code == 2 and "--scale cpu" in capsys.readouterr().err
 
 
-def test_the_committed_figures_are_those_of_hand_arithmetic():
+def test_committed_results_by_hand():
     rows = json.loads(COMMITTED.read_text())["results"]["costs"]
     pseudo = [row for row in rows if row["model"] in resources.PSEUDO_DITS]
     assert len(pseudo) == 2 * len(resources.PATCHINGS) * len(TOKENS)
