@@ -106,7 +106,9 @@ def tables(results: Results) -> str:
     limits = ", ".join(f"{name} {value:,.0f}" for name, value in results["ceilings"].items())
     texts.append(f"Limits of the machine with {results['threads']} threads: {limits}.")
     for name, rows in results["parts"].items():
-        summary = PARTS[name].__doc__.split("\n")[0] if name in PARTS else "No longer measured."
+        summary = (
+            PARTS[name].__doc__.split("\n")[0] if name in PARTS else "Measured by an earlier version of this program."
+        )
         texts += [f"### `{name}`", summary, rows_table(rows)]
     return "\n\n".join(texts)
 
