@@ -138,14 +138,7 @@ def run_benchmark(*benchmarks: Benchmark, arguments: Sequence[str] | None = None
     """As `main`, but a user's mistake raises `UserError`."""
     first = benchmarks[0]
     program = first.program or first.name
-    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{program}", description=first.title)
-    if len(benchmarks) > 1:
-        names = [benchmark.name for benchmark in benchmarks]
-        parser.add_argument("study", nargs="?", choices=names, default=first.name, help=f"default: {first.name}")
-    _add_common_options(parser)
-    if first.add_options:
-        first.add_options(parser)
-    options = argparse.Namespace(**check_options(vars(parser.parse_args(arguments))))
+    options = argparse.Namespace(**check_options(vars(build_parser(*benchmarks).parse_args(arguments))))
     benchmark = next(b for b in benchmarks if b.name == getattr(options, "study", first.name))
 
     # Resolve the folders.
@@ -176,7 +169,14 @@ def run_benchmark(*benchmarks: Benchmark, arguments: Sequence[str] | None = None
     print(f"{path}\n{benchmark.write_page(options.results.parent)}", file=sys.stderr)
 
 
-def _add_common_options(parser: argparse.ArgumentParser) -> None:
+def build_parser(*benchmarks: Benchmark) -> argparse.ArgumentParser:
+    """The options of a program: the name of a benchmark if it has several, the common options, and those it adds."""
+    first = benchmarks[0]
+    prog = f"python -m benchmarks.{first.program or first.name}"
+    parser = argparse.ArgumentParser(prog=prog, description=first.title)
+    if len(benchmarks) > 1:
+        names = [benchmark.name for benchmark in benchmarks]
+        parser.add_argument("study", nargs="?", choices=names, default=first.name, help=f"default: {first.name}")
     parser.add_argument("--scale", choices=("smoke", "cpu", "paper"), default="smoke", help="size (default: smoke)")
     parser.add_argument("--work-dir", type=Path, help="trained models and caches (default: runs/benchmarks/SCALE)")
     parser.add_argument("--results", type=Path, help="pages and records (default: docs/results; smoke: WORK_DIR)")
@@ -186,6 +186,9 @@ def _add_common_options(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="precision of evaluation (default: auto, which is bfloat16 where the device is fast in it)",
     )
+    if first.add_options:
+        first.add_options(parser)
+    return parser
 
 
 def read_record(path: Path) -> Results:

@@ -236,7 +236,7 @@ def score_vae(folder: Path, config: VAETrainingConfig, lpips: LPIPS) -> dict[str
 
 
 def held_out_clips(vae: AutoencoderKLVidTwin, config: VAETrainingConfig) -> ClipDataset:
-    """The clips that a run is scored on: those of its validation videos, as many per video as in training."""
+    """The clips that a run is scored on: those of its validation videos, the same number per video as in training."""
     _, files, classes = list_train_and_validation(config.data, seed=0)  # the same videos for runs of all seeds
     return ClipDataset(
         files,

@@ -197,7 +197,7 @@ def training_cost_tables(results: Results) -> str:
     return "\n\n".join(
         [
             f"On {gpu['name']} GPUs at {gpu['utilization']:.0%} of the published {gpu['flops'] / 1e12:.0f} TFLOP/s "
-            "(dense bf16). The number of steps is the config's; the paper does not state its own. Several GPUs divide "
+            "(dense bf16). The number of steps is the config's; the paper does not state one. Several GPUs divide "
             "the same clips evenly.",
             markdown_table([*header, *(f"hours on {n}" for n in COUNTS[1:])], compute),
             "Memory of a step under bf16 autocast with fp32 weights, and the largest batch per GPU that fits into "

@@ -4,7 +4,7 @@
     python -m benchmarks.speed --scale cpu round_trip peers    some parts, printed and written to the work folder
     python -m benchmarks.speed --scale paper                   on a GPU
 
-Times are medians, and what is compared is measured in turns, because machines are noisy. With OMP_NUM_THREADS=1 times
+Times are medians, and compared cases are measured in turns, because machines are noisy. With OMP_NUM_THREADS=1 times
 are CPU times of the thread, which other load hardly affects.
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
@@ -29,6 +30,7 @@ from .timing import Row, device_of, measure_limits
 
 PARTS: dict[str, Callable[..., list[Row]]] = {
     "round_trip": models.round_trip,
+    "rounding": models.rounding,
     "train_step": models.train_step,
     "dit_step": models.dit_step,
     "sampling": models.sampling,
@@ -41,6 +43,7 @@ PARTS: dict[str, Callable[..., list[Row]]] = {
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (default: all)")
+    parser.add_argument("--pipeline", type=Path, metavar="FOLDER", help="trained pipeline, for the part rounding")
 
 
 def run(options: argparse.Namespace) -> Results:
@@ -54,7 +57,8 @@ def run(options: argparse.Namespace) -> Results:
     results: Results = {"ceilings": measure_limits(device), "threads": torch.get_num_threads(), "parts": {}}
     for name in options.parts or PARTS:
         print(name, file=sys.stderr, flush=True)
-        results["parts"][name] = PARTS[name](options.scale)
+        arguments = {"pipeline": options.pipeline} if name == "rounding" else {}
+        results["parts"][name] = PARTS[name](options.scale, **arguments)
     return results
 
 
@@ -64,6 +68,8 @@ def expectations(results: Results) -> Iterable[tuple[str, float, str]]:
     for row in parts.get("round_trip", ()):
         if row["precision"] == "bf16":
             yield "bf16 round trip, fraction of matmul rate", row[FRACTION], "at least 0.55"
+    for row in parts.get("rounding", ())[1:]:
+        yield "bf16 vs. fp32 with trained weights, dB", row["PSNR of bf16 to fp32, dB"], "at least 40"
     for row in parts.get("train_step", ()):
         if row["size"] == "base" and row["precision"] == "bf16":
             case = "base, bf16 training step" + (", checkpointing" if row["checkpointing"] else "")

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 from autoencoder import AutoencoderKLVidTwin
 from pipelines import VidTwinPipeline, VidTwinTransformer3DModel
 from pipelines.schedulers import default_scheduler
+from vidgen.data.dataset import frames_to_clip
+from vidgen.data.sprites import render_sprite, sample_factors
 from vidgen.metrics.flops import decode_flops, encode_flops, matmul_rate, transformer_flops
+from vidgen.metrics.reconstruction import psnr
 
 from .timing import (
     DTYPES,
@@ -64,6 +69,24 @@ def round_trip(scale: str) -> list[Row]:
         row[FRACTION] = flops / total / matmul_rate(device, dtype)
         row["time relative to fp32"] = total / rows[0]["round trip, s"] if rows else 1.0
         rows.append(row)
+    return rows
+
+
+def rounding(scale: str, pipeline: Path | None = None) -> list[Row]:
+    """bf16 vs. fp32 on the same clip with the same weights, random and those of `--pipeline`."""
+    device, rows = device_of(scale), []
+    models = {"random weights": AutoencoderKLVidTwin.from_preset(VAE[scale])}
+    if pipeline is not None:
+        models[str(pipeline)] = AutoencoderKLVidTwin.from_pretrained(pipeline, subfolder="vae")
+    for name, model in models.items():
+        model = model.to(device).eval()
+        _, frames, side, _ = model.clip_shape
+        factors = sample_factors(np.random.default_rng(0), "orbit", resolution=side, num_frames=frames)
+        video = frames_to_clip(torch.from_numpy(render_sprite(factors)))[None].to(device)
+        with torch.no_grad():
+            exact = model(video).sample.clamp(-1, 1)
+            rounded = model.to(torch.bfloat16)(video.bfloat16()).sample.float().clamp(-1, 1)
+        rows.append({"weights": name, "PSNR of bf16 to fp32, dB": psnr(rounded, exact, quantize=False).item()})
     return rows
 
 

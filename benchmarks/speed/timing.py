@@ -61,7 +61,7 @@ def alternating(runs: dict[str, Callable[[], Any]], device: torch.device | str, 
 
 
 def in_own_process(function: Callable[..., Any], scale: str, *arguments: Any) -> Any:
-    """Call a module-level function of a scale in a new process with its own peak memory; `smoke` uses this process."""
+    """Call a module-level function of a scale in a new process, for its peak memory; `smoke` uses this process."""
     if scale == "smoke":
         return function(scale, *arguments)
     with multiprocessing.get_context("spawn").Pool(1) as pool:

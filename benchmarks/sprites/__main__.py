@@ -54,7 +54,7 @@ ABLATIONS: dict[str, list[str]] = {
     "no zero terminal SNR": ["diffusion.zero_terminal_snr=false"],
 }
 ABLATION_STEPS = {"smoke": 2, "cpu": 2000}
-PATH_KEYS = ("vae", "output_dir", "latent_cache", "resume")  # settings that do not change what is trained
+PATH_KEYS = ("vae", "output_dir", "latent_cache", "resume")  # settings that do not affect the training
 SMOKE = [
     *("model.overrides.structure_patch_size=[3,2,2]", "model.overrides.dynamics_patch_size=[4,4]"),
     *("model.overrides.num_layers=1", "model.overrides.num_attention_heads=1", *generation.TINY_DIT),

@@ -44,7 +44,7 @@ def test_smoke_then_a_vae_and_reconstructed_videos(work_dir, tmp_path, lpips_wei
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--vae", "x"], "give the videos to measure on as --data"),
         (["--scale", "paper"], "give the videos to measure on as --data"),
@@ -59,11 +59,11 @@ def test_smoke_then_a_vae_and_reconstructed_videos(work_dir, tmp_path, lpips_wei
         ),
     ],
 )
-def test_incompatible_options_are_one_sentence(arguments, said, capsys):
+def test_incompatible_options_are_one_sentence(arguments, message, capsys):
     with pytest.raises(SystemExit) as stopped:
         reconstruction.BENCHMARK.main(arguments)
     assert stopped.value.code == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_short_names_of_vaes():

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 
 import pytest
 
 from benchmarks import ablations, results
-from benchmarks.common.harness import HAND_WRITTEN, REPOSITORY, RESULTS, read_record, relative_to_repository
+from benchmarks.common.harness import (
+    HAND_WRITTEN,
+    REPOSITORY,
+    RESULTS,
+    build_parser,
+    read_record,
+    relative_to_repository,
+)
 from benchmarks.common.tables import markdown_table, mean_and_spread, score_cell
 
 VERDICTS = {"reproduced", "not reproduced", "reversed", "within seed variance", "inconclusive", "not comparable"}
@@ -91,6 +99,25 @@ def test_the_recorded_command_is_that_of_a_package(tmp_path):
     results.TRAINING_COST.main(["--work-dir", str(tmp_path)])
     record = json.loads((tmp_path / "smoke" / "training_cost.json").read_text())
     assert record["environment"]["command"].startswith("python -m benchmarks.resources training_cost --work-dir ")
+
+
+def commands() -> list[str]:
+    """The commands of the benchmarks' docstrings, of the pages and of docs/performance.md."""
+    files = [*(REPOSITORY / "benchmarks").rglob("*.py"), *RESULTS.glob("*.md"), RESULTS.parent / "performance.md"]
+    pattern = r"(?:python|accelerate launch) -m benchmarks\.[^\n`#)]+"
+    found = {match for file in files for match in re.findall(pattern, file.read_text())}
+    return sorted(re.split(r"  +|\.{3}", command)[0].strip() for command in found if not set('{"') & set(command))
+
+
+@pytest.mark.parametrize("command", commands())
+def test_documented_commands_are_valid(command):
+    program, *arguments = shlex.split(command.split("-m benchmarks.")[1])
+    if program in ("results", "sprites.rater_sheets"):  # without options, and tested with its options
+        return
+    programs: dict[str, list] = {}
+    for benchmark in results.BENCHMARKS:
+        programs.setdefault(benchmark.program or benchmark.name, []).append(benchmark)
+    build_parser(*programs[program]).parse_args(arguments)
 
 
 def test_records_hold_no_path_of_this_machine():

@@ -178,15 +178,19 @@ def test_verdicts():
         a=("solver", 1.05, 0.5), b=("solver", 1.1, 0.2), c=("solver", 1.2, 0.1), d=("guidance", 0.5, 0.7),
         e=("slow", 1.0, 1.2), f=("far", 3.0, 0.5), g=("far", 2.0, 0.6),
     )  # fmt: skip
-    said = {family: sampling.verdict(family, found) for family in ("solver", "guidance", "slow", "far", "fewer steps")}
+    verdicts = {
+        family: sampling.verdict(family, found) for family in ("solver", "guidance", "slow", "far", "fewer steps")
+    }
     assert (
-        said["solver"]
+        verdicts["solver"]
         == "solver: b is the fastest within the reference's interval, 0.9 to 1.1: 1.1 in 0.20 of the time."
     )
-    assert "d is the fastest within the reference's interval, 0.9 to 1.1 (below it): 0.5 in 0.70" in said["guidance"]
-    assert "is faster; e takes 1.20 of the time" in said["slow"]
-    assert said["far"].endswith("no setting is within the reference's interval, 0.9 to 1.1; g is closest, 2.")
-    assert said["fewer steps"] == "fewer steps: no other setting was measured."
+    assert (
+        "d is the fastest within the reference's interval, 0.9 to 1.1 (below it): 0.5 in 0.70" in verdicts["guidance"]
+    )
+    assert "is faster; e takes 1.20 of the time" in verdicts["slow"]
+    assert verdicts["far"].endswith("no setting is within the reference's interval, 0.9 to 1.1; g is closest, 2.")
+    assert verdicts["fewer steps"] == "fewer steps: no other setting was measured."
 
 
 def test_table_of_relative_costs():
@@ -206,11 +210,11 @@ def test_no_verdicts_for_an_untrained_model():
 
 
 def test_missing_options_are_named(capsys, tmp_path):
-    for arguments, said in (
+    for arguments, message in (
         (["--scale", "cpu"], "name a pipeline, as train_dit.py leaves it"),
         (["--detector", "pooled_pixels", "--detector", "pooled_pixels"], "name one --detector"),
     ):
         with pytest.raises(SystemExit) as exit_code:
             sampling.BENCHMARK.main([*arguments, "--work-dir", str(tmp_path)])
         assert exit_code.value.code == 2
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err

@@ -43,14 +43,14 @@ def test_results_table_and_pictures(smoke):
     assert evaluation["real_vs_real"]["value"] < evaluation["mean_color"]["value"]
     assert evaluation["settings"]["guidance_scale"] == 2.0 and evaluation["detector"]["name"] == "pooled_pixels"
     text = (smoke / "ucf101_fvd.md").read_text()
-    for said in (
+    for text_part in (
         f"| generated | {evaluation['generated']['value']:.4g} |",
         "| VidTwin | 193 | not stated | VidTwin, Table 2 |",
         "| LARP | 57 | larp |",
         "24 feature vectors in 128 dimensions",
         "protocol `sprites`: 4 frames of 32 px, 4 fps, split all",
     ):
-        assert said in text
+        assert text_part in text
     assert Image.open(smoke / "smoke" / "ucf101_fvd.png").size[0] > 300
     assert Image.open(smoke / "smoke" / "ucf101_fvd_samples.png").size[1] > 300
 
@@ -59,7 +59,7 @@ def test_two_processes_give_the_results_of_one(smoke, tmp_path):
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "2"]
     command += ["--config_file", "configs/accelerate/ddp.yaml", "--dynamo_backend", "no", "--main_process_port", "0"]
     command += ["-m", "benchmarks.ucf101_fvd", "--scale", "smoke", "--work-dir", str(tmp_path)]
-    said = subprocess.run(
+    finished = subprocess.run(
         [*command, "--pipeline", results(smoke)["pipeline"]],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)},
@@ -68,8 +68,8 @@ def test_two_processes_give_the_results_of_one(smoke, tmp_path):
         timeout=300,
         check=False,
     )
-    assert said.returncode == 0, said.stdout[-3000:] + said.stderr[-3000:]
-    assert said.stdout.count("UCF-101, published") == 1
+    assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
+    assert finished.stdout.count("UCF-101, published") == 1
     [one], [two] = results(smoke)["evaluations"], results(tmp_path)["evaluations"]
     assert two["settings"].pop("processes") == 2 and one["settings"].pop("processes") == 1
     for evaluation in (one, two):
@@ -85,7 +85,7 @@ def test_two_processes_give_the_results_of_one(smoke, tmp_path):
 
 def test_missing_options_are_named(capsys, tmp_path):
     work = ["--work-dir", str(tmp_path), "--detector", "pooled_pixels"]
-    for arguments, said in (
+    for arguments, message in (
         (["--scale", "cpu"], "name a pipeline, as train_dit.py leaves it"),
         (["--scale", "paper", "--pipeline", "x"], "compares with UCF-101: give its folder as --data FOLDER"),
         (["--scale", "paper", "--protocol", "larp", "--detector", "i3d=nothing.pt"], "nothing.pt"),
@@ -93,7 +93,7 @@ def test_missing_options_are_named(capsys, tmp_path):
         with pytest.raises(SystemExit) as exit_code:
             ucf101_fvd.BENCHMARK.main([*arguments, *work])
         assert exit_code.value.code == 2
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
 
 def test_detectors_are_named_or_files(tmp_path):

@@ -67,7 +67,7 @@ def test_variants_train_on_every_data_set_with_every_seed_and_share_runs_by_name
 
 
 def test_paper_scale_is_scored_on_the_official_test_list(tmp_path, monkeypatch):
-    """UCF-101 has no validation folder; its split files say what is held out."""
+    """UCF-101 has no validation folder; its split files list the held-out videos."""
     from vidgen.common.config import load_config
     from vidgen.data.sprites import write_sprites
     from vidgen.training.config import VAETrainingConfig

@@ -47,7 +47,7 @@ def test_two_linear_layers_by_hand():
     weights, hidden, out = FLOAT * (8 * 16 + 16 * 4), FLOAT * 32 * 16, FLOAT * 32 * 4
     assert memory.parameters == memory.gradients == weights
     assert memory.optimizer == 2 * weights + 2 * FLOAT  # two moments, and a step count for each layer
-    assert memory.activations == hidden + out + FLOAT  # the ReLU's output, what is squared, the loss
+    assert memory.activations == hidden + out + FLOAT  # outputs of the ReLU and of the model, the loss
     inputs = FLOAT * 32 * (8 + 4)
     # In the ReLU's backward pass: its output, the gradients of its output and of its input; behind them the second
     # layer's gradient; the loss and its gradient.

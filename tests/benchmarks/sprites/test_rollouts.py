@@ -11,7 +11,7 @@ WINDOW, OVERLAP, FRAMES, SIZE = 4, 1, 10, 32
 
 
 class BrightSpot:
-    """Stands in for the classifier: predicts factors of a bright spot from its brightness."""
+    """Replaces the classifier: predicts factors of a bright spot from its brightness."""
 
     def predict(self, clips: torch.Tensor) -> dict[str, torch.Tensor]:
         light = (clips.double().mean(dim=1) + 1) / 2
