@@ -1,7 +1,7 @@
-"""Looking through a data set before a training does: what is unreadable, too short or odd.
+"""Check a data set before training: which videos are unreadable, too short or odd.
 
-Every video is decoded from beginning to end, in processes of their own: a file that crashes the decoder or keeps it
-busy for too long takes only its process down, is listed, and the next file goes to a new process.
+Every video is decoded completely, in worker processes: a file that crashes the decoder or keeps it busy for too long
+ends only its process, is reported, and a new process takes the next file.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ import av
 from av.video.reformatter import VideoReformatter
 
 from ..common.io import atomic_write
-from .streams import own_rate
+from .streams import measure_rate
 from .types import VideoSource
 from .video_file import VideoError
-from .video_frames import shows_through, to_rgb
+from .video_frames import is_transparent, to_rgb
 from .video_index import VideoIndex, scan_video
-from .video_packets import PacketList
+from .video_packets import PacketListing
 
-START_SECONDS = 120  # for a process to import what decodes
-LONGEST_SIDES = 3  # one side over the other; beyond it a square crop shows little of the frame
+START_SECONDS = 120  # for a process to import its modules
+MAX_ASPECT = 3  # one side over the other; beyond it a square crop shows little of the frame
 
 
 @dataclass(frozen=True)
 class VideoReport:
-    """What is known of a video, and what is wrong with it.
+    """The result of checking a video.
 
-    `kind`: "good", "odd" (usable; `reason` says what to look at), "short" or "unreadable". Sizes are in pixels as
-    displayed, `duration` is in seconds; they are 0 where the file could not be read so far.
+    `kind` is "good", "odd" (usable; `reason` names what is unusual), "short" or "unreadable". Sizes are in pixels as
+    displayed, `duration` is in seconds; they are 0 where they could not be read.
     """
 
     path: str
@@ -53,33 +53,33 @@ class VideoReport:
 
 
 def inspect_video(path: VideoSource, *, num_frames: int, fps: float) -> VideoReport:
-    """Decode a whole video and say what it is; never raises for what a file holds.
+    """Decode a whole video and report its properties; never raises for the content of a file.
 
     It is short if it cannot give a clip of `num_frames` at `fps`. It is odd if its frame rate varies, its clock jumps
     or its timestamps are out of order, frames cannot be decoded or are empty, it is stored rotated or mirrored, its
     pixels are not square, it is HDR, transparent or interlaced, one side is over three times the other, its size
     changes, or FFmpeg reports an error.
     """
-    look = _Look()
+    observer = _FrameObserver()
     try:
         with _capture_errors() as messages:
-            index, packets = scan_video(path, look=look)
+            index, listing = scan_video(path, on_frame=observer)
     except VideoError as error:
         return VideoReport(str(path), "unreadable", error.reason)
     info = index.info
     known = {name: getattr(info, name) for name in ("width", "height", "fps", "num_frames", "duration", "codec")}
-    if damage := _find_damage(index, packets):
+    if damage := _find_damage(index, listing):
         return VideoReport(str(path), "unreadable", damage, **known)
     odd = [*index.faults, *index.traits]
-    if not own_rate(index.select_playable())[1]:
+    if not measure_rate(index.select_playable())[1]:
         odd.append("its frame rate varies")
-    if max(info.width, info.height) > LONGEST_SIDES * min(info.width, info.height):
-        odd.append(f"one side is over {LONGEST_SIDES} times the other")
-    if look.is_interlaced:
+    if max(info.width, info.height) > MAX_ASPECT * min(info.width, info.height):
+        odd.append(f"one side is over {MAX_ASPECT} times the other")
+    if observer.is_interlaced:
         odd.append("it is interlaced")
-    if look.is_transparent:
+    if observer.is_transparent:
         odd.append("it is partly transparent")
-    if len(look.sizes) > 1:
+    if len(observer.sizes) > 1:
         odd.append("its size changes midway")
     if messages and not index.faults:
         odd.append(f"FFmpeg reports {messages[0]!r}")
@@ -90,8 +90,8 @@ def inspect_video(path: VideoSource, *, num_frames: int, fps: float) -> VideoRep
     return VideoReport(str(path), "odd" if odd else "good", "; ".join(odd), **known)
 
 
-class _Look:
-    """Collects what is odd about a video's frames, one by one."""
+class _FrameObserver:
+    """Collects unusual properties of a video's frames, one by one."""
 
     def __init__(self) -> None:
         self.sizes: set[tuple[int, int]] = set()
@@ -102,20 +102,19 @@ class _Look:
             to_rgb(frame, frame.width, frame.height, VideoReformatter())  # raises for colors that cannot be converted
         self.sizes.add((frame.width, frame.height))
         self.is_interlaced |= frame.interlaced_frame
-        self.is_transparent = self.is_transparent or shows_through(frame)
+        self.is_transparent = self.is_transparent or is_transparent(frame)
 
 
-def _find_damage(index: VideoIndex, packets: PacketList) -> str:
+def _find_damage(index: VideoIndex, listing: PacketListing) -> str:
     """The first damage that is not at the beginning or the end, as a sentence; empty if there is none."""
-    sound = range(*index.sound)
-    numbers = index.number_outputs(packets)
-    for output, number in zip(packets.outputs, numbers, strict=True):
-        if output.is_corrupt and number in sound:
+    intact = range(*index.intact)
+    for output, number in zip(listing.outputs, index.number_outputs(listing), strict=True):
+        if output.is_corrupt and number in intact:
             return f"frame {number} is damaged"
-    for packet, reason in packets.errors.items():
-        if packet not in index.undecodable:
-            came = sum(output.after <= packet for output in packets.outputs)
-            return f"frame {came} cannot be decoded ({reason})"
+    for packet, reason in listing.errors.items():
+        if packet not in index.rejected:
+            number = sum(output.after <= packet for output in listing.outputs)
+            return f"frame {number} cannot be decoded ({reason})"
     return ""
 
 
@@ -124,7 +123,7 @@ def _capture_errors() -> Iterator[list[str]]:
     """Collect the messages that FFmpeg logs as errors within the block, in this thread."""
     level, skips = av.logging.get_level(), av.logging.get_skip_repeated()
     av.logging.set_level(av.logging.ERROR)
-    av.logging.set_skip_repeated(False)  # else the last message may come while the next file is read
+    av.logging.set_skip_repeated(False)  # otherwise the last message may come while the next file is read
     messages: list[str] = []
     try:
         with av.logging.Capture() as logs:
@@ -144,9 +143,9 @@ def check_videos(
     timeout: float = 60.0,
     inspect: Callable[..., VideoReport] = inspect_video,
 ) -> Iterator[VideoReport]:
-    """A report of every video, as they get ready, from `jobs` processes at once (default: one for each core).
+    """Yield the reports of all videos, in order of completion, from `jobs` processes (default: one per core).
 
-    A file that ends its process or takes over `timeout` seconds is reported as unreadable.
+    A file that crashes its process or takes over `timeout` seconds is reported as unreadable.
     """
     waiting: queue.SimpleQueue[VideoSource] = queue.SimpleQueue()
     for path in paths:
@@ -160,7 +159,7 @@ def check_videos(
                 reports.put(inspector(waiting.get_nowait(), num_frames=num_frames, fps=fps))
         except queue.Empty:
             inspector.stop()
-        except BaseException as error:  # else the other side would wait for ever
+        except BaseException as error:  # otherwise the consumer would wait forever
             reports.put(error)
 
     threads = [threading.Thread(target=work, args=(inspector,), daemon=True) for inspector in inspectors]
@@ -173,7 +172,7 @@ def check_videos(
                 raise report
             yield report
     finally:
-        while not waiting.empty():  # stopped early
+        while not waiting.empty():  # the consumer stopped early
             waiting.get()
         for inspector in inspectors:
             inspector.stop()
@@ -187,11 +186,11 @@ class _Inspector:
         self._process: multiprocessing.process.BaseProcess | None = None
         self._lock = threading.Lock()
 
-    def __call__(self, path: VideoSource, **how: float) -> VideoReport:
+    def __call__(self, path: VideoSource, **settings: float) -> VideoReport:
         if self._process is None:
             self._start()
         try:
-            self._connection.send((path, how))
+            self._connection.send((path, settings))
             if self._connection.poll(self.timeout):
                 return self._connection.recv()
             reason = f"decoding it takes over {self.timeout:g} s"
@@ -217,8 +216,8 @@ class _Inspector:
         process.start()
         theirs.close()
         if not self._connection.poll(START_SECONDS):
-            raise RuntimeError("a process for looking at videos did not start")
-        self._connection.recv()  # only now does a file's own time begin
+            raise RuntimeError("a process for checking videos did not start")
+        self._connection.recv()  # the time limit of a file excludes the start
         self._process = process
 
 
@@ -227,14 +226,14 @@ def _serve(connection: multiprocessing.connection.Connection, inspect: Callable[
     connection.send("ready")
     while True:
         try:
-            path, how = connection.recv()
+            path, settings = connection.recv()
         except EOFError:  # the parent is gone
             return
-        connection.send(inspect(path, **how))
+        connection.send(inspect(path, **settings))
 
 
 def write_reports(file: str | os.PathLike, reports: Sequence[VideoReport]) -> Path:
-    """A JSONL file with the reports of all but good videos, sorted by path; keys as in `VideoReport`."""
+    """Write the reports of all videos that are not good to a JSONL file, sorted by path; keys as in `VideoReport`."""
     lines = [json.dumps(asdict(r)) for r in sorted(reports, key=lambda report: report.path) if r.kind != "good"]
     with atomic_write(file) as unfinished:
         unfinished.write_text("".join(line + "\n" for line in lines), encoding="utf-8")

@@ -32,8 +32,9 @@ from ..common.io import atomic_write
 from ..common.loading import weights_hash
 from ..common.progress import progress
 from .config import DataConfig, EncodingConfig, LatentsConfig
-from .dataset import BadVideos, ClipDataset, collate_clips, list_training_videos
+from .dataset import BadVideos, ClipDataset, collate_clips
 from .decoders import describe_fallbacks
+from .splits import list_training_videos
 from .types import ShardMember, VideoFile
 
 INDEX, BAD_VIDEOS = "index.json", "bad_videos.jsonl"

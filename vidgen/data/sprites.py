@@ -22,7 +22,7 @@ import numpy as np
 from ..common.errors import UserError
 from ..common.io import atomic_write
 from ..common.progress import progress
-from .video import write_video
+from ..common.video_writing import write_video
 
 MOTIONS = ("slide", "bounce", "orbit", "spin", "zoom", "shake", "swap", "still")
 SHAPES = ("disc", "square", "triangle", "star", "ring", "cross")

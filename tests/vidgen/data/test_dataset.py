@@ -15,16 +15,11 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from vidgen.data import dataset as module
-from vidgen.data.dataset import (
-    BadVideos,
-    ClipDataset,
-    clip_to_frames,
-    collate_clips,
-    frames_to_clip,
-    list_videos,
-    split_validation,
-)
+from vidgen.data.dataset import BadVideos, ClipDataset, collate_clips
+from vidgen.data.listing import list_videos
+from vidgen.data.splits import split_validation
 from vidgen.data.sprites import MOTIONS
+from vidgen.data.transforms import clip_to_frames, frames_to_clip
 from vidgen.data.types import VideoFile
 from vidgen.data.video import VideoError, read_clip, write_video
 

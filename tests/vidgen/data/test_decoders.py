@@ -85,12 +85,12 @@ def test_damage_is_never_handed_out(decoder, frames, tmp_path):
 
 def test_a_decoder_that_returns_another_frame_is_not_trusted(decoder, frames, tmp_path, monkeypatch):
     path = put(tmp_path, frames, "a.mp4", options={"g": "12"})
-    decode = decoders._decode_by(decoder)
+    decode = decoders._decode_numbers
 
-    def shift(path, numbers):  # one keyframe interval is answered from the frame before
-        return decode(path, [number - (12 <= number < 24) for number in numbers])
+    def shift(decoder, path, numbers):  # return the frame before, in one keyframe interval
+        return decode(decoder, path, [number - (12 <= number < 24) for number in numbers])
 
-    monkeypatch.setattr(decoders, "_decode_by", lambda name: shift)
+    monkeypatch.setattr(decoders, "_decode_numbers", shift)
     clip, reason = ClipReader(decoder).read(path, **CLIP)
     assert reason == f"{decoder} returns other frames than PyAV"
     assert torch.equal(clip, read_clip(path, **CLIP))
@@ -112,7 +112,7 @@ def test_the_data_set_reports_what_pyav_read(frames, tmp_path, monkeypatch):
     monkeypatch.setattr(decoders, "check_package", lambda name: None)
     monkeypatch.setattr(decoders, "find_obstacle", lambda path, decoder: "it is odd" if "b.mp4" in str(path) else None)
     monkeypatch.setattr(
-        decoders, "_decode_by", lambda name: lambda path, numbers: np.zeros((len(numbers), 48, 64, 3), "u1")
+        decoders, "_decode_numbers", lambda decoder, path, numbers: np.zeros((len(numbers), 48, 64, 3), "u1")
     )
     for name in ("a.mp4", "b.mp4"):
         put(tmp_path, frames, name)

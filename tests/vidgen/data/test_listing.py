@@ -16,8 +16,9 @@ from PIL import Image
 from vidgen.common.errors import UserError
 from vidgen.data.config import DataConfig
 from vidgen.data.dataset import ClipDataset
-from vidgen.data.listing import find_videos, list_train_and_validation, list_training_videos, list_videos
-from vidgen.data.video import VIDEO_EXTENSIONS
+from vidgen.data.file_types import VIDEO_EXTENSIONS
+from vidgen.data.listing import find_videos, list_videos
+from vidgen.data.splits import list_train_and_validation, list_training_videos
 
 ANIMATED = [Image.fromarray(np.full((16, 16, 3), 40 * i, np.uint8)) for i in range(5)]
 TRANSPORT_STREAM = b"G@\0\x10" + bytes(range(184)) * 10
@@ -113,11 +114,8 @@ def test_what_shares_an_ending_with_videos_is_told_by_its_content(tmp_path):
     assert [path.relative_to(root).as_posix() for path in find_videos(root)] == list(kept)
     assert [file.path.name for file in list_videos(tmp_path / "all.tar")[0]] == list(kept)
     others, contents = summary(root)[1:]
-    assert others == "3 files of other endings are left out (.json, .txt, no ending)"
-    assert (
-        contents.startswith("9 files are left out because of their content")
-        and "(j.gif, k.webp, kk.webp, ...)" in contents
-    )
+    assert others == "ignored files with other extensions: 3 (.json, .txt, no extension)"
+    assert contents == ("ignored files that hold text, a still image or only audio: 9 (j.gif, k.webp, kk.webp, ...)")
 
 
 # --- folders --------------------------------------------------------------------------------------------------------
@@ -134,17 +132,17 @@ def test_the_summary_names_videos_classes_and_all_that_may_surprise(tmp_path):
     (root / "self").symlink_to("self")
     assert summary(root) == [
         "12 videos, 7 classes (a, b, c, d, e, ...)",
-        "1 video of 12 lies outside the class folders and has no class (stray.mp4)",
-        "2 class names occur in several folders, counted as one class each (a, test/a)",
-        "1 folder holds no video (h)",
-        "4 files of other endings are left out (.txt, .zip, no ending)",
-        f"1 video of 12 does not exist ({root}/a/3.mp4)",
-        f"1 video is listed more than once ({root}/b/1.mp4)",
+        "videos outside the class folders, without class: 1 of 12 (stray.mp4)",
+        "class names of several folders, merged into one class: 2 (a, test/a)",
+        "folders without videos: 1 (h)",
+        "ignored files with other extensions: 4 (.txt, .zip, no extension)",
+        f"missing videos: 1 of 12 ({root}/a/3.mp4)",
+        f"videos listed more than once: 1 ({root}/b/1.mp4)",
     ]
     assert summary(root / "c") == ["1 video, no classes"]
     touch(root, "stray2.mp4", "test/3.mp4")
-    assert "1 class folder holds other class folders beside videos (test)" in summary(root)
-    assert "2 videos of 14 lie outside the class folders and have no class (stray.mp4, stray2.mp4)" in summary(root)
+    assert "class folders that hold other class folders beside videos: 1 (test)" in summary(root)
+    assert "videos outside the class folders, without class: 2 of 14 (stray.mp4, stray2.mp4)" in summary(root)
 
 
 def test_folders_that_cannot_be_read_are_named(tmp_path, monkeypatch):
@@ -157,7 +155,7 @@ def test_folders_that_cannot_be_read_are_named(tmp_path, monkeypatch):
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    assert f"1 folder cannot be read ({root}/b: Permission denied)" in summary(root)
+    assert f"folders that cannot be read: 1 ({root}/b: Permission denied)" in summary(root)
 
 
 def test_home_folder(tmp_path, monkeypatch):
@@ -187,7 +185,7 @@ def test_names_that_are_not_utf8(tmp_path):
     [
         ("a.mp4", r"a\.mp4 is a single video, not a dataset; name the folder that holds it: "),
         ("a.tar.gz", r"a\.tar\.gz is not a dataset but a compressed archive"),
-        ("empty/b.txt", r"no video in .*empty: .*, and 1 file of other endings is left out \(\.txt\)"),
+        ("empty/b.txt", r"no video in .*empty: .*; ignored files with other extensions: 1 \(\.txt\)"),
     ],
 )
 def test_what_is_no_dataset_is_told_apart(tmp_path, name, message):
@@ -264,12 +262,12 @@ def test_what_a_csv_does_not_say_is_in_the_summary(tmp_path):
     (root / "sub").mkdir()
     assert summary(table) == [
         "6 videos, 2 classes (jump, run)",
-        "1 column is not used (split)",
-        "1 row without a path is left out",
-        "3 videos of 6 have no class",
-        f"1 video of 6 does not exist ({root}/d.mp4)",
-        f"2 videos are listed more than once ({root}/a.mp4, ...)",
-        f"1 video is listed with different classes ({root}/a.mp4: jump, run)",
+        "unused columns: 1 (split)",
+        "ignored rows without a path: 1",
+        "videos without class: 3 of 6",
+        f"missing videos: 1 of 6 ({root}/d.mp4)",
+        f"videos listed more than once: 2 ({root}/a.mp4, ...)",
+        f"videos listed with different classes: 1 ({root}/a.mp4: jump, run)",
     ]
     assert summary(write(root / "y.csv", "path,label\na.mp4,\n")) == ["1 video, no classes"]
 

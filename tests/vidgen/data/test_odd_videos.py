@@ -22,7 +22,7 @@ from vidgen.data.check import VideoReport, inspect_video
 from vidgen.data.streams import FrameReader, VideoWarning, open_writer
 from vidgen.data.types import ShardMember
 from vidgen.data.video import VideoError, probe, read_clip, write_video
-from vidgen.data.video_frames import orientation_of, square_pixel_size
+from vidgen.data.video_frames import parse_display_matrix, square_pixel_size
 
 STEADY = {"g": "12", "bf": "3", "x264-params": "scenecut=0:b-adapt=0"}
 OPEN_GOPS = {"x264-params": "keyint=12:open-gop=1:bframes=3:b-adapt=0:scenecut=0"}
@@ -217,7 +217,7 @@ def test_an_oblique_display_matrix_is_named(tmp_path, frames):
     set_display_matrix(path, (0.94, 0.34, -0.34, 0.94))
     np.testing.assert_array_equal(read_odd(path, "only quarter turns are applied"), stored)
     assert "only quarter turns are applied" in report(path).reason
-    assert not orientation_of(np.array([65536, 300, 0, -300, 65536, 0, 0, 0, 1 << 30])).is_oblique
+    assert not parse_display_matrix(np.array([65536, 300, 0, -300, 65536, 0, 0, 0, 1 << 30])).is_oblique
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])

@@ -166,7 +166,7 @@ def test_links_in_shards(tmp_path, sprites):
     files, _ = list_videos(tmp_path / "a.tar", lines.append)
     assert [file.path.name for file in files] == ["run/1.mp4", "run/2.mp4"]
     assert torch.equal(*(read_clip(file.path, fps=8, num_frames=4) for file in files))
-    assert "1 link in shards is left out (run/3.mp4)" in lines[0]
+    assert "ignored links in shards: 1 (run/3.mp4)" in lines[0]
 
 
 @pytest.mark.parametrize(
@@ -189,14 +189,14 @@ def test_folders_of_videos_beside_their_archive_are_refused(tmp_path, shards):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "1.mp4").touch()
     tar(tmp_path / "all.tar", {"run/1.mp4": b""})
-    with pytest.raises(UserError, match=r"holds both folders of videos \(1 video, such as run/1.mp4\) and .*all.tar"):
+    with pytest.raises(UserError, match=r"holds both folders of videos \(such as run/1.mp4\) and .*all.tar"):
         list_videos(tmp_path)
     assert list_videos(f"{tmp_path}/*.tar")[1] == ["run"]
     copied = Path(shutil.copytree(shards, tmp_path / "copied"))
     shutil.copytree(tmp_path / "run", copied / "run")
     lines = []
     assert len(list_videos(copied, lines.append)[0]) == 16  # an index says that the shards are meant
-    assert "1 video beside the shards is left out (run/1.mp4)" in lines[0]
+    assert "ignored videos beside the shards: 1 (run/1.mp4)" in lines[0]
 
 
 def test_videos_that_shards_would_not_list_again_are_named(tmp_path, sprites):

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from vidgen.data.dataset import list_videos
+from vidgen.data.listing import list_videos
 from vidgen.data.sprites import MOTIONS, SHAPES, render_sprite, sample_factors, write_sprites
 from vidgen.data.video import probe, read_clip
 

@@ -17,8 +17,8 @@ from video_makers import encode
 
 from vidgen.common.errors import UserError
 from vidgen.common.io import to_uint8
-from vidgen.data.dataset import frames_to_clip, resize_to_cover
 from vidgen.data.streams import FrameReader, open_writer
+from vidgen.data.transforms import frames_to_clip, resize_to_cover
 from vidgen.data.video import VideoError, probe, read_clip
 from vidgen.data.video_index import index_video
 
@@ -133,8 +133,8 @@ def test_frames_repeat_or_fall_out_to_meet_the_rate(tmp_path, frames):
 
 def test_only_listed_timestamps_have_a_number(tmp_path, frames):
     index = index_video(write(tmp_path / "a.mp4", frames[:4]))
-    assert [index.number_of(tick) for tick in index.ticks.tolist()] == [0, 1, 2, 3]
-    assert {index.number_of(tick) for tick in (None, *(index.ticks + 1).tolist())} == {-1}
+    assert [index.find_tick(tick) for tick in index.ticks.tolist()] == [0, 1, 2, 3]
+    assert {index.find_tick(tick) for tick in (None, *(index.ticks + 1).tolist())} == {-1}
 
 
 def test_one_frame(tmp_path, frames):
@@ -488,8 +488,8 @@ def test_what_cannot_be_written_is_said_before_the_work_begins(tmp_path):
     (tmp_path / "file").write_text("mine")
     (tmp_path / "folder.mp4").mkdir()
     for name, change, reason in [
-        ("a.avi", {}, r"expected a name ending in \.mp4 or \.gif, or without ending"),
-        ("run.2", {}, r"expected a name ending in \.mp4 or \.gif, or without ending"),
+        ("a.avi", {}, r"expected a name ending in \.mp4 or \.gif, or without extension"),
+        ("run.2", {}, r"expected a name ending in \.mp4 or \.gif, or without extension"),
         ("a.mp4", {"fps": 0}, "fps must be positive, got 0"),
         ("a.gif", {"fps": float("inf")}, "fps must be positive, got inf"),
         ("a.mp4", {"width": 0}, "width and height must be at least 1 pixel, got 0x64"),

@@ -9,7 +9,7 @@ import pytest
 from vidgen.common.errors import UserError
 from vidgen.data.config import DataConfig
 from vidgen.data.dataset import ClipDataset
-from vidgen.data.listing import list_train_and_validation
+from vidgen.data.splits import list_train_and_validation
 from vidgen.data.ucf101 import ucf101_split
 
 TRAIN = ["YoYo/v_YoYo_g08_c01.avi 2", "YoYo/v_YoYo_g08_c02.avi 2", "ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi 1"]
@@ -89,7 +89,7 @@ def test_what_is_missing_or_wrong_is_said(tmp_path):
     says(r"trainlist02.txt cannot be read", split=2)
     says(rf"no split files at {root}/ucfTrainTestlist or {tmp_path}/ucfTrainTestlist: unpack", split_files=None)
     says(r"no split files at .*/absent: ", split_files=tmp_path / "absent")
-    says(r"needs the folder that its videos unpack into", root=tmp_path / "videos.csv")
+    says(r"needs the folder of its unpacked videos", root=tmp_path / "videos.csv")
     (tmp_path / "empty").mkdir()
     says(r"none of the videos of trainlist01.txt is in .*empty", root=tmp_path / "empty")
     (lists / "testlist01.txt").write_text("Juggling/v_Juggling_g01_c01.avi")
