@@ -6,6 +6,8 @@ summary.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -69,6 +71,36 @@ def list_videos(
 def find_videos(root: Path) -> list[Path]:
     """Every video below a folder, sorted; links are followed, hidden files and folders ignored."""
     return _scan_folder(Path(expand_home(root))).videos
+
+
+def data_hash(root: str | os.PathLike, files: Sequence[VideoFile], classes: Sequence[str]) -> str:
+    """SHA-256 over every video's path within `root`, size, modification time in seconds and class, in order.
+
+    It covers names and times, not contents, to take only moments: a data set that is moved with its times (mv,
+    rsync -a, tar) keeps its hash; a video that is written again changes it.
+    """
+    digest = hashlib.sha256()
+    for path, label in files:
+        is_member = isinstance(path, ShardMember)
+        try:
+            status = os.stat(path.shard if is_member else path)
+            size, changed = path.size if is_member else status.st_size, int(status.st_mtime)
+        except OSError:  # listed but missing: reported when it is read
+            size, changed = -1, -1
+        line = [relative_path(path, root), size, changed, None if label is None else classes[label]]
+        digest.update(json.dumps(line).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def relative_path(path: Path | ShardMember, root: str | os.PathLike) -> str:
+    """A video's path within its data set: below the folder, or below the folder of the CSV or the shards."""
+    if isinstance(path, ShardMember):
+        return f"{relative_path(path.shard, root)}/{path.name}"
+    base = Path(root) if Path(root).is_dir() else Path(root).parent
+    return path.relative_to(base).as_posix() if path.is_relative_to(base) else path.as_posix()
+
+
+# --- finding videos -------------------------------------------------------------------------------------------------
 
 
 @dataclass

@@ -19,7 +19,7 @@ from ..common.io import atomic_dir
 from ..common.plots import component_grid, reenactment_grid
 from ..data.dataset import ClipDataset, collate_clips
 from ..data.decoders import describe_fallbacks
-from ..data.latent_cache import encode_clips, split_evenly, statistics_of, stream_sums
+from ..data.latent_encoding import encode_clips, split_evenly, statistics_of, stream_sums
 from ..data.splits import list_train_and_validation
 from ..losses.adversarial import DiscriminatorLoss, PatchDiscriminator, gan_scale
 from ..losses.lpips import LPIPS

@@ -24,7 +24,8 @@ from vidgen.common.errors import UserError
 from vidgen.common.loading import load_vae
 from vidgen.data import latent_cache
 from vidgen.data.dataset import ClipDataset
-from vidgen.data.latent_cache import INDEX, LatentCache, prepare_cache, statistics_of, stream_sums
+from vidgen.data.latent_cache import INDEX, LatentCache, prepare_cache
+from vidgen.data.latent_encoding import statistics_of, stream_sums
 from vidgen.data.sprites import write_sprites
 from vidgen.training.config import DiTTrainingConfig
 
@@ -389,7 +390,7 @@ def test_a_mistake_of_the_program_is_one_sentence(vae_folder, tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
-        ("data.flip=true", r"data\.flip mirrors clips while a VAE is trained.*set latents\.flips=true"),
+        ("data.flip=true", r"data\.flip flips clips while a VAE is trained.*set latents\.flips=true"),
         ("data.resolution=64", r"data\.resolution is 64, but the latents of"),
     ],
 )
