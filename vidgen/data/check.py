@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import multiprocessing.connection
 import os
-import queue
 import signal
-import threading
+import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 import av
@@ -147,81 +147,75 @@ def check_videos(
 
     A file that crashes its process or takes over `timeout` seconds is reported as unreadable.
     """
-    waiting: queue.SimpleQueue[VideoSource] = queue.SimpleQueue()
-    for path in paths:
-        waiting.put(path)
-    reports: queue.SimpleQueue[VideoReport | BaseException] = queue.SimpleQueue()
-    inspectors = [_Inspector(inspect, timeout) for _ in range(min(jobs or os.cpu_count() or 1, len(paths)))]
-
-    def work(inspector: _Inspector) -> None:
-        try:
-            while True:
-                reports.put(inspector(waiting.get_nowait(), num_frames=num_frames, fps=fps))
-        except queue.Empty:
-            inspector.stop()
-        except BaseException as error:  # otherwise the consumer would wait forever
-            reports.put(error)
-
-    threads = [threading.Thread(target=work, args=(inspector,), daemon=True) for inspector in inspectors]
+    waiting = deque(paths)
+    idle: list[_Inspector] = []
+    busy: list[_Inspector] = []
     try:
-        for thread in threads:
-            thread.start()
-        for _ in paths:
-            report = reports.get()
-            if isinstance(report, BaseException):
-                raise report
-            yield report
+        while waiting or busy:
+            # Give the next files to idle or new processes.
+            while waiting and len(busy) < (jobs or os.cpu_count() or 1):
+                inspector = idle.pop() if idle else _Inspector(inspect, timeout)
+                inspector.begin(waiting.popleft(), num_frames=num_frames, fps=fps)
+                busy.append(inspector)
+            # Wait for a report or a deadline.
+            deadline = min(inspector.deadline for inspector in busy)
+            wait([inspector.connection for inspector in busy], max(0.0, deadline - time.monotonic()))
+            for inspector in list(busy):
+                if (report := inspector.poll()) is not None:
+                    busy.remove(inspector)
+                    if inspector.process.is_alive():
+                        idle.append(inspector)
+                    yield report
     finally:
-        while not waiting.empty():  # the consumer stopped early
-            waiting.get()
-        for inspector in inspectors:
+        for inspector in [*idle, *busy]:
             inspector.stop()
 
 
 class _Inspector:
-    """A process that inspects one video after another, and is replaced when it dies or hangs."""
+    """A process that inspects one video after another, until it crashes or hangs."""
 
     def __init__(self, inspect: Callable[..., VideoReport], timeout: float):
-        self.inspect, self.timeout = inspect, timeout
-        self._process: multiprocessing.process.BaseProcess | None = None
-        self._lock = threading.Lock()
+        context = multiprocessing.get_context("spawn")  # forking beside threads may deadlock
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, inspect), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.timeout = timeout
+        self._is_ready = False
 
-    def __call__(self, path: VideoSource, **settings: float) -> VideoReport:
-        if self._process is None:
-            self._start()
+    def begin(self, path: VideoSource, **settings: float) -> None:
+        self.path = path
+        self.deadline = time.monotonic() + (self.timeout if self._is_ready else START_SECONDS)
+        with suppress(OSError):  # the process has ended, which `poll` reports
+            self.connection.send((path, settings))
+
+    def poll(self) -> VideoReport | None:
+        """The report on the video, or on a crash or timeout, which end the process; None while it is inspected."""
         try:
-            self._connection.send((path, settings))
-            if self._connection.poll(self.timeout):
-                return self._connection.recv()
+            if self.connection.poll():
+                message = self.connection.recv()
+                if isinstance(message, VideoReport):
+                    return message
+                self._is_ready, self.deadline = True, time.monotonic() + self.timeout
+            if time.monotonic() < self.deadline:
+                return None
             reason = f"decoding it takes over {self.timeout:g} s"
         except (EOFError, OSError):
-            self._process.join()
-            code = self._process.exitcode or 0
+            self.process.join()
+            code = self.process.exitcode or 0
             reason = f"it crashes the decoder ({signal.Signals(-code).name if code < 0 else f'exit code {code}'})"
+        if not self._is_ready:
+            raise RuntimeError("a process for checking videos did not start")
         self.stop()
-        return VideoReport(str(path), "unreadable", reason)
+        return VideoReport(str(self.path), "unreadable", reason)
 
     def stop(self) -> None:
-        with self._lock:
-            if self._process is not None:
-                self._process.kill()
-                self._process.join()
-                self._connection.close()
-                self._process = None
-
-    def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")  # forking beside threads may deadlock
-        self._connection, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs, self.inspect), daemon=True)
-        process.start()
-        theirs.close()
-        if not self._connection.poll(START_SECONDS):
-            raise RuntimeError("a process for checking videos did not start")
-        self._connection.recv()  # the time limit of a file excludes the start
-        self._process = process
+        self.process.kill()
+        self.process.join()
+        self.connection.close()
 
 
-def _serve(connection: multiprocessing.connection.Connection, inspect: Callable[..., VideoReport]) -> None:
+def _serve(connection: Connection, inspect: Callable[..., VideoReport]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
     connection.send("ready")
     while True:

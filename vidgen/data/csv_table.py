@@ -6,7 +6,6 @@ import csv
 import io
 import os
 from pathlib import Path
-from typing import NamedTuple
 
 from ..common.errors import UserError
 from ..common.options import expand_home
@@ -18,16 +17,8 @@ PATH_COLUMN = "path"
 LABEL_COLUMNS = ("label", "class")
 
 
-class Table(NamedTuple):
-    """Videos in the order of their rows, the names of their classes (None for an empty one), and notes."""
-
-    paths: list[Path]
-    names: list[str | None]
-    notes: list[str]
-
-
-def read_table(table: Path) -> Table:
-    """Read a CSV of videos.
+def read_table(table: Path) -> tuple[list[Path], list[str | None], list[str]]:
+    """Read a CSV of videos: their paths, the names of their classes (None for an empty field), and notes.
 
     The header names the column `path` and, where there are classes, `label` or `class`, in any case. Fields are
     separated by commas, semicolons or tabs; blanks around them are removed. Paths are relative to the CSV.
@@ -39,7 +30,7 @@ def read_table(table: Path) -> Table:
     text = _read_text(table)
     header = next((line for line in text.splitlines() if line.strip()), None)
     if header is None:
-        return Table([], [], [])
+        return [], [], []
     delimiter = next((each for each in DELIMITERS if PATH_COLUMN in _split_header(header, each)), None)
     if delimiter is None:
         raise UserError(f"{table} has no column 'path': its first line should read path,label")
@@ -63,7 +54,7 @@ def read_table(table: Path) -> Table:
 
     unused = [name for at, name in enumerate(rows[0][1]) if at not in (path_at, label_at) and name]
     notes = format_note("unused columns", unused)
-    return Table(paths, names, notes + format_note("ignored rows without a path", (), count=num_without_path))
+    return paths, names, notes + format_note("ignored rows without a path", (), count=num_without_path)
 
 
 def _read_text(table: Path) -> str:

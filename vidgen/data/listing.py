@@ -70,7 +70,7 @@ def list_videos(
 
 def find_videos(root: Path) -> list[Path]:
     """Every video below a folder, sorted; links are followed, hidden files and folders ignored."""
-    return _scan_folder(Path(expand_home(root))).videos
+    return _find_in_folder(Path(expand_home(root))).paths
 
 
 def data_hash(root: str | os.PathLike, files: Sequence[VideoFile], classes: Sequence[str]) -> str:
@@ -144,30 +144,56 @@ def _explain_no_videos(root: str, ignored: IgnoredFiles) -> str:
 
 
 def _find_in_folder(root: Path) -> _Found:
-    scan = _scan_folder(root)
-    names = [None if path.parent == root else path.parent.name for path in scan.videos]
-    strays = [path.name for path in scan.videos if path.parent == root]
-    folders: dict[str, set[Path]] = defaultdict(set)
-    for path, name in zip(scan.videos, names, strict=True):
-        if name is not None:
-            folders[name].add(path.parent)
-    direct = {path.parent for path in scan.videos} - {root}
-    mixed = sorted(direct & {outer for folder in direct for outer in folder.parents})
-    shared = sorted(name for name, places in folders.items() if len(places) > 1)
-    places = sorted(folders[shared[0]]) if shared else []
+    """Search a folder; links are followed, but not in circles, hidden files and folders ignored."""
+    videos, folders, seen, unreadable, ignored = [], [], set(), [], IgnoredFiles()
+
+    def note_error(error: OSError) -> None:
+        unreadable.append(f"{error.filename}: {error.strerror}")
+
+    for folder, subfolders, names in os.walk(root, followlinks=True, onerror=note_error):
+        seen.add(os.path.realpath(folder))
+        subfolders[:] = sorted(  # without hidden ones, and links that lead in circles
+            name
+            for name in subfolders
+            if not is_hidden(name) and os.path.realpath(os.path.join(folder, name)) not in seen
+        )
+        folders.append(Path(folder))
+        for path in (Path(folder, name) for name in sorted(names) if not is_hidden(name)):
+            if ignored.accept(path.name, lambda path=path: path.open("rb")):
+                videos.append(path)
+    videos.sort()
+    names = [None if path.parent == root else path.parent.name for path in videos]
+    return _Found(videos, names, [], _note_layout(root, videos, folders, unreadable), ignored)
+
+
+def _note_layout(root: Path, videos: Sequence[Path], folders: Sequence[Path], unreadable: list[str]) -> list[str]:
+    """Notes on videos and folders that do not follow the layout of one folder per class."""
 
     def relative(paths: Sequence[Path]) -> list[str]:
         return [path.relative_to(root).as_posix() for path in paths]
 
-    outside = strays if len(strays) < len(names) else ()
-    notes = [
-        *format_note("videos outside the class folders, without class", outside, total=len(names)),
+    outside = [path.name for path in videos if path.parent == root]
+    class_folders = {path.parent for path in videos} - {root}
+    mixed = sorted(class_folders & {outer for folder in class_folders for outer in folder.parents})
+    places: dict[str, list[Path]] = defaultdict(list)
+    for folder in sorted(class_folders):
+        places[folder.name].append(folder)
+    shared = sorted(name for name, same in places.items() if len(same) > 1)
+    parents = {root, *(parent for path in videos for parent in path.parents)}
+    empty = sorted(path for path in folders if path not in parents and path.parent in parents)  # the topmost ones
+    return [
+        *format_note(
+            "videos outside the class folders, without class", outside if class_folders else (), total=len(videos)
+        ),
         *format_note("class folders that hold other class folders beside videos", relative(mixed)),
-        *format_note("class names of several folders, merged into one class", relative(places), count=len(shared)),
-        *format_note("folders without videos", relative(scan.empty)),
-        *format_note("folders that cannot be read", scan.unreadable),
+        *format_note(
+            "class names of several folders, merged into one class",
+            relative(places[shared[0]]) if shared else (),
+            count=len(shared),
+        ),
+        *format_note("folders without videos", relative(empty)),
+        *format_note("folders that cannot be read", unreadable),
     ]
-    return _Found(list(scan.videos), names, [], notes, scan.ignored)
 
 
 def _note_unlabeled(names: Sequence[str | None]) -> list[str]:
@@ -187,34 +213,3 @@ def _check_videos_beside(folder: Path, shards: Sequence[Path]) -> list[str]:
             f"name only the shards: {folder}/*.tar"
         )
     return format_note("ignored videos beside the shards", videos)
-
-
-@dataclass
-class _Scan:
-    videos: list[Path]  # sorted
-    empty: list[Path]  # the topmost folders without any video below them, sorted
-    unreadable: list[str]
-    ignored: IgnoredFiles
-
-
-def _scan_folder(root: Path) -> _Scan:
-    """Search a folder; links are followed, but not in circles, hidden files and folders ignored."""
-    videos, folders, seen, unreadable, ignored = [], [], set(), [], IgnoredFiles()
-
-    def note_error(error: OSError) -> None:
-        unreadable.append(f"{error.filename}: {error.strerror}")
-
-    for folder, subfolders, names in os.walk(root, followlinks=True, onerror=note_error):
-        seen.add(os.path.realpath(folder))
-        subfolders[:] = sorted(  # without hidden ones, and links that lead in circles
-            name
-            for name in subfolders
-            if not is_hidden(name) and os.path.realpath(os.path.join(folder, name)) not in seen
-        )
-        folders.append(Path(folder))
-        for path in (Path(folder, name) for name in sorted(names) if not is_hidden(name)):
-            if ignored.accept(path.name, lambda path=path: path.open("rb")):
-                videos.append(path)
-    parents = {root, *(parent for path in videos for parent in path.parents)}
-    empty = [path for path in folders if path not in parents and path.parent in parents]
-    return _Scan(sorted(videos), sorted(empty), unreadable, ignored)
