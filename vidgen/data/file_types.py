@@ -20,6 +20,8 @@ _EXTENSIONS = """
     nsv nuv roq bik smk viv movie dav pva
 """
 VIDEO_EXTENSIONS = frozenset(f".{extension}" for extension in _EXTENSIONS.split())
+# Extensions that other types share: TypeScript, motion capture (.asf), still images, audio.
+SHARED_EXTENSIONS = frozenset({".ts", ".mts", ".asf", ".gif", ".webp", ".avif", ".apng", ".ogg"})
 HEAD_BYTES = 4096  # enough to recognize most file types
 OGG_VIDEO = (b"\x80theora", b"BBCD\0", b"OVP80", b"\1video")  # first bytes of the headers of video codecs
 SYSTEM_FOLDERS = {"__MACOSX", "@eaDir"}  # macOS archives and Synology disks: metadata under the videos' names
@@ -37,17 +39,25 @@ def is_hidden(name: str) -> bool:
 def is_other_type(name: str, file: BinaryIO) -> bool:
     """Whether a file with a video extension is recognized as text, a still image or audio.
 
-    Checks only extensions that other types share: .ts and .mts (TypeScript), .asf (motion capture), .gif, .webp, .avif
-    and .apng (still images), .ogg (audio). Unrecognized content counts as video, so that damaged videos are reported
-    rather than ignored.
+    Checks only `SHARED_EXTENSIONS`. Unrecognized content counts as video, so that damaged videos are reported rather
+    than ignored.
     """
-    recognize = _OTHER_TYPES.get(PurePosixPath(name).suffix.lower())
-    return recognize is not None and recognize(file)
-
-
-def _is_text(file: BinaryIO) -> bool:
+    extension = PurePosixPath(name).suffix.lower()
+    if extension not in SHARED_EXTENSIONS:
+        return False
+    if extension == ".gif":
+        return _is_still_gif(file)
     head = file.read(HEAD_BYTES)
-    return bool(head) and min(head) >= 9  # every video has control bytes below the tab
+    if extension == ".webp":
+        is_animated = head[12:16] == b"VP8X" and len(head) > 20 and bool(head[20] & 2)
+        return head[:4] == b"RIFF" and head[8:12] == b"WEBP" and not is_animated
+    if extension == ".avif":
+        return head[4:12] in (b"ftypavif", b"ftypmif1", b"ftypheic")
+    if extension == ".apng":
+        return head.startswith(b"\x89PNG") and b"acTL" not in head
+    if extension == ".ogg":
+        return head.startswith(b"OggS") and not any(codec in head for codec in OGG_VIDEO)
+    return bool(head) and min(head) >= 9  # text: every video has control bytes below the tab
 
 
 def _is_still_gif(file: BinaryIO) -> bool:
@@ -58,38 +68,6 @@ def _is_still_gif(file: BinaryIO) -> bool:
             return not image.is_animated
     except Exception:  # not a GIF, or damaged: reported when it is read
         return False
-
-
-def _is_still_webp(file: BinaryIO) -> bool:
-    head = file.read(21)
-    animated = head[12:16] == b"VP8X" and bool(head[20:21]) and bool(head[20] & 2)
-    return head[:4] == b"RIFF" and head[8:12] == b"WEBP" and not animated
-
-
-def _is_still_avif(file: BinaryIO) -> bool:
-    return file.read(12)[4:] in (b"ftypavif", b"ftypmif1", b"ftypheic")
-
-
-def _is_still_png(file: BinaryIO) -> bool:
-    head = file.read(HEAD_BYTES)
-    return head.startswith(b"\x89PNG") and b"acTL" not in head
-
-
-def _is_ogg_audio(file: BinaryIO) -> bool:
-    head = file.read(HEAD_BYTES)
-    return head.startswith(b"OggS") and not any(codec in head for codec in OGG_VIDEO)
-
-
-_OTHER_TYPES: dict[str, Callable[[BinaryIO], bool]] = {
-    ".ts": _is_text,
-    ".mts": _is_text,
-    ".asf": _is_text,
-    ".gif": _is_still_gif,
-    ".webp": _is_still_webp,
-    ".avif": _is_still_avif,
-    ".apng": _is_still_png,
-    ".ogg": _is_ogg_audio,
-}
 
 
 @dataclass
@@ -106,7 +84,7 @@ class IgnoredFiles:
         if suffix not in VIDEO_EXTENSIONS:
             self.extensions[suffix or "no extension"] += 1
             return False
-        if suffix in _OTHER_TYPES:
+        if suffix in SHARED_EXTENSIONS:
             try:
                 with open_file() as file:
                     if is_other_type(name, file):

@@ -131,8 +131,11 @@ def prepare_cache(
         UserError: if the data cannot be read, or the folder holds the latents of another VAE or of other data.
     """
     check_latents(config, vae)
-    for key in list_unused_keys(config.data):
-        accelerator.print(f"warning: {key} has no effect here: every video of data.root is encoded for the DiT.")
+    for key in ("validation_root", "num_validation_videos"):
+        if getattr(config.data, key) not in (None, 0, getattr(DataConfig, key)):
+            accelerator.print(
+                f"warning: data.{key} has no effect here: every video of data.root is encoded for the DiT."
+            )
     folder = Path(config.latent_cache or Path(config.output_dir) / "latents")
     files, classes = list_training_videos(config.data, accelerator.print)
     source = cache_source(config, vae, files, classes)
@@ -183,14 +186,6 @@ def check_latents(config: EncodingConfig, vae: AutoencoderKLVidTwin) -> None:
                 f"data.{name} is {getattr(config.data, name)}, but the latents of {config.vae} are those of {value}; "
                 f"leave data.{name} out, or train an autoencoder for it."
             )
-
-
-def list_unused_keys(data: DataConfig) -> list[str]:
-    """The keys of `data` that were set but have no effect on latents: nothing is held out for validation."""
-    keys = ["data.validation_root"] if data.validation_root is not None else []
-    if data.num_validation_videos not in (0, DataConfig.num_validation_videos):
-        keys.append("data.num_validation_videos")
-    return keys
 
 
 def cache_source(

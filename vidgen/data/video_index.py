@@ -46,35 +46,23 @@ class UnlistedFrames(VideoError):
 
 @dataclass(frozen=True, kw_only=True)
 class VideoIndex(Timeline):
-    """The frames of a file with their times, and how to decode them.
-
-    Attributes:
-        info: size, rate, number of frames, duration.
-        orientation: how stored pictures become upright.
-        can_skip: whether frames that no other frame depends on can be skipped.
-        is_certain: whether the timestamps prove the display order. They do not if the decoder may reorder frames but
-            the packets are in display order.
-        intact: the first frame, and the one after the last, that is not damaged by missing frames.
-        rejected: numbers of the packets at the ends that the decoder rejects.
-        is_intact: whether every packet gives an intact frame, as far as is known. Otherwise one thread decodes: with
-            several, FFmpeg drops more frames than those that it rejects.
-        is_scanned: whether every packet was decoded once to build this index.
-        is_verified: whether decoding is known to give exactly the frames listed, except those missing.
-        faults: what is wrong with the file, as sentences that follow "PATH: ".
-        traits: what is unusual about the file, in the same form.
-    """
+    """The frames of a file with their times, and how to decode them."""
 
     info: VideoInfo
-    orientation: Orientation
-    can_skip: bool
+    orientation: Orientation  # how stored pictures become upright
+    can_skip: bool  # whether frames that no other frame depends on can be skipped
+    # Whether the timestamps prove the display order. They do not if the decoder may reorder frames but the packets are
+    # in display order.
     is_certain: bool
-    intact: tuple[int, int]
-    rejected: frozenset[int]
+    intact: tuple[int, int]  # the first frame, and the one after the last, that is not damaged by missing frames
+    rejected: frozenset[int]  # packets at the ends that the decoder rejects
+    # Whether every packet gives an intact frame, as far as is known. Otherwise one thread decodes: with several,
+    # FFmpeg drops more frames than those that it rejects.
     is_intact: bool
-    is_scanned: bool
-    is_verified: bool
-    faults: tuple[str, ...]
-    traits: tuple[str, ...]
+    is_scanned: bool  # whether every packet was decoded once to build this index
+    is_verified: bool  # whether decoding is known to give exactly the frames listed, except those missing
+    faults: tuple[str, ...]  # what is wrong with the file, as sentences that follow "PATH: "
+    traits: tuple[str, ...]  # what is unusual about it, in the same form
 
     def select_playable(self) -> VideoIndex:
         """The index of the frames that a player shows.
@@ -82,9 +70,9 @@ class VideoIndex(Timeline):
         Frames at the ends that cannot be decoded are left out; the first decodable frame becomes frame 0 at 0 seconds.
         In place of a lost frame, the image before it is shown.
         """
-        first, stop = self.num_missing[0], len(self.timestamps) - self.num_missing[1]
-        if not self.lost and (first, stop) == (0, len(self.timestamps)):
+        if not self.lost and self.num_missing == (0, 0):
             return self
+        first, stop = self.num_missing[0], len(self.timestamps) - self.num_missing[1]
         begin = self.timestamps[first]
         end = self.info.duration if not self.num_missing[1] else self.timestamps[stop]
         images = np.arange(len(self.timestamps)) if self.image_numbers is None else self.image_numbers.copy()

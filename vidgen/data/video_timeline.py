@@ -24,36 +24,23 @@ LONG_GAP_INTERVALS = 100  # frame intervals
 
 @dataclass(frozen=True, kw_only=True)
 class Timeline:
-    """The frames that a file lists, in display order.
+    """The frames that a file lists, in display order."""
 
-    Attributes:
-        timestamps: seconds since the first frame, one per frame, never decreasing.
-        last_duration: seconds for which the last frame is shown; 0 if unknown.
-        ticks: the timestamps that decoded frames carry, in the stream's units. None if these do not identify the
-            frames; then frames are counted as they are decoded.
-        output_numbers: if `ticks` is None, the number of each frame that the decoder returns from the beginning on.
-        image_numbers: for each frame the number of the frame whose image is shown; None if each has an image. An
-            empty packet repeats the image before it.
-        lost: numbers of frames that cannot be decoded although frames before and after them can.
-        keyframes: numbers of the keyframes; None if they are unknown or seeking to them is unreliable.
-        num_missing: how many frames at the beginning and at the end cannot be decoded. They are listed.
-        num_steady: how many frames come before the first one that may miss neighbors: a cut removes B-frames from
-            between the last frames.
-        is_corrected: whether jumps of the clock were removed.
-        is_sorted: whether the timestamps increase in display order.
-    """
-
-    timestamps: np.ndarray
-    last_duration: float
+    timestamps: np.ndarray  # seconds since the first frame, one per frame, never decreasing
+    last_duration: float  # seconds for which the last frame is shown; 0 if unknown
+    # The timestamps that decoded frames carry, in the stream's units. None if these do not identify the frames; then
+    # `output_numbers` has the number of each frame that the decoder returns from the beginning on.
     ticks: np.ndarray | None = None
     output_numbers: np.ndarray | None = None
+    # For each frame the number of the frame whose image is shown, as an empty packet repeats the image before it. None
+    # if each frame has an image.
     image_numbers: np.ndarray | None = None
-    lost: tuple[int, ...] = ()
-    keyframes: np.ndarray | None = None
-    num_missing: tuple[int, int] = (0, 0)
-    num_steady: int = 0
-    is_corrected: bool = False
-    is_sorted: bool = True
+    lost: tuple[int, ...] = ()  # frames that cannot be decoded although frames before and after them can
+    keyframes: np.ndarray | None = None  # their numbers; None if they are unknown or seeking to them is unreliable
+    num_missing: tuple[int, int] = (0, 0)  # listed frames at the beginning and the end that cannot be decoded
+    num_steady: int = 0  # frames before the first one that may miss neighbors: cuts remove some of the last B-frames
+    is_corrected: bool = False  # whether jumps of the clock were removed
+    is_sorted: bool = True  # whether the timestamps increase in display order
 
     def find_frames(self, moments: np.ndarray) -> np.ndarray:
         """For each moment, in seconds, the number of the frame shown then: the last that has begun."""
