@@ -216,7 +216,7 @@ def _check_source(folder: Path, cached: Source, source: Source) -> None:
             )
 
 
-# --- encoding -------------------------------------------------------------------------------------------------------
+# --- encoding --------------------------------------------------------------------------------------------------------
 
 
 def shard_path(folder: Path, shard: int, num_shards: int) -> Path:

@@ -100,7 +100,7 @@ def relative_path(path: Path | ShardMember, root: str | os.PathLike) -> str:
     return path.relative_to(base).as_posix() if path.is_relative_to(base) else path.as_posix()
 
 
-# --- finding videos -------------------------------------------------------------------------------------------------
+# --- finding videos --------------------------------------------------------------------------------------------------
 
 
 @dataclass

@@ -34,7 +34,7 @@ GLOB_CHARACTERS = re.compile(r"[*?[{]")
 Member = tuple[ShardMember, str | None]  # a video and the name of its class
 
 
-# --- writing --------------------------------------------------------------------------------------------------------
+# --- writing ---------------------------------------------------------------------------------------------------------
 
 
 def write_shards(
@@ -122,7 +122,7 @@ def _write_index(folder: Path, classes: Sequence[str]) -> None:
     (folder / INDEX).write_text(json.dumps(index), encoding="utf-8")
 
 
-# --- reading --------------------------------------------------------------------------------------------------------
+# --- reading ---------------------------------------------------------------------------------------------------------
 
 
 def find_shards(root: str | os.PathLike) -> list[Path] | None:

@@ -29,7 +29,7 @@ SHAPES = ("disc", "square", "triangle", "star", "ring", "cross")
 TEXTURES = ("split", "stripes")
 
 
-# --- factors ----------------------------------------------------------------------------------------------
+# --- factors ---------------------------------------------------------------------------------------------------------
 
 
 def sample_factors(
@@ -100,7 +100,7 @@ def _rgb(hue: float, saturation: float, value: float) -> list[float]:
     return [round(c, 4) for c in colorsys.hsv_to_rgb(hue, saturation, value)]
 
 
-# --- motions -----------------------------------------------------------------------------------------------------
+# --- motions ---------------------------------------------------------------------------------------------------------
 # Each function takes (rng, sizes, num_frames), lengths in frame widths, and returns the parameters of the motion and,
 # for each visible shape, its (centers, angles, scales) over the frames. Periodic motions have the period of the clip.
 
@@ -188,7 +188,7 @@ def _rotate(points: np.ndarray, degrees: float) -> np.ndarray:
 _MOTIONS = dict(zip(MOTIONS, (_slide, _bounce, _orbit, _spin, _zoom, _shake, _swap, _still), strict=True))
 
 
-# --- rendering -----------------------------------------------------------------------------------------------------
+# --- rendering -------------------------------------------------------------------------------------------------------
 
 
 def render_sprite(factors: dict) -> np.ndarray:
@@ -268,7 +268,7 @@ def subclass(factors: dict) -> str:
     return f"{factors['motion']}/{'-'.join(shape['kind'] for shape in factors['shapes'])}"
 
 
-# --- files -------------------------------------------------------------------------------------------------------
+# --- files -----------------------------------------------------------------------------------------------------------
 
 
 def write_sprites(

@@ -96,7 +96,7 @@ class VideoIndex(Timeline):
         )
 
 
-# --- making and caching an index -----------------------------------------------------------------------------------
+# --- making and caching an index -------------------------------------------------------------------------------------
 
 
 def index_video(path: VideoSource) -> VideoIndex:
@@ -330,7 +330,7 @@ def _describe_traits(listing: PacketListing, timeline: Timeline) -> Iterator[str
         yield f"{repeats} of its {len(images)} frames are empty and repeat the picture before"
 
 
-# --- decoding by an index ------------------------------------------------------------------------------------------
+# --- decoding by an index --------------------------------------------------------------------------------------------
 
 
 def decode_frames(

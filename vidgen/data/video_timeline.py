@@ -116,7 +116,7 @@ def _is_empty(listing: PacketListing, number: int) -> bool:
     return packet.size == 0 or (listing.codec == "mpeg4" and packet.size <= MAX_EMPTY_VOP)
 
 
-# --- AVI: a frame's time is the place of its chunk -----------------------------------------------------------------
+# --- AVI: a frame's time is the place of its chunk -------------------------------------------------------------------
 
 
 def _build_from_chunks(listing: PacketListing) -> Timeline | None:
@@ -153,7 +153,7 @@ def _build_from_chunks(listing: PacketListing) -> Timeline | None:
     )
 
 
-# --- raw streams, and files whose timestamps are useless -----------------------------------------------------------
+# --- raw streams, and files whose timestamps are useless -------------------------------------------------------------
 
 
 def _build_from_rate(listing: PacketListing, source: Path | ShardMember) -> Timeline:
@@ -171,7 +171,7 @@ def _build_from_rate(listing: PacketListing, source: Path | ShardMember) -> Time
     )
 
 
-# --- files with timestamps -----------------------------------------------------------------------------------------
+# --- files with timestamps -------------------------------------------------------------------------------------------
 
 
 def _build_from_clock(listing: PacketListing) -> Timeline | None:

@@ -1,4 +1,4 @@
-"""Listing data sets: which files are videos, what a CSV may look like, and what the summary says."""
+"""Listing data sets: video files, CSV dialects, and the summary."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def touch(root: Path, *names: str) -> Path:
 
 
 def summary(root: Path | str) -> list[str]:
-    """The lines of a data set's summary; the first without the data set's name."""
+    """The lines of a data set's summary; the first without the name of the data set."""
     texts = []
     list_videos(root, texts.append)
     (text,) = texts
@@ -44,11 +44,11 @@ def write(path: Path, text: str, encoding: str = "utf-8") -> Path:
     return path
 
 
-# --- which files are videos -----------------------------------------------------------------------------------------
+# --- video files -----------------------------------------------------------------------------------------------------
 
 
-def test_every_ending_is_found_in_folders_and_shards(tmp_path, sprites):
-    content = next(sprites.rglob("*.mp4")).read_bytes()  # FFmpeg goes by content, and so do doubtful endings
+def test_every_extension_is_found_in_folders_and_shards(tmp_path, sprites):
+    content = next(sprites.rglob("*.mp4")).read_bytes()  # FFmpeg and shared extensions go by content
     assert len(VIDEO_EXTENSIONS) > 80
     root = tmp_path / "data"
     (root / "run").mkdir(parents=True)
@@ -62,7 +62,7 @@ def test_every_ending_is_found_in_folders_and_shards(tmp_path, sprites):
         assert ClipDataset(files, 4, 8, 32).check() == []
 
 
-def test_every_ending_under_which_ffmpeg_writes_videos_is_found():
+def test_extensions_of_all_ffmpeg_writers_are_known():
     writers = (
         "mp4 mov 3gp 3g2 f4v ismv avi asf flv matroska webm ogv ogg nut rm wtv mpeg mpegts mpeg1video mpeg2video vob "
         "mxf gxf dv gif apng avif webp mjpeg yuv4mpegpipe ivf obu h261 h264 hevc vc1 amv roq"
@@ -79,7 +79,7 @@ def images(ending: str, **options) -> dict[str, bytes]:
     return {"still": still.getvalue(), "moving": moving.getvalue()}
 
 
-def test_what_shares_an_ending_with_videos_is_told_by_its_content(tmp_path):
+def test_files_with_shared_extensions_are_recognized_by_content(tmp_path):
     root = tmp_path / "data"
     kept = {
         "run/a.gif": images("GIF")["moving"],
@@ -118,10 +118,10 @@ def test_what_shares_an_ending_with_videos_is_told_by_its_content(tmp_path):
     assert contents == ("ignored files that hold text, a still image or only audio: 9 (j.gif, k.webp, kk.webp, ...)")
 
 
-# --- folders --------------------------------------------------------------------------------------------------------
+# --- folders ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_summary_names_videos_classes_and_all_that_may_surprise(tmp_path):
+def test_summary_notes_everything_unexpected(tmp_path):
     root = touch(tmp_path / "data", *(f"{name}/1.mp4" for name in "abcdefg"), "__MACOSX/a/1.mp4", ".git/x.txt")
     assert summary(root) == ["7 videos, 7 classes (a, b, c, d, e, ...)"]
     touch(root, "stray.mp4", "test/b/2.mp4", "test/a/2.mp4", "notes.txt", "data.zip", "list.txt")
@@ -145,7 +145,7 @@ def test_the_summary_names_videos_classes_and_all_that_may_surprise(tmp_path):
     assert "videos outside the class folders, without class: 2 of 14 (stray.mp4, stray2.mp4)" in summary(root)
 
 
-def test_folders_that_cannot_be_read_are_named(tmp_path, monkeypatch):
+def test_unreadable_folders_are_noted(tmp_path, monkeypatch):
     root = touch(tmp_path, "a/1.mp4", "b/2.mp4")
     scandir = os.scandir
 
@@ -188,19 +188,19 @@ def test_names_that_are_not_utf8(tmp_path):
         ("empty/b.txt", r"no video in .*empty: .*; ignored files with other extensions: 1 \(\.txt\)"),
     ],
 )
-def test_what_is_no_dataset_is_told_apart(tmp_path, name, message):
+def test_errors_for_files_that_are_no_dataset(tmp_path, name, message):
     touch(tmp_path, name)
     with pytest.raises(UserError, match=message):
         list_videos(tmp_path / Path(name).parts[0])
 
 
 @pytest.mark.parametrize("fps", [0, -1, float("nan"), float("inf")])
-def test_a_rate_must_be_positive_and_finite(sprites, fps):
+def test_rate_must_be_positive_and_finite(sprites, fps):
     with pytest.raises(UserError, match="a positive fps"):
         ClipDataset(sprites, 4, fps, 32)
 
 
-# --- CSV files ------------------------------------------------------------------------------------------------------
+# --- CSV files -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_a_rate_must_be_positive_and_finite(sprites, fps):
     ],
 )
 @pytest.mark.parametrize("name", ["x.csv", "x.TSV"])
-def test_ways_to_write_a_csv(tmp_path, text, name):
+def test_csv_dialects(tmp_path, text, name):
     root = touch(tmp_path, "a.mp4", "b.mp4")
     files, classes = list_videos(write(root / name, text))
     assert classes == ["run", "two words"] and files == [(root / "a.mp4", 1), (root / "b.mp4", 0)]
@@ -241,19 +241,19 @@ def test_ways_to_write_a_csv(tmp_path, text, name):
         ("path,label\n", "no video in .*: expected a first line path,label and a line for each video"),
     ],
 )
-def test_a_csv_that_would_lose_classes_or_rows_is_refused(tmp_path, text, message):
+def test_csv_that_would_lose_classes_or_rows_is_rejected(tmp_path, text, message):
     with pytest.raises(UserError, match=message) as caught:
         list_videos(write(tmp_path / "a.csv", text))
     assert "\n" not in str(caught.value) and "a.csv" in str(caught.value)
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
-def test_another_encoding_is_refused(tmp_path, encoding):
+def test_csv_in_another_encoding_is_rejected(tmp_path, encoding):
     with pytest.raises(UserError, match="is not a CSV file in UTF-8"):
         list_videos(write(tmp_path / "a.csv", "path,label\na.mp4,café\n", encoding))
 
 
-def test_what_a_csv_does_not_say_is_in_the_summary(tmp_path):
+def test_summary_notes_gaps_and_repetitions_of_a_csv(tmp_path):
     root = touch(tmp_path, "a.mp4", "b.mp4", "c.mp4")
     table = write(
         root / "x.csv",
@@ -278,17 +278,17 @@ def test_paths_written_on_windows(tmp_path):
     assert [file.path for file in files] == [root / "a/b/1.mp4", root / "c\\2.mp4"]
 
 
-def test_equal_numbers_have_one_order(tmp_path):
+def test_equal_numbers_have_a_fixed_order(tmp_path):
     table = write(
         tmp_path / "x.csv", "path,label\n" + "".join(f"a.mp4,{label}\n" for label in ("1", "001", "01", "0"))
     )
     assert list_videos(table)[1] == ["0", "001", "01", "1"]
 
 
-# --- what recipes train on ------------------------------------------------------------------------------------------
+# --- training and validation -----------------------------------------------------------------------------------------
 
 
-def test_a_recipe_reports_each_data_set_and_refuses_one_without_files(tmp_path):
+def test_config_reports_each_data_set_and_rejects_one_without_files(tmp_path):
     root = touch(tmp_path / "train", *(f"{name}/{n}.mp4" for name in ("a", "b") for n in range(5)))
     other = touch(tmp_path / "validation", "b/1.mp4", "c/1.mp4")
     texts = []
