@@ -60,10 +60,20 @@ def inspect_video(path: VideoSource, *, num_frames: int, fps: float) -> VideoRep
     pixels are not square, it is HDR, transparent or interlaced, one side is over three times the other, its size
     changes, or FFmpeg reports an error.
     """
-    observer = _FrameObserver()
+    sizes: set[tuple[int, int]] = set()
+    interlaced = transparent = False
+
+    def inspect_frame(frame: av.VideoFrame) -> None:
+        nonlocal interlaced, transparent
+        if not sizes:
+            to_rgb(frame, frame.width, frame.height, VideoReformatter())  # raises for colors that cannot be converted
+        sizes.add((frame.width, frame.height))
+        interlaced |= frame.interlaced_frame
+        transparent = transparent or is_transparent(frame)
+
     try:
         with _capture_errors() as messages:
-            index, listing = scan_video(path, on_frame=observer)
+            index, listing = scan_video(path, on_frame=inspect_frame)
     except VideoError as error:
         return VideoReport(str(path), "unreadable", error.reason)
     info = index.info
@@ -75,11 +85,11 @@ def inspect_video(path: VideoSource, *, num_frames: int, fps: float) -> VideoRep
         odd.append("its frame rate varies")
     if max(info.width, info.height) > MAX_ASPECT * min(info.width, info.height):
         odd.append(f"one side is over {MAX_ASPECT} times the other")
-    if observer.is_interlaced:
+    if interlaced:
         odd.append("it is interlaced")
-    if observer.is_transparent:
+    if transparent:
         odd.append("it is partly transparent")
-    if len(observer.sizes) > 1:
+    if len(sizes) > 1:
         odd.append("its size changes midway")
     if messages and not index.faults:
         odd.append(f"FFmpeg reports {messages[0]!r}")
@@ -88,21 +98,6 @@ def inspect_video(path: VideoSource, *, num_frames: int, fps: float) -> VideoRep
     except VideoError as error:
         return VideoReport(str(path), "short", error.reason, **known)
     return VideoReport(str(path), "odd" if odd else "good", "; ".join(odd), **known)
-
-
-class _FrameObserver:
-    """Collects unusual properties of a video's frames, one by one."""
-
-    def __init__(self) -> None:
-        self.sizes: set[tuple[int, int]] = set()
-        self.is_interlaced = self.is_transparent = False
-
-    def __call__(self, frame: av.VideoFrame) -> None:
-        if not self.sizes:
-            to_rgb(frame, frame.width, frame.height, VideoReformatter())  # raises for colors that cannot be converted
-        self.sizes.add((frame.width, frame.height))
-        self.is_interlaced |= frame.interlaced_frame
-        self.is_transparent = self.is_transparent or is_transparent(frame)
 
 
 def _find_damage(index: VideoIndex, listing: PacketListing) -> str:

@@ -84,15 +84,8 @@ class ClipDataset(Dataset):
 
     def centered(self) -> ClipDataset:
         """The same videos, one clip from the middle of each."""
-        return ClipDataset(
-            self.files,
-            self.num_frames,
-            self.fps,
-            self.size,
-            train=False,
-            classes=self.classes,
-            decoder=self.reader.decoder,
-        )
+        fixed = dict(train=False, classes=self.classes, decoder=self.reader.decoder)
+        return ClipDataset(self.files, self.num_frames, self.fps, self.size, **fixed)
 
     def check(self) -> list[tuple[str, str]]:
         """Open every video, in milliseconds each, and list (path, reason) of those that cannot give a clip."""

@@ -237,6 +237,8 @@ def _build_index(source: Path | ShardMember, listing: PacketListing) -> VideoInd
     is_certain = timeline.ticks is not None and (is_reordered or not listing.reorder_depth)
     intact = _find_intact(listing, timeline)
     is_complete = not listing.errors and not timeline.lost and timeline.num_missing == (0, 0)
+    origins = [output.packet for output in listing.outputs if output.packet is not None]
+    fails_at_ends = bool(origins) and not any(min(origins) <= number <= max(origins) for number in listing.errors)
     return VideoIndex(
         **vars(timeline),
         info=VideoInfo(source, width, height, fps, count, duration, listing.codec),
@@ -245,7 +247,7 @@ def _build_index(source: Path | ShardMember, listing: PacketListing) -> VideoInd
         can_skip=is_certain and listing.codec in SKIPPING_DECODERS and not listing.is_interlaced,
         is_certain=is_certain,
         intact=intact,
-        rejected=frozenset(listing.errors if listing.is_scanned and _fails_at_ends(listing) else ()),
+        rejected=frozenset(listing.errors if listing.is_scanned and fails_at_ends else ()),
         is_intact=not listing.is_scanned or (is_complete and intact == (0, count)),
         is_scanned=listing.is_scanned,
         is_verified=listing.is_scanned,
@@ -265,12 +267,6 @@ def _choose_rate(listing: PacketListing, timeline: Timeline, duration: float) ->
         if abs(rate - measured) < 0.01 * measured:
             return rate
     return measured
-
-
-def _fails_at_ends(listing: PacketListing) -> bool:
-    """Whether the packets that the decoder rejects all lie before the first frame or after the last."""
-    origins = [output.packet for output in listing.outputs if output.packet is not None]
-    return bool(origins) and all(number < min(origins) or number > max(origins) for number in listing.errors)
 
 
 def _find_intact(listing: PacketListing, timeline: Timeline) -> tuple[int, int]:
@@ -298,9 +294,10 @@ def _describe_faults(listing: PacketListing, timeline: Timeline, intact: tuple[i
         ("last", after, len(timeline.timestamps) - after - intact[1]),
     ):
         if missing:
-            yield f"the {end} {_count_frames(missing)} cannot be decoded"
+            yield f"the {end} {'frame' if missing == 1 else f'{missing} frames'} cannot be decoded"
         if damaged:
-            yield f"the {end} {_count_frames(damaged)} that can be decoded {'is' if damaged == 1 else 'are'} damaged"
+            frames = "frame that can be decoded is" if damaged == 1 else f"{damaged} frames that can be decoded are"
+            yield f"the {end} {frames} damaged"
     if timeline.lost:
         yield f"{len(timeline.lost)} of its frames, between others, cannot be decoded"
     if timeline.is_corrected:
@@ -314,10 +311,6 @@ def _describe_faults(listing: PacketListing, timeline: Timeline, intact: tuple[i
         yield listing.orientation.describe()
     if listing.color_transfer in HDR_TRANSFERS:
         yield f"it is HDR ({HDR_TRANSFERS[listing.color_transfer]}) and shown without tone mapping"
-
-
-def _count_frames(number: int) -> str:
-    return "frame" if number == 1 else f"{number} frames"
 
 
 def _describe_traits(listing: PacketListing, timeline: Timeline) -> Iterator[str]:

@@ -166,11 +166,11 @@ def check_completeness(listing: PacketListing, source: Path | ShardMember) -> No
     elif listing.format_name == "avi":  # whose index, at the end of the file, is missing
         num_intact = max(((packet.dts or 0) + 1 for packet in listing.packets if not packet.is_corrupt), default=0)
     if num_intact < announced - tolerance or (listing.format_name in ("mov", "avi") and listing.is_corrupt):
-        raise VideoError(f"cut off: {num_intact} of {announced} frames are whole", source)
+        raise VideoError(f"cut off: {num_intact} of {announced} frames are complete", source)
     ends = [packet.pts + packet.duration for packet in listing.packets if packet.pts is not None]
     end = float(max(ends, default=0) * listing.time_base)
     tolerance = max(SURPLUS_FRAMES / listing.rate if listing.rate else 0, listing.announced_end / 20)
     if end < listing.announced_end - tolerance:
-        raise VideoError(f"cut off: {end:.2f} of {listing.announced_end:.2f} s are there", source)
+        raise VideoError(f"cut off: {end:.2f} of {listing.announced_end:.2f} s are present", source)
     if not listing.outputs:
         raise VideoError("it holds no frame that can be decoded", source)

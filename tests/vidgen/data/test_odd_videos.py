@@ -99,7 +99,7 @@ def test_truncated_file_with_edit_list_is_detected(tmp_path, frames, packets):
     path = tmp_path / "cut.mp4"
     path.write_bytes(trimmed.read_bytes()[: position + int(packets % 1 * size)])
     for read_file in (probe, FrameReader):
-        with pytest.raises(VideoError, match=r"cut off: \d+ of \d+ frames are whole"):
+        with pytest.raises(VideoError, match=r"cut off: \d+ of \d+ frames are complete"):
             read_file(path)
     assert report(path).kind == "unreadable"
 

@@ -265,8 +265,8 @@ def test_incomplete_videos_raise_at_once_with_the_reason(tmp_path, frames):
         (file("empty.mp4", b""), "the file is empty"),
         (file("text.mp4", b"not a video at all\n" * 50), "not a readable video"),
         (file("notes.txt", b"FFmpeg would film this text\n" * 50), "it is text, not a video"),
-        (file("cut.mp4", good[: len(good) * 7 // 10]), r"cut off: \d+ of 48 frames are whole"),
-        (file("cut.mkv", mkv[: len(mkv) * 7 // 10]), r"cut off: \d.\d\d of 1.92 s are there"),
+        (file("cut.mp4", good[: len(good) * 7 // 10]), r"cut off: \d+ of 48 frames are complete"),
+        (file("cut.mkv", mkv[: len(mkv) * 7 // 10]), r"cut off: \d.\d\d of 1.92 s are present"),
         (file("codec.mp4", good.replace(b"avc1", b"zzzz")), "its codec is unknown"),
         (audio, "it holds no video stream"),
     ]:
