@@ -36,15 +36,23 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name in SYSTEM_FOLDERS
 
 
-def is_other_type(name: str, file: BinaryIO) -> bool:
+def is_other_type(name: str, open_file: Callable[[], BinaryIO]) -> bool:
     """Whether a file with a video extension is recognized as text, a still image or audio.
 
-    Checks only `SHARED_EXTENSIONS`. Unrecognized content counts as video, so that damaged videos are reported rather
-    than ignored.
+    Opens only files with `SHARED_EXTENSIONS`. Unrecognized content counts as video, so that damaged videos are
+    reported rather than ignored.
     """
     extension = PurePosixPath(name).suffix.lower()
     if extension not in SHARED_EXTENSIONS:
         return False
+    try:
+        with open_file() as file:
+            return _has_other_content(extension, file)
+    except OSError:  # reported when it is read
+        return False
+
+
+def _has_other_content(extension: str, file: BinaryIO) -> bool:
     if extension == ".gif":
         return _is_still_gif(file)
     head = file.read(HEAD_BYTES)
@@ -80,18 +88,12 @@ class IgnoredFiles:
 
     def accept(self, name: str, open_file: Callable[[], BinaryIO]) -> bool:
         """Whether a file is a video; remembers it if not. `open_file` is called where its name is ambiguous."""
-        suffix = PurePosixPath(name).suffix.lower()
-        if suffix not in VIDEO_EXTENSIONS:
-            self.extensions[suffix or "no extension"] += 1
+        if not has_video_extension(name):
+            self.extensions[PurePosixPath(name).suffix.lower() or "no extension"] += 1
             return False
-        if suffix in SHARED_EXTENSIONS:
-            try:
-                with open_file() as file:
-                    if is_other_type(name, file):
-                        self.contents.append(name)
-                        return False
-            except OSError:  # reported when it is read
-                pass
+        if is_other_type(name, open_file):
+            self.contents.append(name)
+            return False
         return True
 
     def describe(self) -> list[str]:

@@ -85,7 +85,7 @@ def write_shards(
                     if not has_video_extension(path.name):
                         left_out.append((str(path), "its extension is not one of videos; rename it"))
                         continue
-                    if is_other_type(path.name, io.BytesIO(content)):
+                    if is_other_type(path.name, lambda content=content: io.BytesIO(content)):
                         left_out.append((str(path), "it holds text, a still image or only audio"))
                         continue
                     stem, extension = os.path.splitext(os.path.basename(path.name))

@@ -31,17 +31,7 @@ from .video_file import (
 from .video_frames import to_rgb
 from .video_index import UnlistedFrames, VideoIndex, decode_frames, index_video, scan_video
 
-__all__ = [
-    "VideoError",
-    "VideoHeader",
-    "VideoInfo",
-    "decode_numbers",
-    "find_clip",
-    "probe",
-    "read_clip",
-    "read_header",
-    "write_video",
-]
+__all__ = ["VideoError", "VideoHeader", "VideoInfo", "probe", "read_clip", "read_header", "write_video"]
 
 # FFmpeg's names of formats that hold their own pictures; playlists and scripts make it open the files they name.
 SELF_CONTAINED_FORMATS = ("mov", "matroska", "avi", "gif")

@@ -48,7 +48,7 @@ UPRIGHT = Orientation()
 def read_orientation(frame: av.VideoFrame) -> Orientation:
     """The orientation given by the frame's display matrix.
 
-    Call it for one frame of a stream only: PyAV then keeps the frame until Python's garbage collector runs.
+    Call it for one frame of a stream only, as PyAV then keeps the frame until Python's garbage collector runs.
     """
     try:
         side_data = frame.side_data.get(SideDataType.DISPLAYMATRIX)
@@ -100,7 +100,7 @@ def to_rgb(
     height: int,
     converter: VideoReformatter,
     *,
-    orientation: Orientation | None = None,
+    orientation: Orientation = UPRIGHT,
     threads: int = 1,
 ) -> np.ndarray:
     """A decoded frame as contiguous uint8 (height, width, 3), upright, transparent parts over black.
@@ -109,11 +109,8 @@ def to_rgb(
         width, height: size of the upright result. The frame is resized with antialiasing if its stored size differs:
             for square pixels, for the size of a reader, or where a stream changes its size midway.
         converter: keeps its conversion tables from frame to frame.
-        orientation: by default the one that the frame states.
         threads: 0 is one per core; one is best for small frames.
     """
-    if orientation is None:
-        orientation = read_orientation(frame)
     if orientation.transpose:
         width, height = height, width
     if has_alpha(frame.format.name):
