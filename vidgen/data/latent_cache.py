@@ -31,7 +31,7 @@ from ..common.loading import weights_hash
 from .config import DataConfig, EncodingConfig, LatentsConfig
 from .dataset import BadVideos, ClipDataset
 from .decoders import describe_fallbacks
-from .latent_encoding import encode_clips, split_evenly, statistics_of, stream_sums
+from .latent_encoding import compute_statistics, encode_clips, split_evenly, sum_streams
 from .listing import data_hash, relative_path
 from .splits import list_training_videos
 from .types import VideoFile
@@ -138,7 +138,7 @@ def prepare_cache(
             )
     folder = Path(config.latent_cache or Path(config.output_dir) / "latents")
     files, classes = list_training_videos(config.data, accelerator.print)
-    source = cache_source(config, vae, files, classes)
+    source = describe_source(config, vae, files, classes)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"latent_cache: {folder} is not a folder.")
 
@@ -188,7 +188,7 @@ def check_latents(config: EncodingConfig, vae: AutoencoderKLVidTwin) -> None:
             )
 
 
-def cache_source(
+def describe_source(
     config: EncodingConfig, vae: AutoencoderKLVidTwin, files: Sequence[VideoFile], classes: Sequence[str]
 ) -> Source:
     """Everything that latents depend on, by name; a cache is only used with an equal source."""
@@ -292,7 +292,7 @@ def encode_shards(
             skipped |= dict.fromkeys(batch["skipped"])
             fallbacks += batch["fallbacks"]
         tensors = {name: torch.cat(values).contiguous() for name, values in rows.items()}
-        sums = stream_sums(tensors["mean"], vae)
+        sums = sum_streams(tensors["mean"], vae)
         metadata = {"source": source, "sums": sums, "clips": len(tensors["mean"]), "skipped": list(skipped)}
         with atomic_write(shard_path(folder, shard, len(ranges))) as path:
             save_file(tensors, path, {"vidgen": json.dumps(metadata)})
@@ -315,7 +315,7 @@ def write_index(
     shards = [read_shard_metadata(path) for path in paths]
     if not sum(shard["clips"] for shard in shards):
         raise UserError(f"No clip of {root} could be read, so there are no latents to train on.")
-    mean, std = statistics_of([shard["sums"] for shard in shards])
+    mean, std = compute_statistics([shard["sums"] for shard in shards])
     BadVideos(folder / BAD_VIDEOS).add((path, reason) for shard in shards for path, reason in shard["skipped"])
     index = {
         "source": source,

@@ -56,14 +56,14 @@ def encode_clips(
         yield posterior, batch
 
 
-def stream_sums(means: torch.Tensor, vae: AutoencoderKLVidTwin) -> list[list[float]]:
+def sum_streams(means: torch.Tensor, vae: AutoencoderKLVidTwin) -> list[list[float]]:
     """Count, sum and sum of squares, in float64, of packed latents (N, L), for [structure, dynamics]."""
     latents = vae.unpack(means)
     streams = [latents.structure.double(), latents.dynamics.double()]
     return [[x.numel(), x.sum().item(), x.square().sum().item()] for x in streams]
 
 
-def statistics_of(sums: Sequence[list[list[float]]]) -> tuple[list[float], list[float]]:
+def compute_statistics(sums: Sequence[list[list[float]]]) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of [structure, dynamics] from the sums of parts; 0 and 1 for an empty stream."""
     mean, std = [], []
     for parts in zip(*sums, strict=True):

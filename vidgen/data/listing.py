@@ -19,7 +19,7 @@ from ..common.options import expand_home
 from .csv_table import TABLE_SUFFIXES, read_table
 from .file_types import IgnoredFiles, has_video_extension, is_hidden
 from .shards import INDEX, find_shards, read_shards
-from .summary import format_note, list_names, printable, summarize
+from .summary import format_note, list_names, summarize, to_printable
 from .types import ShardMember, VideoFile
 
 COMMON_EXTENSIONS = (".avi", ".mkv", ".mov", ".mp4", ".webm")  # named in messages
@@ -56,8 +56,8 @@ def list_videos(
         numeric = all(name.isdecimal() for name in present)
         classes = sorted(present, key=lambda name: (int(name), name)) if numeric else sorted(present)
     for name in classes:
-        if printable(name) != name:
-            raise UserError(f"{printable(root)}: the class name {name!a} is not UTF-8; rename its folder")
+        if to_printable(name) != name:
+            raise UserError(f"{to_printable(root)}: the class name {name!a} is not UTF-8; rename its folder")
     label_of = {name: label for label, name in enumerate(classes)}
     files = [
         VideoFile(path, None if name is None else label_of[name])

@@ -20,7 +20,7 @@ def summarize(name: str, files: Sequence[VideoFile], classes: Sequence[str], not
     videos = f"{len(files):,} video{'s' if len(files) != 1 else ''}"
     names = list_names(classes, SHOWN_CLASSES)
     labels = f"{len(classes):,} class{'es' if len(classes) != 1 else ''} ({names})" if classes else "no classes"
-    return printable("\n  ".join([f"{name}: {videos}, {labels}", *notes, *_note_file_problems(files, classes)]))
+    return to_printable("\n  ".join([f"{name}: {videos}, {labels}", *notes, *_note_file_problems(files, classes)]))
 
 
 def format_note(
@@ -42,7 +42,7 @@ def list_names(names: Collection[object], shown: int = 3) -> str:
     return ", ".join([*map(str, list(names)[:shown]), *(["..."] if len(names) > shown else [])])
 
 
-def printable(text: str) -> str:
+def to_printable(text: str) -> str:
     """Text with question marks for the bytes of file names that are not UTF-8."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
