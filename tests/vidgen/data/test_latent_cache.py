@@ -132,9 +132,8 @@ def test_statistics_of_unequal_parts_and_of_an_empty_stream(vae_folder):
     vae = load_vae(str(vae_folder))
     means = 3 + torch.randn(7, vae.latent_size)
     whole = compute_statistics([sum_streams(means, vae)])
-    for a, b in zip(
-        whole, compute_statistics([sum_streams(means[:1], vae), sum_streams(means[1:], vae)]), strict=True
-    ):
+    parts = compute_statistics([sum_streams(means[:1], vae), sum_streams(means[1:], vae)])
+    for a, b in zip(whole, parts, strict=True):
         assert a == pytest.approx(b, rel=1e-12)
     assert compute_statistics([[[0, 0.0, 0.0], [4, 8.0, 20.0]]]) == ([0.0, 2.0], [1.0, 1.0])
 
