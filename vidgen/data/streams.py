@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
+from types import TracebackType
 
 import av
 import numpy as np
@@ -158,12 +159,34 @@ def measure_rate(index: VideoIndex) -> tuple[float, bool]:
 
 
 class VideoWriter:
-    """Adds frames to the file or folder that `open_writer` opens."""
+    """Writes frames to a file or folder that appears when the `with` block ends; from `open_writer`.
 
-    def __init__(self, path: Path, width: int, height: int, add: AddFrame):
+    If the block raises, writing fails or no frame was written, an existing file or folder is kept.
+    """
+
+    def __init__(self, path: Path, width: int, height: int, file: AbstractContextManager[AddFrame]):
         self.path, self.width, self.height = path, width, height
-        self.num_frames = 0
-        self._add = add
+        self._file = file
+        self._num_frames = 0
+
+    def __enter__(self) -> VideoWriter:
+        with _convert_errors(self.path):
+            self._add = self._file.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None and self._num_frames == 0:
+            error = UserError(f"{self.path}: no frame to write")
+        if error is None:
+            with _convert_errors(self.path):
+                self._file.__exit__(None, None, None)
+            return
+        with suppress(av.FFmpegError, OSError):  # only the first error is reported
+            self._file.__exit__(type(error), error, error.__traceback__)
+        if kind is None:
+            raise error
 
     def write(self, frames: np.ndarray) -> None:
         """Add frames, uint8 (T, H, W, 3), RGB, T at least 1; may be called repeatedly.
@@ -178,15 +201,11 @@ class VideoWriter:
         with _convert_errors(self.path):
             for frame in frames:
                 self._add(frame)
-        self.num_frames += len(frames)
+        self._num_frames += len(frames)
 
 
-def open_writer(
-    path: str | os.PathLike, *, fps: float | Fraction, width: int, height: int
-) -> AbstractContextManager[VideoWriter]:
-    """Write frames of one size, at `fps` frames per second, to a file or folder that appears when the block ends.
-
-    The extension of `path` selects the format:
+def open_writer(path: str | os.PathLike, *, fps: float | Fraction, width: int, height: int) -> VideoWriter:
+    """A writer of frames of one size, at `fps` frames per second. The extension of `path` selects the format:
 
     - `.mp4`: H.264, with exactly this size, frame count and rate. Browsers do not play it if a side is odd, as its
       colors must then be stored in full resolution (yuv444p).
@@ -195,11 +214,8 @@ def open_writer(
     - none, or a final `/`: a folder with `frame_000000.png`, `frame_000001.png` ... It replaces a folder that is empty
       or holds only such files; the rate is not stored.
 
-    If the block raises, nothing is written, and an existing file or folder is kept.
-
-    Raises:
-        UserError: for another extension, an fps or a size that is not positive, a folder in place of a file, a folder
-            with other files in it, or if writing fails or no frame was written.
+    Raises `UserError` for another extension, an fps or a size that is not positive, a folder in place of a file, or a
+    folder with other files in it.
     """
     extension = "" if os.fspath(path).endswith(("/", os.sep)) else Path(path).suffix.lower()
     path = Path(path)
@@ -217,24 +233,7 @@ def open_writer(
         raise UserError(f"{path}: it is a folder, so no file of that name can be written")
     else:
         file = (mp4_file if extension == ".mp4" else _gif_file)(path, fps=rate, width=width, height=height)
-    return _open_writer(path, width, height, file)
-
-
-@contextmanager
-def _open_writer(path: Path, width: int, height: int, file: AbstractContextManager[AddFrame]) -> Iterator[VideoWriter]:
-    with _convert_errors(path):
-        add = file.__enter__()
-    writer = VideoWriter(path, width, height, add)
-    try:
-        yield writer
-        if writer.num_frames == 0:
-            raise UserError(f"{path}: no frame to write")
-    except BaseException as error:
-        with suppress(av.FFmpegError, OSError):  # only the first error is reported
-            file.__exit__(type(error), error, error.__traceback__)
-        raise
-    with _convert_errors(path):
-        file.__exit__(None, None, None)
+    return VideoWriter(path, width, height, file)
 
 
 @contextmanager
