@@ -109,7 +109,7 @@ def _examine(path: str, decoder: str, size: int, changed: int) -> str | None:
             ours = decode_numbers(index, numbers)
             if theirs.shape != ours.shape or np.abs(ours.astype(np.int16) - theirs).max() > TOLERANCE:
                 return f"{decoder} returns other frames than PyAV"
-    except Exception as error:  # each decoder has exceptions of its own
+    except Exception as error:  # each decoder raises different exceptions
         return f"{decoder} cannot read it ({type(error).__name__})"
     return None
 

@@ -33,7 +33,7 @@ from .video_index import UnlistedFrames, VideoIndex, decode_frames, index_video,
 
 __all__ = ["VideoError", "VideoHeader", "VideoInfo", "probe", "read_clip", "read_header", "write_video"]
 
-# FFmpeg's names of formats that hold their own pictures; playlists and scripts make it open the files they name.
+# FFmpeg's names of formats that contain their frames; playlists and scripts make it open the files that they name.
 SELF_CONTAINED_FORMATS = ("mov", "matroska", "avi", "gif")
 
 

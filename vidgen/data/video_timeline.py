@@ -189,16 +189,15 @@ def _build_from_clock(listing: PacketListing) -> Timeline | None:
     if not (is_sorted or _have_constant_rate(times)) and listing.nominal_rate:
         return None
 
-    # Put packets that gave no frame among the decoded ones.
+    # After a scan, put packets that gave no frame among the decoded ones.
+    before, between, after = [], [], []
+    numbers, moments = np.array(decoded), clock[decoded]
     if listing.is_scanned:
         before, between, after = _place_undecoded(listing, decoded, clock, times)
         head = times[0] - float(np.median(steps) if len(steps) else 1) * np.arange(len(before), 0, -1)
         head = np.where(np.isnan(clock[before]), head, clock[before])
         numbers = np.array([*before, *decoded, *between, *after])
         moments = np.concatenate([head, times, clock[between], clock[after]])
-    else:
-        before, between, after = [], [], []
-        numbers, moments = np.array(decoded), clock[decoded]
     order = np.argsort(moments, kind="stable")
     place = np.empty(len(order), int)
     place[order] = np.arange(len(order))  # of each packet in `numbers`

@@ -64,8 +64,8 @@ def write_mixture(folder: Path, sources: list[Path], good: int, bad: int) -> dic
 def test_an_epoch_over_damaged_files(tmp_path, sources, good, bad, workers):
     origin = write_mixture(tmp_path, sources, good, bad)
     data = ClipDataset(tmp_path, **SHAPE, train=False)
-    sound = ClipDataset(tmp_path, **SHAPE, train=False)  # the clip of each file without damage
-    sound.files = [file._replace(path=origin[file.path]) for file in data.files]
+    intact = ClipDataset(tmp_path, **SHAPE, train=False)  # the clip of each file without damage
+    intact.files = [file._replace(path=origin[file.path]) for file in data.files]
     loader = DataLoader(
         data,
         batch_size=5,
@@ -94,7 +94,7 @@ def test_an_epoch_over_damaged_files(tmp_path, sources, good, bad, workers):
             assert Path(path) != file and data.files[index].path.name != Path(path).name
         else:  # its clip equals that of the undamaged file
             assert path == str(file)
-            assert torch.equal(videos[index], sound[index]["video"]), file.name
+            assert torch.equal(videos[index], intact[index]["video"]), file.name
             harmless += "good" not in file.name
     assert harmless <= bad / 6  # damage outside the requested clip
     assert memory[-1] - memory[0] < 50e6, memory
