@@ -15,8 +15,8 @@ import torch.nn.functional as F
 
 from autoencoder import AutoencoderKLVidTwin, TwinLatents
 from vidgen.common.progress import progress
-from vidgen.data.dataset import frames_to_clip
 from vidgen.data.sprites import MOTIONS, render_sprite, sample_factors
+from vidgen.data.transforms import frames_to_clip
 from vidgen.metrics.reconstruction import psnr, shrink_grids
 
 from .latent_swap import (

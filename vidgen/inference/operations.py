@@ -37,14 +37,14 @@ from ..common.loading import SHIPPED_MODEL, is_pipeline, load_pipeline, load_vae
 from ..common.plots import dataset_histograms
 from ..common.precision import place_model
 from ..common.progress import progress
+from ..common.video_writing import exact_rate
 from ..data.check import check_videos, write_reports
-from ..data.dataset import list_videos
+from ..data.listing import list_videos
 from ..data.shards import write_shards
 from ..data.sprites import write_sprites
 from ..data.streams import FrameReader, open_writer
 from ..data.types import VideoFile
 from ..data.ucf101 import ucf101_split as official_split
-from ..data.video import exact_rate
 from .latent_file import LatentFile, write_latents
 from .streaming import (
     Components,

@@ -22,8 +22,8 @@ from autoencoder import AutoencoderKLVidTwin, TwinLatents
 from autoencoder.tiling import ClipGeometry, axis_starts, ramp
 from pipelines.finite import check_finite_output
 
-from ..data.dataset import clip_to_frames, crop, frames_to_clip, resize_to_cover
 from ..data.streams import FrameReader
+from ..data.transforms import clip_to_frames, crop, frames_to_clip, resize_to_cover
 
 Item = TypeVar("Item")
 Components = Literal["both", "structure", "dynamics"]

@@ -27,8 +27,10 @@ from benchmarks.sprites.probes import ratio
 
 from ..common.errors import UserError
 from ..common.progress import progress
-from ..data.dataset import ClipDataset, collate_clips, frames_to_clip, list_videos
+from ..data.dataset import ClipDataset, collate_clips
+from ..data.listing import list_videos
 from ..data.streams import FrameReader
+from ..data.transforms import frames_to_clip
 from ..data.types import VideoFile
 from ..data.video import VideoError
 from .detectors import Detector, refuse_namesakes

@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from ..common.errors import UserError
 from ..common.io import atomic_write
 from ..common.progress import progress
-from ..data.latent_cache import split_evenly
+from ..data.latent_encoding import split_evenly
 from .detectors import Detector
 from .frechet import ClassScore, GroupedStatistics, added_up, summed
 from .protocols import Protocol, detector_input

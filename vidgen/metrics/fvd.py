@@ -31,7 +31,7 @@ from pipelines.finite import NonFiniteError
 from ..common.environment import environment
 from ..common.errors import UserError
 from ..common.loading import weights_hash
-from ..data.latent_cache import data_hash
+from ..data.listing import data_hash
 from ..data.types import VideoFile
 from .detectors import Detector
 from .features import SHARD_SIZE, Clips, Collected, Collector, Source, refuse_broken

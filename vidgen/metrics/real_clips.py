@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..common.errors import UserError
 from ..common.progress import progress
-from ..data.dataset import frames_to_clip, list_videos
+from ..data.listing import list_videos
+from ..data.transforms import frames_to_clip
 from ..data.types import VideoFile
 from ..data.ucf101 import ucf101_split
 from ..data.video import VideoError, probe, read_clip

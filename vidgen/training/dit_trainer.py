@@ -22,8 +22,9 @@ from ..common.io import atomic_dir
 from ..common.loading import load_vae
 from ..common.plots import class_grid, save_clip_grid_video
 from ..common.precision import agree_on_mixed_precision
-from ..data.dataset import BadVideos, list_training_videos
+from ..data.dataset import BadVideos
 from ..data.latent_cache import LatentCache, prepare_cache
+from ..data.splits import list_training_videos
 from ..losses.config import DiffusionConfig
 from ..losses.diffusion import DiffusionLoss, check_diffusion
 from ..metrics.flops import transformer_flops

@@ -17,9 +17,10 @@ from autoencoder import AutoencoderKLVidTwin, TwinLatents
 from ..common.errors import UserError
 from ..common.io import atomic_dir
 from ..common.plots import component_grid, reenactment_grid
-from ..data.dataset import ClipDataset, collate_clips, list_train_and_validation
+from ..data.dataset import ClipDataset, collate_clips
 from ..data.decoders import describe_fallbacks
-from ..data.latent_cache import encode_clips, split_evenly, statistics_of, stream_sums
+from ..data.latent_encoding import compute_statistics, encode_clips, split_evenly, sum_streams
+from ..data.splits import list_train_and_validation
 from ..losses.adversarial import DiscriminatorLoss, PatchDiscriminator, gan_scale
 from ..losses.lpips import LPIPS
 from ..losses.vae import VAELoss
@@ -216,4 +217,4 @@ class VAETrainer(Trainer):
         )
         workers = self.config.train.dataloader_num_workers
         encoded = encode_clips(model, clips, accelerator.device, batches, workers)
-        return statistics_of(gather_object([stream_sums(posterior.mean, model) for posterior, _ in encoded]))
+        return compute_statistics(gather_object([sum_streams(posterior.mean, model) for posterior, _ in encoded]))

@@ -27,9 +27,9 @@ from pipelines import VidTwinPipeline, VidTwinTransformer3DModel, default_schedu
 from vidgen.app.uploads import UploadLimits
 from vidgen.cli import main
 from vidgen.common.io import to_uint8
-from vidgen.data.dataset import frames_to_clip
 from vidgen.data.sprites import render_sprite, sample_factors
 from vidgen.data.streams import FrameReader
+from vidgen.data.transforms import frames_to_clip
 from vidgen.data.video import write_video
 from vidgen.inference import operations as commands
 from vidgen.metrics.reconstruction import psnr

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from autoencoder import AutoencoderKLVidTwin
-from vidgen.data.dataset import clip_to_frames, frames_to_clip
+from vidgen.data.transforms import clip_to_frames, frames_to_clip
 from vidgen.inference.streaming import (
     WindowLatents,
     decode_windows,

@@ -17,7 +17,7 @@ from autoencoder import AutoencoderKLVidTwin
 from pipelines import VidTwinPipeline, VidTwinTransformer3DModel, default_scheduler
 from pipelines.schedulers import other_solver
 from vidgen.common.errors import UserError
-from vidgen.data.dataset import list_videos
+from vidgen.data.listing import list_videos
 from vidgen.data.sprites import write_sprites
 from vidgen.data.video import VideoError, read_clip
 from vidgen.metrics import features, frechet, fvd, real_clips

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from vidgen.common.errors import UserError
-from vidgen.data.dataset import crop, resize_to_cover
+from vidgen.data.transforms import crop, resize_to_cover
 from vidgen.metrics import protocols
 from vidgen.metrics.detectors import DETECTORS
 from vidgen.metrics.protocols import PROTOCOLS, Protocol, detector_input, get_protocol, protocol_clips

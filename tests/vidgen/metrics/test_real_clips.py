@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from vidgen.data.dataset import frames_to_clip, list_videos
+from vidgen.data.listing import list_videos
 from vidgen.data.sprites import write_sprites
+from vidgen.data.transforms import frames_to_clip
 from vidgen.data.video import read_clip, write_video
 from vidgen.metrics.protocols import get_protocol, protocol_clips
 from vidgen.metrics.real_clips import RealClips, draw_windows, protocol_videos

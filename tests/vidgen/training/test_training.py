@@ -15,7 +15,7 @@ from autoencoder import AutoencoderKLVidTwin
 from pipelines import VidTwinPipeline
 from runs import FULL, WEIGHTS, assert_same_tensors, logged, losses, numbers
 from vidgen.common.errors import UserError
-from vidgen.data.dataset import list_videos
+from vidgen.data.listing import list_videos
 from vidgen.data.sprites import MOTIONS
 from vidgen.losses.diffusion import DiffusionLoss
 from vidgen.training import trainer
@@ -42,7 +42,9 @@ def test_a_vae_run_leaves_what_it_promises(trained_vae):
 
 @torch.no_grad()
 def test_statistics_are_those_of_the_training_set(trained_vae, sprites):
-    from vidgen.data.dataset import ClipDataset, list_videos, split_validation
+    from vidgen.data.dataset import ClipDataset
+    from vidgen.data.listing import list_videos
+    from vidgen.data.splits import split_validation
 
     model = AutoencoderKLVidTwin.from_pretrained(trained_vae)
     files, classes = list_videos(sprites)
