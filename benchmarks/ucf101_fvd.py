@@ -33,7 +33,7 @@ from vidgen.metrics.fvd import (
     Sampling,
     class_labels,
     evaluate_pipeline,
-    generated_clips,
+    generate_clips,
 )
 from vidgen.metrics.protocols import PROTOCOLS, Protocol, get_protocol
 from vidgen.training.config import DiTTrainingConfig, VAETrainingConfig
@@ -203,7 +203,7 @@ def sample_grid(path: Path, pipeline: VidTwinPipeline, sampling: Sampling, proto
     """PNG of the first samples, generated once more: a sample is the same whenever it is asked for."""
     numbers = range(GRID)
     balanced = replace(sampling, class_sampling="balanced")
-    [batch] = generated_clips(pipeline, balanced, protocol)([numbers])
+    [batch] = generate_clips(pipeline, balanced, protocol)([numbers])
     names = {number: name for name, number in (pipeline.labels | pipeline.subclasses).items()}
     labels = class_labels(pipeline, numbers, balanced) or numbers
     class_grid(path, batch.clips.cpu(), [str(names.get(label, label)) for label in labels])

@@ -25,7 +25,7 @@ from vidgen.data.streams import FrameReader, open_writer
 from vidgen.inference import operations as commands
 from vidgen.inference import streaming as streams
 from vidgen.metrics.flops import matmul_rate
-from vidgen.metrics.frechet import GroupedStatistics, frechet_distance
+from vidgen.metrics.frechet import FeatureStatistics, choose_num_groups, frechet_distance
 from vidgen.metrics.i3d import I3D
 
 from .timing import REPEATS, Row, device_of, in_own_process, once, peak_gib, seconds, wall_seconds
@@ -205,7 +205,7 @@ def fvd(scale: str) -> list[Row]:
     def distance() -> float:
         both = []
         for features in sets:
-            statistics = GroupedStatistics(400)
+            statistics = FeatureStatistics(400, choose_num_groups(400))
             for first in range(0, samples, 64):
                 part = features[first : first + 64]
                 statistics.update(part, range(first, first + len(part)))

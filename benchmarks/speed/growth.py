@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from autoencoder import AutoencoderKLVidTwin
 from pipelines import VidTwinTransformer3DModel
 from vidgen.common.errors import run_program
-from vidgen.metrics.frechet import GroupedStatistics
+from vidgen.metrics.frechet import FeatureStatistics, choose_num_groups
 
 from .timing import Row, device_of, exponent, seconds
 
@@ -67,7 +67,7 @@ def _statistics(samples: int) -> Callable[[], None]:
     features = torch.randn(samples, 400)
 
     def run() -> None:
-        statistics = GroupedStatistics(400)
+        statistics = FeatureStatistics(400, choose_num_groups(400))
         for first in range(0, samples, 50):
             statistics.update(features[first : first + 50], range(first, first + 50))
 

@@ -355,7 +355,7 @@ def named_detectors(asked: Sequence[str], default: str, sha256: str | None = Non
         UserError: for one detector twice, for a hash that may be of several files, or what `get_detector` raises.
     """
     chosen = [_name_and_file(one, default) for one in asked]
-    refuse_namesakes([name for name, _ in chosen])
+    refuse_duplicates([name for name, _ in chosen])
     files = [name for name, path in chosen if path]
     files = files or [name for name, _ in chosen if name in DETECTORS and DETECTORS[name].weights]
     if sha256 is not None and len(files) != 1:
@@ -366,7 +366,7 @@ def named_detectors(asked: Sequence[str], default: str, sha256: str | None = Non
     return [get_detector(name, path, sha256 if name in files else None) for name, path in chosen]
 
 
-def refuse_namesakes(names: Sequence[str]) -> None:
+def refuse_duplicates(names: Sequence[str]) -> None:
     """Raises `UserError` if two detectors have one name, by which their numbers are told apart."""
     for name in names:
         if names.count(name) > 1:

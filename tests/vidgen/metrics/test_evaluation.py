@@ -24,7 +24,7 @@ from vidgen.losses.lpips import LPIPS
 from vidgen.metrics import evaluation
 from vidgen.metrics.detectors import get_detector
 from vidgen.metrics.evaluation import ProtocolClips, evaluate_pairs, evaluate_reconstruction
-from vidgen.metrics.frechet import FeatureStatistics, GroupedStatistics, RankDeficientWarning, frechet_distance
+from vidgen.metrics.frechet import FeatureStatistics, RankDeficientWarning, frechet_distance
 from vidgen.metrics.protocols import get_protocol
 from vidgen.metrics.reconstruction import MAX_PSNR, clip_metrics, downsample_baseline, mean_color_baseline
 from vidgen.metrics.stats import mean_interval
@@ -344,8 +344,8 @@ def test_rfvd_keeps_no_features_of_clips(sprites, monkeypatch):
 def test_rfvds_interval_is_of_videos_by_their_number(sprites, monkeypatch):
     """Clips of one video are of one group, in whatever order they come."""
     numbers = []
-    original = GroupedStatistics.update
-    monkeypatch.setattr(GroupedStatistics, "update", lambda s, f, n: numbers.append((len(f), n)) or original(s, f, n))
+    original = FeatureStatistics.update
+    monkeypatch.setattr(FeatureStatistics, "update", lambda s, f, n: numbers.append((len(f), n)) or original(s, f, n))
     clips = clips_in(sprites, clips_per_video=2)
     evaluate_reconstruction(tiny_vae(), clips, detectors=[get_detector("pooled_pixels")], batch_size=8)
     assert numbers == [(8, list(range(8)))] * 4  # two batches, each of originals and of reconstructions

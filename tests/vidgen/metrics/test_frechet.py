@@ -15,9 +15,9 @@ from vidgen.metrics.frechet import (
     INFINITY_GROUPS,
     ClassScore,
     FeatureStatistics,
-    GroupedStatistics,
     RankDeficientWarning,
     bootstrap_interval,
+    choose_num_groups,
     frechet_distance,
     frechet_infinity,
     group_of,
@@ -131,10 +131,10 @@ def test_a_far_mean_costs_no_digits():
 
 def test_merging_leaves_the_other_alone():
     a, b = FeatureStatistics.of(features(10, 3)), FeatureStatistics.of(features(8, 3, 1))
-    before = b.mean.clone(), b.scatter.clone(), b.count
+    before = b.mean.clone(), b.scatters.clone(), b.count
     a.merge(b)
     a.update(features(5, 3, 2))
-    assert torch.equal(b.mean, before[0]) and torch.equal(b.scatter, before[1]) and b.count == before[2]
+    assert torch.equal(b.mean, before[0]) and torch.equal(b.scatters, before[1]) and b.count == before[2]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -251,7 +251,7 @@ def test_too_few_samples_are_refused_or_warned_about():
 
 
 def grouped(n, d, seed=0, shift=0.0, num_groups=64):
-    return GroupedStatistics.of(features(n, d, seed, mix=False) + shift, num_groups=num_groups)
+    return FeatureStatistics.of(features(n, d, seed, mix=False) + shift, num_groups=num_groups)
 
 
 def assert_same_groups(a, b, rtol=1e-10):
@@ -280,8 +280,8 @@ def test_a_samples_group_is_fixed_and_tells_nothing_of_its_place():
 def test_groups_are_the_same_in_any_batching_and_order(n, rows, seed, cuts, pending):
     x = features(n * rows, 3, seed) + 100
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    whole = GroupedStatistics.of(x, range(n), num_groups=8)
-    parts = GroupedStatistics(3, 8)
+    whole = FeatureStatistics.of(x, range(n), num_groups=8)
+    parts = FeatureStatistics(3, 8)
     parts.PENDING = pending
     edges = [0, *sorted(min(c, n) for c in cuts), n]
     for first, last in zip(edges, edges[1:], strict=False):
@@ -290,18 +290,19 @@ def test_groups_are_the_same_in_any_batching_and_order(n, rows, seed, cuts, pend
         assert sum(len(waiting) for waiting, _ in parts._pending) < pending
     assert_same_groups(parts, whole)
     for group in range(8):
-        own = [i for i in range(n) if group_of(i, 8) == group]
-        rows_of_group = x.reshape(n, rows, 3)[own].flatten(0, 1)
-        assert whole.group(group).count == len(rows_of_group)
+        samples = [i for i in range(n) if group_of(i, 8) == group]
+        rows_of_group = x.reshape(n, rows, 3)[samples].flatten(0, 1)
+        alone = whole.merged(torch.eye(8, dtype=torch.int64)[group])
+        assert alone.count == len(rows_of_group)
         if len(rows_of_group) > 1:
-            assert_statistics(whole.group(group), rows_of_group)
+            assert_statistics(alone, rows_of_group)
     if n * rows > 1:
         assert_statistics(parts.merged(), x)
 
 
 def test_groups_taken_many_times_are_the_set_with_repetitions():
     x = features(50, 4) + 10
-    statistics = GroupedStatistics.of(x, num_groups=5)
+    statistics = FeatureStatistics.of(x, num_groups=5)
     times = torch.tensor([2, 0, 1, 3, 0])
     repeated = torch.cat(
         [x[[group_of(n, 5) == group for n in range(50)]].repeat(t, 1) for group, t in enumerate(times)]
@@ -324,14 +325,14 @@ def test_halves_have_no_sample_in_common_and_all_together():
 
 def test_groups_take_no_more_memory_than_stated():
     for dim in (128, 400, 512, 1024):
-        groups = len(GroupedStatistics(dim).counts)
+        groups = len(FeatureStatistics(dim, choose_num_groups(dim)).counts)
         assert groups == 64 if dim <= 512 else 16 <= groups < 64
         assert 8 * groups * dim**2 <= 2**28
 
 
 def test_grouped_statistics_come_back_bit_equal_and_others_are_refused():
     statistics = grouped(40, 3)
-    again = GroupedStatistics.from_state_dict(statistics.state_dict())
+    again = FeatureStatistics.from_state_dict(statistics.state_dict())
     assert all(
         torch.equal(a, b) for a, b in zip(statistics.state_dict().values(), again.state_dict().values(), strict=True)
     )
@@ -343,11 +344,11 @@ def test_grouped_statistics_come_back_bit_equal_and_others_are_refused():
         ({**state, "counts": state["counts"] - 9}, "negative"),
     ):
         with pytest.raises(ValueError, match=said):
-            GroupedStatistics.from_state_dict(broken)
+            FeatureStatistics.from_state_dict(broken)
 
 
 def test_grouped_features_are_checked():
-    statistics = GroupedStatistics(3, 4)
+    statistics = FeatureStatistics(3, 4)
     for bad, numbers, said in (
         (torch.zeros(2, 4), [0, 1], r"\(N, 3\)"),
         (torch.zeros(3, 3), [0, 1], "3 feature vectors cannot be those of 2 samples"),
@@ -377,7 +378,7 @@ def test_the_interval_holds_the_mean_over_samples_about_as_often_as_it_says(dim,
 
 def standard(n, seed, shift=0.0, d=3):
     x = torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return GroupedStatistics.of(x + shift)
+    return FeatureStatistics.of(x + shift, num_groups=64)
 
 
 def test_an_interval_is_seeded_holds_the_number_and_narrows_with_samples():
@@ -392,7 +393,7 @@ def test_an_interval_is_seeded_holds_the_number_and_narrows_with_samples():
 
 def test_an_interval_of_pairs_draws_the_same_on_both_sides():
     x = features(300, 4)
-    clips, rebuilt = GroupedStatistics.of(x), GroupedStatistics.of(0.9 * x)
+    clips, rebuilt = (FeatureStatistics.of(y, num_groups=64) for y in (x, 0.9 * x))
     paired, apart = (np.ptp(bootstrap_interval(clips, rebuilt, paired=p)) for p in (True, False))
     assert paired < 0.5 * apart
 
@@ -414,7 +415,7 @@ def test_the_bias_of_the_sample_count_is_extrapolated_away():
     assert frechet_infinity(standard(500, 0), standard(500, 1)) == frechet_infinity(standard(500, 0), standard(500, 1))
     with pytest.raises(ValueError, match="from 39 samples in 10 dimensions means nothing: use 40"):
         frechet_infinity(standard(39, 0, d=10), standard(500, 1, d=10))
-    few = GroupedStatistics.of(features(500, 3), num_groups=INFINITY_GROUPS - 1)  # no quarter of them
+    few = FeatureStatistics.of(features(500, 3), num_groups=INFINITY_GROUPS - 1)  # no quarter of them
     with pytest.raises(ValueError, match=f"needs samples in {INFINITY_GROUPS} groups"):
         frechet_infinity(few, standard(500, 1))
 

@@ -24,7 +24,14 @@ from vidgen.metrics import features, frechet, fvd, real_clips
 from vidgen.metrics.detectors import DETECTORS, Detector, get_detector
 from vidgen.metrics.features import Collector
 from vidgen.metrics.frechet import ClassScore, FeatureStatistics, bootstrap_interval, frechet_distance
-from vidgen.metrics.fvd import Sampling, class_frequencies, class_labels, evaluate_pipeline, generated_clips, guards
+from vidgen.metrics.fvd import (
+    Sampling,
+    class_frequencies,
+    class_labels,
+    evaluate_pipeline,
+    generate_clips,
+    list_caveats,
+)
 from vidgen.metrics.protocols import get_protocol, protocol_clips
 from vidgen.metrics.real_clips import RealClips, draw_windows
 from vidgen.metrics.reconstruction import mean_color_baseline
@@ -102,7 +109,7 @@ def evaluate(pipeline, sprites, tmp_path):
 def made(monkeypatch):
     """The numbers of the samples that are generated."""
     numbers = []
-    original = fvd.generated_clips
+    original = fvd.generate_clips
 
     def watched(*arguments):
         clips = original(*arguments)
@@ -114,7 +121,7 @@ def made(monkeypatch):
 
         return generate
 
-    monkeypatch.setattr(fvd, "generated_clips", watched)
+    monkeypatch.setattr(fvd, "generate_clips", watched)
     return numbers
 
 
@@ -135,7 +142,7 @@ def test_every_distance_is_that_of_its_clips(evaluate, pipeline, sprites):
     def read(windows):
         return torch.stack([RealClips(files, windows, PROTOCOL)[i][2] for i in range(16)])
 
-    [batch] = generated_clips(pipeline, SAMPLING, PROTOCOL)([range(16)])
+    [batch] = generate_clips(pipeline, SAMPLING, PROTOCOL)([range(16)])
     generated, clips = batch.clips, read(real.windows)
     with torch.no_grad():
         rebuilt = protocol_clips(pipeline.vae(clips).sample.clamp(-1, 1), PROTOCOL)
@@ -224,7 +231,7 @@ def test_an_interrupted_evaluation_goes_on(evaluate, made, monkeypatch, tmp_path
 def test_other_videos_are_kept_by_how_many_are_not_others(evaluate, monkeypatch, tmp_path):
     """Those of a larger set do not begin with those of a smaller one: what an interruption left is not of it."""
     [whole] = evaluate(folder=tmp_path / "whole", samples=12)
-    original, others = Collector._made, []
+    original, others = Collector._compute_shards, []
 
     def dies(self, name, *arguments):
         for shard in original(self, name, *arguments):
@@ -234,10 +241,10 @@ def test_other_videos_are_kept_by_how_many_are_not_others(evaluate, monkeypatch,
                 if len(others) == 2:
                     raise KeyboardInterrupt
 
-    monkeypatch.setattr(Collector, "_made", dies)
+    monkeypatch.setattr(Collector, "_compute_shards", dies)
     with pytest.raises(KeyboardInterrupt):
         evaluate(samples=8)
-    monkeypatch.setattr(Collector, "_made", original)
+    monkeypatch.setattr(Collector, "_compute_shards", original)
     [resumed] = evaluate(samples=12)
     assert len(others) == 2 and numbers_of(resumed) == numbers_of(whole)
 
@@ -370,7 +377,7 @@ def test_other_settings_of_the_models_are_others(evaluate, pipeline, made, reads
 
 def test_a_kept_file_that_says_another_source_is_not_believed(evaluate, reads, tmp_path, monkeypatch):
     """As if two sources had one hash."""
-    monkeypatch.setattr(features, "_digest", lambda source: "same")
+    monkeypatch.setattr(features, "_hash_source", lambda source: "same")
     [first] = evaluate(protocol=replace(PROTOCOL, size=16))
     reads.clear()
     [second] = evaluate()
@@ -382,7 +389,7 @@ def test_a_kept_file_that_says_another_source_is_not_believed(evaluate, reads, t
 
 
 def test_a_sample_is_the_same_in_any_batch(pipeline):
-    clips = generated_clips(pipeline, SAMPLING, PROTOCOL)
+    clips = generate_clips(pipeline, SAMPLING, PROTOCOL)
     [batch] = clips([[0, 1, 2, 9]])
     together = batch.clips
     assert batch.numbers == batch.keys == [0, 1, 2, 9] and together.shape == (4, 3, 4, 32, 32)
@@ -467,7 +474,7 @@ def test_guards_say_why_a_number_cannot_be_compared():
     detector.name = "i3d"
 
     def notes(name="tats", samples=2048, real=2048, rows=2048, classes="balanced"):
-        return guards(get_protocol(name), detector, samples, real, rows, classes)
+        return list_caveats(get_protocol(name), detector, samples, real, rows, classes)
 
     assert notes() == notes(rows=4) == []
     assert notes("latte", classes="uniform", real=13_320) == [
@@ -534,7 +541,7 @@ def test_clips_that_are_not_finite_are_named_and_nothing_is_kept_of_them(evaluat
         "features-000000.safetensors",
         "features-000002.safetensors",
     ]
-    monkeypatch.setattr(fvd, "reconstruction", lambda vae: lambda clips: clips / 0)
+    monkeypatch.setattr(fvd, "reconstruct_by", lambda vae: lambda clips: clips / 0)
     with pytest.raises(UserError, match=r"^reconstructed clips 0, 1 hold NaN"):
         evaluate(protocol=protocol, folder=tmp_path / "other")
 
@@ -593,6 +600,6 @@ def test_clips_that_cannot_be_read_are_left_out_and_counted(evaluate, tmp_path):
             assert result.real_vs_real.samples + result.real_vs_real.real_samples == 14
         again = evaluate(root=root, batch_size=1, samples=16, protocol=protocol)[0]
         assert numbers_of(again) == numbers_of(result)  # from what was kept
-        with pytest.raises(UserError, match=r"only 0 of 8 real clips could be had.* frame 3 cannot be decoded"):
+        with pytest.raises(UserError, match=r"only 0 of 8 real clips could be read.* frame 3 cannot be decoded"):
             unread |= {str(file.path) for file in files}
             evaluate(root=root, samples=8)

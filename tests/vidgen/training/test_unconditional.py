@@ -94,7 +94,7 @@ def test_its_frechet_distance_needs_no_classes(final, flat, tmp_path):
             pipeline, flat, protocol, [MeanColor()], Accelerator(), folder=tmp_path, sampling=sampling
         )
         assert result.generated.samples == 6 and result.generated.value > 0
-        assert "The pipeline is unconditional: its clips are of no class." in result.notes
+        assert "The pipeline is unconditional: its clips have no class." in result.notes
         assert not any(note.startswith("Classes are") for note in result.notes)
 
 
