@@ -125,7 +125,7 @@ def test_names():
     assert isinstance(get_detector("pooled_pixels"), PooledPixels)
     with pytest.raises(ValueError, match="did you mean 'pooled_pixels'"):
         get_detector("pooled_pixel")
-    with pytest.raises(ValueError, match=r"known are i3d, .*pooled_pixels"):
+    with pytest.raises(ValueError, match=r"the detectors are i3d, .*pooled_pixels"):
         get_detector("xyz")
 
 
@@ -290,7 +290,7 @@ def test_detectors_of_a_command_line(tmp_path, monkeypatch):
         of("squeezenet", "i3d", sha256="ab")
     with pytest.raises(UserError, match=r"--detector-sha256 is of one file, but 0 of these"):
         of("pooled_pixels", sha256="ab")
-    with pytest.raises(UserError, match=r"the detector i3d is there 2 times"):
+    with pytest.raises(UserError, match=r"the detector i3d is given 2 times"):
         of("i3d=a.pt", "squeezenet", "b.pt")
 
 

@@ -352,7 +352,7 @@ def test_rfvds_interval_is_of_videos_by_their_number(sprites, monkeypatch):
 
 
 def test_detectors_of_one_name_are_refused(sprites):
-    with pytest.raises(UserError, match="the detector pooled_pixels is there 2 times"):
+    with pytest.raises(UserError, match="the detector pooled_pixels is given 2 times"):
         evaluate_pairs(sprites, sprites, detectors=[get_detector("pooled_pixels")] * 2)
 
 

@@ -72,7 +72,7 @@ def test_each_is_whole_and_documented(name):
 def test_unknown_names_are_a_users_mistake():
     with pytest.raises(UserError, match="did you mean 'stylegan-v'"):
         get_protocol("styleganv")
-    with pytest.raises(UserError, match="known are larp, tats"):
+    with pytest.raises(UserError, match="the protocols are larp, tats"):
         get_protocol("xyz")
 
 

@@ -13,13 +13,13 @@ from vidgen.losses.lpips import LPIPS
 from vidgen.metrics.reconstruction import (
     MAX_PSNR,
     ReconstructionMetrics,
-    _shrink,
+    _downsample,
     clip_metrics,
     downsample_baseline,
+    downsample_grids,
     lpips,
     mean_color_baseline,
     psnr,
-    shrink_grids,
     ssim,
 )
 
@@ -177,7 +177,7 @@ def test_shrinking_antialiases_in_space_and_time():
     white = (torch.arange(16) % 4 == 0) * 2.0 - 1
     for lines in (white, white[:, None], white[:, None, None]):
         clip = lines.expand(1, 3, 16, 16, 16)
-        torch.testing.assert_close(_shrink(clip, (4, 4, 4)).mean(), clip.mean(), atol=0.1, rtol=0)
+        torch.testing.assert_close(_downsample(clip, (4, 4, 4)).mean(), clip.mean(), atol=0.1, rtol=0)
 
 
 def test_shrunk_spends_its_values_where_the_clip_needs_them():
@@ -200,7 +200,7 @@ def test_shrunk_does_not_depend_on_the_batch():
 @settings(max_examples=200, deadline=None)
 def test_grids_hold_the_values_and_fit_the_clip(shape, share):
     num_values = max(1, int(share * math.prod(shape)))
-    grids = shrink_grids(shape, num_values)
+    grids = downsample_grids(shape, num_values)
     assert grids
     for t, h, w in grids:
         assert 3 * t * h * w >= num_values
@@ -209,8 +209,8 @@ def test_grids_hold_the_values_and_fit_the_clip(shape, share):
 
 
 def test_grids_keep_the_aspect():
-    assert (1, 5, 10) in shrink_grids((3, 4, 50, 100), 150)
-    assert (1, 10, 5) in shrink_grids((3, 4, 100, 50), 150)
+    assert (1, 5, 10) in downsample_grids((3, 4, 50, 100), 150)
+    assert (1, 10, 5) in downsample_grids((3, 4, 100, 50), 150)
 
 
 @pytest.mark.parametrize("num_values", [0, 3 * 2 * 8 * 8 + 1])
