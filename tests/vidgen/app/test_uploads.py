@@ -94,11 +94,11 @@ def test_what_is_empty_cut_off_long_large_or_heavy_is_refused(tmp_path, video, f
         cut.write_bytes(video.read_bytes()[: int(share * video.stat().st_size)])
         refused(cut)
     slow = write_video(tmp_path / "slow.mp4", frames, 4)
-    assert refused(slow) == "it lasts 4.0 s, and at most 3 s are taken."
+    assert refused(slow) == "it lasts 4.0 s; the maximum is 3 s."
     assert "it has 64 x 64 pixels" in refused(video, limits=UploadLimits(side=60))
     heavy = tmp_path / "heavy.mp4"
     heavy.write_bytes(bytes(1_200_000))
-    assert refused(heavy) == "it has 1 MB, and at most 1 MB are taken."
+    assert refused(heavy) == "it has 1 MB; the maximum is 1 MB."
 
 
 @pytest.mark.parametrize("turned", [False, True])
@@ -110,13 +110,13 @@ def test_what_is_very_thin_is_refused(tmp_path, turned):
     assert max(open_image(tmp_path / "long.png", LIMITS).size) == 128
     assert open_video(tmp_path / "long.mp4", LIMITS).num_frames == 1
     size = "16 x 136" if turned else "136 x 16"
-    expected = f"it has {size} pixels, and its longer side may be at most 8 times the shorter."
+    expected = f"it has {size} pixels; the longer side may be at most 8 times the shorter."
     assert refused(tmp_path / "thin.png", open_image) == refused(tmp_path / "thin.mp4") == expected
 
 
 @pytest.mark.parametrize("open_it", [open_image, open_video, open_image_or_video])
 def test_what_is_gone_is_to_be_uploaded_again(tmp_path, open_it):
-    assert refused(tmp_path / "gone", open_it) == "the file is no longer kept, and must be uploaded again."
+    assert refused(tmp_path / "gone", open_it) == "the file has expired; upload it again."
 
 
 @pytest.mark.parametrize("name", ["photo.jfif", "photo.mp4", "photo"])
@@ -146,8 +146,8 @@ def test_absurd_sizes_are_refused_before_they_take_memory(tmp_path):
             file.write(struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT")))
     tracemalloc.start()
     try:
-        assert refused(large, open_image) == "it has 3000 x 3000 pixels, and at most 200 a side are taken."
-        assert "at most 200 pixels a side" in refused(absurd, open_image)
+        assert refused(large, open_image) == "it has 3000 x 3000 pixels; the maximum is 200 per side."
+        assert "the maximum of 200 pixels per side" in refused(absurd, open_image)
         refused(gif, open_image)
         refused(gif)
         assert tracemalloc.get_traced_memory()[1] < 10e6
