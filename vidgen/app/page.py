@@ -151,9 +151,9 @@ def _sampling_settings(conditional: bool) -> list[gr.components.Component]:
     """Fields for `count`, `steps`, `guidance` and `seed`; guidance is hidden for an unconditional model."""
     with gr.Row():
         count = gr.Slider(1, 4, 2, step=1, label="Videos per class")
-        steps = gr.Slider(1, 200, 50, step=1, label="Denoising steps")
+        steps = gr.Slider(1, 200, 50, step=1, label="Steps")
     with gr.Row():
-        guidance = gr.Slider(1, 15, 3, step=0.1, label="Guidance scale", info="1: no guidance", visible=conditional)
+        guidance = gr.Slider(1, 15, 3, step=0.1, label="Guidance", info="1: no guidance", visible=conditional)
         seed = gr.Number(0, minimum=0, maximum=2**32 - 1, precision=0, label="Random seed")
     return [count, steps, guidance, seed]
 
