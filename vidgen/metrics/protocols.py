@@ -131,116 +131,35 @@ class Protocol:
         return dataclasses.asdict(self) | {"not_stated": list(self.not_stated)}
 
 
-_STYLEGAN_V = Protocol(
-    name="stylegan-v",
-    source="universome/stylegan-v, with Vchitect/Latte's stride",
-    generated=2048,
-    real=2048,
-    split="train+test",
-    windows="one",
-    frames=16,
-    size=256,
-    detector="i3d_torchscript",
-    stride=3,
-    filter="lanczos",
-)
-_VIDTWIN = Protocol(
-    name="vidtwin",
-    source="arXiv 2412.17726",
-    generated=2048,
-    real=2048,
-    split="train",
-    windows="one",
-    frames=16,
-    size=224,
-    detector="i3d_torchscript",
-    fps=8,
-    labels="balanced",
-    not_stated=("generated", "real", "labels", "split", "windows", "detector", "crop", "filter", "pixels", "short"),
-)
+_NOT_STATED = ("generated", "real", "labels", "split", "windows", "detector", "crop", "filter", "pixels", "short")
+_NOT_STATED_IN_TABLE_1 = ("real", "windows", "crop", "filter", "pixels", "short", "detector")
+_TATS = dict(filter="bilinear", long_side="up", pixels="truncate")
+_STYLEGAN_V = dict(stride=3, filter="lanczos")
+_PAPER = dict(labels="balanced", fps=8, not_stated=_NOT_STATED)
+_I3D = "i3d_torchscript"
 
-PROTOCOLS: dict[str, Protocol] = {
-    protocol.name: protocol
-    for protocol in (
-        Protocol(
-            name="larp",
-            source="hywang66/LARP",
-            generated=10_000,
-            real=10_000,
-            split="train",
-            windows="tiles",
-            frames=16,
-            size=128,
-            detector="i3d_torchscript",
-            filter="antialias",
-            pixels="float",
-        ),
-        Protocol(
-            name="tats",
-            source="songweige/TATS",
-            labels="balanced",
-            generated=2048,
-            real=2048,
-            split="train",
-            windows="any",
-            frames=16,
-            size=128,
-            detector="i3d",
-            filter="bilinear",
-            long_side="up",
-            pixels="truncate",
-            detector_resize="squash",
-        ),
-        Protocol(
-            name="videogpt",
-            source="wilson1yan/VideoGPT",
-            generated=256,
-            real=256,
-            split="test",
-            windows="any",
-            frames=16,
-            size=128,
-            detector="i3d",
-            filter="bilinear",
-            long_side="up",
-            pixels="truncate",
-            detector_resize="center",
-            detector_range=0.5,
-            trials=4,
-        ),
-        _STYLEGAN_V,
-        dataclasses.replace(_STYLEGAN_V, name="latte", source="Vchitect/Latte", real=None, labels="uniform"),
-        dataclasses.replace(_STYLEGAN_V, name="stylegan-v-128f", source="universome/stylegan-v", frames=128, stride=1),
-        _VIDTWIN,
-        dataclasses.replace(_VIDTWIN, name="vidtwin-10k", generated=10_000, real=None),
-        Protocol(
-            name="mcl-jcv",
-            source="arXiv 2412.17726",
-            generated=None,
-            real=None,
-            split="all",
-            windows="tiles",
-            frames=16,
-            size=224,
-            detector="i3d_torchscript",
-            fps=25,
-            not_stated=("real", "windows", "crop", "filter", "pixels", "short", "detector"),
-        ),
-        Protocol(
-            name="sprites",
-            source="vidgen",
-            generated=256,
-            real=256,
-            split="all",
-            windows="one",
-            frames=16,
-            size=64,
-            detector="pooled_pixels",
-            labels="balanced",
-            fps=8,
-        ),
-    )
-}
+# fmt: off
+_TABLE = (
+    # name, source, generated and real clips, split, windows, frames, size, detector
+    Protocol("larp", "hywang66/LARP", 10_000, 10_000, "train", "tiles", 16, 128, _I3D, pixels="float"),
+    Protocol("tats", "songweige/TATS", 2048, 2048, "train", "any", 16, 128, "i3d", labels="balanced",
+             detector_resize="squash", **_TATS),
+    Protocol("videogpt", "wilson1yan/VideoGPT", 256, 256, "test", "any", 16, 128, "i3d",
+             detector_resize="center", detector_range=0.5, trials=4, **_TATS),
+    Protocol("stylegan-v", "universome/stylegan-v, with Vchitect/Latte's stride", 2048, 2048, "train+test", "one",
+             16, 256, _I3D, **_STYLEGAN_V),
+    Protocol("latte", "Vchitect/Latte", 2048, None, "train+test", "one", 16, 256, _I3D, labels="uniform",
+             **_STYLEGAN_V),
+    Protocol("stylegan-v-128f", "universome/stylegan-v", 2048, 2048, "train+test", "one", 128, 256, _I3D,
+             filter="lanczos"),
+    Protocol("vidtwin", "arXiv 2412.17726", 2048, 2048, "train", "one", 16, 224, _I3D, **_PAPER),
+    Protocol("vidtwin-10k", "arXiv 2412.17726", 10_000, None, "train", "one", 16, 224, _I3D, **_PAPER),
+    Protocol("mcl-jcv", "arXiv 2412.17726", None, None, "all", "tiles", 16, 224, _I3D, fps=25,
+             not_stated=_NOT_STATED_IN_TABLE_1),
+    Protocol("sprites", "vidgen", 256, 256, "all", "one", 16, 64, "pooled_pixels", labels="balanced", fps=8),
+)
+# fmt: on
+PROTOCOLS: dict[str, Protocol] = {protocol.name: protocol for protocol in _TABLE}
 
 
 def get_protocol(name: str) -> Protocol:
