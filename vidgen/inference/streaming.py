@@ -114,10 +114,7 @@ def _encode(frames: list[np.ndarray], vae: AutoencoderKLVidTwin) -> TwinLatents:
 
 @torch.no_grad()
 def decode_windows(
-    video: Iterable[WindowLatents],
-    vae: AutoencoderKLVidTwin,
-    geometry: ClipGeometry,
-    components: Components = "both",
+    video: Iterable[WindowLatents], vae: AutoencoderKLVidTwin, geometry: ClipGeometry, components: Components = "both"
 ) -> Iterator[np.ndarray]:
     """Decode windows to uint8 frames (T, H, W, 3), and blend successive windows where they overlap.
 

@@ -397,10 +397,7 @@ def generate_clips(
 
 
 def class_labels(
-    pipeline: VidTwinPipeline,
-    numbers: Sequence[int],
-    sampling: Sampling,
-    frequencies: Sequence[float] | None = None,
+    pipeline: VidTwinPipeline, numbers: Sequence[int], sampling: Sampling, frequencies: Sequence[float] | None = None
 ) -> list[int] | None:
     """Return the class ids of samples by their numbers; None for an unconditional pipeline."""
     class_ids = pipeline.class_ids
