@@ -14,13 +14,14 @@ from vidgen.common.errors import UserError
 from vidgen.common.loading import load_pipeline
 from vidgen.common.precision import place_model
 from vidgen.data.sprites import write_sprites
-from vidgen.metrics.detectors import Detector, named_detectors
+from vidgen.metrics.detectors import Detector
 from vidgen.metrics.fvd import CLASS_SAMPLING, CLASS_SAMPLING_OF, FVDResult, Sampling, evaluate_pipeline
 from vidgen.metrics.protocols import PROTOCOLS, Protocol, get_protocol
 from vidgen.training.config import DiTTrainingConfig, VAETrainingConfig
 from vidgen.training.dit_trainer import train_dit
 from vidgen.training.vae_trainer import train_vae
 
+from .detectors import parse_detectors
 from .harness import REPOSITORY
 from .vae_runs import sprite_data
 
@@ -130,7 +131,7 @@ def protocol_of(options: argparse.Namespace) -> Protocol:
 def detectors_of(options: argparse.Namespace, protocol: Protocol) -> list[Detector]:
     """The options' detectors, or the scale's, or the protocol's."""
     names = options.detector or DETECTORS[options.scale] or [protocol.detector]
-    return named_detectors(names, protocol.detector, options.detector_sha256)
+    return parse_detectors(names, protocol.detector, options.detector_sha256)
 
 
 def write_reference_sprites(work_dir: Path, scale: str) -> Path:

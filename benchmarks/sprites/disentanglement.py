@@ -16,7 +16,7 @@ from autoencoder import AutoencoderKLVidTwin, TwinLatents
 from vidgen.common.progress import progress
 from vidgen.data.dataset import frames_to_clip
 from vidgen.data.sprites import MOTIONS, render_sprite, sample_factors
-from vidgen.metrics.reconstruction import psnr, downsample_grids
+from vidgen.metrics.reconstruction import downsample_grids, psnr
 from vidgen.metrics.stats import Score, mean, ratio, share
 
 from .latent_swap import (
