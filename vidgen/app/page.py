@@ -236,9 +236,7 @@ def serve(
                     enable_monitoring=False,
                     ssr_mode=False,
                     mcp_server=False,
-                    pwa=False,
                     _frontend=False,  # skips Gradio's request to its own server, which fails behind a proxy
-                    inbrowser=False,
                 )
             except OSError as error:
                 raise UserError(f"cannot bind to {host}:{port}: {error}") from error

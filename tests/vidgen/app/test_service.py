@@ -1,4 +1,4 @@
-"""What the page computes, without the page: who has the model when, and what is shown."""
+"""The service behind the page: the run queue, grids, seeds and classes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from vidgen.app import service
 
 
-def test_a_run_waits_for_one_that_is_still_leaving():
+def test_a_run_waits_for_a_cancelled_one_that_is_still_ending():
     queue, order = service.RunQueue(), []
 
     def second() -> None:
@@ -27,14 +27,14 @@ def test_a_run_waits_for_one_that_is_still_leaving():
     assert order == ["first", "second"] and not queue._runs
 
 
-def test_wide_videos_are_enlarged_as_far_as_a_video_can_be_wide():
+def test_wide_videos_are_enlarged_up_to_the_maximum_width():
     for height, width, factor in ((64, 64, 3), (64, 512, 2), (128, 1024, 1), (256, 2048, 1)):
         shown = service.make_grid([np.zeros((1, height, width, 3), np.uint8)] * 4, [""] * 4, 4)
         assert shown.shape == (1, service.CAPTION_HEIGHT + factor * height, factor * 4 * width, 3)
 
 
-def test_every_class_begins_with_the_seed():
-    """And so makes the same, whatever else is asked for."""
+def test_every_class_starts_with_the_same_seed():
+    """The videos of a class do not depend on the other classes."""
     seeds = []
 
     class Model:
@@ -50,7 +50,7 @@ def test_every_class_begins_with_the_seed():
     assert seeds[:2] == seeds[2:] and seeds[0] != seeds[1]
 
 
-def test_sub_classes_can_be_chosen_too():
+def test_subclasses_can_be_chosen():
     class Model:
         transformer = SimpleNamespace(config=SimpleNamespace(num_classes=4))
         labels, subclasses, class_ids = {"jump": 1}, {"jump/dog": 2}, [0, 1, 3]

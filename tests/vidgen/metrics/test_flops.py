@@ -73,7 +73,7 @@ def test_the_matmul_rate_is_of_two_operations_a_multiply_add(monkeypatch):
     assert matmul_rate("cpu", torch.float32, size=8) == 2 * 8**3
 
 
-def test_one_thread_is_timed_by_the_time_it_was_given(monkeypatch):
+def test_one_thread_is_timed_by_cpu_time(monkeypatch):
     monkeypatch.setattr("time.process_time", lambda: 1.0)
     monkeypatch.setattr("time.perf_counter", lambda: 2.0)
     monkeypatch.setattr("torch.get_num_threads", lambda: 1)

@@ -73,7 +73,7 @@ def reference_in_fifty_digits(x, y):
         return float(mpmath.fsum((a - b) ** 2 for a, b in zip(m1, m2, strict=True)) + trace - 2 * cross)
 
 
-# --- statistics ----------------------------------------------------------------------------------------------------
+# --- statistics -----------------------------------------------------------------------------------------------------
 
 
 def assert_statistics(statistics, x, rtol=1e-10):
@@ -138,7 +138,7 @@ def test_merging_leaves_the_other_alone():
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_features_that_are_not_finite_are_refused_whole(value):
+def test_batches_with_non_finite_features_are_refused(value):
     statistics = FeatureStatistics.of(features(10, 3))
     bad = features(6, 3, 1)
     bad[4, 1] = value
@@ -158,7 +158,7 @@ def test_shapes_and_counts_are_checked():
         _ = FeatureStatistics.of(torch.zeros(1, 3)).covariance
 
 
-# --- distance ------------------------------------------------------------------------------------------------------
+# --- distance -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("n", "m", "d"), [(50, 80, 8), (300, 200, 40), (20, 20, 1)])
@@ -178,7 +178,7 @@ def test_random_and_rank_deficient_sets_match_fifty_digits(n, m, d):
 @pytest.mark.parametrize("change", [1e-2, 1e-4, 1e-6])
 @pytest.mark.parametrize("n", [30, 4])
 def test_sets_nearly_the_same_match_fifty_digits(change, n):
-    """Noise, which moves every direction by itself: what traces in float64 would drown is told to six digits."""
+    """Small noise in every direction: six digits remain, where traces in float64 would lose all."""
     x = features(n, 6)
     y = x + change * features(n, 6, 1, mix=False)
     assert distance(x, y) == pytest.approx(reference_in_fifty_digits(x, y), rel=1e-6, abs=0)
@@ -215,7 +215,7 @@ def test_identical_sets_are_at_distance_zero(n, d):
 
 @given(n=st.integers(2, 30), m=st.integers(2, 30), d=st.integers(1, 12), seed=st.integers(0, 1000))
 @settings(max_examples=60, deadline=None)
-def test_symmetric_never_negative_and_blind_to_rotation(n, m, d, seed):
+def test_symmetric_nonnegative_and_rotation_invariant(n, m, d, seed):
     x, y = features(n, d, seed), features(m, d, seed + 1)
     value = distance(x, y)
     assert value >= 0
@@ -247,7 +247,7 @@ def test_too_few_samples_are_refused_or_warned_about():
         frechet_distance(many, FeatureStatistics.of(features(6, 5, 1)))
 
 
-# --- groups --------------------------------------------------------------------------------------------------------
+# --- groups ---------------------------------------------------------------------------------------------------------
 
 
 def grouped(n, d, seed=0, shift=0.0, num_groups=64):
@@ -260,7 +260,7 @@ def assert_same_groups(a, b, rtol=1e-10):
     torch.testing.assert_close(a.scatters, b.scatters, rtol=rtol, atol=1e-9)
 
 
-def test_a_samples_group_is_fixed_and_tells_nothing_of_its_place():
+def test_a_samples_group_is_fixed_and_unrelated_to_its_order():
 
     assert [group_of(n, 64) for n in range(6)] == [4, 54, 27, 30, 49, 11]
     counts = np.bincount([group_of(n, 64) for n in range(6400)], minlength=64)
@@ -300,7 +300,7 @@ def test_groups_are_the_same_in_any_batching_and_order(n, rows, seed, cuts, pend
         assert_statistics(parts.merged(), x)
 
 
-def test_groups_taken_many_times_are_the_set_with_repetitions():
+def test_repeated_groups_equal_a_set_with_repetitions():
     x = features(50, 4) + 10
     statistics = FeatureStatistics.of(x, num_groups=5)
     times = torch.tensor([2, 0, 1, 3, 0])
@@ -310,7 +310,7 @@ def test_groups_taken_many_times_are_the_set_with_repetitions():
     assert_statistics(statistics.merged(times), repeated)
 
 
-def test_halves_have_no_sample_in_common_and_all_together():
+def test_halves_are_disjoint_and_complete():
     statistics = grouped(200, 3)
     even, odd = statistics.halves()
     assert even.merged().count + odd.merged().count == 200
@@ -330,7 +330,7 @@ def test_groups_take_no_more_memory_than_stated():
         assert 8 * groups * dim**2 <= 2**28
 
 
-def test_grouped_statistics_come_back_bit_equal_and_others_are_refused():
+def test_state_dicts_round_trip_and_invalid_ones_are_refused():
     statistics = grouped(40, 3)
     again = FeatureStatistics.from_state_dict(statistics.state_dict())
     assert all(
@@ -363,12 +363,12 @@ def test_grouped_features_are_checked():
     assert statistics.filled.tolist() == [group_of(5, 4)]
 
 
-# --- how far to trust a distance -----------------------------------------------------------------------------------
+# --- interval and bias ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("dim", "shift"), [(3, 0.3), (10, 0.0)])
-def test_the_interval_holds_the_mean_over_samples_about_as_often_as_it_says(dim, shift):
-    """Of one kind of sample the plain quantiles of resampled distances, all bias, would hold it in no case."""
+def test_the_interval_covers_the_mean_at_its_level(dim, shift):
+    """The plain quantiles of resampled distances would never cover it, because of their bias."""
     pairs = [(standard(200, 2 * i, d=dim), standard(200, 2 * i + 1, shift, dim)) for i in range(40)]
     mean = np.mean([frechet_distance(a.merged(), b.merged()) for a, b in pairs])
     held = [low <= mean <= high for low, high in (bootstrap_interval(*p, resamples=30, level=0.9) for p in pairs)]
@@ -381,7 +381,7 @@ def standard(n, seed, shift=0.0, d=3):
     return FeatureStatistics.of(x + shift, num_groups=64)
 
 
-def test_an_interval_is_seeded_holds_the_number_and_narrows_with_samples():
+def test_an_interval_is_seeded_and_narrows_with_samples():
     few, many = [(standard(n, 1), standard(n, 2, 0.5)) for n in (200, 5000)]
     low, high = bootstrap_interval(*few)
     assert bootstrap_interval(*few) == (low, high) != bootstrap_interval(*few, seed=1)
@@ -391,7 +391,7 @@ def test_an_interval_is_seeded_holds_the_number_and_narrows_with_samples():
     assert np.ptp(bootstrap_interval(*few, level=0.5)) < 0.7 * (high - low)
 
 
-def test_an_interval_of_pairs_draws_the_same_on_both_sides():
+def test_a_paired_interval_draws_the_same_groups_on_both_sides():
     x = features(300, 4)
     clips, rebuilt = (FeatureStatistics.of(y, num_groups=64) for y in (x, 0.9 * x))
     paired, apart = (np.ptp(bootstrap_interval(clips, rebuilt, paired=p)) for p in (True, False))
@@ -420,7 +420,7 @@ def test_the_bias_of_the_sample_count_is_extrapolated_away():
         frechet_infinity(few, standard(500, 1))
 
 
-# --- class score ---------------------------------------------------------------------------------------------------
+# --- class score ----------------------------------------------------------------------------------------------------
 
 
 def test_the_class_score_is_the_inception_scores_formula():
