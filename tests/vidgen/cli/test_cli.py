@@ -132,9 +132,7 @@ def test_sprites_are_written_by_seed(tmp_path, capsys):
     main(["sprites", str(tmp_path / "others"), "--clips-per-class", "1", "--seed", "4"])
     assert not few.items() & {p.name: p.read_bytes() for p in (tmp_path / "others").glob("*/*")}.items()
     capsys.readouterr()
-    assert "--clips-per-class must be 1 or more" in error_of(
-        capsys, "sprites", tmp_path / "x", "--clips-per-class", "0"
-    )
+    assert "--clips-per-class must be 1 or more" in fail(capsys, "sprites", tmp_path / "x", "--clips-per-class", "0")
     assert not (tmp_path / "x").exists()
 
 

@@ -163,9 +163,7 @@ def test_two_processes_give_the_result_of_one(tmp_path):
         write(tmp_path / "longer" / f"{name}.mp4", noise(length, 32, 32))
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", TWO_PROCESSES, str(tmp_path)]
-    result = subprocess.run(
-        command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
-    )
+    result = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == 0, result.stderr
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert first == second
