@@ -23,8 +23,8 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     )
     shards.add_argument("root", metavar="DATASET", help=DATASET)
     shards.add_argument("folder", metavar="FOLDER", help="the folder to write")
-    shards.add_argument("--shard-size-mb", type=float, default=512, metavar="MB", help="maximum size of a shard")
-    shards.add_argument("--max-count", type=int, default=10_000, metavar="N", help="maximum videos in a shard")
+    shards.add_argument("--shard-size-mb", type=float, default=512, metavar="MB", help="size at which a shard is full")
+    shards.add_argument("--max-count", type=int, default=10_000, metavar="N", help="videos at which a shard is full")
     shards.add_argument(
         "--ucf101-split", type=int, choices=(1, 2, 3), help="write FOLDER/train and FOLDER/test of UCF-101's split"
     )

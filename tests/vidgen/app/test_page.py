@@ -20,12 +20,12 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 import torch
+from command_line import fail
 from PIL import Image
 
 from autoencoder import AutoencoderKLVidTwin, TwinLatents
 from pipelines import VidTwinPipeline, VidTwinTransformer3DModel, default_scheduler
 from vidgen.app.uploads import UploadLimits
-from vidgen.cli import main
 from vidgen.common import loading
 from vidgen.common.io import to_uint8
 from vidgen.data.dataset import frames_to_clip
@@ -583,13 +583,6 @@ def test_the_server_binds_to_loopback_and_reveals_nothing(visitor, page):
 
 
 # --- the command ----------------------------------------------------------------------------------------------------
-
-
-def fail(capsys, *words: str) -> str:
-    with pytest.raises(SystemExit) as end:
-        main([*words])
-    assert end.value.code == 2
-    return capsys.readouterr().err.strip().splitlines()[-1]
 
 
 def test_without_gradio_the_command_names_the_extra(monkeypatch, capsys, tmp_path):

@@ -9,20 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from command_line import fail
 from PIL import Image
 
 from autoencoder import AutoencoderKLVidTwin
 from vidgen.cli import build_parser, main
-
-
-def fail(capsys, *words: str) -> str:
-    """The one sentence with which a wrong command ends."""
-    with pytest.raises(SystemExit) as end:
-        main([*map(str, words)])
-    assert end.value.code == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("error: ")
-    return error
 
 
 def test_every_option_has_help():

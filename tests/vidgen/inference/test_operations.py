@@ -14,6 +14,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from command_line import fail
 from PIL import Image
 from safetensors import safe_open
 
@@ -58,16 +59,6 @@ def other(tmp_path_factory) -> str:
 def read(path: Path | str) -> tuple[np.ndarray, Fraction]:
     with FrameReader(path) as reader:
         return np.stack(list(reader)), reader.fps
-
-
-def fail(capsys, *words: str) -> str:
-    """The one sentence with which a wrong command ends."""
-    with pytest.raises(SystemExit) as end:
-        main([*map(str, words)])
-    assert end.value.code == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("error: ")
-    return error
 
 
 def test_reconstruct_keeps_size_rate_and_count(model, video, tmp_path):
