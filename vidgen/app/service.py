@@ -187,7 +187,8 @@ class InferenceService:
             labels = labels if names else []
             if count * max(1, len(labels)) > MAX_VIDEOS:
                 raise UserError(f"At most {MAX_VIDEOS} videos per run: choose fewer classes, or fewer videos of each.")
-            clips = self._sample(run, progress, count, steps, guidance, seed, class_labels=labels or None)
+            options = {"num_inference_steps": steps, "guidance_scale": guidance}
+            clips = self._sample(run, progress, labels or None, count, seed, **options)
             captions = [names[label] for label in labels for _ in range(count)] or [""] * count
             return self._write(run, progress, [tuple(clips)], GENERATED_FPS, clips.shape[1], captions, columns=count)
 
@@ -208,8 +209,9 @@ class InferenceService:
             if source is None:
                 raise UserError("Choose an image or a video first.")
             images = self._read_clip(source)
-            conditioning = {"class_labels": label, "structure": images, "structure_strength": strength}
-            clips = self._sample(run, progress, count, steps, guidance, seed, **conditioning)
+            options = {"num_inference_steps": steps, "guidance_scale": guidance}
+            options |= {"structure": images, "structure_strength": strength}
+            clips = self._sample(run, progress, label, count, seed, **options)
             original = np.broadcast_to(np.stack(images), clips.shape[1:])
             name = next((f", {name}" for name, number in self.classes if number == label), "")
             captions = ["input", *[f"generated{name}"] * count]
@@ -263,16 +265,7 @@ class InferenceService:
         return [ImageOps.fit(image, (width, height)) for image in images]
 
     def _sample(
-        self,
-        run: Run,
-        progress: gr.Progress,
-        count: int,
-        steps: int,
-        guidance: float,
-        seed: int,
-        *,
-        class_labels: list[int] | int | None,
-        **conditioning: Any,
+        self, run: Run, progress: gr.Progress, labels: list[int] | int | None, count: int, seed: int, **options: Any
     ) -> np.ndarray:
         """Return `count` clips of each class, uint8 (N, T, H, W, 3), as `vidgen generate` samples them."""
 
@@ -281,17 +274,15 @@ class InferenceService:
             run.check()
             return tensors
 
-        num_classes = len(class_labels) if isinstance(class_labels, list) else 1
+        num_classes = len(labels) if isinstance(labels, list) else 1
         seeds = [int(seed or 0) + i for i in range(count)] * num_classes
         clips = self.pipeline(
-            class_labels,
+            labels,
             num_videos_per_prompt=count,
-            num_inference_steps=steps,
-            guidance_scale=guidance,
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
             output_type="pt",
             callback_on_step_end=report_step,
-            **conditioning,
+            **options,
         ).frames
         return to_uint8(2 * clips - 1).movedim(2, -1).cpu().numpy()
 

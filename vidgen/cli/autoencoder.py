@@ -18,7 +18,6 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     )
     encode.add_argument("video", help=VIDEO_IN)
     encode.add_argument("latents", help="the .safetensors file to write")
-    add_video_options(encode)
 
     decode = add_command(
         commands,
@@ -39,9 +38,6 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         "video -> latents -> video",
         "Encodes and decodes in one pass: reading, the model and writing run concurrently, window by window.",
     )
-    reconstruct.add_argument("video", help=VIDEO_IN)
-    reconstruct.add_argument("output", help=VIDEO_OUT)
-    add_video_options(reconstruct)
     add_components_option(reconstruct)
 
     reenact = add_command(
@@ -57,15 +53,15 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     reenact.add_argument(
         "--strength", type=float, default=1.0, help="interpolation from A's dynamics (0) to B's dynamics (1)"
     )
-    add_video_options(reenact)
 
     components = add_command(
         commands, "components", "original | both | structure | dynamics, side by side in one video"
     )
-    components.add_argument("video", help=VIDEO_IN)
-    components.add_argument("output", help=VIDEO_OUT)
-    add_video_options(components)
-
+    for parser in (reconstruct, components):
+        parser.add_argument("video", help=VIDEO_IN)
+        parser.add_argument("output", help=VIDEO_OUT)
+    for parser in (encode, reconstruct, reenact, components):
+        add_video_options(parser)
     for parser in (encode, decode, reconstruct, reenact, components):
         parser.set_defaults(run=run, operation=parser.prog.split()[-1])
 

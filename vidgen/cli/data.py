@@ -68,6 +68,7 @@ def convert_to_shards(options: argparse.Namespace) -> None:
     from ..data.ucf101 import ucf101_split
 
     folder = options.folder
+    limits = {"shard_size_mb": options.shard_size_mb, "max_count": options.max_count}
     if options.ucf101_split is None:
         parts = {folder: list_videos(options.root, _print_to_stderr)}
     else:
@@ -75,14 +76,7 @@ def convert_to_shards(options: argparse.Namespace) -> None:
         parts = {str(Path(folder, "train")): (train, classes), str(Path(folder, "test")): (test, classes)}
     for part, (files, classes) in parts.items():
         with progress(description=Path(part).name, total=len(files)) as bar:
-            unreadable = write_shards(
-                files,
-                classes,
-                part,
-                shard_size_mb=options.shard_size_mb,
-                max_count=options.max_count,
-                report=lambda _, b=bar: b.update(),
-            )
+            unreadable = write_shards(files, classes, part, **limits, report=lambda _, b=bar: b.update())
         for path, reason in unreadable:
             print(f"left out {path}: {reason}")
         print(f"{len(files) - len(unreadable)} videos in {len(list(Path(part).glob('*.tar')))} shards in {part}")

@@ -111,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         path.write_text(json.dumps(summary, indent=2) + "\n")
     for run in ("vae", "dit"):
         loss_curves(root / f"{run}_curves.png", root / run / "metrics.jsonl")
-    values = summary | describe_models(pipeline) | format_headlines(summary)
+    values = summary | format_values(summary, pipeline)
     page = write_report(root / "report.html", values, [root / name for name in REPORT_MEDIA])
 
     table = Table("figure", "value", title="Summary", title_justify="left")
@@ -200,19 +200,11 @@ def evaluate_generation(pipeline: VidTwinPipeline, train: ClipDataset, per_class
     """Sample clips of every class, and measure their Fréchet distance to real ones beside three references."""
     names = train.classes
     diffusion = load_config(DiTTrainingConfig, ["--config", str(root / "dit" / "config.yaml")]).diffusion
+    settings = {"guidance_scale": diffusion.guidance_scale, "num_inference_steps": diffusion.num_inference_steps}
     clips = []
     for label, name in enumerate(names):
         console.print(f"  {per_class} clips of {name}")
-        clips.append(
-            sample_clips(
-                pipeline,
-                label,
-                seed=label,
-                num_videos_per_prompt=per_class,
-                guidance_scale=diffusion.guidance_scale,
-                num_inference_steps=diffusion.num_inference_steps,
-            )
-        )
+        clips.append(sample_clips(pipeline, label, seed=label, num_videos_per_prompt=per_class, **settings))
 
     def take(count: int) -> tuple[torch.Tensor, list[str]]:
         labels = [name for name, group in zip(names, clips, strict=True) for _ in group[:count]]
@@ -247,29 +239,20 @@ def evaluate_generation(pipeline: VidTwinPipeline, train: ClipDataset, per_class
     return figures
 
 
-# --- values of the report -------------------------------------------------------------------------------------------
-
-
-def describe_models(pipeline: VidTwinPipeline) -> dict[str, Any]:
-    """Return the sizes of the models and of their latents."""
+def format_values(summary: dict[str, Any], pipeline: VidTwinPipeline) -> dict[str, Any]:
+    """Return the rounded figures at the top of the report, and the sizes of models, clips and latents."""
     vae = pipeline.vae
     return {
+        "psnr_short": f"{summary['psnr']:.2f}",
+        "psnr_mean_color_short": f"{summary['psnr_mean_color']:.2f}",
+        "minutes": f"{summary['seconds'] / 60:.1f}",
+        "compression_rate": f"{100 * vae.compression_rate:.2f}",
         "vae_parameters": vae.num_parameters(),
         "dit_parameters": pipeline.transformer.num_parameters(),
         "clip_values": 3 * vae.config.num_frames * vae.config.sample_size**2,
         "latent_values": vae.latent_size,
         "structure_shape": vae.structure_shape,
         "dynamics_shape": vae.dynamics_shape,
-        "compression_rate": f"{100 * vae.compression_rate:.2f}",
-    }
-
-
-def format_headlines(summary: dict[str, Any]) -> dict[str, str]:
-    """Return the rounded figures at the top of the report."""
-    return {
-        "psnr_short": f"{summary['psnr']:.2f}",
-        "psnr_mean_color_short": f"{summary['psnr_mean_color']:.2f}",
-        "minutes": f"{summary['seconds'] / 60:.1f}",
     }
 
 

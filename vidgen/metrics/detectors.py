@@ -207,7 +207,7 @@ class I3DLogits(Detector):
         self.network: I3D = load_i3d(path, self.bn_eps)
 
     def features(self, clips: torch.Tensor) -> torch.Tensor:
-        return self.network(squash(clips, SIZE))
+        return self.network(resize_frames(clips, (SIZE, SIZE)))
 
     def probabilities(self, features: torch.Tensor) -> torch.Tensor:
         """Return class probabilities (B, 400) of features (B, 400), for an inception-style score."""
@@ -293,12 +293,12 @@ class SqueezeNet(Detector):
         return self.network((frames - self.shift) / self.scale).mean(dim=(2, 3))
 
 
-def squash(clips: torch.Tensor, size: int, antialias: bool = False) -> torch.Tensor:
-    """Resize the frames of (B, C, T, H, W) to `size` x `size`, bilinear, without keeping their aspect ratio."""
-    if clips.shape[-2:] == (size, size):
+def resize_frames(clips: torch.Tensor, size: tuple[int, int], antialias: bool = False) -> torch.Tensor:
+    """Resize the frames of (B, C, T, H, W) to (height, width), bilinear."""
+    if clips.shape[-2:] == size:
         return clips
     frames = clips.transpose(1, 2).flatten(0, 1)
-    frames = F.interpolate(frames, size=(size, size), mode="bilinear", align_corners=False, antialias=antialias)
+    frames = F.interpolate(frames, size=size, mode="bilinear", align_corners=False, antialias=antialias)
     return frames.unflatten(0, (clips.shape[0], clips.shape[2])).transpose(1, 2)
 
 

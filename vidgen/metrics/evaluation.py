@@ -369,14 +369,9 @@ def _measure_rfvd(detector: Detector, original: FeatureStatistics, reconstructed
     """Return the distance of one detector's features of reconstructions to those of originals."""
     vectors = original.count
     distance = measure_distance(reconstructed, original, vectors, vectors, paired=True)
+    value = None if distance is None else distance.value
     low, high = (distance and distance.interval) or (None, None)
-    return {
-        "value": distance and distance.value,
-        "low": low,
-        "high": high,
-        "vectors": vectors,
-        "detector": detector.describe(),
-    }
+    return {"value": value, "low": low, "high": high, "vectors": vectors, "detector": detector.describe()}
 
 
 def _summarize(values: Sequence[float], videos: Sequence[str]) -> dict[str, float | None]:

@@ -158,10 +158,7 @@ class FeatureStatistics:
     def merge(self, other: FeatureStatistics) -> None:
         """Add other statistics group by group. Raises `ValueError` if D or G differ."""
         if other.means.shape != self.means.shape:
-            raise ValueError(
-                f"cannot merge statistics of {other.dim} dimensions into {self.dim}, or {len(other.counts)} groups "
-                f"into {len(self.counts)}."
-            )
+            raise ValueError(f"cannot merge statistics of {other.dim} dimensions into {self.dim}, or of other groups.")
         for group in other.filled.tolist():
             self._fold(group, int(other.counts[group]), other.means[group], other.scatters[group])
 

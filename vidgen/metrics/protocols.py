@@ -45,12 +45,11 @@ from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 
 from ..common.errors import UserError
 from ..common.io import to_uint8
-from .detectors import squash
+from .detectors import resize_frames
 from .i3d import SIZE
 
 
@@ -203,7 +202,7 @@ def detector_input(clips: torch.Tensor, protocol: Protocol) -> torch.Tensor:
         raise ValueError(f"a detector takes clips (B, 3, T, H, W), not {tuple(clips.shape)}.")
     clips = clips.float()
     if protocol.detector_resize == "squash":
-        clips = squash(clips, SIZE)
+        clips = resize_frames(clips, (SIZE, SIZE))
     elif protocol.detector_resize == "center":
         clips = _cover_and_crop(clips, SIZE, "bilinear", protocol.long_side)
     return clips * protocol.detector_range
@@ -238,17 +237,11 @@ def _cover_and_crop(clips: torch.Tensor, size: int, filter: str, long_side: str)
 
 
 def _resize(clips: torch.Tensor, size: tuple[int, int], filter: str) -> torch.Tensor:
-    if clips.shape[-2:] == size:
-        return clips
-    frames = clips.transpose(1, 2).flatten(0, 1)
-    if filter == "lanczos":
-        images = to_uint8(frames).permute(0, 2, 3, 1).cpu().numpy()
-        resized = [np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.LANCZOS)) for image in images]
-        frames = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).to(clips).div(127.5).sub(1)
-    else:
-        frames = F.interpolate(
-            frames, size=size, mode="bilinear", align_corners=False, antialias=filter == "antialias"
-        )
+    if filter != "lanczos" or clips.shape[-2:] == size:
+        return resize_frames(clips, size, antialias=filter == "antialias")
+    images = to_uint8(clips.transpose(1, 2).flatten(0, 1)).permute(0, 2, 3, 1).cpu().numpy()
+    resized = [np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.LANCZOS)) for image in images]
+    frames = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).to(clips).div(127.5).sub(1)
     return frames.unflatten(0, (clips.shape[0], clips.shape[2])).transpose(1, 2)
 
 

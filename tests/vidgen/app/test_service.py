@@ -46,7 +46,7 @@ def test_every_class_starts_with_the_same_seed():
 
     page = service.InferenceService.__new__(service.InferenceService)
     page.pipeline = Model()
-    page._sample(None, None, 2, 4, 1.0, 7, class_labels=[0, 1])
+    page._sample(None, None, [0, 1], 2, 7)
     assert seeds[:2] == seeds[2:] and seeds[0] != seeds[1]
 
 

@@ -14,7 +14,7 @@ from vidgen.common.errors import UserError
 from vidgen.common.weights import file_sha256
 from vidgen.losses.lpips import BACKBONES, LPIPS
 from vidgen.metrics import detectors
-from vidgen.metrics.detectors import DETECTORS, Detector, PooledPixels, get_detector, squash
+from vidgen.metrics.detectors import DETECTORS, Detector, PooledPixels, get_detector, resize_frames
 from vidgen.metrics.frechet import FeatureStatistics, frechet_distance
 
 COLOR, FIRST, LAST, DETAIL = slice(0, 48), slice(48, 64), slice(64, 80), slice(80, 96)
@@ -279,19 +279,19 @@ def test_pooled_pixels_take_no_file(tmp_path):
 
 def test_squash_is_bilinear_without_antialiasing_and_keeps_frames_in_order():
     clips = torch.rand(2, 3, 5, 6, 8)
-    squashed = squash(clips, 4)
+    squashed = resize_frames(clips, (4, 4))
     assert squashed.shape == (2, 3, 5, 4, 4)
     expected = torch.nn.functional.interpolate(clips[1, :, 3:4], size=(4, 4), mode="bilinear", align_corners=False)
     torch.testing.assert_close(squashed[1, :, 3:4], expected)
-    assert squash(clips[..., :6], 6).data_ptr() == clips.data_ptr()  # nothing to do
+    assert resize_frames(clips[..., :6], (6, 6)).data_ptr() == clips.data_ptr()  # nothing to do
 
 
 def test_i3d_squashes_frames_to_224_and_gives_probabilities():
     detector = DETECTORS["i3d"]()
     detector.network = lambda clips: clips.mean(dim=(2, 3, 4)).repeat(1, 134)[:, :400]
     clips = torch.rand(2, 3, 9, 20, 30)
-    torch.testing.assert_close(detector(clips), detector.network(squash(clips, 224)))
-    assert detector.network(squash(clips, 224)).shape == (2, 400)
+    torch.testing.assert_close(detector(clips), detector.network(resize_frames(clips, (224, 224))))
+    assert detector.network(resize_frames(clips, (224, 224))).shape == (2, 400)
     probabilities = detector.probabilities(torch.tensor([[0.0, 0.0, math.log(2)]]))
     torch.testing.assert_close(probabilities, torch.tensor([[0.25, 0.25, 0.5]]))
     with pytest.raises(UserError, match="i3d needs clips of 9 frames"):
