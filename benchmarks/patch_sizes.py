@@ -1,10 +1,10 @@
-"""Fewer tokens: what folding the two latents into larger patches costs in quality and spares in work.
+"""Tokens against quality: DiTs that patchify the two latents more or less coarsely.
 
     python -m benchmarks.patch_sizes --scale cpu --pipeline runs/demo/dit/final
     accelerate launch -m benchmarks.patch_sizes --scale paper --pipeline FOLDER --data UCF-101 --protocol tats
 
-DiTs that differ in their patches alone train on the latents of the pipeline's autoencoder, from the same seed: each
-for as many steps as the others, and for as many FLOPs. Started again after an interruption it goes on.
+DiTs that differ only in their patch sizes are trained on the latents of the pipeline's autoencoder, with the same
+seed, at equal steps and at equal FLOPs. An interrupted run resumes.
 """
 
 from __future__ import annotations
@@ -14,56 +14,50 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
+from matplotlib.figure import Figure
 
 from autoencoder import AutoencoderKLVidTwin
-from benchmarks import ucf101_fvd
-from benchmarks.common import vae_runs
 from pipelines import VidTwinTransformer3DModel
-from vidgen.common.config import load_config
 from vidgen.common.io import atomic_write
-from vidgen.common.loading import load_pipeline
-from vidgen.common.precision import place_model, resolve_dtype
+from vidgen.common.precision import resolve_dtype
 from vidgen.metrics.flops import transformer_flops
 from vidgen.training.config import DiTTrainingConfig
 from vidgen.training.dit_trainer import train_dit
 
-from .common.harness import REPOSITORY, Benchmark, Results, markdown_table
+from .common import generation
+from .common.figures import BLUE, GRAY, ORANGE, errors, new_figure, set_log_axes
+from .common.harness import Benchmark, Results
+from .common.tables import distance_cell, markdown_table
 from .speed.timing import alternating
 
-Patches = tuple[tuple[int, int, int], tuple[int, int]]  # over (query, row, column), and over (frame, position)
-# What a scale trains with: a recipe, settings on top of it, and the steps that all take.
-RECIPES = {
-    "smoke": (
-        "sprites",
-        [
-            *("model.preset=tiny-test", "data.num_frames=4", "data.fps=4", "train.mixed_precision=no"),
-            *("train.ema_decay=0", "optim.lr_warmup_steps=0"),  # so that two steps leave a trace
-        ],
-    ),
+PatchSizes = tuple[tuple[int, int, int], tuple[int, int]]  # (query, row, column), and (frame, position)
+# Config in configs/dit, and settings on top of it.
+CONFIGS = {
+    "smoke": ("sprites", ["model.preset=tiny-test", *generation.TINY_DIT]),
     "cpu": ("sprites", []),
     "paper": ("ucf101", []),
 }
 STEPS = {"smoke": 2, "cpu": 1200, "paper": 100_000}
-DEAREST = {"smoke": 2.0, "cpu": 4.0, "paper": math.inf}  # FLOPs of a step over the reference's, to take all steps
+MAX_RELATIVE_FLOPS = {"smoke": 2.0, "cpu": 4.0, "paper": math.inf}  # of a step; above it, no training at equal steps
 SAMPLES = {"smoke": 24, "cpu": 256, "paper": None}
 SAMPLING_STEPS = {"smoke": 2, "cpu": 25, "paper": 50}
-BUDGETS = {"steps": "as many steps", "flops": "as many FLOPs"}
-REFERENCE = "queries, positions"  # the 65-token form of a VidTwin of 224 px: a token for each place and each frame
+BUDGETS = {"steps": "equal steps", "flops": "equal FLOPs"}
+# One token per position and per frame: the 65-token form of a VidTwin of 224 px.
+REFERENCE = "queries, positions"
 
 
-def forms(structure_shape: Sequence[int], dynamics_shape: Sequence[int]) -> dict[str, Patches]:
-    """Patches by what they fold, the most tokens first; those that divide the latents.
+def forms(structure_shape: Sequence[int], dynamics_shape: Sequence[int]) -> dict[str, PatchSizes]:
+    """Patch sizes by the axes that they merge, most tokens first; only those that divide the latents.
 
     Args:
         structure_shape, dynamics_shape: (d_S, n_q, h_S, w_S) and (d_D, T, w_D + h_D) of the autoencoder.
     """
     queries, positions = structure_shape[1], dynamics_shape[2]
-    every = {
+    candidates = {
         "nothing": ((1, 1, 1), (1, 1)),
         "positions": ((1, 1, 1), (1, positions)),
         REFERENCE: ((queries, 1, 1), (1, positions)),
@@ -74,81 +68,71 @@ def forms(structure_shape: Sequence[int], dynamics_shape: Sequence[int]) -> dict
     sizes = (*structure_shape[1:], *dynamics_shape[1:])
     return {
         name: patches
-        for name, patches in every.items()
+        for name, patches in candidates.items()
         if all(size % patch == 0 for size, patch in zip(sizes, (*patches[0], *patches[1]), strict=True))
     }
 
 
 def run(options: argparse.Namespace) -> Results | None:
     scale = options.scale
-    options.samples = SAMPLES[scale] if options.samples is None else options.samples
-    if scale != "paper":
-        options.detector = options.detector or ["pooled_pixels"]
-    vae = ucf101_fvd.pipeline_of(options, PartialState()).vae
-    patches = forms(vae.structure_shape, vae.dynamics_shape)
-    runs = {name: [f"model.overrides.{key}={list(size)}" for key, size in _sizes(p)] for name, p in patches.items()}
-    models = {name: _untrained(vae, settings, options) for name, settings in runs.items()}
+    generation.use_few_samples(options, SAMPLES)
+    vae = generation.load_options_pipeline(options, PartialState()).vae
+    settings = {
+        name: {"structure_patch_size": structure, "dynamics_patch_size": dynamics}
+        for name, (structure, dynamics) in forms(vae.structure_shape, vae.dynamics_shape).items()
+    }
+    models = {name: build_untrained(vae, sizes, options) for name, sizes in settings.items()}
     flops = {name: transformer_flops(model) for name, model in models.items()}
-    found: dict[str, Any] = {}
-    for name, settings in runs.items():
+
+    # Train and evaluate each form at both budgets, the shorter training first: the longer one continues it.
+    rows: dict[str, Any] = {}
+    for name, sizes in settings.items():
         relative = flops[name] / flops[REFERENCE]
         steps = {"steps": STEPS[scale], "flops": max(1, round(STEPS[scale] / relative))}
-        if relative > DEAREST[scale]:
+        if relative > MAX_RELATIVE_FLOPS[scale]:
             del steps["steps"]
-        evaluated = {
-            budget: train_and_evaluate(name, settings, count, options)
-            for budget, count in sorted(steps.items(), key=lambda item: item[1])  # a longer training goes on
+        evaluations = {
+            budget: train_and_evaluate(name, sizes, count, options)
+            for budget, count in sorted(steps.items(), key=lambda item: item[1])
         }
-        found[name] = {
-            **dict(_sizes(patches[name])),
-            "tokens": models[name].num_tokens,
-            "flops": flops[name],
-            "relative_flops": relative,
-            "trained": {
-                budget: {"steps": steps[budget], **evaluated[budget]} for budget in BUDGETS if budget in steps
-            },
-        }
+        rows[name] = {**sizes, "tokens": models[name].num_tokens, "flops": flops[name], "relative_flops": relative}
+        rows[name]["trained"] = {b: {"steps": steps[b], **evaluations[b]} for b in BUDGETS if b in steps}
     if not PartialState().is_main_process:
         return None
+
     for name, seconds in step_seconds(models).items():
-        found[name]["step_seconds"] = seconds
-    common = next(iter(found[REFERENCE]["trained"].values()))["evaluation"]
-    for row in found.values():
+        rows[name]["step_seconds"] = seconds
+    common = next(iter(rows[REFERENCE]["trained"].values()))["evaluation"]
+    for row in rows.values():
         for trained in row["trained"].values():
             trained["distance"] = trained.pop("evaluation")["generated"]
-    return {"vae": str(options.pipeline), "steps": STEPS[scale], "evaluation": common, "forms": found}
+    return {"vae": str(options.pipeline), "steps": STEPS[scale], "evaluation": common, "forms": rows}
 
 
-def _sizes(patches: Patches) -> list[tuple[str, tuple[int, ...]]]:
-    return list(zip(("structure_patch_size", "dynamics_patch_size"), patches, strict=True))
+def config_of(sizes: dict[str, Sequence[int]], options: argparse.Namespace, *settings: str) -> DiTTrainingConfig:
+    """The scale's config with these patch sizes, and settings on top."""
+    name, more = CONFIGS[options.scale]
+    cache = f"latent_cache={options.work_dir / 'patch_sizes' / 'latents'}"
+    rare = ["train.validation_steps=1000000", "train.checkpointing_steps=1000000"]
+    patches = [f"model.overrides.{key}={list(size)}" for key, size in sizes.items()]
+    data = options.data if options.scale == "paper" else None
+    return generation.dit_config(name, options, data, cache, *rare, *more, *patches, *settings)
 
 
-def config_of(settings: Sequence[str], options: argparse.Namespace, *more: str) -> DiTTrainingConfig:
-    """The scale's recipe on the latents of the options' autoencoder, with settings on top."""
-    recipe, own = RECIPES[options.scale]
-    folder = options.work_dir / "patch_sizes"
-    if options.scale == "paper":
-        data = [f"data.root={options.data}", "data.ucf101_split=1"]
-    else:
-        data = vae_runs.data_sets(argparse.Namespace(**{**vars(options), "clips": None}))["sprites"][:1]
-    own = [*own, *data, f"vae={options.pipeline}", f"latent_cache={folder / 'latents'}", "train.report_to=none"]
-    every = ["train.validation_steps=1000000", "train.checkpointing_steps=1000000"]
-    arguments = ["--config", str(REPOSITORY / "configs" / "dit" / f"{recipe}.yaml"), *own, *every, *settings, *more]
-    return load_config(DiTTrainingConfig, arguments)
-
-
-def _untrained(
-    vae: AutoencoderKLVidTwin, settings: Sequence[str], options: argparse.Namespace
+def build_untrained(
+    vae: AutoencoderKLVidTwin, sizes: dict[str, Sequence[int]], options: argparse.Namespace
 ) -> VidTwinTransformer3DModel:
-    model = config_of(settings, options).model
+    model = config_of(sizes, options).model
     torch.manual_seed(0)
     return VidTwinTransformer3DModel.from_preset(model.preset, vae=vae, num_classes=8, **model.overrides).eval()
 
 
-def train_and_evaluate(name: str, settings: Sequence[str], steps: int, options: argparse.Namespace) -> dict[str, Any]:
-    """The distance of a DiT's clips after so many steps, trained and measured unless it has been.
+def train_and_evaluate(
+    name: str, sizes: dict[str, Sequence[int]], steps: int, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Train a DiT for a number of steps and evaluate its clips, unless that has been done.
 
-    A training of more steps goes on from one of fewer, which changes nothing where a recipe's rate is constant.
+    A longer training continues a shorter one; with a constant learning rate the result is the same.
 
     Returns:
         `evaluation`: `FVDResult` of the scale's detector, as JSON holds it.
@@ -158,22 +142,21 @@ def train_and_evaluate(name: str, settings: Sequence[str], steps: int, options: 
     if finished.exists():
         return json.loads(finished.read_text())
     limit = [f"train.max_train_steps={steps}", f"output_dir={folder}", "resume=latest"]
-    pipeline = load_pipeline(str(train_dit(config_of(settings, options, *limit))))
-    pipeline.set_progress_bar_config(disable=True)
-    accelerator = Accelerator()  # only now: the first one decides on the precision
-    place_model(pipeline, accelerator.device, options.dtype)
-    sampling = replace(ucf101_fvd.sampling_of(options), num_inference_steps=SAMPLING_STEPS[options.scale])
-    (evaluated,) = ucf101_fvd.evaluate(pipeline, sampling, options, accelerator) or [None]
+    trained = train_dit(config_of(sizes, options, *limit))
+    accelerator = Accelerator()  # after the training: the first one determines the precision of the process
+    pipeline = generation.load_placed_pipeline(trained, accelerator, options.dtype)
+    sampling = replace(generation.sampling_of(options), num_inference_steps=SAMPLING_STEPS[options.scale])
+    (evaluation,) = generation.evaluate(pipeline, sampling, options, accelerator) or [None]
     if accelerator.is_main_process:
         with atomic_write(finished) as path:
-            path.write_text(json.dumps({"evaluation": asdict(evaluated)}, indent=1))
+            path.write_text(json.dumps({"evaluation": asdict(evaluation)}, indent=1))
     accelerator.wait_for_everyone()
     return json.loads(finished.read_text())
 
 
 @torch.no_grad()
 def step_seconds(models: dict[str, VidTwinTransformer3DModel]) -> dict[str, float]:
-    """Time of a denoising step of one clip with guidance, taken in turns, in the fast precision."""
+    """Median time of a guided denoising step of one clip in the fast precision, measured in turns."""
     device = PartialState().device
     dtype = resolve_dtype("auto", device)
     steps = {}
@@ -185,113 +168,81 @@ def step_seconds(models: dict[str, VidTwinTransformer3DModel]) -> dict[str, floa
     return alternating(steps, device, repeats=15)
 
 
-# --- what is shown ---------------------------------------------------------------------------------------------------
+# --- tables and plot -------------------------------------------------------------------------------------------------
 
 
-def tables(results: Results | None) -> str:
-    if results is None:
-        return ""
+def tables(results: Results) -> str:
     rows = []
     reference = results["forms"][REFERENCE]["step_seconds"]
-    for name, found in results["forms"].items():
-        row = [
-            name,
-            sum(found["tokens"]),
-            f"{found['relative_flops']:.2f}",
-            f"{found['step_seconds'] / reference:.2f}",
-        ]
+    for name, form in results["forms"].items():
+        row = [name, sum(form["tokens"]), f"{form['relative_flops']:.2f}", f"{form['step_seconds'] / reference:.2f}"]
         for budget in BUDGETS:
-            trained = found["trained"].get(budget)
-            row += [trained["steps"], _distance(trained["distance"])] if trained else [None, "not trained"]
+            trained = form["trained"].get(budget)
+            row += [trained["steps"], distance_cell(trained["distance"])] if trained else [None, "not trained"]
         rows.append(row)
-    header = ["folded into a token", "tokens", "FLOPs of a step", "time of a step"]
-    for said in BUDGETS.values():
-        header += ["steps", f"{said}: Fréchet distance"]
+    header = ["merged into a token", "tokens", "relative FLOPs of a step", "relative time of a step"]
+    for label in BUDGETS.values():
+        header += ["steps", f"Fréchet distance, {label}"]
     evaluation = results["evaluation"]
-    real, reconstructed = evaluation["real_vs_real"]["value"], evaluation["reconstructed"]["value"]
-    said = (
-        f"{evaluation['generated']['samples']} clips each, guidance {evaluation['settings']['guidance_scale']:g}, "
-        f"detector `{evaluation['detector']['name']}`, with the 95 % interval; real clips against other real ones "
-        f"{real:.3g}, reconstructed {reconstructed:.3g}, of one color {evaluation['mean_color']['value']:.3g}. "
-        "FLOPs and time of a denoising step (one clip with guidance, bf16) are against "
-        f'those of "{REFERENCE}", which is the 65-token form of a VidTwin of 224 px.'
+    real, reconstructed, color = (
+        f"{evaluation[row]['value']:.3g}" for row in ("real_vs_real", "reconstructed", "mean_color")
     )
-    return "\n\n".join([said, markdown_table(header, rows), "\n".join(f"* {v}" for v in verdicts(results))])
-
-
-def _distance(distance: dict[str, Any]) -> str:
-    low, high = distance["interval"]
-    return f"{distance['value']:.3g} ({low:.3g} to {high:.3g})"
+    setting = (
+        f"{evaluation['generated']['samples']} clips per model, guidance "
+        f"{evaluation['settings']['guidance_scale']:g}, detector `{evaluation['detector']['name']}`, 95 % intervals; "
+        f"real vs. other real clips {real}, reconstructed {reconstructed}, mean color {color}. FLOPs and time of a "
+        f'denoising step (one clip with guidance, bf16) are relative to "{REFERENCE}", the 65-token form of a VidTwin '
+        "of 224 px."
+    )
+    return "\n\n".join([setting, markdown_table(header, rows), "\n".join(f"* {line}" for line in verdicts(results))])
 
 
 def verdicts(results: Results) -> list[str]:
-    """Which form comes nearest to real clips at each budget, and which others cannot be told from it."""
-    said = []
-    for budget, words in BUDGETS.items():
-        found = {
-            name: row["trained"][budget]["distance"]
-            for name, row in results["forms"].items()
-            if budget in row["trained"]
+    """The form with the lowest distance at each budget, and the others with overlapping intervals."""
+    lines = []
+    for budget, label in BUDGETS.items():
+        distances = {
+            name: form["trained"][budget]["distance"]
+            for name, form in results["forms"].items()
+            if budget in form["trained"]
         }
-        best = min(found, key=lambda name: found[name]["value"])
-        close = [
-            name for name, row in found.items() if name != best and row["interval"][0] <= found[best]["interval"][1]
-        ]
-        tokens = {name: sum(results["forms"][name]["tokens"]) for name in found}
-        line = f"After {words} {tokens[best]} tokens come nearest, {found[best]['value']:.3g}"
+        tokens = {name: sum(results["forms"][name]["tokens"]) for name in distances}
+        best = min(distances, key=lambda name: distances[name]["value"])
+        high = distances[best]["interval"][1]
+        close = [str(tokens[name]) for name, d in distances.items() if name != best and d["interval"][0] <= high]
+        line = f"At {label} {tokens[best]} tokens have the lowest distance, {distances[best]['value']:.3g}"
         if close:
-            line += f"; not told from it by their intervals: {', '.join(str(tokens[name]) for name in close)}"
-        said.append(f"{line}.")
-    return said
+            line += f"; inconclusive (overlapping intervals): {', '.join(close)}"
+        lines.append(f"{line}.")
+    return lines
 
 
-def plot(results: Results, path: Path) -> None:
-    """Distance against tokens, a curve for each budget."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, ScalarFormatter
-
-    figure = Figure(figsize=(7, 4.4), dpi=110, layout="constrained")
-    axes = figure.subplots()
-    tokens = {name: sum(found["tokens"]) for name, found in results["forms"].items()}
-    for (budget, words), color in zip(BUDGETS.items(), ("#2563eb", "#d97706"), strict=True):
+def plot(results: Results) -> Figure:
+    """Distance against tokens, one curve per budget."""
+    figure, [[axes]] = new_figure(7, 4.4)
+    tokens = {name: sum(form["tokens"]) for name, form in results["forms"].items()}
+    for (budget, label), color in zip(BUDGETS.items(), (BLUE, ORANGE), strict=True):
         points = [
-            (tokens[name], found["trained"][budget]["distance"])
-            for name, found in results["forms"].items()
-            if budget in found["trained"]
+            (tokens[name], form["trained"][budget]["distance"])
+            for name, form in results["forms"].items()
+            if budget in form["trained"]
         ]
         x, distances = zip(*points, strict=True)
         y = [distance["value"] for distance in distances]
-        reach = [[v - d["interval"][0] for v, d in zip(y, distances, strict=True)]]
-        reach.append([d["interval"][1] - v for v, d in zip(y, distances, strict=True)])
-        axes.errorbar(x, y, yerr=reach, color=color, marker="o", capsize=3, lw=1.5, label=f"after {words}")
-    lines = (("real_vs_real", "real against other real clips", "left"), ("reconstructed", "reconstructed", "right"))
-    for row, words, side in lines:
-        value, place = results["evaluation"][row]["value"], 0.01 if side == "left" else 0.99
-        axes.axhline(value, color="#6b7280", ls="--", lw=1)
-        axes.text(place, value, words, transform=axes.get_yaxis_transform(), fontsize=8, va="bottom", ha=side)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.xaxis.set_major_locator(FixedLocator(sorted(set(tokens.values()))))
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(ScalarFormatter())
-        axis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel("tokens of a clip")
+        axes.errorbar(x, y, yerr=errors(distances), color=color, marker="o", capsize=3, lw=1.5, label=f"at {label}")
+    lines = (("real_vs_real", "real vs. other real clips", 0.01), ("reconstructed", "reconstructed", 0.99))
+    for row, label, place in lines:
+        value, side = results["evaluation"][row]["value"], "left" if place < 0.5 else "right"
+        axes.axhline(value, color=GRAY, ls="--", lw=1)
+        axes.text(place, value, label, transform=axes.get_yaxis_transform(), fontsize=8, va="bottom", ha=side)
+    set_log_axes(axes, sorted(set(tokens.values())))
+    axes.set_xlabel("tokens per clip")
     axes.set_ylabel(f"Fréchet distance, {results['evaluation']['detector']['name']}")
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9)
-    figure.savefig(path)
+    return figure
 
 
-BENCHMARK = Benchmark(
-    name="patch_sizes",
-    title="Fewer tokens: patch sizes against quality",
-    needs="a trained pipeline, UCF-101, I3D's weights and a GPU",
-    run=run,
-    tables=tables,
-    plot=plot,
-    add_options=ucf101_fvd.add_evaluation_options,
-)
+BENCHMARK = Benchmark("patch_sizes", "Tokens against quality", run, tables, plot, generation.add_options)
 
 if __name__ == "__main__":
     BENCHMARK.main()

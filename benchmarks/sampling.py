@@ -1,10 +1,10 @@
-"""Fewer steps: how far generated clips are from real ones, against what a clip costs.
+"""Quality against sampling cost: solvers, guidance intervals and caches.
 
     python -m benchmarks.sampling --scale cpu --pipeline runs/demo/dit/final
     accelerate launch -m benchmarks.sampling --scale paper --pipeline FOLDER --data UCF-101 --protocol tats
 
-Every setting makes the same clips by number: the same class, the same noise. Distances are those of `ucf101_fvd.py`,
-and features are kept, so a program that was cut off goes on. Costs are measured anew at every start, on one process.
+Clip number i has the same class and the same noise in every setting. Distances are those of `benchmarks.ucf101_fvd`;
+features are kept on disk, so an interrupted run resumes. Costs are measured at every start, on one process.
 """
 
 from __future__ import annotations
@@ -14,31 +14,33 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
 from accelerate import Accelerator
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from matplotlib.figure import Figure
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from benchmarks import ucf101_fvd
 from pipelines import VidTwinPipeline
 from pipelines.schedulers import normalize_latents, other_solver
 from vidgen.common.errors import UserError
 from vidgen.metrics.flops import clock
 from vidgen.metrics.fvd import Sampling, class_labels
 
-from .common.harness import Benchmark, Results, markdown_table
+from .common import generation
+from .common.figures import BLUE, DARK_BLUE, GRAY, LIGHT_GRAY, ORANGE, TEAL, new_figure, set_log_axes
+from .common.harness import Benchmark, Results
+from .common.tables import markdown_table
 
-OWN = "own"
+DEFAULT = "default"
 SOLVERS: dict[str, type[SchedulerMixin] | None] = {
-    OWN: None,  # the pipeline's: DDIM, or Euler's for flow matching
+    DEFAULT: None,  # the pipeline's: DDIM, or Euler for flow matching
     "DPM-Solver++": diffusers.DPMSolverMultistepScheduler,  # both multistep, of order 2
     "UniPC": diffusers.UniPCMultistepScheduler,
 }
-Timestep = Callable[[], torch.Tensor]  # what some caches ask a pipeline for
+Timestep = Callable[[], torch.Tensor]  # returns the pipeline's current timestep, which some caches need
 CACHES: dict[str, Callable[[Timestep], Any]] = {
     "FirstBlock 0.05": lambda _: diffusers.FirstBlockCacheConfig(threshold=0.05),
     "FirstBlock 0.2": lambda _: diffusers.FirstBlockCacheConfig(threshold=0.2),
@@ -48,7 +50,7 @@ CACHES: dict[str, Callable[[Timestep], Any]] = {
         spatial_attention_timestep_skip_range=(-1, 901),
         attention_weight_callback=lambda _: 0.5,
         current_timestep_callback=timestep,
-        tensor_format="BCHW",  # asked for, and of no use without the guess of the unconditional half
+        tensor_format="BCHW",  # required, and unused without the approximation of the unconditional branch
     ),
     "Pyramid 2": lambda timestep: diffusers.PyramidAttentionBroadcastConfig(
         spatial_attention_block_skip_range=2,
@@ -69,77 +71,64 @@ class Setting:
     """A way to sample.
 
     Args:
-        family: settings that are judged together.
-        solver, cache: by their names above.
+        family: settings that are compared together.
+        solver, cache: names in `SOLVERS` and `CACHES`.
         steps: of the solver.
-        guided: noise levels at which guidance acts; None for no guidance at all.
+        guidance_interval: noise levels at which guidance is applied; None for no guidance.
     """
 
     family: str
-    solver: str = OWN
+    solver: str = DEFAULT
     steps: int = 50
-    guided: tuple[float, float] | None = (0.0, 1.0)
+    guidance_interval: tuple[float, float] | None = (0.0, 1.0)
     cache: str | None = None
 
     @property
     def name(self) -> str:
-        said = [f"{self.solver} {self.steps}"]
-        if self.guided is None:
-            said.append("unguided")
-        elif self.guided != (0.0, 1.0):
-            said.append(f"guided {self.guided[0]:g} to {self.guided[1]:g}")
-        if self.cache:
-            said.append(self.cache)
-        return ", ".join(said)
+        parts = [f"{self.solver} {self.steps}"]
+        if self.guidance_interval is None:
+            parts.append("unguided")
+        elif self.guidance_interval != (0.0, 1.0):
+            parts.append("guidance {:g} to {:g}".format(*self.guidance_interval))
+        return ", ".join([*parts, *([self.cache] if self.cache else [])])
 
 
 REFERENCE = Setting("fewer steps")
+GUIDANCE_INTERVALS = (None, (0.0, 0.5), (0.5, 1.0), (0.2, 0.8))
 SETTINGS = (
     REFERENCE,
-    Setting("fewer steps", steps=25),
-    Setting("fewer steps", steps=10),
-    Setting("fewer steps", steps=5),
-    Setting("DPM-Solver++", "DPM-Solver++", 25),
-    Setting("DPM-Solver++", "DPM-Solver++", 10),
-    Setting("DPM-Solver++", "DPM-Solver++", 5),
-    Setting("UniPC", "UniPC", 25),
-    Setting("UniPC", "UniPC", 10),
-    Setting("UniPC", "UniPC", 5),
-    Setting("guidance", guided=None),
-    Setting("guidance", guided=(0.0, 0.5)),
-    Setting("guidance", guided=(0.5, 1.0)),
-    Setting("guidance", guided=(0.2, 0.8)),
+    *(Setting("fewer steps", steps=steps) for steps in (25, 10, 5)),
+    *(Setting(solver, solver, steps) for solver in ("DPM-Solver++", "UniPC") for steps in (25, 10, 5)),
+    *(Setting("guidance", guidance_interval=interval) for interval in GUIDANCE_INTERVALS),
     *(Setting("caches", cache=cache) for cache in CACHES),
-    Setting("together", "DPM-Solver++", 10, guided=(0.2, 0.8)),
-    Setting("together", "UniPC", 10, guided=(0.2, 0.8)),
+    *(Setting("combined", solver, 10, guidance_interval=(0.2, 0.8)) for solver in ("DPM-Solver++", "UniPC")),
 )
 SMOKE = (REFERENCE, SETTINGS[4], SETTINGS[13], SETTINGS[14])
-SMOKE_STEPS = 10  # to one
+SMOKE_DIVISOR = 10  # of the steps
 SAMPLES = {"smoke": 24, "cpu": 256, "paper": None}
-TIMED = {"smoke": 2, "cpu": 8, "paper": 8}  # clips at a time, whose cost is measured
-ROUNDS = {"smoke": 2, "cpu": 7, "paper": 5}  # of all settings by turns
+TIMED_CLIPS = {"smoke": 2, "cpu": 8, "paper": 8}  # batch size of the cost measurement
+ROUNDS = {"smoke": 2, "cpu": 7, "paper": 5}
 
 
 def run(options: argparse.Namespace) -> Results | None:
     scale = options.scale
-    options.samples = SAMPLES[scale] if options.samples is None else options.samples
-    if scale != "paper":
-        options.detector = options.detector or ["pooled_pixels"]
+    generation.use_few_samples(options, SAMPLES)
     if len(options.detector or []) > 1:
-        raise UserError("name one --detector: settings are compared by one.")
+        raise UserError("name one --detector: settings are compared by a single distance.")
     accelerator = Accelerator()
-    pipeline = ucf101_fvd.pipeline_of(options, accelerator)
-    sampling = ucf101_fvd.sampling_of(options)
+    pipeline = generation.load_options_pipeline(options, accelerator)
+    sampling = generation.sampling_of(options)
     settings = settings_for(pipeline, scale)
-    costs = (
-        measure_costs(pipeline, settings, sampling, TIMED[scale], ROUNDS[scale]) if accelerator.is_main_process else {}
-    )
+    costs = {}
+    if accelerator.is_main_process:
+        costs = measure_costs(pipeline, settings, sampling, TIMED_CLIPS[scale], ROUNDS[scale])
     accelerator.wait_for_everyone()
     evaluations = {}
     for setting in settings:
-        with applied(setting, pipeline):
-            asked = sampling_for(setting, sampling)
-            evaluations[setting.name] = ucf101_fvd.evaluate(pipeline, asked, options, accelerator)
+        with apply_setting(setting, pipeline):
+            evaluations[setting.name] = generation.evaluate(
+                pipeline, sampling_for(setting, sampling), options, accelerator
+            )
     if not accelerator.is_main_process:
         return None
     reference = settings[0].name
@@ -148,9 +137,9 @@ def run(options: argparse.Namespace) -> Results | None:
         "solver": type(pipeline.scheduler).__name__,
         "reference": reference,
         "evaluation": asdict(evaluations[reference][0]),
-        "clips_timed": TIMED[scale],
+        "clips_timed": TIMED_CLIPS[scale],
         "rounds": ROUNDS[scale],
-        "again": costs.pop("again"),
+        "reference_repeated": costs.pop("reference_repeated"),
         "settings": {
             setting.name: {
                 "family": setting.family,
@@ -164,91 +153,93 @@ def run(options: argparse.Namespace) -> Results | None:
 
 
 def settings_for(pipeline: VidTwinPipeline, scale: str) -> list[Setting]:
-    """Those of the scale, the reference first; a model without classes has no guidance to vary."""
+    """The settings of a scale, the reference first; without guidance intervals for a model without classes."""
     settings = SETTINGS
     if scale == "smoke":
-        settings = [replace(setting, steps=setting.steps // SMOKE_STEPS) for setting in SMOKE]
+        settings = [replace(setting, steps=setting.steps // SMOKE_DIVISOR) for setting in SMOKE]
     if pipeline.transformer.config.num_classes is None:
-        return [setting for setting in settings if setting.guided == (0.0, 1.0)]
+        return [setting for setting in settings if setting.guidance_interval == (0.0, 1.0)]
     return list(settings)
 
 
 @contextmanager
-def applied(setting: Setting, pipeline: VidTwinPipeline) -> Iterator[None]:
-    """The pipeline with a setting's solver and cache."""
-    own, solver = pipeline.scheduler, SOLVERS[setting.solver]
+def apply_setting(setting: Setting, pipeline: VidTwinPipeline) -> Iterator[None]:
+    """Give the pipeline a setting's solver and cache within the block."""
+    scheduler, solver = pipeline.scheduler, SOLVERS[setting.solver]
     if solver is not None:
-        pipeline.scheduler = other_solver(own, solver)
+        pipeline.scheduler = other_solver(scheduler, solver)
     if setting.cache:
         pipeline.transformer.enable_cache(CACHES[setting.cache](lambda: pipeline.current_timestep))
     try:
         yield
     finally:
-        pipeline.scheduler = own
+        pipeline.scheduler = scheduler
         if setting.cache:
             pipeline.transformer.disable_cache()
 
 
 def sampling_for(setting: Setting, sampling: Sampling) -> Sampling:
-    """How a setting draws clips."""
+    """`sampling` with the steps and the guidance of a setting."""
     return replace(
         sampling,
         num_inference_steps=setting.steps,
-        guidance_scale=1.0 if setting.guided is None else sampling.guidance_scale,
-        guidance_interval=setting.guided or (0.0, 1.0),
+        guidance_scale=1.0 if setting.guidance_interval is None else sampling.guidance_scale,
+        guidance_interval=setting.guidance_interval or (0.0, 1.0),
     )
 
 
-# --- what a clip costs -----------------------------------------------------------------------------------------------
+# --- cost per clip ---------------------------------------------------------------------------------------------------
 
 
 def measure_costs(
     pipeline: VidTwinPipeline, settings: Sequence[Setting], sampling: Sampling, clips: int, rounds: int
 ) -> dict[str, Any]:
-    """What each setting takes, the first one being the reference.
+    """The cost of each setting; the first one is the reference.
 
-    Settings take turns, and times are told against the reference's of the same round: what else a machine does comes
-    and goes, and falls on all alike. At the end of a round the reference is timed once more, as "again".
+    In each round all settings are timed in turn, and each time is divided by the reference's of the same round, so
+    that other load on the machine affects all alike. Each round ends with the reference again: "reference_repeated".
 
     Returns:
-        By name: `calls` of the transformer and `rows` it was given for a clip; `flops` of the transformer for a clip;
-        `difference`, the largest of any latent from the reference's, in deviations; `seconds` for a clip, decoded, and
-        `time`, that against the reference: medians, with the `time_range`.
+        By name: `calls` of the transformer (NFE) and batch `rows` per clip; `flops` of the transformer per clip;
+        `difference`, the largest from the reference's latents, in standard deviations; `seconds` per clip including
+        decoding, and `time`, relative to the reference: medians, with the `time_range`.
     """
     costs: dict[str, Any] = {}
     expected = None
     for setting in settings:
-        with applied(setting, pipeline):
-            latents, counted = _counted(pipeline, sampling_for(setting, sampling), clips)
+        with apply_setting(setting, pipeline):
+            latents, counts = _count_work(pipeline, sampling_for(setting, sampling), clips)
         expected = latents if expected is None else expected
-        costs[setting.name] = {**counted, "difference": (latents - expected).abs().max().item()}
-    taken: dict[str, list[float]] = {setting.name: [] for setting in settings} | {"again": []}
+        costs[setting.name] = {**counts, "difference": (latents - expected).abs().max().item()}
+
+    turns = {setting.name: setting for setting in settings} | {"reference_repeated": settings[0]}
+    times: dict[str, list[float]] = {name: [] for name in turns}
     for _ in range(rounds):
-        for name, setting in [*((s.name, s) for s in settings), ("again", settings[0])]:
-            with applied(setting, pipeline):
+        for name, setting in turns.items():
+            with apply_setting(setting, pipeline):
                 started = clock(pipeline.device)
                 _generate(pipeline, sampling_for(setting, sampling), clips, "pt")
-                taken[name].append((clock(pipeline.device) - started) / clips)
-    reference = taken[settings[0].name]
-    for name, seconds in taken.items():
-        ratios = [own / theirs for own, theirs in zip(seconds, reference, strict=True)]
-        timed = {"time": statistics.median(ratios), "time_range": [min(ratios), max(ratios)]}
-        costs[name] = costs.get(name, {}) | {"seconds": statistics.median(seconds), **timed}
+                times[name].append((clock(pipeline.device) - started) / clips)
+    reference = times[settings[0].name]
+    for name, seconds in times.items():
+        ratios = [time / reference_time for time, reference_time in zip(seconds, reference, strict=True)]
+        relative = {"time": statistics.median(ratios), "time_range": [min(ratios), max(ratios)]}
+        costs[name] = costs.get(name, {}) | {"seconds": statistics.median(seconds), **relative}
     return costs
 
 
-def _counted(pipeline: VidTwinPipeline, sampling: Sampling, clips: int) -> tuple[torch.Tensor, dict[str, float]]:
-    """Latents (B, L) in the DiT's units, and what the transformer did for each."""
+def _count_work(pipeline: VidTwinPipeline, sampling: Sampling, clips: int) -> tuple[torch.Tensor, dict[str, float]]:
+    """Normalized latents (B, L), and the transformer's work per clip."""
     rows: list[int] = []
     hook = pipeline.transformer.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
-    # PyTorch counts all kernels of attention but the CPU's.
-    on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    formula = {on_cpu: lambda query, key, value, *_, **__: sdpa_flop_count(query, key, value)}
+    # PyTorch counts all attention kernels except the CPU's.
+    cpu_kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    formula = {cpu_kernel: lambda query, key, value, *_, **__: sdpa_flop_count(query, key, value)}
     with FlopCounterMode(display=False, custom_mapping=formula) as counter:
         latents = _generate(pipeline, sampling, clips, "latent")
     hook.remove()
-    counted = {"calls": len(rows), "rows": sum(rows) / clips, "flops": counter.get_total_flops() / clips}
-    return normalize_latents(latents, pipeline.vae), counted
+    counts = {"calls": len(rows), "rows": sum(rows) / clips, "flops": counter.get_total_flops() / clips}
+    return normalize_latents(latents, pipeline.vae), counts
 
 
 def _generate(pipeline: VidTwinPipeline, sampling: Sampling, clips: int, output_type: str) -> torch.Tensor:
@@ -264,141 +255,110 @@ def _generate(pipeline: VidTwinPipeline, sampling: Sampling, clips: int, output_
     ).frames
 
 
-# --- what is shown ---------------------------------------------------------------------------------------------------
+# --- tables and plot -------------------------------------------------------------------------------------------------
 
 
-def tables(results: Results | None) -> str:
-    if results is None:
-        return ""
-    reference = results["settings"][results["reference"]]
+def tables(results: Results) -> str:
+    settings = results["settings"]
+    reference_flops = settings[results["reference"]]["flops"]
     rows = []
-    for name, found in results["settings"].items():
-        low, high = found["distance"]["interval"]
-        rows.append(
-            [
-                name,
-                f"{found['distance']['value']:.3g}",
-                f"{low:.3g} to {high:.3g}",
-                f"{found['time']:.2f}",
-                f"{found['flops'] / reference['flops']:.2f}",
-                found["calls"],
-                f"{found['rows']:g}",
-                f"{found['difference']:.2g}" if found["family"] == "caches" else None,
-            ]
-        )
-    header = ["setting", "Fréchet distance", "95 % interval", "time", "the DiT's FLOPs", "its calls", "rows a clip"]
-    header.append("largest difference of latents")
-    families = dict.fromkeys(found["family"] for found in results["settings"].values())
-    verdicts = "\n".join(f"* {verdict(family, results)}" for family in families)
+    for name, setting in settings.items():
+        low, high = setting["distance"]["interval"]
+        row = [name, f"{setting['distance']['value']:.3g}", f"{low:.3g} to {high:.3g}", f"{setting['time']:.2f}"]
+        row += [f"{setting['flops'] / reference_flops:.2f}", setting["calls"], f"{setting['rows']:g}"]
+        rows.append([*row, f"{setting['difference']:.2g}" if setting["family"] == "caches" else None])
+    header = ["setting", "Fréchet distance", "95 % interval", "relative time", "relative DiT FLOPs"]
+    header += ["NFE", "batch rows per clip", "largest latent difference"]
     evaluation = results["evaluation"]
     if evaluation["generated"]["value"] >= evaluation["mean_color"]["value"]:
-        verdicts = (
-            "The reference is no nearer to real clips than clips of one color are: nothing follows from distances."
-        )
-    return "\n\n".join([_said(results), markdown_table(header, rows), verdicts])
+        verdicts = "The reference is no closer to real clips than clips of one color: the distances are meaningless."
+    else:
+        families = dict.fromkeys(setting["family"] for setting in settings.values())
+        verdicts = "\n".join(f"* {verdict(family, results)}" for family in families)
+    return "\n\n".join([_describe(results), markdown_table(header, rows), verdicts])
 
 
-def _said(results: Results) -> str:
-    evaluation, again = results["evaluation"], results["again"]
-    real, settings = evaluation["real_vs_real"], evaluation["settings"]
-    low, high = again["time_range"]
+def _describe(results: Results) -> str:
+    evaluation, reference = results["evaluation"], results["settings"][results["reference"]]
+    low, high = results["reference_repeated"]["time_range"]
     return (
-        f"{evaluation['generated']['samples']} clips a setting, guidance {settings['guidance_scale']:g}, detector "
-        f"`{evaluation['detector']['name']}`, protocol `{evaluation['protocol']['name']}`; real clips against other "
-        f"real ones {real['value']:.3g}, reconstructed {evaluation['reconstructed']['value']:.3g}. `own` is the "
-        f"pipeline's {results['solver']}. Time is a clip's, decoded, against {results['reference']}'s of the same "
-        f"round ({results['settings'][results['reference']]['seconds']:.3g} s; {results['clips_timed']} clips at a "
-        f"time, median of {results['rounds']} rounds; the reference once more: {low:.2f} to {high:.2f}). Differences "
-        "are in deviations of the latents."
+        f"{evaluation['generated']['samples']} clips per setting, guidance "
+        f"{evaluation['settings']['guidance_scale']:g}, detector `{evaluation['detector']['name']}`, protocol "
+        f"`{evaluation['protocol']['name']}`; real vs. other real clips {evaluation['real_vs_real']['value']:.3g}, "
+        f"reconstructed {evaluation['reconstructed']['value']:.3g}. `{DEFAULT}` is the pipeline's "
+        f"{results['solver']}. Relative time of a clip, with decoding, against {results['reference']} in the same "
+        f"round ({reference['seconds']:.3g} s; batches of {results['clips_timed']} clips, median of "
+        f"{results['rounds']} rounds; the reference repeated: {low:.2f} to {high:.2f}). Latent differences are in "
+        "standard deviations."
     )
 
 
 def verdict(family: str, results: Results) -> str:
-    """The cheapest of a family that is as good as the reference: no farther than its interval reaches."""
-    low, high = results["settings"][results["reference"]]["distance"]["interval"]
-    within = f"the reference's interval, {low:.3g} to {high:.3g}"
+    """The fastest setting of a family whose distance lies within the reference's interval."""
+    reference = results["reference"]
+    low, high = results["settings"][reference]["distance"]["interval"]
+    interval = f"the reference's interval, {low:.3g} to {high:.3g}"
     others = {
-        name: found
-        for name, found in results["settings"].items()
-        if found["family"] == family and name != results["reference"]
+        name: setting
+        for name, setting in results["settings"].items()
+        if setting["family"] == family and name != reference
     }
-    good = {name: found for name, found in others.items() if found["distance"]["value"] <= high}
+    good = {name: setting for name, setting in others.items() if setting["distance"]["value"] <= high}
     if not others:
-        return f"{family}: nothing was compared."
+        return f"{family}: no other setting was measured."
     if not good:
         name = min(others, key=lambda name: others[name]["distance"]["value"])
-        return f"{family}: none keeps to {within}; the nearest is {name} with {others[name]['distance']['value']:.3g}."
-    name = min(good, key=lambda name: good[name]["time"])
-    found = good[name]
-    if found["time"] >= 1:
-        return f"{family}: what keeps to {within} is no faster: {name} takes {found['time']:.2f} of the time."
-    better = ", below it" if found["distance"]["value"] < low else ""
-    return (
-        f"{family}: {name} is the cheapest within {within}{better}: {found['distance']['value']:.3g} in "
-        f"{found['time']:.2f} of the time."
-    )
-
-
-COLORS = ("#1e3a8a", "#2563eb", "#0d9488", "#d97706", "#7c3aed", "#dc2626")
-
-
-def plot(results: Results, path: Path) -> None:
-    """Distance against time, on log scales: curves over steps beside all else, each setting a numbered point."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, ScalarFormatter
-
-    figure = Figure(figsize=(11, 4.8), dpi=110, layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
-    settings, real = results["settings"], results["evaluation"]["real_vs_real"]["value"]
-    for axes in panels:
-        axes.axhspan(*settings[results["reference"]]["distance"]["interval"], color="#e5e7eb", zorder=0)
-        axes.axhline(real, color="#6b7280", ls="--", lw=1)
-        axes.text(
-            0.02, real, "real against other real clips", transform=axes.get_yaxis_transform(), fontsize=7, va="bottom"
+        return (
+            f"{family}: no setting is within {interval}; {name} is closest, {others[name]['distance']['value']:.3g}."
         )
+    name = min(good, key=lambda name: good[name]["time"])
+    setting = good[name]
+    if setting["time"] >= 1:
+        return f"{family}: no setting within {interval} is faster; {name} takes {setting['time']:.2f} of the time."
+    below = " (below it)" if setting["distance"]["value"] < low else ""
+    distance, time = setting["distance"]["value"], setting["time"]
+    return f"{family}: {name} is the fastest within {interval}{below}: {distance:.3g} in {time:.2f} of the time."
+
+
+def plot(results: Results) -> Figure:
+    """Distance against relative time: families of different steps on the left, of equal steps on the right."""
+    figure, [panels] = new_figure(11, 4.8, columns=2, sharey=True)
+    settings, reference = results["settings"], results["reference"]
+    real = results["evaluation"]["real_vs_real"]["value"]
     families: dict[str, list[str]] = {}
-    for name, found in settings.items():
-        families.setdefault(found["family"], []).append(name)
+    for name, setting in settings.items():
+        families.setdefault(setting["family"], []).append(name)
+
+    # Points, numbered as in the legend; the reference is in both panels.
     numbers = {name: number for number, name in enumerate(settings, 1)}
-    for color, members in zip(COLORS, families.values(), strict=False):
+    for color, members in zip((DARK_BLUE, BLUE, TEAL, ORANGE, "#7c3aed", "#dc2626"), families.values(), strict=False):
         points = {name: (settings[name]["time"], settings[name]["distance"]["value"]) for name in members}
-        curve = len({settings[name]["steps"] for name in members}) > 1
-        axes = panels[0 if curve else 1]
-        if curve:
+        is_curve = len({settings[name]["steps"] for name in members}) > 1
+        axes = panels[0 if is_curve else 1]
+        if is_curve:
             axes.plot(*zip(*sorted(points.values()), strict=True), color=color, lw=1, zorder=1)
         for name, (x, y) in points.items():
-            label = f"{numbers[name]}  {name}"
-            for shown in panels if name == results["reference"] else [axes]:
-                shown.plot(x, y, "o", color=color, ms=11, mec="white", mew=0.7, label=label)
-                label = None  # once in the legend
-                shown.annotate(str(numbers[name]), (x, y), ha="center", va="center", color="white", fontsize=6.5)
+            for panel in panels if name == reference else [axes]:
+                label = f"{numbers[name]}  {name}" if panel is axes else None  # once in the legend
+                panel.plot(x, y, "o", color=color, ms=11, mec="white", mew=0.7, label=label)
+                panel.annotate(str(numbers[name]), (x, y), ha="center", va="center", color="white", fontsize=6.5)
+
+    # Reference lines and scales.
     for axes in panels:
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        axes.xaxis.set_major_locator(FixedLocator([0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5]))
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter(ScalarFormatter())
-            axis.set_minor_formatter(NullFormatter())
-        axes.set_xlabel(f"time of a clip against {results['reference']}")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelsize=8)
+        axes.axhspan(*settings[reference]["distance"]["interval"], color=LIGHT_GRAY, zorder=0)
+        axes.axhline(real, color=GRAY, ls="--", lw=1)
+        place = axes.get_yaxis_transform()
+        axes.text(0.02, real, "real vs. other real clips", transform=place, fontsize=7, va="bottom")
+        set_log_axes(axes, [0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5])
+        axes.set_xlabel(f"time per clip relative to {reference}")
     panels[0].set_ylabel(f"Fréchet distance, {results['evaluation']['detector']['name']}")
-    panels[0].set_title("solvers, by steps; gray: the reference's 95 % interval", fontsize=10)
-    panels[1].set_title(f"{results['reference']}, and what spares work in other ways", fontsize=10)
+    panels[0].set_title("solvers by number of steps; gray: the reference's 95 % interval", fontsize=10)
+    panels[1].set_title(f"{reference} with guidance intervals and caches", fontsize=10)
     figure.legend(loc="outside right upper", frameon=False, fontsize=8, markerscale=0.7)
-    figure.savefig(path)
+    return figure
 
 
-BENCHMARK = Benchmark(
-    name="sampling",
-    title="Fewer steps: quality against time",
-    needs="a trained pipeline, UCF-101, I3D's weights and a GPU",
-    run=run,
-    tables=tables,
-    plot=plot,
-    add_options=ucf101_fvd.add_evaluation_options,
-)
+BENCHMARK = Benchmark("sampling", "Quality against sampling cost", run, tables, plot, generation.add_options)
 
 if __name__ == "__main__":
     BENCHMARK.main()

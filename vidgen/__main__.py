@@ -1,4 +1,4 @@
-"""`python -m vidgen` is the `vidgen` command."""
+"""`python -m vidgen` runs the `vidgen` command."""
 
 from .cli import main
 

@@ -1,8 +1,8 @@
-"""The paper's numbers (arXiv 2412.17726), for columns beside ours; never for ours."""
+"""The paper's numbers (arXiv 2412.17726), shown next to ours."""
 
 from __future__ import annotations
 
-# Table 1: MCL-JCV, 25 fps, 16 x 224 x 224: share of the clip's values in the latent (%), PSNR, LPIPS, SSIM, FVD.
+# Table 1, MCL-JCV, 25 fps, 16 x 224 x 224: latent values in % of the clip's, PSNR, LPIPS, SSIM, FVD.
 RECONSTRUCTION = {
     "iVideoGPT": (1.50, 19.353, 0.4677, 0.5752, 1693.10),
     "MAGVIT-v2": (0.65, 24.351, 0.3347, 0.6877, 653.88),
@@ -11,13 +11,13 @@ RECONSTRUCTION = {
     "CV-VAE": (0.53, 28.063, 0.2436, 0.7546, 401.92),
     "VidTwin": (0.20, 28.137, 0.2414, 0.8044, 388.86),
 }
-# Table 2: UCF-101, FVD.
+# Table 2, UCF-101: FVD.
 UCF101_FVD = {"TATS": 332, "MAGVIT-v2": 58, "Video-LaViT": 275, "VidTwin": 193}
-# UCF-101, FVD as other papers give it of their own models: name, FVD, protocol (`vidgen.metrics.protocols`), source.
+# UCF-101, FVD that other papers report of their models: name, FVD, protocol (`vidgen.metrics.protocols`), source.
 UCF101_FVD_ELSEWHERE = [
-    ("TATS", 332, "tats", "TATS, arXiv 2204.03638: by class"),
-    ("LARP", 57, "larp", "LARP, arXiv 2410.21264: by class"),
-    ("Latte", 478, "latte", "Latte, arXiv 2401.03048: without a class"),
+    ("TATS", 332, "tats", "TATS, arXiv 2204.03638: class-conditional"),
+    ("LARP", 57, "larp", "LARP, arXiv 2410.21264: class-conditional"),
+    ("Latte", 478, "latte", "Latte, arXiv 2401.03048: unconditional"),
 ]
 # Table 3: PSNR, SSIM; names as in `autoencoder.presets.ABLATIONS`.
 ABLATIONS = {
@@ -29,12 +29,12 @@ ABLATIONS = {
 }
 # Table 4: PSNR, SSIM.
 MODEL_SCALING = {"small": (24.83, 0.683), "base": (26.13, 0.732), "large": (27.16, 0.751)}
-# Table 6: share of the clip's values in the latent (%), PSNR, LPIPS.
+# Table 6: latent values in % of the clip's, PSNR, LPIPS.
 RATE_CURVE = [(0.11, 24.41, 0.35), (0.16, 27.03, 0.28), (0.20, 28.14, 0.24), (0.48, 30.04, 0.15)]
 
-# Figure 5: what a baseline costs, as multiples of VidTwin: FLOPs and peak memory of a training step, both at batch 1.
+# Figure 5: cost of the baselines, in multiples of VidTwin's: FLOPs and peak memory of a training step at batch size 1.
 RESOURCES_CLAIM = {"flops": (4, 8), "memory": (2, 3)}
-# The latents it is about, of 16 frames: height and width of the clip, and streams of (channels, sizes), time first.
+# The latents of Figure 5 for 16 frames: height and width of the clip, and streams of (channels, sizes), time first.
 # A content frame is an image: one frame.
 LATENTS = {
     "iVideoGPT": (256, [(64, (2, 16, 16)), (64, (14, 4, 4))]),

@@ -1,8 +1,7 @@
-"""VAEs trained by a recipe and scored on held-out clips, each once: what ablations, sizes and rates are compared by.
+"""VAE trainings scored on held-out clips, shared by the benchmarks.
 
-A run lies in WORK_DIR/vae_runs/NAME. It is finished once it has its `score.json`; an interrupted one goes on from its
-checkpoint. So programs share runs, a program that was cut off goes on, and several may work beside each other at
-different runs (`--only`).
+A run is WORK_DIR/vae_runs/NAME. It is finished once `score.json` exists; an interrupted run resumes from its
+checkpoint. Programs share runs by name, and several programs may train different runs at once (`--only`).
 """
 
 from __future__ import annotations
@@ -34,40 +33,37 @@ from vidgen.training.vae_trainer import train_vae
 
 from .harness import REPOSITORY
 
-NEEDS = "UCF-101, vgg16-397923af.pth for LPIPS and 4 GPUs of 80 GB"  # what the paper's recipe takes
-# What a scale trains with: a recipe, and settings on top of it.
-RECIPES = {
+# Config in configs/vae, and settings on top of it.
+CONFIGS = {
     "smoke": ("sprites", ["model.preset=tiny-test", "data.resolution=32", "data.num_frames=4", "data.fps=4"]),
     "cpu": ("sprites", []),
     "paper": ("base", []),
 }
 STEPS = {"smoke": 4, "cpu": 600, "paper": None}
 SEEDS = {"smoke": 1, "cpu": 2, "paper": 2}
-SPRITES_PER_CLASS = {"smoke": (2, 1), "cpu": (80, 8)}  # to train on, to score on
-CLIPS_PER_VIDEO = 8  # of the real videos, which are few
-FULL = "full"  # the variant that is the recipe itself, which programs share
+SPRITES_PER_CLASS = {"smoke": (2, 1), "cpu": (80, 8)}  # training, test
+CLIPS_PER_VIDEO = 8  # of real videos
+FULL = "full"  # the variant with the config unchanged, shared by all programs
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """What every program that trains VAEs takes."""
-    parser.add_argument(
-        "--clips", type=Path, metavar="FOLDER", help="real videos; every third is scored on (scale cpu)"
-    )
-    parser.add_argument("--data", type=Path, metavar="FOLDER", help="UCF-101, its split files beside it (scale paper)")
+    """Add the options of programs that train VAEs."""
+    parser.add_argument("--clips", type=Path, metavar="FOLDER", help="real videos; a third is held out (scale cpu)")
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="UCF-101 beside its split files (scale paper)")
     add_lpips_options(parser)
-    parser.add_argument("--only", metavar="PATTERN", help="train the runs whose names match, and make no table")
+    parser.add_argument("--only", metavar="PATTERN", help="only train runs with matching names; write no results")
 
 
 def add_lpips_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--lpips-weights", metavar="FILE", help="of its backbone; torch hub's cache where not given")
-    parser.add_argument("--lpips-sha256", metavar="HASH", help="of that file, where it is not the published one")
+    parser.add_argument("--lpips-weights", metavar="FILE", help="backbone weights (default: torch hub's cache)")
+    parser.add_argument("--lpips-sha256", metavar="HASH", help="hash of that file, if it is not the published one")
 
 
 def load_lpips(options: argparse.Namespace, backbone: str = "squeeze") -> LPIPS:
-    """LPIPS by the options of `add_lpips_options`, on this process's device.
+    """LPIPS from the options of `add_lpips_options`, on this process's device.
 
     Raises:
-        UserError: if there is no such file.
+        UserError: if the file does not exist.
     """
     names = ("--lpips-weights ", "--lpips-sha256 ")
     lpips = LPIPS.from_pretrained(backbone, options.lpips_weights, options.lpips_sha256, names)
@@ -75,10 +71,10 @@ def load_lpips(options: argparse.Namespace, backbone: str = "squeeze") -> LPIPS:
 
 
 def data_sets(options: argparse.Namespace) -> dict[str, list[str]]:
-    """The data that a scale trains and scores on, by name, as settings of a recipe; sprites are written where missing.
+    """Config settings of the data sets of a scale, by name; missing sprites are written.
 
     Raises:
-        UserError: if the scale needs a folder that is not given.
+        UserError: if the scale requires a folder that is not given.
     """
     if options.scale == "paper":
         if options.data is None:
@@ -90,23 +86,30 @@ def data_sets(options: argparse.Namespace) -> dict[str, list[str]]:
         for part, count, seed in zip(("train", "test"), SPRITES_PER_CLASS[options.scale], (0, 1), strict=True):
             if not (folder / "sprites" / part).exists():
                 write_sprites(folder / "sprites" / part, count, seed=seed, **small)
-        sets = {"sprites": _train_and_test(folder / "sprites" / "train", folder / "sprites" / "test")}
+        settings = {"sprites": _train_and_test(folder / "sprites" / "train", folder / "sprites" / "test")}
         if options.clips is not None:
-            videos = find_videos(options.clips)
-            held_out = held_out_videos(options.clips)
-            parts = {"train": [v for v in videos if v not in held_out], "test": held_out}
-            tables = {part: folder / f"clips-{part}.csv" for part in parts}
-            for part, table in tables.items():
-                with atomic_write(table) as path, path.open("w", newline="") as file:
-                    csv.writer(file).writerows([["path"], *([video.resolve()] for video in parts[part])])
-            more = [f"data.clips_per_video={CLIPS_PER_VIDEO}", "data.flip=true"]
-            sets["clips"] = _train_and_test(tables["train"], tables["test"]) + more
-    return sets
+            test = held_out_videos(options.clips)
+            train = [video for video in find_videos(options.clips) if video not in test]
+            tables = [_write_list(folder / f"clips-{part}.csv", v) for part, v in (("train", train), ("test", test))]
+            settings["clips"] = _train_and_test(*tables)
+            settings["clips"] += [f"data.clips_per_video={CLIPS_PER_VIDEO}", "data.flip=true"]
+    return settings
+
+
+def sprite_data(options: argparse.Namespace) -> list[str]:
+    """Config settings of the training sprites alone."""
+    return data_sets(argparse.Namespace(**{**vars(options), "clips": None}))["sprites"][:1]
 
 
 def held_out_videos(clips: Path) -> list[Path]:
-    """Every third of the real videos in a folder, which are scored on and not trained on."""
+    """Every third video of a folder: these are scored on and not trained on."""
     return find_videos(clips)[1::3]
+
+
+def _write_list(table: Path, videos: Sequence[Path]) -> Path:
+    with atomic_write(table) as path, path.open("w", newline="") as file:
+        csv.writer(file).writerows([["path"], *([video.resolve()] for video in videos)])
+    return table
 
 
 def _train_and_test(train: Path, test: Path) -> list[str]:
@@ -114,104 +117,104 @@ def _train_and_test(train: Path, test: Path) -> list[str]:
 
 
 def train_variants(variants: dict[str, Sequence[str]], options: argparse.Namespace) -> dict[str, Any] | None:
-    """Train and score every variant of a scale's recipe on each of its data sets, with each of its seeds.
+    """Train and score every variant on each data set of the scale, with each seed.
 
-    All see the same clips in the same order for the same number of steps. A variant's run is DATA-VARIANT-seedN, so
-    programs share those that they name alike: `FULL`, the recipe itself, is everybody's.
+    All variants see the same clips in the same order for the same number of steps. Runs are named DATA-VARIANT-seedN,
+    so programs share the variants that have the same name, `FULL` above all.
 
     Args:
-        variants: settings of the model by name.
+        variants: config settings by name.
 
     Returns:
-        `{"data": {DATA: {VARIANT: [score of each seed]}}}` with the seconds that the trainings took together; None
-        if `--only` leaves any out.
+        `{"data": {DATA: {VARIANT: [score of each seed]}}}` with the total training `seconds`; None if `--only` skips
+        a run.
     """
     data: dict[str, dict[str, list]] = {}
     for seed in range(SEEDS[options.scale]):
         for name, settings in data_sets(options).items():
-            for variant, own in variants.items():
-                score = train_and_score(f"{name}-{variant}-seed{seed}", [*settings, f"seed={seed}", *own], options)
+            for variant, changes in variants.items():
+                run = f"{name}-{variant}-seed{seed}"
+                score = train_and_score(run, [*settings, f"seed={seed}", *changes], options)
                 data.setdefault(name, {}).setdefault(variant, []).append(score)
     if options.only:
         return None
-    scores = [score for runs in data.values() for seeds in runs.values() for score in seeds]
-    return {"data": data, "seconds": sum(score["seconds"] for score in scores if score)}
+    return {"data": data, "seconds": sum(s["seconds"] for runs in data.values() for ss in runs.values() for s in ss)}
 
 
-def full_run(data: str, seed: int, options: argparse.Namespace) -> tuple[Path, float]:
-    """Folder of the recipe's own VAE on a data set, trained unless it has been, and the seconds its training took."""
+def train_full(data: str, seed: int, options: argparse.Namespace) -> tuple[Path, float]:
+    """Train the unchanged config on a data set unless it has been; returns the run's folder and training seconds."""
     name = f"{data}-{FULL}-seed{seed}"
-    score = train_and_score(name, [*data_sets(options)[data], f"seed={seed}", *overridden()], options)
+    score = train_and_score(name, [*data_sets(options)[data], f"seed={seed}", *overrides()], options)
     return options.work_dir / "vae_runs" / name, score["seconds"] if score else 0.0
 
 
-def overridden(**overrides: Any) -> list[str]:
-    """The settings of a variant that gives the model other arguments."""
-    return [f"model.overrides={json.dumps(overrides)}"]
+def overrides(**arguments: Any) -> list[str]:
+    """Config settings that override arguments of the model."""
+    return [f"model.overrides={json.dumps(arguments)}"]
 
 
-def gain(better: Sequence[dict], worse: Sequence[dict], paper_gain: float, key: str = "psnr", digits: int = 2) -> str:
-    """Whether a difference of the paper's comes out, and is larger than what a seed makes: all of one above the other.
+def compare(
+    better: Sequence[dict], worse: Sequence[dict], paper_gain: float, key: str = "psnr", digits: int = 2
+) -> str:
+    """State whether a difference of the paper is reproduced: all seeds of one variant above all of the other.
 
     Args:
-        better, worse: scores of two variants, seed by seed, of which the paper finds the first better.
+        better, worse: scores of two variants, seed by seed; the paper finds the first one better.
         paper_gain: the paper's difference, first minus second.
-        key: of the figure.
+        key: name of the score.
 
     Returns:
-        "the paper +1.30, ours +0.20, +0.40 by seed: holds".
+        "paper +1.30, ours +0.20, +0.40 by seed: reproduced".
     """
-    ours = [b[key] - w[key] for b, w in zip(better, worse, strict=True)]
     sign = math.copysign(1.0, paper_gain)
     high, low = ([sign * score[key] for score in scores] for scores in (better, worse))
-    if len(ours) == 1:
-        verdict = "one seed says nothing of its spread"
+    if len(high) == 1:
+        verdict = "one seed, variance unknown"
     elif min(high) > max(low):
-        verdict = "holds"
+        verdict = "reproduced"
     else:
-        verdict = "is reversed" if max(high) < min(low) else "lies within the seeds' spread"
-    by_seed = ", ".join(f"{difference:+.{digits}f}" for difference in ours)
-    return f"the paper {paper_gain:+.{digits}f}, ours {by_seed} by seed: {verdict}"
-
-
-def gains(better: Sequence[dict], worse: Sequence[dict], psnr: float, ssim: float) -> str:
-    """`gain` of both figures of the paper's Tables 3 and 4."""
-    return f"PSNR: {gain(better, worse, psnr)}; SSIM: {gain(better, worse, ssim, 'ssim', 3)}"
+        verdict = "reversed" if max(high) < min(low) else "within seed variance"
+    by_seed = ", ".join(f"{b[key] - w[key]:+.{digits}f}" for b, w in zip(better, worse, strict=True))
+    return f"paper {paper_gain:+.{digits}f}, ours {by_seed} by seed: {verdict}"
 
 
 def train_and_score(name: str, settings: Sequence[str], options: argparse.Namespace) -> dict[str, Any] | None:
-    """The scores of the VAE that a scale's recipe with these settings gives, trained unless it has been.
+    """Train a VAE with the scale's config and these settings, unless it has been, and score it.
 
     Args:
         name: of the run; the same name must mean the same settings.
 
     Returns:
-        Means over the held-out clips, of pixels as files hold them: `psnr` (dB, one MSE a clip), `psnr_frame`, `ssim`,
-        `lpips_squeeze`, and for comparison `psnr_mean_color` and `psnr_downsample`; `num_clips`, `parameters`,
-        `latent_size`, `compression_rate`, and the `seconds` that the training took since it was last started. None
-        for a run that `--only` leaves out.
+        Means over the held-out clips, of 8-bit pixels: `psnr` (dB, one MSE per clip), `psnr_frame`, `ssim`,
+        `lpips_squeeze`, and the baselines `psnr_mean_color` and `psnr_downsample`; `num_clips`, `parameters`,
+        `latent_size`, `compression_rate`, and the `seconds` of training since its last start. None for a run that
+        `--only` skips.
 
     Raises:
-        UserError: if an earlier run of this name had other settings, and whatever the training raises.
+        UserError: if an earlier run of this name had other settings; and everything that training raises.
     """
     if options.only and not fnmatch.fnmatch(name, options.only):
         return None
     folder = options.work_dir / "vae_runs" / name
-    recipe, more = RECIPES[options.scale]
+    config_name, more = CONFIGS[options.scale]
     if STEPS[options.scale]:
         more = [*more, f"train.max_train_steps={STEPS[options.scale]}"]
-    every = ["train.checkpointing_steps=100", "train.validation_steps=100000", "train.report_to=none"]
-    arguments = ["--config", str(REPOSITORY / "configs" / "vae" / f"{recipe}.yaml"), *more, *every, *settings]
+    logging = ["train.checkpointing_steps=100", "train.validation_steps=100000", "train.report_to=none"]
+    arguments = ["--config", str(REPOSITORY / "configs" / "vae" / f"{config_name}.yaml"), *more, *logging, *settings]
     config = load_config(VAETrainingConfig, [*arguments, f"output_dir={folder}", "resume=latest"])
+
+    # Reuse a finished run.
     finished = folder / "score.json"
     if finished.exists():
         record = json.loads(finished.read_text())
         if record["settings"] != [*more, *settings]:
             raise UserError(
-                f"{folder} was made with other settings ({' '.join(record['settings'])}); delete it first."
+                f"{folder} was trained with other settings ({' '.join(record['settings'])}); delete it first."
             )
         return record["score"]
-    lpips = load_lpips(options)  # before a training whose score it is needed for
+
+    # Train and score; LPIPS is loaded first, so that a missing file is noticed before the training.
+    lpips = load_lpips(options)
     started = time.monotonic()
     final = train_vae(config)
     seconds = round(time.monotonic() - started, 1)
@@ -235,7 +238,7 @@ def score_vae(folder: Path, config: VAETrainingConfig, lpips: LPIPS) -> dict[str
 
 
 def held_out_clips(vae: AutoencoderKLVidTwin, config: VAETrainingConfig) -> ClipDataset:
-    """The clips that a run is scored on: of the videos its training validates on, as many of each as it trains on."""
+    """The clips that a run is scored on: those of its validation videos, as many per video as in training."""
     _, files, classes = list_train_and_validation(config.data, seed=0)  # the same videos for runs of all seeds
     return ClipDataset(
         files,

@@ -1,11 +1,11 @@
-"""How fast vidgen is: against what the machine can do and against other video autoencoders, in one run.
+"""Speed of vidgen, relative to the machine's limits and to other video autoencoders measured in the same run.
 
-    python -m benchmarks.speed --scale cpu                     every part: half an hour on two cores
-    python -m benchmarks.speed --scale cpu round_trip peers    some parts, printed and kept in the work folder
+    python -m benchmarks.speed --scale cpu                     all parts: half an hour on two cores
+    python -m benchmarks.speed --scale cpu round_trip peers    some parts, printed and written to the work folder
     python -m benchmarks.speed --scale paper                   on a GPU
 
-Times are medians, and what is compared is taken in turns, for machines are noisy. With OMP_NUM_THREADS=1 times are the
-thread's own, which neighbors hardly lengthen: use it where the machine has other work.
+Times are medians, and what is compared is measured in turns, because machines are noisy. With OMP_NUM_THREADS=1 times
+are CPU times of the thread, which other load hardly affects.
 """
 
 from __future__ import annotations
@@ -17,51 +17,47 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 
-from benchmarks.speed import data as speed_data
-from benchmarks.speed import models as speed_models
 from vidgen.common.errors import UserError
 
-from ..common.harness import Benchmark, Results, markdown_table
-from .growth import growth
-from .models import SHARE
-from .peers import FOLDED, OURS, peers
-from .timing import Row, ceilings, device_of
+from ..common.figures import DARK_BLUE, GRAY, LIGHT_BLUE, new_figure
+from ..common.harness import Benchmark, Results
+from ..common.tables import markdown_table
+from . import data, models
+from .models import FRACTION
+from .peers import COMPARED_FIGURES, FOLDED, OURS, peers
+from .timing import Row, device_of, measure_limits
 
 PARTS: dict[str, Callable[..., list[Row]]] = {
-    "round_trip": speed_models.round_trip,
-    "rounding": speed_models.rounding,
-    "modes": speed_models.modes,
-    "train_step": speed_models.train_step,
-    "dit_step": speed_models.dit_step,
-    "sampling": speed_models.sampling,
-    "compiled": speed_models.compiled,
+    "round_trip": models.round_trip,
+    "rounding": models.rounding,
+    "train_step": models.train_step,
+    "dit_step": models.dit_step,
+    "sampling": models.sampling,
+    "compiled": models.compiled,
     "peers": peers,
-    "growth": growth,
-    "data": speed_data.data,
-    "video": speed_data.video,
-    "fvd": speed_data.fvd,
-    "attention": speed_models.attention,
-    "qformer": speed_models.qformer,
+    "data": data.data,
+    "video": data.video,
+    "attention": models.attention,
+    "qformer": models.qformer,
 }
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (default: all)")
-    parser.add_argument(
-        "--pipeline", type=Path, metavar="FOLDER", help="a trained one, for the rounding of its weights"
-    )
+    parser.add_argument("--pipeline", type=Path, metavar="FOLDER", help="trained pipeline, for the part rounding")
 
 
 def run(options: argparse.Namespace) -> Results:
     if unknown := [part for part in options.parts if part not in PARTS]:
-        raise UserError(f"unknown part {unknown[0]!r}; there are {', '.join(PARTS)}.")
+        raise UserError(f"unknown part {unknown[0]!r}; choose from {', '.join(PARTS)}.")
     if options.scale == "paper" and not torch.accelerator.is_available():
-        raise UserError("--scale paper measures a GPU and there is none here; --scale cpu measures the CPU.")
+        raise UserError("--scale paper requires a GPU, which is not available; --scale cpu measures the CPU.")
     if options.parts:
-        options.results = options.work_dir  # a part is no record
+        options.results = options.work_dir / options.scale  # some parts are no record
     device = device_of(options.scale)
-    results: Results = {"ceilings": ceilings(device), "threads": torch.get_num_threads(), "parts": {}}
+    results: Results = {"ceilings": measure_limits(device), "threads": torch.get_num_threads(), "parts": {}}
     for name in options.parts or PARTS:
         print(name, file=sys.stderr, flush=True)
         part = partial(PARTS[name], pipeline=options.pipeline) if name == "rounding" else PARTS[name]
@@ -69,77 +65,71 @@ def run(options: argparse.Namespace) -> Results:
     return results
 
 
-def held(results: Results) -> Iterable[tuple[str, float, str]]:
-    """What must hold on any machine: a ratio taken in this run, and its bound."""
+def expectations(results: Results) -> Iterable[tuple[str, float, str]]:
+    """Ratios of this run that are expected on any machine, and their bounds."""
     parts = results["parts"]
     for row in parts.get("round_trip", ()):
         if row["precision"] == "bf16":
-            yield "bf16 round trip, share of the matmul rate", row[SHARE], "at least 0.55"
+            yield "bf16 round trip, fraction of matmul rate", row[FRACTION], "at least 0.55"
     for row in parts.get("rounding", ())[1:]:
-        yield "bf16 against fp32 on trained weights, dB", row["PSNR of bf16 to fp32, dB"], "at least 40"
-    for row in parts.get("modes", ()):
-        what = f"inference_mode over no_grad, weights in {row['weights']}"
-        yield what, row["inference_mode / no_grad"], "at most 1.05"
+        yield "bf16 vs. fp32 with trained weights, dB", row["PSNR of bf16 to fp32, dB"], "at least 40"
     for row in parts.get("train_step", ()):
         if row["size"] == "base" and row["precision"] == "bf16":
-            what = "base, bf16 training step" + (", checkpointing" if row["checkpointing"] else "")
-            yield f"{what}: share of the matmul rate", row[SHARE], "at least 0.45"
+            case = "base, bf16 training step" + (", checkpointing" if row["checkpointing"] else "")
+            yield f"{case}: fraction of matmul rate", row[FRACTION], "at least 0.45"
     steps = parts.get("dit_step", ())
     for row in steps:
         if row["precision"] == "bf16" and row["tokens of a clip"] == steps[0]["tokens of a clip"]:
-            yield f"DiT step, bf16, {row['clips']} clips, share of the matmul rate", row[SHARE], "at least 0.50"
+            yield f"DiT step, bf16, {row['clips']} clips, fraction of matmul rate", row[FRACTION], "at least 0.50"
     for row in parts.get("sampling", ()):
-        yield "sampling and decoding over the sum of its parts", row["pipeline / sum of its parts"], "at most 1.10"
+        yield "sampling and decoding, relative to the sum of parts", row["pipeline / sum of parts"], "at most 1.10"
     rows = {row["autoencoder"]: row for row in parts.get("peers", ()) if "failed" not in row}
-    others = [row for name, row in rows.items() if name not in (OURS, FOLDED)]
-    if others:
-        for figure in ("round trip, s", "latent values"):
+    if others := [row for name, row in rows.items() if name not in (OURS, FOLDED)]:
+        for figure, ours in zip(COMPARED_FIGURES, (OURS, OURS, FOLDED), strict=True):
             best = min(others, key=lambda row: row[figure])
-            yield (
-                f"{figure.split(',')[0]}: {best['autoencoder']} over ours",
-                best[figure] / rows[OURS][figure],
-                "at least 1",
-            )
-        best = min(others, key=lambda row: row["DiT step, s"])
-        ratio = best["DiT step, s"] / rows[FOLDED]["DiT step, s"]
-        yield f"DiT step: {best['autoencoder']} over our 65 tokens", ratio, "at least 1"
+            label = f"{figure.split(',')[0]}: {best['autoencoder']} / {ours}"
+            yield label, best[figure] / rows[ours][figure], "at least 1"
     for row in parts.get("data", ()):
-        if "data wait" in row:
-            yield "share of a tiny training that waits for data", row["data wait"], "at most 0.05"
+        if "fraction of time waiting for data" in row:
+            waiting = row["fraction of time waiting for data"]
+            yield "tiny training: fraction of time waiting for data", waiting, "at most 0.05"
     for row in parts.get("video", ()):
-        if "of the slowest part" in row:
-            yield "a minute of video, of the slowest part's rate", row["of the slowest part"], "at least 0.80"
+        if "fraction of slowest stage" in row:
+            rate = row["fraction of slowest stage"]
+            yield "one minute of video: fraction of the slowest stage's rate", rate, "at least 0.80"
 
 
-def holds(value: float, bound: str) -> bool:
+def is_within(value: float, bound: str) -> bool:
     words, limit = bound.rsplit(" ", 1)
     return value <= float(limit) if words == "at most" else value >= float(limit)
 
 
-def tables(results: Results | None) -> str:
-    if results is None:
-        return ""
-    said = []
-    if checks := list(held(results)):
-        rows = [[what, f"{value:.3g}", bound, "yes" if holds(value, bound) else "no"] for what, value, bound in checks]
-        said += ["### What must hold", markdown_table(["ratio", "here", "bound", "holds"], rows)]
-    ceiling = ", ".join(f"{name} {value:,.0f}" for name, value in results["ceilings"].items())
-    said.append(f"The machine, with {results['threads']} threads: {ceiling}.")
-    for name, rows in results["parts"].items():
-        text = " ".join((PARTS[name].__doc__ or "").split("\n")[0].split())
-        said += [f"### `{name}`", text, table(rows)]
-    return "\n\n".join(said)
+def tables(results: Results) -> str:
+    texts = []
+    if checks := list(expectations(results)):
+        rows = [
+            [label, f"{value:.3g}", bound, "yes" if is_within(value, bound) else "no"]
+            for label, value, bound in checks
+        ]
+        texts += ["### Expectations", markdown_table(["ratio", "measured", "expected", "met"], rows)]
+    limits = ", ".join(f"{name} {value:,.0f}" for name, value in results["ceilings"].items())
+    texts.append(f"Limits of the machine with {results['threads']} threads: {limits}.")
+    for name in PARTS:  # older records have parts that are no longer measured
+        if rows := results["parts"].get(name):
+            summary = " ".join((PARTS[name].__doc__ or "").split("\n")[0].split())
+            texts += [f"### `{name}`", summary, rows_table(rows)]
+    return "\n\n".join(texts)
 
 
-def table(rows: list[Row]) -> str:
-    """Every row's figures; columns as they first come."""
+def rows_table(rows: list[Row]) -> str:
+    """A table of all figures of the rows, with columns in order of appearance."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    return markdown_table(columns, [[_said(row.get(column)) for column in columns] for row in rows])
+    return markdown_table(columns, [[_format(row.get(column)) for column in columns] for row in rows])
 
 
-def _said(value: object) -> object:
-    if isinstance(value, list):
-        return ", ".join(f"({_said(item)})" if isinstance(item, list) else str(_said(item)) for item in value)
+def _format(value: object) -> object:
+    if isinstance(value, list | tuple):
+        return ", ".join(f"({_format(v)})" if isinstance(v, list | tuple) else str(_format(v)) for v in value)
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
@@ -147,64 +137,38 @@ def _said(value: object) -> object:
     return f"{value:.3g}" if isinstance(value, float) else value
 
 
-def plot(results: Results, path: Path) -> None:
-    from matplotlib.figure import Figure
-
+def plot(results: Results) -> Figure:
     parts = results["parts"]
-    figure = Figure(figsize=(15, 4.4), dpi=110, layout="constrained")
-    shares, against, grown = figure.subplots(1, 3)
-    bars = {
-        **{f"round trip, {row['precision']}": row[SHARE] for row in parts.get("round_trip", ())},
-        **{
-            f"training, {row['size']}, {row['precision']}{', ckpt.' if row['checkpointing'] else ''}": row[SHARE]
-            for row in parts.get("train_step", ())
-        },
-        **{
-            f"DiT, {row['precision']}, {row['clips']} x {row['tokens of a clip']} tokens": row[SHARE]
-            for row in parts.get("dit_step", ())
-        },
-    }
-    shares.barh(list(bars), list(bars.values()), color="#93b4f5")
-    shares.set_xlim(0, 1)
-    shares.set_title("share of the measured matmul rate", fontsize=10)
+    figure, [[fractions, comparison]] = new_figure(11.5, 4.4, columns=2)
+
+    bars = {f"round trip, {row['precision']}": row[FRACTION] for row in parts.get("round_trip", ())}
+    for row in parts.get("train_step", ()):
+        label = f"training, {row['size']}, {row['precision']}{', ckpt.' if row['checkpointing'] else ''}"
+        bars[label] = row[FRACTION]
+    for row in parts.get("dit_step", ()):
+        bars[f"DiT, {row['precision']}, {row['clips']} x {row['tokens of a clip']} tokens"] = row[FRACTION]
+    fractions.barh(list(bars), list(bars.values()), color=LIGHT_BLUE)
+    fractions.set_xlim(0, 1)
+    fractions.set_title("fraction of the measured matmul rate", fontsize=10)
+
     rows = [row for row in parts.get("peers", ()) if "failed" not in row]
-    for shift, figure_name in enumerate(("round trip, s", "latent values", "DiT step, s")):
+    for shift, (name, color) in enumerate(zip(COMPARED_FIGURES, (DARK_BLUE, "#60a5fa", "#cbd5e1"), strict=True)):
         places = [place + 0.27 * (shift - 1) for place in range(len(rows))]
-        ratios = [row[figure_name] / rows[0][figure_name] for row in rows]
-        color = ("#1e3a8a", "#60a5fa", "#cbd5e1")[shift]
-        against.barh(places, ratios, height=0.25, color=color, label=figure_name.split(",")[0])
-    against.set_yticks(range(len(rows)), [row["autoencoder"] for row in rows])
-    against.axvline(1, color="#6b7280", lw=0.8)
+        ratios = [row[name] / rows[0][name] for row in rows]
+        comparison.barh(places, ratios, height=0.25, color=color, label=name.split(",")[0])
+    comparison.set_yticks(range(len(rows)), [row["autoencoder"] for row in rows])
+    comparison.axvline(1, color=GRAY, lw=0.8)
     if rows:
-        against.set_xscale("log")
-        against.legend(frameon=False, fontsize=8)
-    against.set_title("over VidTwin's (log)", fontsize=10)
-    for row in parts.get("growth", ()):
-        x, y = ([value / values[0] for value in values] for values in (row["sizes"], row["times, s"]))
-        grown.plot(x, y, "o-", ms=4, label=f"{row['what grows'].split(':')[0]}, exponent {row['exponent']:.2f}")
-    if "growth" in parts:
-        grown.set_xscale("log", base=2)
-        grown.set_yscale("log", base=2)
-        grown.legend(frameon=False, fontsize=8)
-    grown.set_title("time over size, both over the smallest's", fontsize=10)
-    for axes in (shares, against):
+        comparison.set_xscale("log")
+        comparison.legend(frameon=False, fontsize=8)
+    comparison.set_title("ratio to VidTwin (log)", fontsize=10)
+    for axes in (fractions, comparison):
         axes.invert_yaxis()
-    for axes in (shares, against, grown):
         axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelsize=8)
-    figure.savefig(path)
+    return figure
 
 
-BENCHMARK = Benchmark(
-    name="speed",
-    title="Speed",
-    needs="a GPU",
-    run=run,
-    tables=tables,
-    plot=plot,
-    add_options=add_options,
-)
+BENCHMARK = Benchmark("speed", "Speed", run, tables, plot, add_options)
 
 if __name__ == "__main__":
     BENCHMARK.main()

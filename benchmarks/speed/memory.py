@@ -1,4 +1,4 @@
-"""Memory of a training step: counted without doing it, or read from a GPU's allocator."""
+"""Memory of a training step: counted without running it, or read from a GPU's allocator."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-# "math" keeps every attention weight for the backward pass, "fused" computes them again.
+# "math" keeps all attention weights for the backward pass, "fused" recomputes them.
 ATTENTION = {
     "math": [SDPBackend.MATH],
     "fused": [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION],
 }
 
-# Makes a model, its loss as a function of some inputs, and those inputs: all that a training step needs.
+# Builds a model, its loss as a function of inputs, and these inputs: everything that a training step needs.
 Build = Callable[[], tuple[nn.Module, Callable[..., torch.Tensor], tuple[torch.Tensor, ...]]]
 
 
 @dataclass(frozen=True)
 class TrainingMemory:
-    """Bytes of a training step with Adam, its states in place.
+    """Bytes of a training step with Adam, after its states have been created.
 
     Attributes:
         parameters: of the model.
-        gradients: of all parameters, as they stand before the update.
+        gradients: of all parameters, before the update.
         optimizer: Adam's two moments and step counts.
-        activations: what the forward pass leaves for the backward pass, the loss included.
-        peak: held at once at most, model, optimizer and inputs included. Not the sum of the others: the backward pass
-            frees activations while it makes gradients, and has temporary tensors of its own.
+        activations: what the forward pass keeps for the backward pass, with the loss.
+        peak: the maximum at any time, with model, optimizer and inputs. It is not the sum of the others: the backward
+            pass frees activations while it computes gradients, and has temporary tensors.
     """
 
     parameters: int
@@ -49,17 +49,17 @@ class TrainingMemory:
 def training_memory(build: Build, attention: str = "fused", device: torch.device | str = "cpu") -> TrainingMemory:
     """Memory of one training step: forward, backward, and Adam's update (PyTorch's fused one, without copies).
 
-    On a CPU nothing is computed or allocated: fake tensors go through PyTorch's own dispatch, and the storages that
-    operators return are counted until they are freed. What an operator takes inside itself is not seen. On a GPU the
-    step is done, and the bytes are those of PyTorch's allocator, which rounds each tensor up.
+    On a CPU nothing is computed or allocated: fake tensors pass through PyTorch's dispatch, and the storages that
+    operators return are counted until they are freed. Memory inside an operator is not counted. On a GPU the step
+    runs, and the bytes are those of PyTorch's allocator, which rounds each tensor up.
 
     Args:
-        build: makes model, loss and inputs on the default device.
-        attention: "math" or "fused", of all `scaled_dot_product_attention`.
-        device: where.
+        build: builds model, loss and inputs on the default device.
+        attention: "math" or "fused", for every `scaled_dot_product_attention`.
+        device: a CPU to count, a GPU to run.
 
     Raises:
-        torch.OutOfMemoryError: if a GPU has not as much.
+        torch.OutOfMemoryError: if a GPU has too little memory.
     """
     device = torch.device(device)
     counted = device.type != "cuda"
@@ -69,13 +69,17 @@ def training_memory(build: Build, attention: str = "fused", device: torch.device
         optimizer = torch.optim.Adam(model.parameters(), fused=True)
         gauge = CountedMemory() if counted else AllocatedMemory(device)
 
-        if counted:  # the gradients of a first step, without its time
+        # Create the optimizer's moments with the gradients of a first step; on a GPU this also allocates cuBLAS's
+        # workspace, which is not part of a step.
+        if counted:
             for parameter in model.parameters():
                 parameter.grad = torch.zeros_like(parameter)
-        else:  # which also makes cuBLAS's workspace: it stays, and is no part of a step
+        else:
             loss_function(*inputs).backward()
-        optimizer.step()  # makes the moments
+        optimizer.step()
         optimizer.zero_grad()
+
+        # Measure the second step.
         with gauge:
             loss = loss_function(*inputs)
             activations = gauge.held()
@@ -90,13 +94,13 @@ def training_memory(build: Build, attention: str = "fused", device: torch.device
 
 
 def nbytes(tensors: Iterable[torch.Tensor]) -> int:
-    """Bytes of the storages behind some tensors, each counted once."""
+    """Bytes of the storages of tensors, each storage counted once."""
     storages = {id(storage): storage for storage in (tensor.untyped_storage() for tensor in tensors)}
     return sum(storage.nbytes() for storage in storages.values())
 
 
 class CountedMemory(TorchDispatchMode):
-    """Bytes of the storages made since it was entered: held now, and at most. Fake tensors count like real ones."""
+    """Bytes of the storages created since it was entered: current and peak. Fake tensors count like real ones."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,18 +108,18 @@ class CountedMemory(TorchDispatchMode):
         self._held = self._peak = 0
 
     def held(self) -> int:
-        """Bytes that are held now."""
+        """Current bytes."""
         return self._held
 
     def peak(self) -> int:
-        """Bytes that were held at most."""
+        """Peak bytes."""
         return self._peak
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function is torch.ops.prim.device.default:  # what fake tensors ask most often
+        if function is torch.ops.prim.device.default:  # the most frequent call of fake tensors
             return function(*args)
         for storage in _storages((args, kwargs)):
-            self._seen.setdefault(storage, None)  # made before, or counted
+            self._seen.setdefault(storage, None)  # created before, or counted
         result = function(*args, **(kwargs or {}))
         for storage in _storages(result):
             if storage not in self._seen:
@@ -130,7 +134,7 @@ class CountedMemory(TorchDispatchMode):
 
 
 class AllocatedMemory(AbstractContextManager):
-    """The same from the allocator of a CUDA device. What the process held before does not count."""
+    """The same from the allocator of a CUDA device, without the bytes that were allocated before."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

@@ -1,4 +1,4 @@
-"""A plain transformer whose cost depends on the number of tokens alone: what a latent costs to generate."""
+"""The transformer of the paper's Figure 5, whose cost depends on the number of tokens alone."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import nn
 
 
 class PseudoDiT(nn.Module):
-    """The transformer of the paper's Figure 5 (VidTwin, arXiv 2412.17726), on tokens of its own width.
+    """The transformer of Figure 5 of the VidTwin paper (arXiv 2412.17726), on tokens of its width.
 
     The paper's 12 610 560 parameters are those of six feed-forward layers with biases and two LayerNorms each:
-    attention without projections, no embeddings, no conditions.
+    attention without projections, no embeddings, no conditioning.
 
     Args:
-        num_layers: blocks.
-        num_heads: of the attention.
-        dim: token width D, which the heads divide.
+        num_layers: number of blocks.
+        num_heads: attention heads.
+        dim: token width D, divisible by the number of heads.
         mlp_dim: width of the feed-forward layers.
         projections: give each attention its four linear layers.
     """
@@ -40,7 +40,7 @@ class PseudoDiT(nn.Module):
 
 
 class PseudoDiTBlock(nn.Module):
-    """Attention and a feed-forward layer, each after a LayerNorm and beside a shortcut."""
+    """Attention and a feed-forward layer, each with a preceding LayerNorm and a residual connection."""
 
     def __init__(self, num_heads: int, dim: int, mlp_dim: int, projections: bool) -> None:
         super().__init__()
@@ -62,19 +62,19 @@ class PseudoDiTBlock(nn.Module):
 
 
 def token_grid(sizes: tuple[int, ...], patch_size: tuple[int, ...], crop: bool = False) -> tuple[int, ...]:
-    """How many patches lie along each axis of a latent.
+    """The number of patches along each axis of a latent.
 
-    A patch longer than an axis covers it. Where it does not divide the axis, the last one is filled up with zeros.
+    A patch longer than an axis covers it. A partial patch at the end of an axis is padded with zeros.
 
     Args:
         sizes: of the latent, without its channels.
         patch_size: one number per size.
-        crop: leave out what fills no whole patch instead.
+        crop: leave out partial patches instead.
 
     Raises:
-        ValueError: if there are not as many patch sizes as sizes.
+        ValueError: if the numbers of patch sizes and sizes differ.
     """
     if len(sizes) != len(patch_size):
-        raise ValueError(f"a latent of sizes {tuple(sizes)} needs as many patch sizes, not {tuple(patch_size)}.")
+        raise ValueError(f"a latent of sizes {tuple(sizes)} needs one patch size for each, not {tuple(patch_size)}.")
     pairs = [(size, min(size, patch)) for size, patch in zip(sizes, patch_size, strict=True)]
     return tuple(size // patch if crop else math.ceil(size / patch) for size, patch in pairs)

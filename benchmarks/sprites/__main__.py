@@ -1,12 +1,11 @@
-"""One model, four jobs: what the model of sprites generates, animates, retargets and rolls out, judged by a scorer.
+"""One model, four tasks: generation, image-to-video, motion transfer and roll-outs of sprites, scored by a classifier.
 
     python -m benchmarks.sprites --scale cpu --pipeline FOLDER
     python -m benchmarks.sprites --scale cpu --pipeline FOLDER --ablations
 
-The scorer is trained first, on sprites of its own, and says on others how far it can be trusted. With `--ablations`
-DiTs are trained on the latents of the pipeline's autoencoder, from one seed and for as many steps each: by the recipe,
-and with one thing less. Started again after an interruption it goes on; a training by other settings than those asked
-for is refused.
+The classifier is trained first, on separate sprites, and its accuracy on held-out sprites is reported. `--ablations`
+trains DiTs on the latents of the pipeline's autoencoder, with one seed and for equally many steps: with the full
+config, and without one part of it. An interrupted run resumes; an existing training with other settings is refused.
 """
 
 from __future__ import annotations
@@ -19,199 +18,181 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
+from matplotlib.figure import Figure
 
-from benchmarks import ucf101_fvd
-from benchmarks.common import vae_runs
 from pipelines import VidTwinPipeline
 from pipelines.rollout import rollout
 from vidgen.common.config import config_fields, load_config, nested_config
 from vidgen.common.errors import UserError
 from vidgen.common.io import atomic_dir
-from vidgen.common.loading import load_pipeline, load_vae, weights_hash
-from vidgen.common.precision import place_model
+from vidgen.common.loading import load_vae, weights_hash
 from vidgen.data.sprites import MOTIONS
 from vidgen.training.config import DiTTrainingConfig
 from vidgen.training.dit_trainer import train_dit
 
-from ..common.harness import REPOSITORY, Benchmark, Results, markdown_table
-from .classifier import DrawnSprites, SpriteScorer, train_scorer
+from ..common import generation
+from ..common.figures import BLUE, DARK_BLUE, LIGHT_GRAY, ORANGE, new_figure
+from ..common.harness import Benchmark, Results
+from ..common.tables import markdown_table, score_cell
+from .classifier import DrawnSprites, SpriteClassifier, train_classifier
 from .latent_swap import CLASSES
 from .rollouts import rollout_scores, seam_starts
-from .tasks import SpriteJobs, SpriteSampling, kept
+from .tasks import SpriteSampling, SpriteTasks, score_factors
 
-SCORER = {"smoke": dict(steps=2, batch_size=4, sprites=16, width=8, dim=8), "cpu": dict(steps=1500, batch_size=16)}
-SCORER_SIZES = {"num_frames": 16, "resolution": 64}  # of the clips of a scorer whose folder does not name them
-SEEDS = {"scorer": 1000, "tested": 2000, "others": 3000}  # of sprites; trainings have small ones
-PER_MOTION = {"smoke": 2, "cpu": 32}  # sprites to compare with, and clips made for each job
+CLASSIFIER = {"smoke": dict(steps=2, batch_size=4, sprites=16, width=8, dim=8), "cpu": dict(steps=1500, batch_size=16)}
+CLASSIFIER_SIZES = {"num_frames": 16, "resolution": 64}  # of a classifier whose folder does not name them
+SEEDS = {"classifier": 1000, "tested": 2000, "others": 3000}  # of sprites; trainings use small seeds
+PER_MOTION = {"smoke": 2, "cpu": 32}  # reference sprites, and generated clips of each task
 ROLLOUTS = {"smoke": 1, "cpu": 4}  # of each motion
 ROLLOUT_FRAMES, OVERLAP = 64, 2
 STEPS = {"smoke": 2, "cpu": 25}
-STRENGTHS = (0.0, 0.5)  # of what is given
-# Trained with one thing less than the recipe, which is the first.
+STRENGTHS = (0.0, 0.5)  # of the conditioning latent
 ABLATIONS: dict[str, list[str]] = {
-    "the recipe": [],
+    "full config": [],
     "one timestep for both streams": ["diffusion.independent_timesteps=0"],
     "no self-conditioning": ["model.overrides.self_conditioning=false"],
     "no zero terminal SNR": ["diffusion.zero_terminal_snr=false"],
 }
 ABLATION_STEPS = {"smoke": 2, "cpu": 2000}
-PLACES = ("vae", "output_dir", "latent_cache", "resume")  # settings that say where things lie, not what is trained
+PATH_KEYS = ("vae", "output_dir", "latent_cache", "resume")  # settings that do not change what is trained
 SMOKE = [
     *("model.overrides.structure_patch_size=[3,2,2]", "model.overrides.dynamics_patch_size=[4,4]"),
-    *("model.overrides.num_layers=1", "model.overrides.num_attention_heads=1", "data.num_frames=4", "data.fps=4"),
-    *("train.mixed_precision=no", "train.ema_decay=0", "optim.lr_warmup_steps=0"),  # so that two steps leave a trace
+    *("model.overrides.num_layers=1", "model.overrides.num_attention_heads=1", *generation.TINY_DIT),
 ]
-READ = {  # as `kept` has them, with what they are in
-    "motion": "moves as the sprite's class",
-    "shape": "shape",
-    "colors": "colors off, RGB distance (441 at most)",
-    "position": "place off, pixels",
+FACTORS = {  # keys of `score_factors`, with headings
+    "motion": "motion accuracy",
+    "shape": "shape accuracy",
+    "colors": "color error (RGB L2)",
+    "position": "position error, px",
 }
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--pipeline", metavar="FOLDER", help="of a model of sprites, trained with a timestep a stream")
-    parser.add_argument("--ablations", action="store_true", help="train and judge the recipe with one thing less, too")
+    parser.add_argument("--pipeline", metavar="FOLDER", help="model of sprites, trained with independent timesteps")
+    parser.add_argument("--ablations", action="store_true", help="also train and score DiTs without one part each")
     parser.add_argument("--data", metavar="FOLDER", help="sprites to train ablations on (default: 80 of each motion)")
-    parser.add_argument("--guidance", type=float, default=3.0, help="classifier-free guidance (default: 3)")
+    parser.add_argument("--guidance", type=float, default=3.0, help="classifier-free guidance scale (default: 3)")
 
 
 def run(options: argparse.Namespace) -> Results | None:
     scale = options.scale
     if scale == "paper":
-        raise UserError("sprites are this project's own, and have no --scale paper: take --scale cpu.")
+        raise UserError("the paper has no sprites, so there is no --scale paper: take --scale cpu.")
     if options.pipeline is None and scale == "smoke":
-        options.pipeline = ucf101_fvd.train_tiny(options.work_dir / "ucf101_fvd")
+        options.pipeline = generation.train_tiny_pipeline(options.work_dir / "ucf101_fvd")
     if options.pipeline is None:
-        raise UserError(
-            "name a pipeline that was trained on sprites, with a timestep for each stream: --pipeline FOLDER."
-        )
-    pipeline = _load(options.pipeline, options.dtype)
+        raise UserError("name a pipeline that was trained on sprites with independent timesteps: --pipeline FOLDER.")
+    pipeline = _load(options.pipeline, options)
     if missing := [motion for motion in MOTIONS if motion not in pipeline.labels]:
         raise UserError(f"the pipeline must know the motions of sprites as classes; it has no {missing[0]!r}.")
     sizes = dict(zip(("num_frames", "resolution"), pipeline.vae.clip_shape[1:3], strict=True))
     count = len(MOTIONS) * PER_MOTION[scale]
     sprites, others = (DrawnSprites(count, SEEDS[name], **sizes) for name in ("tested", "others"))
-    asked = ABLATIONS if options.ablations else {}
-    # Before the scorer: a process keeps the precision of its first `Accelerator`, and a recipe insists on its own.
-    folders = {name: trained(name, settings, options) for name, settings in asked.items()}
-    scorer = scorer_of(options, sizes)
-    ablations = {
-        name: judged(_load(folder, options.dtype), scorer, sprites, others, options, strengths=(0.0,))
-        for name, folder in folders.items()
-    }
+
+    # Train the ablations before the classifier: the first `Accelerator` determines the precision of the process.
+    settings = ABLATIONS if options.ablations else {}
+    folders = {name: train_ablation(name, changes, options) for name, changes in settings.items()}
+    classifier = load_classifier(options, sizes)
+
+    def tasks_of(model: VidTwinPipeline) -> SpriteTasks:
+        return SpriteTasks(model, classifier, sprites, SpriteSampling(STEPS[scale], options.guidance))
+
+    ablations = {name: score_tasks(tasks_of(_load(path, options)), others, (0.0,)) for name, path in folders.items()}
     if not PartialState().is_main_process:
         return None
+    tasks = tasks_of(pipeline)
     return {
         "pipeline": str(options.pipeline),
         "sampling": {"steps": STEPS[scale], "guidance": options.guidance},
-        "scorer": kept(scorer.read(others.clips()), others.targets),
-        **judged(pipeline, scorer, sprites, others, options, STRENGTHS),
-        "reconstruct": jobs_of(pipeline, scorer, sprites, options).reconstruct(),
-        "rollouts": rolled_out(pipeline, scorer, options),
+        "classifier": score_factors(classifier.predict(others.clips()), others.targets),
+        **score_tasks(tasks, others, STRENGTHS),
+        "reconstruct": tasks.reconstruct(),
+        "rollouts": score_rollouts(pipeline, classifier, options),
         "ablations": ablations,
     }
 
 
-def _load(folder: str | Path, dtype: str) -> VidTwinPipeline:
-    pipeline = place_model(load_pipeline(str(folder)), PartialState().device, dtype)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+def _load(folder: str | Path, options: argparse.Namespace) -> VidTwinPipeline:
+    return generation.load_placed_pipeline(folder, PartialState(), options.dtype)
 
 
-def scorer_of(options: argparse.Namespace, sizes: dict[str, int]) -> SpriteScorer:
-    """The work folder's scorer of clips of these sizes, trained unless it has been, on the process's device."""
-    folder = options.work_dir / "sprites" / "scorer"
-    if sizes != SCORER_SIZES:
-        folder = folder.with_name("scorer-{num_frames}x{resolution}".format(**sizes))
+def load_classifier(options: argparse.Namespace, sizes: dict[str, int]) -> SpriteClassifier:
+    """Load the work folder's classifier of clips of these sizes, on the process's device; trained if it is missing."""
+    folder = options.work_dir / "sprites" / "classifier"
+    if sizes != CLASSIFIER_SIZES:
+        folder = folder.with_name("classifier-{num_frames}x{resolution}".format(**sizes))
     if not (folder / "config.json").exists():
-        scorer = train_scorer(Accelerator(), seed=SEEDS["scorer"], **sizes, **SCORER[options.scale])
+        classifier = train_classifier(Accelerator(), seed=SEEDS["classifier"], **sizes, **CLASSIFIER[options.scale])
         if PartialState().is_main_process:
-            with atomic_dir(folder) as aside:
-                scorer.save_pretrained(aside)
+            with atomic_dir(folder) as unfinished:
+                classifier.save_pretrained(unfinished)
         PartialState().wait_for_everyone()
-    return SpriteScorer.from_pretrained(folder).to(PartialState().device).eval()
+    return SpriteClassifier.from_pretrained(folder).to(PartialState().device).eval()
 
 
-def trained(name: str, settings: Sequence[str], options: argparse.Namespace) -> Path:
-    """The pipeline of a DiT that the recipe with these settings gives, trained unless it has been.
+def train_ablation(name: str, settings: Sequence[str], options: argparse.Namespace) -> Path:
+    """Train a DiT with the config and these settings, unless it has been; returns its pipeline's folder.
 
     Raises:
-        UserError: if the folder holds a training by other settings, and whatever the training raises.
+        UserError: if the folder holds a training with other settings; and everything that training raises.
     """
     folder = options.work_dir / "sprites" / name.replace(" ", "-")
-    if options.data is None:
-        data = vae_runs.data_sets(argparse.Namespace(**{**vars(options), "clips": None}))["sprites"][:1]
-    else:
-        data = [f"data.root={options.data}"]
-    own = [*data, f"vae={options.pipeline}", f"latent_cache={folder.parent / 'latents'}"]
-    own += [
+    own = [
+        f"latent_cache={folder.parent / 'latents'}",
         f"output_dir={folder}",
         f"train.max_train_steps={ABLATION_STEPS[options.scale]}",
-        "train.report_to=none",
         "resume=latest",
+        *(SMOKE if options.scale == "smoke" else ()),
+        *settings,
     ]
-    own += [*(SMOKE if options.scale == "smoke" else ()), *settings]
-    recipe = REPOSITORY / "configs" / "dit" / "sprites_long.yaml"
-    config = load_config(DiTTrainingConfig, ["--config", str(recipe), *own])
+    config = generation.dit_config("sprites_long", options, options.data, *own)
     finished = (folder / "final" / "model_index.json").exists()
     if finished or (folder / "config.yaml").exists():
-        differences = trained_otherwise(folder, config)
+        differences = find_differences(folder, config)
         if finished and _rounded_hash(folder / "final") != _rounded_hash(config.vae):
             differences.append(f"on another autoencoder than that of {config.vae}")
         if differences:
             raise UserError(
-                f"{folder} was trained {', '.join(differences)}: delete it first, or ask for what it was trained with."
+                f"{folder} was trained {', '.join(differences)}: delete it first, or use the settings it was "
+                "trained with."
             )
     return folder / "final" if finished else train_dit(config)
 
 
-def trained_otherwise(folder: Path, config: DiTTrainingConfig) -> list[str]:
-    """In what a run's settings differ from those of a config, in words, but for where its files and autoencoder lie.
+def find_differences(folder: Path, config: DiTTrainingConfig) -> list[str]:
+    """Describe the settings of a run that differ from a config's, except for the paths of its files and autoencoder.
 
-    Data are told by their path. An unfinished run's latent cache refuses another autoencoder's latents by itself.
+    Data sets are compared by their path. The latent cache of an unfinished run refuses another autoencoder itself.
     """
     saved = load_config(DiTTrainingConfig, ["--config", str(folder / "config.yaml")])
-    leaves = [key for key, f in config_fields(DiTTrainingConfig).items() if nested_config(f) is None]
-    keys = [key for key in leaves if key not in PLACES]
-    was, now = (
+    leaves = [key for key, field in config_fields(DiTTrainingConfig).items() if nested_config(field) is None]
+    keys = [key for key in leaves if key not in PATH_KEYS]
+    before, now = (
         {key: attrgetter(key)(one) for key in keys} | {"data.root": str(Path(one.data.root).resolve())}
         for one in (saved, config)
     )
-    return [f"with {key} {was[key]}, not {now[key]}" for key in keys if was[key] != now[key]]
+    return [f"with {key} {before[key]}, not {now[key]}" for key in keys if before[key] != now[key]]
 
 
 def _rounded_hash(vae: str | Path) -> str:
-    """Of an autoencoder's weights in bf16, which those of the model in the box are rounded to."""
+    """Hash of an autoencoder's weights in bf16, the precision of the bundled model."""
     return weights_hash(load_vae(str(vae)).bfloat16())
 
 
-def jobs_of(
-    pipeline: VidTwinPipeline, scorer: SpriteScorer, sprites: DrawnSprites, options: argparse.Namespace
-) -> SpriteJobs:
-    return SpriteJobs(pipeline, scorer, sprites, SpriteSampling(STEPS[options.scale], options.guidance))
-
-
-def judged(
-    pipeline: VidTwinPipeline,
-    scorer: SpriteScorer,
-    sprites: DrawnSprites,
-    others: DrawnSprites,
-    options: argparse.Namespace,
-    strengths: Sequence[float],
-) -> dict[str, Any]:
-    """How a pipeline generates, animates and retargets."""
-    jobs = jobs_of(pipeline, scorer, sprites, options)
+def score_tasks(tasks: SpriteTasks, others: DrawnSprites, strengths: Sequence[float]) -> dict[str, Any]:
+    """Scores of denoising, generation, image-to-video and motion transfer."""
     return {
-        "denoise": jobs.denoise(),
-        "generate": jobs.generate(others),
-        "animate": {str(strength): jobs.animate(strength) for strength in strengths},
-        "retarget": {str(strength): jobs.retarget(strength) for strength in strengths},
+        "denoise": tasks.denoise(),
+        "generate": tasks.generate(others),
+        "animate": {str(strength): tasks.animate(strength) for strength in strengths},
+        "retarget": {str(strength): tasks.retarget(strength) for strength in strengths},
     }
 
 
-def rolled_out(pipeline: VidTwinPipeline, scorer: SpriteScorer, options: argparse.Namespace) -> dict[str, Any]:
-    """Roll-outs of every class, of four windows and more, and how they hold together."""
+def score_rollouts(
+    pipeline: VidTwinPipeline, classifier: SpriteClassifier, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Scores of roll-outs of every class, of three windows or more."""
     window = pipeline.vae.config.num_frames
     labels = torch.arange(len(MOTIONS)).repeat_interleave(ROLLOUTS[options.scale])
     frames = ROLLOUT_FRAMES if options.scale == "cpu" else 3 * window
@@ -225,88 +206,87 @@ def rolled_out(pipeline: VidTwinPipeline, scorer: SpriteScorer, options: argpars
         generator=[torch.Generator().manual_seed(i) for i in range(len(labels))],
     )
     clips = 2 * videos.float().cpu().transpose(1, 2) - 1
-    return {"frames": frames, "overlap": OVERLAP, "videos": len(labels)} | rollout_scores(
-        clips, labels, scorer, window=window, overlap=OVERLAP
-    )
+    scores = rollout_scores(clips, labels, classifier, window=window, overlap=OVERLAP)
+    return {"frames": frames, "overlap": OVERLAP, "videos": len(labels), **scores}
 
 
-# --- what is shown ---------------------------------------------------------------------------------------------------
+# --- tables and plot -------------------------------------------------------------------------------------------------
 
 
-def tables(results: Results | None) -> str:
-    if results is None:
-        return ""
-    sampling, made = results["sampling"], results["generate"]
-    real = results["scorer"]
-    said = (
-        f"Scorer: on {made['clips']} real sprites it has not seen it tells the motion of {_text(real, 'motion')}, the "
-        f"shape of {_text(real, 'shape')}, the texture of {_text(real, 'texture')}; colors are "
-        f"{_text(real, 'colors')} off, a distance in RGB of levels of 255, so at most 441, and places "
-        f"{_text(real, 'position')} pixels. In the tables, in brackets the middle 95 % of bootstrap resamples, after "
-        f"the bar what chance gives. {sampling['steps']} steps, guidance {sampling['guidance']:g}."
-    )
-    rebuilt = results["reconstruct"]
-    psnr = {name: f"{score['value']:.2f} dB" for name, score in rebuilt["psnr"].items()}
-    floor = (
-        f"Rebuilt by the autoencoder, from {rebuilt['rate']:.2%} of a clip's values: {psnr['reconstructed']} PSNR; "
-        f"the clip shrunk to as many values {psnr['downsample']}, its mean color {psnr['color']}."
-    )
-    read = {"motion": "accuracy", "shape": "shape"} if "shape" in made else {"motion": "accuracy"}
-    rows = [
-        [name, *(_figure(made[key][name]) for key in read.values()), f"{made['distance'][name]:.3g}"]
-        for name in ("generated", "reconstructed", "real")
+def tables(results: Results) -> str:
+    sampling, generated, real = results["sampling"], results["generate"], results["classifier"]
+    reconstruct = results["reconstruct"]
+    psnr = {name: f"{score['value']:.2f} dB" for name, score in reconstruct["psnr"].items()}
+    parts = [
+        f"Classifier on {generated['clips']} held-out real sprites: accuracy of the motion {_text(real, 'motion')}, "
+        f"of the shape {_text(real, 'shape')}, of the texture {_text(real, 'texture')}; color error "
+        f"{_text(real, 'colors')}, an RGB L2 distance of at most 441; position error {_text(real, 'position')} px. In "
+        "the tables: 95 % bootstrap intervals in brackets, chance after the bar. "
+        f"{sampling['steps']} steps, guidance {sampling['guidance']:g}.",
+        f"Reconstruction PSNR at a rate of {reconstruct['rate']:.2%}: {psnr['reconstructed']}; baselines: "
+        f"rate-matched downsampling {psnr['downsample']}, per-clip mean color {psnr['color']}.",
+        "Generation by class:",
+        _generation_table(generated),
+        markdown_table(
+            ["class", "motion accuracy of generated clips"],
+            [[name, score_cell(generated["per_class"][name])] for name in MOTIONS],
+        ),
+        "Image-to-video (`animate`): keep the structure of a sprite, generate its dynamics by class.",
+        _conditioning_table(results["animate"], "animated"),
+        "Motion transfer (`retarget`): keep the dynamics of a sprite, resample its structure without a class.",
+        _conditioning_table(results["retarget"], "retargeted"),
     ]
-    header = [f"{made['clips']} clips", *(f"{name} read rightly" for name in read), "Fréchet distance"]
-    generated = markdown_table(header, rows)
-    classes = markdown_table(
-        ["class", "generated clips read rightly"], [[name, _figure(made["per_class"][name])] for name in MOTIONS]
-    )
-    parts = [said, floor, "Generated by class:", generated, classes]
-    for job, given, done in (("animate", "structure", "animated"), ("retarget", "dynamics", "retargeted")):
-        header = [f"{job}: {given} made anew", *READ.values()]
-        by_strength = results[job]
-        rows = [[f"{float(strength):.0%}", *_row(scores[done])] for strength, scores in by_strength.items()]
-        rows.append(["both latents of the sprite", *_row(next(iter(by_strength.values()))["reconstructed"])])
-        parts.append(markdown_table(header, rows))
     if results["ablations"]:
-        parts += ["Trained alike for fewer steps, and with one thing less:", ablation_table(results["ablations"])]
+        parts += ["Ablations, trained for fewer steps:", ablation_table(results["ablations"])]
     return "\n\n".join([*parts, rollout_text(results["rollouts"])])
 
 
+def _generation_table(generated: dict[str, Any]) -> str:
+    keys = {"accuracy": "motion accuracy", "shape": "shape accuracy"}
+    keys = {key: label for key, label in keys.items() if key in generated}
+    rows = [
+        [name, *(score_cell(generated[key][name]) for key in keys), f"{generated['distance'][name]:.3g}"]
+        for name in ("generated", "reconstructed", "real")
+    ]
+    return markdown_table([f"{generated['clips']} clips", *keys.values(), "Fréchet distance"], rows)
+
+
+def _conditioning_table(by_strength: dict[str, Any], key: str) -> str:
+    scores = {f"strength {float(strength):g}": found[key] for strength, found in by_strength.items()}
+    scores["reconstruction of the sprite"] = next(iter(by_strength.values()))["reconstructed"]
+    rows = [[label, *(score_cell(found[name]) for name in FACTORS)] for label, found in scores.items()]
+    return markdown_table(["clips", *FACTORS.values()], rows)
+
+
 def ablation_table(ablations: dict[str, dict[str, Any]]) -> str:
-    header = ["trained", "error of clean latents", "motion read rightly", "Fréchet distance"]
-    header += ["animate: shape kept", "retarget: motion kept"]
+    header = ["config", "denoising error", "motion accuracy", "Fréchet distance"]
+    header += ["animate: shape accuracy", "retarget: motion accuracy"]
     rows = []
-    for name, found in ablations.items():
-        animated = found["animate"]["0.0"]["animated"]["shape"]
-        retargeted = found["retarget"]["0.0"]["retargeted"]["motion"]
-        made = found["generate"]
-        distance = f"{made['distance']['generated']:.3g}"
-        figures = [_figure(score) for score in (made["accuracy"]["generated"], animated, retargeted)]
-        rows.append([name, f"{found['denoise']['error']:.4f}", figures[0], distance, *figures[1:]])
+    for name, scores in ablations.items():
+        animated = scores["animate"]["0.0"]["animated"]["shape"]
+        retargeted = scores["retarget"]["0.0"]["retargeted"]["motion"]
+        generated = scores["generate"]
+        distance = f"{generated['distance']['generated']:.3g}"
+        cells = [score_cell(score) for score in (generated["accuracy"]["generated"], animated, retargeted)]
+        rows.append([name, f"{scores['denoise']['error']:.4f}", cells[0], distance, *cells[1:]])
     return markdown_table(header, rows)
 
 
-def rollout_text(found: dict[str, Any]) -> str:
-    seams = found["seams"]
+def rollout_text(rollouts: dict[str, Any]) -> str:
+    seams = rollouts["seams"]
     rows = [
-        [window["first_frame"], *(_figure(window[name]) for name in ("motion", "shape", "colors"))]
-        for window in found["windows"]
+        [window["first_frame"], *(score_cell(window[name]) for name in ("motion", "shape", "colors"))]
+        for window in rollouts["windows"]
     ]
-    header = ["a window's length from frame", "moves as its class", "first window's shape"]
-    header += ["colors off the first's, RGB distance"]
-    said = f"Roll-outs: {found['videos']} videos of {found['frames']} frames, windows overlap by {found['overlap']}."
+    header = ["first frame of the window", "motion accuracy", "same shape as first window", "color drift (RGB L2)"]
+    text = f"Roll-outs: {rollouts['videos']} videos of {rollouts['frames']} frames, overlap {rollouts['overlap']}."
     if "jumps" in seams:
-        said += (
-            f" Between windows pixels change {seams['change']:.2f} times as much as within, shapes move "
-            f"{seams['moved']:.2f} times as far; {seams['jumps']:.1%} of the steps there are jumps, longer by a "
-            "quarter and a pixel than any of the video's first window."
+        text += (
+            f" At the seams between windows, relative to all other steps, pixels change {seams['change']:.2f} times "
+            f"as much and shapes move {seams['moved']:.2f} times as far; {seams['jumps']:.1%} of the steps there are "
+            "jumps, which exceed the longest step of the first window by a quarter and a pixel."
         )
-    return f"{said}\n\n{markdown_table(header, rows)}"
-
-
-def _row(scores: dict[str, dict[str, float]]) -> list[str]:
-    return [_figure(scores[name]) for name in READ]
+    return f"{text}\n\n{markdown_table(header, rows)}"
 
 
 def _text(scores: dict[str, dict[str, float]], name: str) -> str:
@@ -314,59 +294,39 @@ def _text(scores: dict[str, dict[str, float]], name: str) -> str:
     return f"{scores[name]['value']:{form}} (chance {scores[name]['chance']:{form}})"
 
 
-def _figure(score: dict[str, float]) -> str:
-    text = f"{score['value']:.3g} ({score['low']:.3g} to {score['high']:.3g})"
-    return text if score.get("chance") is None else f"{text} \\| {score['chance']:.3g}"
+def plot(results: Results) -> Figure:
+    """Factors that a strength preserves, and the drift and the displacements of roll-outs."""
+    figure, [[strength_axes, drift_axes, motion_axes]] = new_figure(10, 3.6, columns=3)
+    tasks = (("animate", "shape", "animated", BLUE), ("retarget", "motion", "retargeted", ORANGE))
+    for task, name, key, color in tasks:
+        strengths = [float(strength) for strength in results[task]]
+        scores = [found[key][name] for found in results[task].values()]
+        label = f"{task}: {name} accuracy"
+        strength_axes.plot(strengths, [s["value"] for s in scores], "o-", color=color, label=label)
+        strength_axes.plot(strengths, [s["chance"] for s in scores], ":", color=color, lw=1)
+    strength_axes.set_xlabel("strength")
+    strength_axes.set_ylabel("accuracy (dotted: chance)")
 
-
-def plot(results: Results, path: Path) -> None:
-    """What strengths leave of what is given, and how roll-outs drift."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 3.6), dpi=110, layout="constrained")
-    kept_axes, drift_axes, change_axes = figure.subplots(1, 3)
-    for job, name, done, color in (
-        ("animate", "shape", "animated", "#2563eb"),
-        ("retarget", "motion", "retargeted", "#d97706"),
-    ):
-        strengths = [float(strength) for strength in results[job]]
-        scores = [found[done][name] for found in results[job].values()]
-        kept_axes.plot(strengths, [s["value"] for s in scores], "o-", color=color, label=f"{job}: {name} kept")
-        kept_axes.plot(strengths, [s["chance"] for s in scores], ":", color=color, lw=1)
-    kept_axes.set_xlabel("share of the given latent made anew")
-    kept_axes.set_ylabel("share of clips (dots: chance)")
-    rolled = results["rollouts"]
-    frames = [window["first_frame"] for window in rolled["windows"]]
-    for name, words, color in (
-        ("motion", "moves as its class", "#d97706"),
-        ("shape", "has the first window's shape", "#2563eb"),
-    ):
-        drift_axes.plot(frames, [w[name]["value"] for w in rolled["windows"]], "o-", color=color, label=words)
-    drift_axes.set_xlabel("first frame of a window's length")
-    for axes in (kept_axes, drift_axes):
+    rollouts = results["rollouts"]
+    frames = [window["first_frame"] for window in rollouts["windows"]]
+    for name, label, color in (("motion", "motion accuracy", ORANGE), ("shape", "same shape as first window", BLUE)):
+        drift_axes.plot(frames, [w[name]["value"] for w in rollouts["windows"]], "o-", color=color, label=label)
+    drift_axes.set_xlabel("first frame of the window")
+    for axes in (strength_axes, drift_axes):
         axes.set_ylim(0, 1.03)
         axes.legend(frameon=False, fontsize=8, loc=(0.02, 0.2))
-    change_axes.plot(range(1, len(rolled["moved"]) + 1), rolled["moved"], color="#1e3a8a")
-    step, overlap = frames[1] - frames[0], rolled["overlap"]  # roll-outs have three windows and more
-    for frame in seam_starts(rolled["frames"], step + overlap, overlap):
-        change_axes.axvspan(frame - 0.5, frame + overlap + 0.5, color="#e5e7eb", lw=0)
-    change_axes.set_ylim(0)
-    change_axes.set_xlabel("frame (gray: windows meet)")
-    change_axes.set_ylabel("pixels that the shape moves")
-    for axes in (kept_axes, drift_axes, change_axes):
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path)
+
+    motion_axes.plot(range(1, len(rollouts["moved"]) + 1), rollouts["moved"], color=DARK_BLUE)
+    step, overlap = frames[1] - frames[0], rollouts["overlap"]  # roll-outs have three windows or more
+    for frame in seam_starts(rollouts["frames"], step + overlap, overlap):
+        motion_axes.axvspan(frame - 0.5, frame + overlap + 0.5, color=LIGHT_GRAY, lw=0)
+    motion_axes.set_ylim(0)
+    motion_axes.set_xlabel("frame (gray: window overlap)")
+    motion_axes.set_ylabel("displacement (px/frame)")
+    return figure
 
 
-BENCHMARK = Benchmark(
-    name="sprites",
-    title="One model, four jobs, on sprites",
-    needs="other clips than sprites, which are this project's own and small",
-    run=run,
-    tables=tables,
-    plot=plot,
-    add_options=add_options,
-)
+BENCHMARK = Benchmark("sprites", "One model, four tasks, on sprites", run, tables, plot, add_options)
 
 if __name__ == "__main__":
     BENCHMARK.main()

@@ -1,12 +1,12 @@
-"""A small network that tells what a sprite is and how it moves: the judge of clips whose factors nobody knows.
+"""A small classifier of sprites: it predicts the factors of clips, such as generated ones, whose factors are unknown.
 
-It reads generated clips of `vidgen.data.sprites`: the class of motion, the shape, its texture, its colors, and where
-the shape is in each frame; and its features serve a Fréchet distance that sees motion and shape. It is trained on
-sprites drawn for it, three in four of them blurred, noisy or both so that it judges what a clip shows and not how
-sharp it is, and its own accuracy on sprites it has not seen is to be told with every number that rests on it.
+It predicts the class of motion, the shape, the texture, the colors and the position in each frame of clips of
+`vidgen.data.sprites`; its features give a Fréchet distance that is sensitive to motion and shape. It is trained on
+separate sprites; three in four are blurred, noisy or both, so that sharpness does not influence the predictions. Its
+accuracy on held-out real clips bounds every score and is reported with it.
 
-    scorer = train_scorer(Accelerator(), steps=1500)
-    scorer.read(clips)["motion"]
+    classifier = train_classifier(Accelerator(), steps=1500)
+    classifier.predict(clips)["motion"]
 """
 
 from __future__ import annotations
@@ -32,19 +32,20 @@ from vidgen.common.progress import progress
 from vidgen.data.sprites import MOTIONS, render_sprite, sample_factors
 from vidgen.data.transforms import frames_to_clip
 
-from .latent_swap import CLASSES, motion_parts, sprite_targets
+from .latent_swap import CLASSES, split_motion, sprite_targets
 
-Reading = dict[str, torch.Tensor]
-COLORS = 6  # numbers: two colors
-SOFTEST, NOISIEST = (0.4, 1.6), 0.1  # share of the pixels that soft clips keep, units of the [-1, 1] range
+Prediction = dict[str, torch.Tensor]
+COLOR_VALUES = 6  # two RGB colors
+BLUR_RANGE = (0.4, 1.6)  # remaining resolution; 1 and above is no blur
+MAX_NOISE = 0.1  # standard deviation, in the range [-1, 1]
 
 
-class SpriteScorer(ModelMixin, ConfigMixin):
-    """Convolutions in each frame, a map of where the shape is, and convolutions over time of what is seen there.
+class SpriteClassifier(ModelMixin, ConfigMixin):
+    """Convolutions in each frame, spatial attention that locates the shape, and convolutions over time.
 
     Args:
         width: channels of the first convolution.
-        dim: length of the features.
+        dim: half the length of the features.
     """
 
     @register_to_config
@@ -56,86 +57,93 @@ class SpriteScorer(ModelMixin, ConfigMixin):
             return nn.Sequential(layer, nn.GroupNorm(4, outputs), nn.GELU())
 
         inner = 2 * width
-        self.frames = nn.Sequential(  # a place sees 39 pixels, more than a shape
+        self.frames = nn.Sequential(  # receptive field of 39 pixels, more than a shape
             conv(3, width, 2), conv(width, inner, 2), conv(inner, inner, dilation=2), conv(inner, inner, dilation=2)
         )
         self.where = nn.Conv2d(inner, 1, 1)
-        seen = 2 * inner + 3  # at the shape, over the frame, and place and spread of the map
+        inputs = 2 * inner + 3  # features at the shape and of the frame; position and spread of the attention
         self.time = nn.Sequential(
-            nn.Conv1d(seen, dim, 3, padding=1), nn.GELU(), nn.Conv1d(dim, dim, 3, padding=1), nn.GELU()
+            nn.Conv1d(inputs, dim, 3, padding=1), nn.GELU(), nn.Conv1d(dim, dim, 3, padding=1), nn.GELU()
         )
         self.motion = nn.Linear(2 * dim, dim)
         self.look = nn.Sequential(nn.Linear(2 * inner, dim), nn.GELU(), nn.Linear(dim, dim), nn.GELU())
-        heads = {name: len(values) for name, values in CLASSES.items()} | {"colors": COLORS}
+        heads = {name: len(values) for name, values in CLASSES.items()} | {"colors": COLOR_VALUES}
         self.heads = nn.ModuleDict({name: nn.Linear(dim, size) for name, size in heads.items()})
 
     @property
     def dim(self) -> int:
-        """Length of the features: those of motion, then those of looks."""
+        """Length of the features: those of motion, then those of appearance."""
         return 2 * self.config.dim
 
     def forward(self, clips: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What a loss or a reading needs, of clips (B, 3, T, H, W) in [-1, 1].
+        """The input of a loss or a prediction, for clips (B, 3, T, H, W) in [-1, 1].
 
         Returns:
             Logits of each of `CLASSES`, (B, classes); `colors` (B, 6) in [0, 1]; `position` (B, T, 2), x and y as
-            shares of the frame; and the `features` (B, dim).
+            fractions of the frame; and the `features` (B, dim).
         """
+        # Locate the shape in each frame.
         maps = self.frames(clips.transpose(1, 2).flatten(0, 1)).unflatten(0, (clips.shape[0], clips.shape[2]))
         weights = self.where(maps.flatten(0, 1)).flatten(1).softmax(dim=1).view_as(maps[:, :, 0])
         height, width = weights.shape[-2:]
         y, x = ((torch.arange(size, device=maps.device, dtype=maps.dtype) + 0.5) / size for size in (height, width))
         position = torch.stack([weights.sum(dim=2) @ x, weights.sum(dim=3) @ y], dim=-1)
-        away = (x - position[..., None, 0])[..., None, :] ** 2 + (y - position[..., None, 1])[..., None] ** 2
-        spread = (weights * away).sum(dim=(2, 3)).sqrt()
+        squares = (x - position[..., None, 0])[..., None, :] ** 2 + (y - position[..., None, 1])[..., None] ** 2
+        spread = (weights * squares).sum(dim=(2, 3)).sqrt()
         at_shape = (maps * weights[:, :, None]).sum(dim=(3, 4))
         over_frame = maps.mean(dim=(3, 4))
 
-        seen = torch.cat([at_shape, over_frame, 4 * (position - 0.5), 4 * spread[..., None]], dim=2)
-        times = self.time(seen.transpose(1, 2))
+        # Combine over time.
+        inputs = torch.cat([at_shape, over_frame, 4 * (position - 0.5), 4 * spread[..., None]], dim=2)
+        times = self.time(inputs.transpose(1, 2))
         motion = F.gelu(self.motion(torch.cat([times.mean(dim=2), times.amax(dim=2)], dim=1)))
         look = self.look(torch.cat([at_shape, over_frame], dim=2)).mean(dim=1)
-        found = {name: head(motion if name == "motion" else look) for name, head in self.heads.items()}
-        return found | {"position": position, "features": torch.cat([motion, look], dim=1)}
+        outputs = {name: head(motion if name == "motion" else look) for name, head in self.heads.items()}
+        return outputs | {"position": position, "features": torch.cat([motion, look], dim=1)}
 
     @torch.no_grad()
-    def read(self, clips: torch.Tensor, batch_size: int = 32) -> Reading:
-        """What clips (N, 3, T, H, W) in [-1, 1] show, on the CPU: as `sprite_targets`, without the background.
+    def predict(self, clips: torch.Tensor, batch_size: int = 32) -> Prediction:
+        """Predict `sprite_targets`, without the background, of clips (N, 3, T, H, W) in [-1, 1]; on the CPU.
 
-        Beside that their `features` (N, dim), and `probability` (N,), how sure the scorer is of the class of motion.
-        Raises `NonFiniteError`, a ValueError, for clips that are not finite.
+        Also returns the `features` (N, dim), and `probability` (N,), the confidence in the class of motion. Raises
+        `NonFiniteError`, a ValueError, for clips that are not finite.
         """
         if not clips.isfinite().all():
             raise NonFiniteError(f"clips of shape {tuple(clips.shape)} contain NaN or infinite values.")
         self.eval()
         size = torch.tensor([clips.shape[-1], clips.shape[-2]], dtype=torch.float64)
-        found = [self(batch.to(self.device, self.dtype)) for batch in clips.split(batch_size)]
-        shown = {name: torch.cat([part[name].float().cpu() for part in found]) for name in found[0]}
-        probability = shown["motion"].softmax(dim=1).amax(dim=1)
-        classes = {name: shown[name].argmax(dim=1) for name in CLASSES}
-        colors = 255 * shown["colors"].double().unflatten(1, (2, 3))
-        places = motion_parts(shown["position"].double() * size)
-        return {**classes, "colors": colors, **places, "features": shown["features"], "probability": probability}
+        batches = [self(batch.to(self.device, self.dtype)) for batch in clips.split(batch_size)]
+        outputs = {name: torch.cat([batch[name].float().cpu() for batch in batches]) for name in batches[0]}
+        probability = outputs["motion"].softmax(dim=1).amax(dim=1)
+        classes = {name: outputs[name].argmax(dim=1) for name in CLASSES}
+        colors = 255 * outputs["colors"].double().unflatten(1, (2, 3))
+        positions = split_motion(outputs["position"].double() * size)
+        return {
+            **classes,
+            "colors": colors,
+            **positions,
+            "features": outputs["features"],
+            "probability": probability,
+        }
 
 
 class DrawnSprites(Dataset):
-    """Sprites drawn at once and kept as bytes, motions in turn: `clip` (3, T, H, W) in [-1, 1] with `sprite_targets`.
+    """Sprites rendered at once and kept as bytes, motions in turn: `clip` (3, T, H, W) in [-1, 1], `sprite_targets`.
 
     Args:
-        count: of them.
+        count: number of sprites.
         seed: of their factors, as in `write_sprites`.
         num_frames, resolution: of a clip.
     """
 
     def __init__(self, count: int, seed: int, num_frames: int = 16, resolution: int = 64) -> None:
         sizes = dict(num_frames=num_frames, resolution=resolution)
-        numbered = [divmod(index, len(MOTIONS)) for index in range(count)]
+        numbers = [divmod(index, len(MOTIONS)) for index in range(count)]
         self.factors = [
-            sample_factors(np.random.default_rng([seed, label, i]), MOTIONS[label], **sizes) for i, label in numbered
+            sample_factors(np.random.default_rng([seed, label, i]), MOTIONS[label], **sizes) for i, label in numbers
         ]
         self.targets = sprite_targets(self.factors)
-        drawn = progress(self.factors, "drawing sprites")
-        self.frames = torch.from_numpy(np.stack([render_sprite(factors) for factors in drawn]))
+        self.frames = torch.from_numpy(np.stack([render_sprite(f) for f in progress(self.factors, "drawing sprites")]))
 
     def __len__(self) -> int:
         return len(self.factors)
@@ -145,38 +153,40 @@ class DrawnSprites(Dataset):
         return {"clip": clip, **{name: values[index] for name, values in self.targets.items()}}
 
     def clips(self) -> torch.Tensor:
-        """All of them, (N, 3, T, H, W)."""
+        """All clips, (N, 3, T, H, W)."""
         return frames_to_clip(self.frames)
 
 
-def scorer_loss(found: dict[str, torch.Tensor], targets: dict[str, torch.Tensor], resolution: int) -> torch.Tensor:
-    """Cross entropies of the classes, and how far colors and, of clips with one shape, places are off.
+def classifier_loss(
+    outputs: dict[str, torch.Tensor], targets: dict[str, torch.Tensor], resolution: int
+) -> torch.Tensor:
+    """Cross entropies of the classes, and L1 errors of colors and, for clips with one shape, of positions.
 
     Args:
-        found: from `SpriteScorer.forward`.
+        outputs: from `SpriteClassifier.forward`.
         targets: `sprite_targets`.
-        resolution: of a frame, in pixels, as `targets` have places.
+        resolution: of a frame, in pixels, the unit of the positions in `targets`.
     """
-    classes = sum(F.cross_entropy(found[name], targets[name]) for name in CLASSES)
-    colors = F.l1_loss(found["colors"], targets["colors"].flatten(1).float() / 255)
+    classes = sum(F.cross_entropy(outputs[name], targets[name]) for name in CLASSES)
+    colors = F.l1_loss(outputs["colors"], targets["colors"].flatten(1).float() / 255)
     one_shape = (targets["motion"] != MOTIONS.index("swap"))[:, None, None]
-    off = (found["position"] - targets["position"].float() / resolution).abs() * one_shape
-    return classes + 2 * colors + 10 * off.mean()
+    error = (outputs["position"] - targets["position"].float() / resolution).abs() * one_shape
+    return classes + 2 * colors + 10 * error.mean()
 
 
-def weathered(clips: torch.Tensor) -> torch.Tensor:
-    """Clips (B, 3, T, H, W) of which every other batch is soft, and half of the clips are noisy."""
+def degrade(clips: torch.Tensor) -> torch.Tensor:
+    """Blur every other batch of clips (B, 3, T, H, W), and add noise to half of the clips."""
     height, width = clips.shape[-2:]
-    if (share := random.uniform(*SOFTEST)) < 1:
+    if (scale := random.uniform(*BLUR_RANGE)) < 1:
         frames = clips.transpose(1, 2).flatten(0, 1)
-        small = F.interpolate(frames, size=(round(share * height), round(share * width)), mode="area")
-        soft = F.interpolate(small, size=(height, width), mode="bilinear", align_corners=False)
-        clips = soft.unflatten(0, (clips.shape[0], clips.shape[2])).transpose(1, 2)
-    noise = NOISIEST * (2 * torch.rand(len(clips), 1, 1, 1, 1, device=clips.device) - 1).clamp(min=0)
+        small = F.interpolate(frames, size=(round(scale * height), round(scale * width)), mode="area")
+        blurred = F.interpolate(small, size=(height, width), mode="bilinear", align_corners=False)
+        clips = blurred.unflatten(0, (clips.shape[0], clips.shape[2])).transpose(1, 2)
+    noise = MAX_NOISE * (2 * torch.rand(len(clips), 1, 1, 1, 1, device=clips.device) - 1).clamp(min=0)
     return clips + noise * torch.randn_like(clips)
 
 
-def train_scorer(
+def train_classifier(
     accelerator: Accelerator,
     *,
     steps: int,
@@ -187,37 +197,37 @@ def train_scorer(
     resolution: int = 64,
     learning_rate: float = 3e-3,
     **model: Any,
-) -> SpriteScorer:
-    """Train a scorer on sprites drawn for it.
+) -> SpriteClassifier:
+    """Train a classifier on sprites that are drawn for it.
 
     Args:
         accelerator: of this process.
-        steps: of the optimizer.
+        steps: optimizer steps.
         batch_size: of each process.
-        sprites: how many are drawn, once, before the first step.
-        seed: of them; no seed that a model to be judged was trained on.
+        sprites: number of sprites, drawn once before the first step.
+        seed: of the sprites; a seed that no evaluated model was trained on.
         num_frames, resolution: of a clip.
-        learning_rate: at its highest.
-        model: arguments of `SpriteScorer`.
+        learning_rate: peak learning rate.
+        model: arguments of `SpriteClassifier`.
     """
     set_seed(seed)
-    scorer = SpriteScorer(**model)
+    classifier = SpriteClassifier(**model)
     drawn = DrawnSprites(sprites, seed, num_frames, resolution)
     loader = DataLoader(drawn, batch_size, shuffle=True, drop_last=True)
-    optimizer = torch.optim.AdamW(scorer.parameters(), lr=learning_rate, weight_decay=0.01)
-    scorer, optimizer, loader = accelerator.prepare(scorer, optimizer, loader)
+    optimizer = torch.optim.AdamW(classifier.parameters(), lr=learning_rate, weight_decay=0.01)
+    classifier, optimizer, loader = accelerator.prepare(classifier, optimizer, loader)
     schedule = get_scheduler("cosine", optimizer, num_warmup_steps=steps // 20, num_training_steps=steps)
-    scorer.train()
-    for batch in progress(itertools.islice(_again_and_again(loader), steps), "training the scorer", total=steps):
+    classifier.train()
+    for batch in progress(itertools.islice(_repeat(loader), steps), "training the classifier", total=steps):
         clips = batch.pop("clip")
-        accelerator.backward(scorer_loss(scorer(weathered(clips)), batch, clips.shape[-1]))
-        accelerator.clip_grad_norm_(scorer.parameters(), 1.0)
+        accelerator.backward(classifier_loss(classifier(degrade(clips)), batch, clips.shape[-1]))
+        accelerator.clip_grad_norm_(classifier.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         schedule.step()
-    return accelerator.unwrap_model(scorer).eval()
+    return accelerator.unwrap_model(classifier).eval()
 
 
-def _again_and_again(loader: DataLoader) -> Iterator[dict[str, torch.Tensor]]:
+def _repeat(loader: DataLoader) -> Iterator[dict[str, torch.Tensor]]:
     while True:
         yield from loader

@@ -1,7 +1,7 @@
-"""Linear probes: what can be read from a latent by least squares alone (Alain and Bengio 2016).
+"""Linear probes: what least squares can predict from a latent (Alain and Bengio 2016).
 
-A probe is fitted on some clips and scored on others. Every score carries the interval that a bootstrap over the test
-clips gives it, and what it would be for a guess that looks at no clip. Everything is float64.
+A probe is fitted on some clips and scored on others. Every score carries a bootstrap interval over the test clips and
+chance, the score of the best constant guess. Everything is float64.
 """
 
 from __future__ import annotations
@@ -11,36 +11,20 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-RESAMPLES = 1000
-DRAWN_AT_ONCE = 2**20  # clips of resamples: memory, however many clips there are
-SHRINKAGES = torch.logspace(-6, 4, 41, dtype=torch.float64)  # in mean squared lengths of the centered features
+from vidgen.metrics.stats import Score, mean, ratio, share
 
-
-@dataclass(frozen=True)
-class Score:
-    """A figure of test clips.
-
-    Attributes:
-        value: of all test clips.
-        low, high: the middle 95 % of what resampled test clips give.
-        chance: of the best guess that looks at no clip; None where there is no such guess.
-    """
-
-    value: float
-    low: float
-    high: float
-    chance: float | None = None
+SHRINKAGES = torch.logspace(-6, 4, 41, dtype=torch.float64)  # in mean squared norms of the centered features
 
 
 @dataclass(frozen=True)
 class LinearMap:
-    """What `Ridge.fit` found: `map(features)` is (M, K) float64 for features (M, D) of any float type and device.
+    """The result of `Ridge.fit`: maps features (M, D) of any float type and device to (M, K) float64.
 
     Attributes:
         mean: (D,), subtracted from the features.
         weights: (D, K).
         bias: (K,), the mean of the training targets.
-        shrinkage: the one chosen, in mean squared lengths of the centered features.
+        shrinkage: the selected one, in mean squared norms of the centered features.
     """
 
     mean: torch.Tensor
@@ -53,17 +37,16 @@ class LinearMap:
 
 
 class Ridge:
-    """Ridge regressions on one set of features, each with the shrinkage that leaving one clip out likes best.
+    """Ridge regressions on one set of features; leave-one-out cross-validation selects each shrinkage.
 
-    Solved in the dual form, so it costs N^3 for N clips, whatever the number of features. The error of predicting
-    each clip from all the others is exact and needs no refitting (Allen's PRESS): residual / (1 - leverage). With
-    more features than clips the residuals vanish, and these errors do not.
+    Solved in the dual form, so the cost is N^3 for N clips and any number of features. The leave-one-out error is
+    exact and needs no refitting (Allen's PRESS): residual / (1 - leverage). With more features than clips the
+    residuals vanish, but these errors do not.
 
-    Features keep their units: one that is tiny beside the others, as a latent that the KL term has put to sleep,
-    is shrunk away.
+    Features keep their scale, so that tiny ones, such as latent channels that the KL term has collapsed, are ignored.
 
     Args:
-        features: (N, D), a row per training clip; any float type, on the device to compute on.
+        features: (N, D), one row per training clip; any float type, on the device to compute on.
 
     Raises:
         ValueError: for fewer than 3 rows, another number of axes, or values that are not finite.
@@ -84,29 +67,29 @@ class Ridge:
         self.squares = self.vectors.square()
 
     def fit(self, targets: torch.Tensor) -> LinearMap:
-        """The map to targets (N, K), one shrinkage for all K: the one whose leave-one-out squared error is least.
+        """Fit targets (N, K) with one shrinkage for all K, the one with the lowest leave-one-out squared error.
 
         Raises:
-            ValueError: if there are not as many targets as features.
+            ValueError: if the number of targets differs from the number of features.
         """
         if targets.ndim != 2 or len(targets) != len(self.centered):
             raise ValueError(f"targets must be ({len(self.centered)}, K), but have shape {tuple(targets.shape)}.")
         targets = targets.double().to(self.mean.device)
         bias = targets.mean(dim=0)
         rotated = self.vectors.T @ (targets - bias)
-        if self.unit == 0:  # features that never change say nothing
+        if self.unit == 0:  # constant features predict the mean
             return LinearMap(self.mean, self.mean.new_zeros(len(self.mean), len(bias)), bias, float("inf"))
-        errors = torch.stack([self._left_out_error(rotated, unit * self.unit) for unit in SHRINKAGES.tolist()])
+        errors = torch.stack([self._leave_one_out_error(rotated, s * self.unit) for s in SHRINKAGES.tolist()])
         shrinkage = SHRINKAGES[errors.argmin().item()].item()
         dual = self.vectors @ (rotated / (self.eigenvalues + shrinkage * self.unit)[:, None])
         return LinearMap(self.mean, self.centered.T @ dual, bias, shrinkage)
 
-    def _left_out_error(self, rotated: torch.Tensor, penalty: torch.Tensor) -> torch.Tensor:
-        """The mean squared error of each clip's targets as predicted from all the others; targets V^T (Y - mean)."""
-        left = penalty / (self.eigenvalues + penalty)  # the share of each direction that is not fitted
-        residuals = self.vectors @ (left[:, None] * rotated)
-        unfitted = self.squares @ left - 1 / len(self.vectors)  # 1 - leverage; the mean costs 1 / N
-        return (residuals / unfitted[:, None]).square().mean()
+    def _leave_one_out_error(self, rotated: torch.Tensor, penalty: torch.Tensor) -> torch.Tensor:
+        """Mean squared error of each clip's targets as predicted from all others; `rotated` is V^T (Y - mean)."""
+        unfitted = penalty / (self.eigenvalues + penalty)  # fraction of each direction
+        residuals = self.vectors @ (unfitted[:, None] * rotated)
+        one_minus_leverage = self.squares @ unfitted - 1 / len(self.vectors)  # the mean costs 1 / N
+        return (residuals / one_minus_leverage[:, None]).square().mean()
 
 
 # --- scores --------------------------------------------------------------------------------------------------------
@@ -115,7 +98,7 @@ class Ridge:
 def probe_classes(
     ridge: Ridge, classes: torch.Tensor, test_features: torch.Tensor, test_classes: torch.Tensor
 ) -> Score:
-    """The accuracy of the class whose one-hot target is predicted largest; chance is the commonest training class.
+    """Accuracy of the class with the largest predicted one-hot value; chance is the most common training class.
 
     Args:
         classes: (N,) int64 from 0, of the training clips.
@@ -123,67 +106,38 @@ def probe_classes(
     """
     one_hot = F.one_hot(classes, int(max(classes.max(), test_classes.max())) + 1)
     predicted = ridge.fit(one_hot)(test_features).argmax(dim=1).cpu()
-    commonest = one_hot.sum(dim=0).argmax().cpu()
-    return share(predicted == test_classes.cpu(), chance=(test_classes.cpu() == commonest).double().mean().item())
+    most_common = one_hot.sum(dim=0).argmax().cpu()
+    return share(predicted == test_classes.cpu(), chance=(test_classes.cpu() == most_common).double().mean().item())
 
 
 def probe_points(
     ridge: Ridge, points: torch.Tensor, test_features: torch.Tensor, test_points: torch.Tensor
 ) -> dict[str, Score]:
-    """How close points come that are regressed, such as a place in each frame or a color.
+    """Regression of points, such as a position in each frame or a color.
 
     Args:
         points: (N, P, d), P points of d coordinates for each training clip.
         test_features, test_points: (M, D) and (M, P, d).
 
     Returns:
-        `r2`: the share of the variance over test clips that is explained, of all coordinates together, 1 at best;
-        `distance`: the mean Euclidean distance, in the points' unit. Chance is the mean of the training clips.
+        `r2`: explained variance over test clips, of all coordinates together, 1 at best; `distance`: mean Euclidean
+        distance, in the points' unit. Chance is the mean of the training clips.
     """
     fitted = ridge.fit(points.flatten(1))
     test_points = test_points.double().cpu()
     predicted = fitted(test_features).cpu().view_as(test_points)
     guess = fitted.bias.cpu().view_as(test_points[:1])
-    around = (test_points - test_points.mean(dim=0)).square().sum(dim=(1, 2))
+    variance = (test_points - test_points.mean(dim=0)).square().sum(dim=(1, 2))
 
-    def squared(of: torch.Tensor) -> torch.Tensor:
-        return (of - test_points).square().sum(dim=(1, 2))
+    def squared_error(estimate: torch.Tensor) -> torch.Tensor:
+        return (estimate - test_points).square().sum(dim=(1, 2))
 
-    def distance(of: torch.Tensor) -> torch.Tensor:
-        return (of - test_points).norm(dim=2).mean(dim=1)
+    def distance(estimate: torch.Tensor) -> torch.Tensor:
+        return (estimate - test_points).norm(dim=2).mean(dim=1)
 
-    unexplained = ratio(squared(predicted), around)
-    chance = 1 - (squared(guess).sum() / around.sum()).item()
+    unexplained = ratio(squared_error(predicted), variance)
+    chance = 1 - (squared_error(guess).sum() / variance.sum()).item()
     return {
         "r2": Score(1 - unexplained.value, 1 - unexplained.high, 1 - unexplained.low, chance),
         "distance": mean(distance(predicted), chance=distance(guess).mean().item()),
     }
-
-
-def share(hits: torch.Tensor, chance: float | None = None) -> Score:
-    """The share of clips that hit, bool (M,), with its interval."""
-    return mean(hits.double(), chance)
-
-
-def mean(values: torch.Tensor, chance: float | None = None) -> Score:
-    """The mean of the clips' values (M,), with its interval."""
-    return ratio(values, torch.ones_like(values), chance)
-
-
-def ratio(numerators: torch.Tensor, denominators: torch.Tensor, chance: float | None = None, seed: int = 0) -> Score:
-    """A sum over clips by another, both (M,), with the interval of a bootstrap over the clips.
-
-    A resample whose denominators are all zero does not count.
-
-    Raises:
-        ValueError: if there are no clips.
-    """
-    if not len(numerators):
-        raise ValueError("a score needs 1 clip or more.")
-    both = torch.stack([numerators, denominators], dim=1).double().cpu()
-    generator = torch.Generator().manual_seed(seed)
-    parts = torch.arange(RESAMPLES).split(max(1, DRAWN_AT_ONCE // len(both)))
-    drawn = (torch.randint(len(both), (len(part), len(both)), generator=generator) for part in parts)
-    value, sums = both.sum(dim=0), torch.cat([both[resamples].sum(dim=1) for resamples in drawn])
-    bounds = (sums[:, 0] / sums[:, 1]).nanquantile(both.new_tensor([0.025, 0.975]))
-    return Score((value[0] / value[1]).item(), *bounds.tolist(), chance)

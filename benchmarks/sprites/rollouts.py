@@ -1,4 +1,4 @@
-"""Whether videos longer than a clip hold together: what they show window by window, and whether they jump between."""
+"""Consistency of roll-outs, which are videos longer than a clip: drift from window to window, and jumps at seams."""
 
 from __future__ import annotations
 
@@ -7,62 +7,64 @@ from typing import Any
 
 import torch
 
-from .classifier import SpriteScorer
-from .probes import mean, share
+from vidgen.metrics.stats import mean, share
+
+from .classifier import SpriteClassifier
 
 BATCH = 8
 
 
 def seam_starts(frames: int, window: int, overlap: int) -> range:
-    """The first frame that each window of a roll-out has in common with the one before; a last one that is cut counts.
+    """The first frame that each window of a roll-out shares with the previous one, including a cut last window.
 
     Args:
         frames: of the whole video.
         window, overlap: as in `rollout_scores`.
     """
     step = window - overlap
-    return range(step, frames - overlap, step)  # a window is only made if it adds a frame
+    return range(step, frames - overlap, step)  # every window adds a frame
 
 
 def rollout_scores(
-    videos: torch.Tensor, labels: torch.Tensor, scorer: SpriteScorer, *, window: int, overlap: int
+    videos: torch.Tensor, labels: torch.Tensor, classifier: SpriteClassifier, *, window: int, overlap: int
 ) -> dict[str, Any]:
-    """How far roll-outs of sprites drift from their first window, and how they pass from one window to the next.
+    """How far roll-outs of sprites drift from their first window, and how smooth the seams between windows are.
 
     Args:
         videos: (N, 3, F, H, W) in [-1, 1], from `pipelines.rollout.rollout`.
         labels: (N,), their classes of motion.
-        scorer: reads what they show.
+        classifier: predicts the factors.
         window: frames T of a window.
-        overlap: frames that two windows have in common.
+        overlap: frames that two windows share.
 
     Returns:
-        `windows`: for each whole window the `first_frame`, and scores: `motion`, the share that still moves as its
-        class says; `shape`, the share that still shows the first window's shape; `colors`, how far they are off the
-        first window's, a distance in RGB of levels of 255, so at most 441. A last window that is cut is too short to
-        be read alone: the last entry then has the video's last T frames, which begin in the window before.
-        `change`: the mean absolute change of a pixel, in levels of 255, from each frame to the next, (F - 1).
-        `moved`: likewise how many pixels the shape's center moves. `seams`: what lies between two windows, the frames
-        that fade and the change after them, against all other changes: ratios of `change` and `moved`, and the share
-        of `jumps`, seams where a shape moves farther than anywhere in the first window of its video by a quarter and
-        a pixel.
+        `windows`: for each whole window the `first_frame`, and scores: `motion`, the fraction that moves as the class
+        specifies; `shape`, the fraction with the first window's shape; `colors`, the RGB L2 distance (at most 441) to
+        the first window's. A cut last window is too short for the classifier: the last entry then covers the video's
+        last T frames, which begin in the window before. `change`: mean absolute difference of a pixel, in levels of
+        255, from each frame to the next, (F - 1). `moved`: displacement of the shape's center, pixels per frame,
+        (F - 1). `seams`: the steps between windows (blended frames and the step after them) relative to all others:
+        ratios of `change` and `moved`, and the fraction of `jumps`, steps that exceed the longest one of the video's
+        first window by a quarter and a pixel.
     """
+    # Factors of each window, compared with the first.
     step, frames = window - overlap, videos.shape[2]
     last = max(frames - window, 0)
     starts = [*range(0, last, step), last]
-    read = [scorer.read(videos[:, :, start : start + window]) for start in starts]
-    first = read[0]
+    predictions = [classifier.predict(videos[:, :, start : start + window]) for start in starts]
+    first = predictions[0]
     windows = []
-    for start, shown in zip(starts, read, strict=True):
-        off = (shown["colors"] - first["colors"]).norm(dim=2).mean(dim=1)
+    for start, predicted in zip(starts, predictions, strict=True):
         scores = {
-            "motion": share(shown["motion"] == labels),
-            "shape": share(shown["shape"] == first["shape"]),
-            "colors": mean(off),
+            "motion": share(predicted["motion"] == labels),
+            "shape": share(predicted["shape"] == first["shape"]),
+            "colors": mean((predicted["colors"] - first["colors"]).norm(dim=2).mean(dim=1)),
         }
         windows.append({"first_frame": start, **{name: asdict(score) for name, score in scores.items()}})
+
+    # Steps between windows, compared with all others.
     change = torch.cat([v.diff(dim=2).abs().mean(dim=(1, 3, 4)) for v in videos.split(BATCH)]).double() * 127.5
-    position = torch.cat([scorer.read(v)["position"] for v in videos.split(BATCH)])
+    position = torch.cat([classifier.predict(v)["position"] for v in videos.split(BATCH)])
     moved = position.diff(dim=1).norm(dim=2)
     between = torch.zeros(frames - 1, dtype=torch.bool)
     for start in seam_starts(frames, window, overlap):
@@ -75,9 +77,5 @@ def rollout_scores(
             "moved": (moved[:, between].mean() / moved[:, ~between].mean()).item(),
             "jumps": (moved[:, between] > limit).double().mean().item(),
         }
-    return {
-        "windows": windows,
-        "change": change.mean(dim=0).tolist(),
-        "moved": moved.mean(dim=0).tolist(),
-        "seams": seams,
-    }
+    change, moved = change.mean(dim=0).tolist(), moved.mean(dim=0).tolist()
+    return {"windows": windows, "change": change, "moved": moved, "seams": seams}

@@ -9,8 +9,8 @@ import pytest
 
 from benchmarks import resources
 from benchmarks.common import paper
+from benchmarks.speed.flops import training_flops
 from pipelines import VidTwinTransformer3DModel
-from vidgen.metrics.flops import training_flops
 
 COMMITTED = resources.Path(resources.__file__).parents[1] / "docs" / "results" / "cpu" / "resources.json"
 STRUCTURE, DYNAMICS = 16 * 7 * 7, 16 * 14

@@ -1,12 +1,13 @@
-"""A video's latents as a file, written and read window by window.
+"""Files of a video's latents, written and read window by window.
 
-A .safetensors file that `TwinLatents.load` reads whole: the packed `latents` (1, N * L) in the order of the windows,
-and in its metadata the shapes and the geometry, the rate of the video and the hash of the model.
+A .safetensors file that `TwinLatents.load` reads as a whole. It holds the packed `latents` (1, N * L) in the order of
+the windows; its metadata hold the shapes, the geometry, the frame rate of the video and the hash of the model.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
@@ -34,35 +35,35 @@ def write_latents(
     fps: Fraction,
     model_hash: str,
 ) -> Path:
-    """Write the latents of a video as they come; the file appears when whole.
+    """Write the latents of a video as they arrive; the file appears when it is complete.
 
     Args:
-        path: the file, ending in .safetensors.
-        video: every window's latents, in order.
-        vae: their model.
-        geometry: of the video.
-        fps: frames a second, kept as a fraction.
+        path: the file, with the suffix .safetensors.
+        video: the latents of every window, in order.
+        vae: the model of the latents.
+        geometry: windows and tiles of the video.
+        fps: frames per second, saved as a fraction.
         model_hash: `weights_hash` of the model in float32.
 
     Raises:
-        UserError: if the ending is another.
+        UserError: if the suffix is another one.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
-        raise UserError(f"{path}: latents are written as .safetensors.")
+        raise UserError(f"{path}: latents are written to .safetensors files only.")
     values = geometry.num_tiles * vae.latent_size
     metadata = layout_metadata(vae.structure_shape, vae.dynamics_shape, geometry)
     metadata |= {"fps": str(Fraction(fps)), "model_sha256": model_hash}
     with atomic_write(path) as unfinished, unfinished.open("wb") as file:
-        file.write(_header(values, vae.dtype, metadata))
+        file.write(_make_header(values, vae.dtype, metadata))
         for _, latents in video:
             packed = latents.pack().cpu().contiguous()
             file.write(packed.view(torch.uint8).numpy().tobytes())
     return path
 
 
-def _header(values: int, dtype: torch.dtype, metadata: dict[str, str]) -> bytes:
-    """The start of a safetensors file of one tensor `latents` (1, values), whose data follows."""
+def _make_header(values: int, dtype: torch.dtype, metadata: dict[str, str]) -> bytes:
+    """Return the header of a safetensors file with one tensor `latents` (1, values)."""
     tensor = {"dtype": DTYPES[dtype], "shape": [1, values], "data_offsets": [0, values * dtype.itemsize]}
     header = json.dumps({"__metadata__": metadata, "latents": tensor}).encode()
     header += b" " * (-len(header) % 8)
@@ -74,50 +75,48 @@ class LatentFile:
 
     Attributes:
         path: the file.
-        geometry: of the video; None for a clip of the model's own size that `TwinLatents.save` wrote.
-        fps: frames a second; None where the file does not say.
-        model_hash: of the model they were made with; None where the file does not say.
+        geometry: windows and tiles of the video; None for a clip of the model's size saved by `TwinLatents.save`.
+        fps: frames per second; None if the file does not state it.
+        model_hash: hash of the model that encoded the video; None if the file does not state it.
+
+    Raises:
+        UserError: if it is not a file of a video's latents.
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
-        """Read what the file says of itself.
-
-        Raises:
-            UserError: if it is not a file of a video's latents.
-        """
         self.path = Path(path)
         if not self.path.is_file():
-            raise UserError(f"{path}: no such file; latents as `vidgen encode` writes them are wanted.")
+            raise UserError(f"{path}: no such file; decode reads latents that `vidgen encode` wrote.")
         try:
             with safe_open(self.path, "pt") as file:
                 metadata = file.metadata() or {}
                 self._layout = read_layout(metadata)
                 shape = file.get_slice("latents").get_shape()
-            self.geometry = self._layout[2]
+            structure_shape, dynamics_shape, self.geometry = self._layout
             self.fps = Fraction(metadata["fps"]) if "fps" in metadata else None
             self.model_hash = metadata.get("model_sha256")
-            sizes = torch.Size(self._layout[0]).numel() + torch.Size(self._layout[1]).numel()
             tiles = 1 if self.geometry is None else self.geometry.num_tiles
-            if shape != [1, tiles * sizes]:
-                raise ValueError(f"its latents are of shape {shape}, where one video's are {[1, tiles * sizes]}.")
+            expected = [1, tiles * (math.prod(structure_shape) + math.prod(dynamics_shape))]
+            if shape != expected:
+                raise ValueError(f"its latents have shape {shape}, not {expected}.")
         except (SafetensorError, ValueError, ZeroDivisionError) as error:
             raise UserError(f"{path} does not hold the latents of a video: {error}") from error
 
     def check_model(self, vae: AutoencoderKLVidTwin, model_hash: str | None) -> None:
-        """Raise a `UserError` if the latents are not of this model; without a hash, if they do not fit it."""
+        """Raise a `UserError` if the latents are of another model; without a hash, compare their shapes only."""
         if self._layout[:2] != (vae.structure_shape, vae.dynamics_shape):
             raise UserError(
-                f"{self.path} holds latents of {self._layout[0]} and {self._layout[1]}, but this model's are "
+                f"{self.path} holds latents of shapes {self._layout[0]} and {self._layout[1]}, but this model's are "
                 f"{vae.structure_shape} and {vae.dynamics_shape}."
             )
         if None not in (model_hash, self.model_hash) and self.model_hash != model_hash:
             raise UserError(
                 f"{self.path} was encoded with another model (sha256 {self.model_hash[:12]}…, this one is "
-                f"{model_hash[:12]}…); decode it with the one that made it, or say --any-model."
+                f"{model_hash[:12]}…); decode it with that model, or pass --any-model."
             )
 
     def windows(self, device: torch.device | str, dtype: torch.dtype) -> Iterator[WindowLatents]:
-        """Every window's latents, in order."""
+        """Yield the latents of every window, in order."""
         starts, geometry = [0], None
         if self.geometry is not None:
             starts, geometry = window_starts(self.geometry), window_geometry(self.geometry)

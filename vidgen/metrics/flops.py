@@ -1,10 +1,9 @@
-"""Floating-point operations: of a model on one clip, counted from its sizes, and what a device does in a second."""
+"""Floating-point operations: FLOPs of a model on one clip, from its sizes, and the FLOP rate of a device."""
 
 from __future__ import annotations
 
 import math
 import time
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -13,26 +12,23 @@ from torch.utils.flop_counter import FlopCounterMode
 from autoencoder import AutoencoderKLVidTwin
 from pipelines import VidTwinTransformer3DModel
 
-if TYPE_CHECKING:
-    from benchmarks.speed.memory import Build
-
 
 def encode_flops(vae: AutoencoderKLVidTwin) -> float:
-    """FLOPs of encoding one clip of the model's own size: multiply-adds, twice."""
-    structure, dynamics = _heads(vae)[:2]
-    return _transformer_flops(vae) + structure + dynamics
+    """Return the FLOPs of encoding one clip of the model's size; a multiply-add counts as two."""
+    structure, dynamics = _count_latent_modules(vae)[:2]
+    return _blocks_flops(vae) + structure + dynamics
 
 
 def decode_flops(vae: AutoencoderKLVidTwin) -> float:
-    """FLOPs of decoding one clip of the model's own size: multiply-adds, twice."""
-    structure, dynamics = _heads(vae)[2:]
-    return _transformer_flops(vae) + structure + dynamics
+    """Return the FLOPs of decoding one clip of the model's size; a multiply-add counts as two."""
+    structure, dynamics = _count_latent_modules(vae)[2:]
+    return _blocks_flops(vae) + structure + dynamics
 
 
 def transformer_flops(transformer: VidTwinTransformer3DModel) -> float:
-    """FLOPs of the DiT's forward pass on one sample: multiply-adds, twice. Conditions, the same for all tokens, count.
+    """Return the FLOPs of the DiT's forward pass on one sample, conditioning included; a multiply-add counts as two.
 
-    By formula, like the VAE's blocks.
+    Computed by formula, as for the VAE's blocks.
     """
     c = transformer.config
     tokens, dim = sum(transformer.num_tokens), c.num_attention_heads * c.attention_head_dim
@@ -48,30 +44,12 @@ def transformer_flops(transformer: VidTwinTransformer3DModel) -> float:
     return c.num_layers * (tokens * per_token + per_sample) + embedding + ends
 
 
-def training_flops(build: Build) -> tuple[int, int]:
-    """FLOPs of a forward pass, and of a training step: that and the backward pass, without the optimizer.
-
-    Counted by PyTorch on meta tensors: every matrix product and convolution, attention as plain products. Nothing is
-    computed. Fused attention, which makes the scores once more in the backward pass, counts the same here.
-
-    Args:
-        build: makes model, loss and inputs on the default device.
-    """
-    with torch.device("meta"):
-        _, loss_function, inputs = build()
-        with FlopCounterMode(display=False) as counter:
-            loss = loss_function(*inputs)
-            forward = counter.get_total_flops()
-            loss.backward()
-            return forward, counter.get_total_flops()
-
-
 def matmul_rate(device: torch.device | str, dtype: torch.dtype, size: int | None = None, repeats: int = 5) -> float:
-    """FLOP/s of a device on one large product of square matrices: what a model can hope for.
+    """Measure the FLOP/s of a device on one large product of square matrices, an upper bound for a model.
 
     Args:
-        size: of the matrices; 1024 on a CPU and 8192 elsewhere by default.
-        repeats: the best of so many.
+        size: rows of the matrices; by default 1024 on a CPU and 8192 elsewhere.
+        repeats: number of products, of which the fastest counts.
     """
     size = size or (1024 if torch.device(device).type == "cpu" else 8192)
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
@@ -84,9 +62,9 @@ def matmul_rate(device: torch.device | str, dtype: torch.dtype, size: int | None
 
 
 def clock(device: torch.device | str) -> float:
-    """Seconds at which a device is done with what it was given, from a start of no meaning.
+    """Wait until a device has finished its work, and return the time in seconds from an arbitrary start.
 
-    Of a single CPU thread they are the time it was given, which neighbors on a busy machine hardly lengthen.
+    With a single CPU thread this is the CPU time of the process, which other programs on a busy machine hardly affect.
     """
     device = torch.device(device)
     if device.type == "cpu":
@@ -95,10 +73,10 @@ def clock(device: torch.device | str) -> float:
     return time.perf_counter()
 
 
-def _transformer_flops(vae: AutoencoderKLVidTwin) -> float:
-    """The blocks, attention included, and the linear layer between pixels and tokens; the same on both sides.
+def _blocks_flops(vae: AutoencoderKLVidTwin) -> float:
+    """Return the FLOPs of the blocks and of the linear layer between pixels and tokens; the same on both sides.
 
-    By formula: PyTorch's counter misses the CPU's fused attention.
+    Computed by formula: PyTorch's counter misses the CPU's fused attention.
     """
     c = vae.config
     tokens = c.num_frames * (c.sample_size // c.patch_size) ** 2
@@ -108,21 +86,21 @@ def _transformer_flops(vae: AutoencoderKLVidTwin) -> float:
     return tokens * (c.num_layers * (linears + attention) + 2 * dim * c.in_channels * c.patch_size**2)
 
 
-def _heads(vae: AutoencoderKLVidTwin) -> list[float]:
-    """Structure and dynamics encoder, structure and dynamics decoder: convolutions and products, which it counts."""
+def _count_latent_modules(vae: AutoencoderKLVidTwin) -> list[float]:
+    """Count the FLOPs of the structure and dynamics encoder, then of the structure and dynamics decoder."""
     with torch.device("meta"):
         meta = AutoencoderKLVidTwin.from_config(vae.config).eval()
         grid = vae.config.sample_size // vae.config.patch_size
         features = torch.empty(1, vae.config.hidden_size, vae.config.num_frames, grid, grid)
         structure, dynamics = torch.empty(1, *vae.structure_shape), torch.empty(1, *vae.dynamics_shape)
-    counted = []
-    for head, latent in (
+    flops = []
+    for module, inputs in (
         (meta.structure_encoder, features),
         (meta.dynamics_encoder, features),
         (meta.structure_decoder, structure),
         (meta.dynamics_decoder, dynamics),
     ):
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            head(latent)
-        counted.append(counter.get_total_flops())
-    return counted
+            module(inputs)
+        flops.append(counter.get_total_flops())
+    return flops

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.sprites import probes
 from benchmarks.sprites.probes import SHRINKAGES, Ridge, mean, probe_classes, probe_points, ratio, share
+from vidgen.metrics import stats
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -150,7 +150,7 @@ def test_mistakes_are_named():
 def test_many_clips_are_drawn_in_parts_and_alike(monkeypatch):
     values = torch.randn(30, generator=torch.Generator().manual_seed(0))
     whole = mean(values)
-    monkeypatch.setattr(probes, "DRAWN_AT_ONCE", 100)
+    monkeypatch.setattr(stats, "CLIPS_AT_ONCE", 100)
     assert mean(values) == whole
-    monkeypatch.setattr(probes, "DRAWN_AT_ONCE", 10)  # fewer than clips
+    monkeypatch.setattr(stats, "CLIPS_AT_ONCE", 10)  # fewer than clips
     assert mean(values) == whole

@@ -1,0 +1,174 @@
+"""Pipelines, DiT trainings and Fréchet distances, shared by the benchmarks of generated clips."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from accelerate import Accelerator, PartialState
+
+from pipelines import VidTwinPipeline
+from vidgen.common.config import load_config
+from vidgen.common.errors import UserError
+from vidgen.common.loading import load_pipeline
+from vidgen.common.precision import place_model
+from vidgen.data.sprites import write_sprites
+from vidgen.metrics.detectors import Detector
+from vidgen.metrics.fvd import CLASS_SAMPLING, CLASS_SAMPLING_OF, FVDResult, Sampling, evaluate_pipeline
+from vidgen.metrics.protocols import PROTOCOLS, Protocol, get_protocol
+from vidgen.training.config import DiTTrainingConfig, VAETrainingConfig
+from vidgen.training.dit_trainer import train_dit
+from vidgen.training.vae_trainer import train_vae
+
+from .detectors import parse_detectors
+from .harness import REPOSITORY
+from .vae_runs import sprite_data
+
+SAMPLES = {"smoke": 24, "cpu": 512, "paper": None}  # None: the protocol's
+SPRITES_PER_CLASS = {"smoke": 6, "cpu": 128}  # twice the samples, because real against real takes others
+DETECTORS = {"smoke": ["pooled_pixels"], "cpu": ["pooled_pixels", "squeezenet"], "paper": None}
+GUIDANCE = {"smoke": 2.0, "cpu": 2.0, "paper": 5.0}  # as in the configs
+SHARDS = {"smoke": 8, "cpu": 64, "paper": 64}
+# Settings of a DiT that is trained for two steps; without warm-up and EMA the steps change the weights.
+TINY_DIT = ["data.num_frames=4", "data.fps=4", "train.mixed_precision=no", "train.ema_decay=0"]
+TINY_DIT += ["optim.lr_warmup_steps=0"]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of programs that measure a Fréchet distance of a pipeline's clips."""
+    parser.add_argument("--pipeline", metavar="FOLDER", help="trained pipeline: OUTPUT_DIR/final of train_dit.py")
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="UCF-101 beside its split files (scale paper)")
+    parser.add_argument("--split-files", type=Path, metavar="FOLDER", help="split files, if they are elsewhere")
+    parser.add_argument("--protocol", choices=PROTOCOLS, default="vidtwin", help="FVD protocol (scale paper)")
+    parser.add_argument("--samples", type=int, metavar="N", help="generated clips (default: the protocol's)")
+    add_detector_options(parser)
+    parser.add_argument("--seed", type=int, default=0, help="seed of the generated clips")
+    parser.add_argument("--guidance-scale", type=float, help="classifier-free guidance (default: 5, sprites 2)")
+    parser.add_argument("--batch-size", type=int, default=16, help="clips per batch of each process (default: 16)")
+    parser.add_argument("--class-sampling", choices=CLASS_SAMPLING, help="class sampling (default: the protocol's)")
+    parser.add_argument("--num-workers", type=int, default=0, help="processes of each process that read real clips")
+
+
+def add_detector_options(parser: argparse.ArgumentParser, default: str = "the protocol's") -> None:
+    parser.add_argument(
+        "--detector",
+        action="append",
+        metavar="NAME_OR_PATH",
+        help=f"a name, the weights of the protocol's detector, or NAME=FILE; repeatable (default: {default})",
+    )
+    parser.add_argument("--detector-sha256", metavar="HASH", help="hash of its file, if not the published one")
+
+
+def use_few_samples(options: argparse.Namespace, samples: dict[str, int | None]) -> None:
+    """Set the defaults of comparisons of many models: `samples` by scale, and one detector without weights."""
+    options.samples = samples[options.scale] if options.samples is None else options.samples
+    if options.scale != "paper":
+        options.detector = options.detector or ["pooled_pixels"]
+
+
+def evaluate(
+    pipeline: VidTwinPipeline, sampling: Sampling, options: argparse.Namespace, accelerator: Accelerator
+) -> list[FVDResult] | None:
+    """`evaluate_pipeline` with a program's options; all programs keep features in one folder."""
+    protocol = protocol_of(options)
+    return evaluate_pipeline(
+        pipeline,
+        options.data or write_reference_sprites(options.work_dir, options.scale),
+        protocol,
+        [detector.to(accelerator.device) for detector in detectors_of(options, protocol)],
+        accelerator,
+        folder=options.work_dir / "ucf101_fvd" / "features",
+        samples=SAMPLES[options.scale] if options.samples is None else options.samples,
+        sampling=sampling,
+        split_files=options.split_files,
+        batch_size=options.batch_size,
+        num_workers=options.num_workers,
+        shard_size=SHARDS[options.scale],
+    )
+
+
+def load_options_pipeline(options: argparse.Namespace, accelerator: Accelerator | PartialState) -> VidTwinPipeline:
+    """Load the options' pipeline on the process's device; scale smoke trains a tiny one if none is given.
+
+    Raises:
+        UserError: if no pipeline, no data to compare with or no detector is given.
+    """
+    detectors_of(options, protocol_of(options))  # report a wrong one before any work
+    if options.scale == "smoke" and options.pipeline is None:
+        options.pipeline = train_tiny_pipeline(options.work_dir / "ucf101_fvd")
+    if options.pipeline is None:
+        raise UserError("name a pipeline, as train_dit.py leaves it in OUTPUT_DIR/final: --pipeline FOLDER.")
+    if options.data is None and options.scale == "paper":
+        raise UserError("--scale paper compares with UCF-101: give its folder as --data FOLDER.")
+    return load_placed_pipeline(options.pipeline, accelerator, options.dtype)
+
+
+def load_placed_pipeline(folder: str | Path, accelerator: Accelerator | PartialState, dtype: str) -> VidTwinPipeline:
+    """Load a pipeline on the process's device, without progress bars."""
+    pipeline = place_model(load_pipeline(str(folder)), accelerator.device, dtype)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def sampling_of(options: argparse.Namespace) -> Sampling:
+    """How the options sample clips, with the default number of steps."""
+    return Sampling(
+        seed=options.seed,
+        guidance_scale=GUIDANCE[options.scale] if options.guidance_scale is None else options.guidance_scale,
+        class_sampling=options.class_sampling or CLASS_SAMPLING_OF[protocol_of(options).labels],
+    )
+
+
+def protocol_of(options: argparse.Namespace) -> Protocol:
+    """The options' protocol, or that of sprites at the smaller scales, adapted to the number and size of clips."""
+    if options.scale == "paper":
+        return get_protocol(options.protocol)
+    sprites = replace(get_protocol("sprites"), generated=SAMPLES[options.scale], real=SAMPLES[options.scale])
+    return replace(sprites, frames=4, size=32, fps=4) if options.scale == "smoke" else sprites
+
+
+def detectors_of(options: argparse.Namespace, protocol: Protocol) -> list[Detector]:
+    """The options' detectors, or the scale's, or the protocol's."""
+    names = options.detector or DETECTORS[options.scale] or [protocol.detector]
+    return parse_detectors(names, protocol.detector, options.detector_sha256)
+
+
+def write_reference_sprites(work_dir: Path, scale: str) -> Path:
+    """Write sprites of a seed that no training uses, unless they exist; returns their folder."""
+    folder = work_dir / "data" / "sprites" / "fvd"
+    with PartialState().main_process_first():
+        if not folder.exists():
+            small = dict(resolution=32, num_frames=8) if scale == "smoke" else {}
+            write_sprites(folder, SPRITES_PER_CLASS[scale], seed=2, show_progress=True, **small)
+    return folder
+
+
+def train_tiny_pipeline(folder: Path) -> Path:
+    """Train a tiny VAE and DiT on sprites for a few steps, to run all parts; returns the pipeline's folder."""
+    final = folder / "dit" / "final"
+    if (final / "model_index.json").exists():
+        return final
+    data = folder / "sprites"
+    with PartialState().main_process_first():
+        if not data.exists():
+            write_sprites(data, 2, seed=0, resolution=32)
+    shared = [f"data.root={data}", "data.fps=4", "model.preset=tiny-test", "train.max_train_steps=4"]
+    shared += ["train.train_batch_size=4", "train.mixed_precision=no", "train.report_to=none", "train.ema_decay=0"]
+    shared += ["train.dataloader_num_workers=0"]
+    settings = ["perceptual.weight=0", "gan.weight=0", "model.overrides={heads: residual}", f"output_dir={folder}/vae"]
+    settings += ["data.resolution=32", "data.num_frames=4"]
+    vae = train_vae(load_config(VAETrainingConfig, [*shared, *settings]))
+    settings = [f"vae={vae}", "diffusion.num_inference_steps=2", f"output_dir={folder}/dit"]
+    return train_dit(load_config(DiTTrainingConfig, [*shared, *settings]))
+
+
+def dit_config(name: str, options: argparse.Namespace, data: Path | None, *settings: str) -> DiTTrainingConfig:
+    """A config of configs/dit on the latents of the options' pipeline, with settings on top; default data: sprites."""
+    if data is None:
+        root = sprite_data(options)
+    else:
+        root = [f"data.root={data}"] + ["data.ucf101_split=1"] * (options.scale == "paper")
+    path = REPOSITORY / "configs" / "dit" / f"{name}.yaml"
+    arguments = [*root, f"vae={options.pipeline}", "train.report_to=none", *settings]
+    return load_config(DiTTrainingConfig, ["--config", str(path), *arguments])

@@ -1,0 +1,309 @@
+"""Figure 5: FLOPs and training memory of the same diffusion transformer on every method's latent; training costs.
+
+    python -m benchmarks.resources --scale cpu
+    python -m benchmarks.resources --scale paper
+    python -m benchmarks.resources training_cost --scale cpu
+
+Nothing is trained. `cpu` counts FLOPs and bytes on tensors without data; `paper` also runs each training step on a
+GPU and reads the peak of its allocator. Figure 5 is in float32, at batch size 1, with Adam.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from dataclasses import asdict
+from functools import cache
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+
+from pipelines import VidTwinTransformer3DModel
+from vidgen.common.errors import UserError
+
+from ..common import paper
+from ..common.figures import DARK_BLUE, LIGHT_BLUE, TEAL, new_figure
+from ..common.harness import Benchmark, Results, main
+from ..common.tables import markdown_table
+from ..speed.flops import training_flops
+from ..speed.memory import ATTENTION, Build, training_memory
+from ..speed.pseudo_dit import PseudoDiT
+from .latents import (
+    BASELINES,
+    CROPPED,
+    FOLDED,
+    OTHER_READING,
+    PATCHINGS,
+    REFERENCE,
+    RELEASED,
+    Patches,
+    latent_table,
+    latents,
+    patchify,
+)
+from .training_cost import run_training_cost, training_cost_tables
+
+STATED, PROJECTED = "pseudo-DiT as stated", "pseudo-DiT with projections"
+PSEUDO_DITS = {STATED: False, PROJECTED: True}  # whether the attention has projections
+MODELS = {"smoke": [STATED, "tiny-test"], "cpu": [*PSEUDO_DITS, "S", "B", "L", "XL", "paper"]}
+MODELS["paper"] = MODELS["cpu"]
+METHODS = {"smoke": ["EMU-3", REFERENCE], "cpu": [*BASELINES, OTHER_READING, REFERENCE, RELEASED, FOLDED]}
+METHODS["paper"] = METHODS["cpu"]
+FIGURES = {  # keys of the results: label, and the paper's claim
+    "step_flops": ("FLOPs of a training step", "flops"),
+    "fused": ("peak memory, fused attention", "memory"),
+    "math": ("peak memory, math attention", "memory"),
+}
+CLASSES = 101  # UCF-101's
+
+# --- counting --------------------------------------------------------------------------------------------------------
+
+
+def run(options: argparse.Namespace) -> Results:
+    allocate = options.scale == "paper"
+    if allocate and not torch.cuda.is_available():
+        raise UserError("--scale paper requires a GPU, which is not available; --scale cpu counts without one.")
+    rows = []
+    for model in MODELS[options.scale]:
+        for patching in ("2", "1") if options.scale == "smoke" else PATCHINGS:
+            if patching == CROPPED and model not in PSEUDO_DITS:
+                continue
+            print(f"{model}, patch {PATCHINGS[patching]}", file=sys.stderr, flush=True)
+            for method in METHODS[options.scale]:
+                patches = patchify(method, latents()[method][1], patching)
+                tokens = [math.prod(p.grid) for p in patches]
+                # The cost of a pseudo-DiT depends on the number of tokens alone.
+                cost = measure_cost(model, sum(tokens) if model in PSEUDO_DITS else patches, allocate)
+                rows.append({"model": model, "patching": patching, "method": method, "tokens": tokens, **cost})
+    return {"costs": rows}
+
+
+@cache
+def measure_cost(model: str, latent: int | tuple[Patches, ...], allocate: bool) -> dict[str, Any]:
+    """Parameters, FLOPs and memory of a model on a number of tokens or on patches."""
+
+    def build():
+        return build_pseudo_dit(model, latent) if model in PSEUDO_DITS else build_dit(model, latent)
+
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in build()[0].parameters())
+    forward, step = training_flops(build)
+    cost = {"parameters": parameters, "forward_flops": forward, "step_flops": step}
+    for attention in ATTENTION if model in PSEUDO_DITS else ("fused",):
+        cost[attention] = asdict(training_memory(build, attention))
+        if allocate:
+            cost[f"{attention}, allocated"] = _measure_allocated(build, attention)
+    return cost
+
+
+def build_pseudo_dit(model: str, tokens: int) -> tuple:
+    pseudo_dit = PseudoDiT(projections=PSEUDO_DITS[model])
+    inputs = torch.randn(1, tokens, 512), torch.randn(1, tokens, 512)
+    return pseudo_dit, lambda x, target: (pseudo_dit(x) - target).square().mean(), inputs
+
+
+def build_dit(preset: str, patches: tuple[Patches, ...]) -> tuple:
+    """Our DiT; a latent of one stream is its structure, with dynamics of no tokens."""
+    structure, dynamics = (*patches, Patches(1, (0, 1), (1, 1)))[:2]
+    dit = VidTwinTransformer3DModel.from_preset(
+        preset,
+        structure_shape=structure.shape,
+        dynamics_shape=dynamics.shape,
+        structure_patch_size=structure.patch_size,
+        dynamics_patch_size=dynamics.patch_size,
+        num_classes=CLASSES,
+    )
+    latent, target = torch.randn(1, dit.latent_size), torch.randn(1, dit.latent_size)
+    inputs = latent, target, torch.zeros(1, 2), torch.zeros(1, dtype=torch.long)
+    return dit, lambda x, target, *conditions: (dit(x, *conditions).sample - target).square().mean(), inputs
+
+
+def _measure_allocated(build: Build, attention: str) -> dict[str, int] | None:
+    try:
+        return asdict(training_memory(build, attention, device="cuda"))
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return None
+
+
+def ratios(costs: list[dict], model: str, patching: str, figure: str) -> dict[str, float]:
+    """Each method's figure relative to VidTwin's: "step_flops", or peak memory with "math" or "fused" attention."""
+    values = {
+        row["method"]: row[figure]["peak"] if isinstance(row[figure], dict) else row[figure]
+        for row in costs
+        if (row["model"], row["patching"]) == (model, patching) and figure in row
+    }
+    return {method: value / values[REFERENCE] for method, value in values.items()}
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def tables(results: Results) -> str:
+    costs = results["costs"]
+    models = list(dict.fromkeys(row["model"] for row in costs))
+    parts = [f"### The paper's claim\n\n{claim_table(costs)}", f"### The latents\n\n{latent_table()}"]
+    parts += [f"### The {model}\n\n{_pseudo_dit_table(costs, model)}" for model in models if model in PSEUDO_DITS]
+    parts.append(f"### Our DiT sizes\n\n{_sizes_table(costs, [m for m in models if m not in PSEUDO_DITS])}")
+    return "\n\n".join(parts)
+
+
+def claim_table(costs: list[dict]) -> str:
+    """Which baselines are within the paper's ranges: a table of ratios, and a summary."""
+    rows = []
+    inside: dict[str, dict[str, dict[str, list[str]]]] = {}  # baselines within range by DiT, patch size and figure
+    for model, patching in dict.fromkeys((row["model"], row["patching"]) for row in costs):
+        if model not in PSEUDO_DITS:
+            continue
+        row = [model, PATCHINGS[patching]]
+        within = inside.setdefault(model, {}).setdefault(PATCHINGS[patching], {})
+        for figure, (_, claim) in FIGURES.items():
+            low, high = paper.RESOURCES_CLAIM[claim]
+            rounded = {m: round(r, 1) for m, r in ratios(costs, model, patching, figure).items() if m in BASELINES}
+            within[figure] = [method for method, ratio in rounded.items() if low <= ratio <= high]
+            row.append(", ".join(f"**{m} {r}**" if m in within[figure] else f"{m} {r}" for m, r in rounded.items()))
+        rows.append(row)
+
+    def summarize(figure: str, other: str | None = None) -> str:
+        """Baselines within the ranges of one or two figures, by DiT and patch size; once if all DiTs agree."""
+        where = {}
+        for model, by_patch in inside.items():
+            texts = []
+            for patch, within in by_patch.items():
+                if methods := [method for method in within[figure] if method in within[other or figure]]:
+                    texts.append(f"{', '.join(methods)} (patch: {patch})")
+            where[model] = "; ".join(texts) or "none"
+        if len(set(where.values())) == 1:
+            return next(iter(where.values()))
+        return "; ".join(f"{model}: {text}" for model, text in where.items())
+
+    lines = []
+    for figure, (title, claim) in FIGURES.items():
+        low, high = paper.RESOURCES_CLAIM[claim]
+        lines.append(f"* {title}, claimed {low}-{high} times VidTwin's: {summarize(figure)}.")
+    for attention in ATTENTION:
+        lines.append(f"* FLOPs and memory together, with {attention} attention: {summarize('step_flops', attention)}.")
+    ever = {m for by_patch in inside.values() for within in by_patch.values() for ms in within.values() for m in ms}
+    never = dict.fromkeys(row["method"] for row in costs if row["method"] in BASELINES and row["method"] not in ever)
+    lines.append(f"* Within no range at any of these patch sizes: {', '.join(never) or 'none'}.")
+    return (
+        "Ratios to VidTwin, to one decimal; bold: within the paper's range.\n\n"
+        + markdown_table(["DiT", "patch", *(title for title, _ in FIGURES.values())], rows)
+        + "\n\nBaselines within the paper's range:\n\n"
+        + "\n".join(lines)
+    )
+
+
+def _pseudo_dit_table(costs: list[dict], model: str) -> str:
+    own_rows = [row for row in costs if row["model"] == model]
+    allocated = any("fused, allocated" in row for row in own_rows)
+    kinds = [kind for name in ATTENTION for kind in (name, f"{name}, allocated")[: 1 + allocated]]
+    header = ["patch", "method", "tokens", "forward, GFLOP", "step, GFLOP"]
+    for kind in kinds:
+        header += [f"{kind}: activations, MiB", "peak, MiB"]
+    rows = []
+    for row in own_rows:
+        relative = {
+            figure: f" ({ratios(costs, model, row['patching'], figure)[row['method']]:.2f}x)"
+            for figure in ("step_flops", *ATTENTION)
+        }
+        tokens = " + ".join(f"{n:,}" for n in row["tokens"])
+        tokens += f" = {sum(row['tokens']):,}" if len(row["tokens"]) > 1 else ""
+        cells = [PATCHINGS[row["patching"]], row["method"], tokens, f"{row['forward_flops'] / 1e9:,.1f}"]
+        cells.append(f"{row['step_flops'] / 1e9:,.1f}{relative['step_flops']}")
+        for kind in kinds:
+            if row[kind] is None:
+                cells += ["", "out of memory"]
+            else:
+                cells += [_mib(row[kind]["activations"]), _mib(row[kind]["peak"]) + relative.get(kind, "")]
+        rows.append(cells)
+    memory = own_rows[0]["fused"]
+    return (
+        f"{own_rows[0]['parameters']:,} parameters: {_mib(memory['parameters'])} MiB, gradients "
+        f"{_mib(memory['gradients'])} MiB, Adam's moments {_mib(memory['optimizer'])} MiB, for every latent. The "
+        "backward pass frees activations while it computes gradients, so a peak is less than the sum.\n\n"
+        + markdown_table(header, rows)
+    )
+
+
+def _sizes_table(costs: list[dict], models: list[str]) -> str:
+    rows: dict[tuple[str, str], list] = {}
+    parameters = []
+    for row in [row for row in costs if row["model"] in models]:
+        key = row["patching"], row["method"]
+        cells = rows.setdefault(key, [PATCHINGS[key[0]], key[1], f"{sum(row['tokens']):,}"])
+        allocated = ""
+        if "fused, allocated" in row:
+            memory = row["fused, allocated"]
+            allocated = f" (allocated: {_gib(memory['peak']) if memory else 'out of memory'})"
+        cells.append(f"{row['step_flops'] / 1e9:,.1f}, {_gib(row['fused']['peak'])}{allocated}")
+        if key == ("1", REFERENCE):
+            parameters.append(f"{row['model']} {row['parameters']:,}")
+    return (
+        "GFLOP of a training step, and its peak memory in GiB with fused attention. Parameters with VidTwin's latent "
+        f"at patch size 1: {', '.join(parameters)}.\n\n"
+        + markdown_table(["patch", "method", "tokens", *models], list(rows.values()))
+    )
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.1f}"
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:,.2f}"
+
+
+# --- plot ------------------------------------------------------------------------------------------------------------
+
+
+def plot(results: Results) -> Figure:
+    """Bars of the pseudo-DiT as stated: FLOPs and memory by method, one column per patch size."""
+    costs = [row for row in results["costs"] if row["model"] == STATED]
+    patchings = [name for name in PATCHINGS if name != CROPPED and any(row["patching"] == name for row in costs)]
+    units = {"step_flops": (1e9, "GFLOP"), "fused": (2**20, "MiB"), "math": (2**20, "MiB")}
+    colors = {REFERENCE: DARK_BLUE, FOLDED: TEAL}
+    size = 3.5 * len(patchings) + 1.4, 2.75 * len(FIGURES) + 0.5
+    figure, panels = new_figure(*size, rows=len(FIGURES), columns=len(patchings), sharey=True, sharex="row")
+    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
+    for line, (name, (title, claim)) in zip(panels, FIGURES.items(), strict=True):
+        low, high = paper.RESOURCES_CLAIM[claim]
+        unit, unit_name = units[name]
+        everything = []
+        for axes, patching in zip(line, patchings, strict=True):
+            multiples = ratios(costs, STATED, patching, name)
+            by_method = {row["method"]: row[name] for row in costs if row["patching"] == patching}
+            methods = [method for method in (*BASELINES, REFERENCE, FOLDED) if method in by_method]
+            values = [(by_method[m] if name == "step_flops" else by_method[m]["peak"]) / unit for m in methods]
+            reference = values[methods.index(REFERENCE)]
+            axes.axvspan(low * reference, high * reference, color="#fde68a", alpha=0.6, lw=0)
+            axes.barh(range(len(methods)), values, color=[colors.get(m, LIGHT_BLUE) for m in methods], height=0.65)
+            for place, (method, value) in enumerate(zip(methods, values, strict=True)):
+                multiple = multiples[method]
+                text = f"{multiple:.2g}x" if multiple < 10 else f"{multiple:,.0f}x"
+                axes.text(1.12 * value, place, text, va="center", fontsize=8)
+            axes.set_yticks(range(len(methods)), methods)
+            axes.set_xscale("log")
+            if axes in panels[0]:
+                axes.set_title(f"patch: {PATCHINGS[patching]}", fontsize=10)
+            axes.set_xlabel(f"{title}, {unit_name}", fontsize=8)
+            everything += values
+        line[0].set_xlim(min(everything) / 2, 6 * max(everything))
+    panels[0, 0].invert_yaxis()
+    figure.suptitle(
+        f"Pseudo-DiT of Figure 5 as stated, {costs[0]['parameters']:,} parameters, batch size 1\n"
+        "labels: ratio to VidTwin (logarithmic axes); yellow: the paper's claim for the baselines",
+        fontsize=11,
+    )
+    return figure
+
+
+RESOURCES = Benchmark("resources", "Figure 5: FLOPs and training memory", run, tables, plot, program="resources")
+TRAINING_COST = Benchmark(
+    "training_cost", "Training cost", run_training_cost, training_cost_tables, program="resources"
+)
+
+if __name__ == "__main__":
+    main(RESOURCES, TRAINING_COST)

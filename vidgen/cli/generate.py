@@ -1,0 +1,55 @@
+"""`vidgen generate`: sample new videos from a trained pipeline."""
+
+from __future__ import annotations
+
+import argparse
+
+from .options import VIDEO_OUT, add_command, add_model_options
+
+
+def add_commands(commands: argparse._SubParsersAction) -> None:
+    """Declare the command and its options."""
+    parser = add_command(
+        commands,
+        "generate",
+        "sample new videos from a trained pipeline",
+        "With several videos, -CLASS-0, -CLASS-1, ... is inserted before the suffix of OUTPUT.",
+    )
+    parser.add_argument("output", help=VIDEO_OUT)
+    add_model_options(parser, "a pipeline: a folder, or user/name on the Hub")
+    parser.add_argument(
+        "--class",
+        dest="class_labels",
+        action="append",
+        metavar="NAME",
+        help="class, or subclass such as orbit/star, by name or number; may be repeated; not for an unconditional "
+        "model (default: every class once)",
+    )
+    parser.add_argument("--num", type=int, default=1, metavar="N", help="videos per class")
+    parser.add_argument("--steps", type=int, default=50, metavar="N", help="denoising steps")
+    parser.add_argument("--guidance", type=float, default=5.0, metavar="W", help="guidance scale")
+    parser.add_argument(
+        "--guidance-interval",
+        type=float,
+        nargs=2,
+        default=(0.0, 1.0),
+        metavar=("LOW", "HIGH"),
+        help="noise levels, from 0 (clean) to 1 (pure noise), at which guidance is applied; steps outside cost half",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="random seed")
+    parser.add_argument("--fps", type=float, default=8.0, help="frames per second")
+    parser.add_argument(
+        "--frames",
+        type=int,
+        metavar="N",
+        help="frames per video; long ones are generated window by window (default: the model's clip length)",
+    )
+    parser.add_argument("--loop", action="store_true", help="generate a seamless loop")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Generate the videos."""
+    from ..inference.operations import generate
+
+    generate(**vars(options))

@@ -1,0 +1,46 @@
+"""`vidgen info`: the size, cost and config of a model."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from .options import MODEL, add_command
+
+
+def add_commands(commands: argparse._SubParsersAction) -> None:
+    """Declare the command and its option."""
+    parser = add_command(commands, "info", "a model's config, parameters, compression rate and FLOPs")
+    parser.add_argument("model", help=MODEL)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Print the facts about a model."""
+    from ..common.loading import is_pipeline, load_pipeline, load_vae, weights_hash
+    from ..metrics.flops import decode_flops, encode_flops
+
+    vae = load_vae(options.model)
+    facts: dict[str, object] = {
+        "parameters": vae.num_parameters(),
+        "clip": "{} x {} x {} x {}".format(*vae.clip_shape),
+        "structure latent": " x ".join(map(str, vae.structure_shape)),
+        "dynamics latent": " x ".join(map(str, vae.dynamics_shape)),
+        "latent values": vae.latent_size,
+        "compression rate": f"{vae.compression_rate:.4%}",
+        "encode": f"{encode_flops(vae) / 1e9:,.1f} GFLOPs per clip",
+        "decode": f"{decode_flops(vae) / 1e9:,.1f} GFLOPs per clip",
+        "sha256": weights_hash(vae),
+    }
+    if is_pipeline(options.model):
+        pipeline = load_pipeline(options.model)
+        facts["DiT parameters"] = pipeline.transformer.num_parameters()
+        facts["DiT tokens"] = " + ".join(map(str, pipeline.transformer.num_tokens))
+        facts["scheduler"] = type(pipeline.scheduler).__name__
+        facts["classes"] = ", ".join(pipeline.labels) or pipeline.transformer.config.num_classes or "unconditional"
+        if pipeline.subclasses:
+            facts["subclasses"] = ", ".join(pipeline.subclasses)
+    for name, value in facts.items():
+        print(f"{name:17} {value:,}" if isinstance(value, int) else f"{name:17} {value}")
+    config = {name: value for name, value in vae.config.items() if not name.startswith("_")}
+    print("config           ", json.dumps(config))
