@@ -25,7 +25,8 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from benchmarks import ucf101_fvd
 from pipelines import VidTwinPipeline
-from pipelines.schedulers import normalize_latents, other_solver
+from pipelines.latents import normalize_latents
+from pipelines.schedulers import other_solver
 from vidgen.common.errors import UserError
 from vidgen.metrics.flops import clock
 from vidgen.metrics.fvd import Sampling, class_labels

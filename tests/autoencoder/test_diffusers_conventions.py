@@ -25,11 +25,11 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
-@pytest.fixture(params=["official", "residual"])
+@pytest.fixture(params=["plain", "residual"])
 def model(request) -> AutoencoderKLVidTwin:
     """A tiny model whose temporal attention, zero at first, does something."""
     torch.manual_seed(0)
-    model = AutoencoderKLVidTwin.from_preset("tiny-test", heads=request.param).eval()
+    model = AutoencoderKLVidTwin.from_preset("tiny-test", bottleneck=request.param).eval()
     for module in model.modules():
         if isinstance(module, SelfAttention):
             torch.nn.init.normal_(module.proj.weight, std=0.1)

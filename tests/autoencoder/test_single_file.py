@@ -73,7 +73,7 @@ def test_weights_are_not_initialized_unless_told_so(low_cpu_mem_usage):
     assert empty.called == (low_cpu_mem_usage is not False)
     with mock.patch("autoencoder.single_file.is_accelerate_available", return_value=False):
         AutoencoderKLVidTwin.from_single_file(WEIGHTS, **HEADS)
-        with pytest.raises(ValueError, match="needs the package accelerate"):
+        with pytest.raises(ValueError, match="requires accelerate"):
             AutoencoderKLVidTwin.from_single_file(WEIGHTS, low_cpu_mem_usage=True, **HEADS)
 
 
@@ -118,7 +118,7 @@ def test_a_config_gives_the_sizes(model, tmp_path, place):
 
 
 def test_the_layout_of_diffusers_loads_with_its_config(tmp_path):
-    model = AutoencoderKLVidTwin.from_preset("tiny-test", heads="residual")
+    model = AutoencoderKLVidTwin.from_preset("tiny-test", bottleneck="residual")
     model.save_pretrained(tmp_path)
     path = tmp_path / "diffusion_pytorch_model.safetensors"
     assert equal(AutoencoderKLVidTwin.from_single_file(path, config=tmp_path), model)
@@ -142,7 +142,7 @@ def test_the_layout_of_diffusers_loads_with_its_config(tmp_path):
         ({"device_map": "auto"}, "loads onto one device"),
         ({"device_map": {"encoder": "cpu", "decoder": "cpu"}}, "loads onto one device"),
         ({"quantization_config": "any"}, "does not quantize"),
-        ({"num_head": 4}, "no argument 'num_head'.*num_heads"),
+        ({"num_head": 4}, "an argument 'num_head'.*num_heads"),
         ({"local_file_only": True}, "did you mean local_files_only"),
     ],
     ids=str,
@@ -155,7 +155,7 @@ def test_what_cannot_be_had_is_named(options, message):
 
 def test_a_config_of_another_model_and_a_dict_without_tensors(tmp_path):
     (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderKLWan"}')
-    with pytest.raises(ValueError, match="is of AutoencoderKLWan, not of AutoencoderKLVidTwin"):
+    with pytest.raises(ValueError, match="describes AutoencoderKLWan, not AutoencoderKLVidTwin"):
         AutoencoderKLVidTwin.from_single_file(WEIGHTS, config=tmp_path)
     for given in ({}, {"state_dict": {}}, {"a": 1}):
         with pytest.raises(ValueError, match="The state dict holds no state dict"):
@@ -168,7 +168,7 @@ def test_a_missing_file_of_a_folder_here_is_not_looked_for_on_the_hub(tmp_path, 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "vae").mkdir(parents=True)
     with (
-        mock.patch("autoencoder.hub.hf_hub_download", side_effect=AssertionError("was looked for")),
+        mock.patch("autoencoder.hub.snapshot_download", side_effect=AssertionError("was looked for")),
         pytest.raises(FileNotFoundError, match=r"No checkpoint file at runs/vae/last\.ckpt"),
     ):
         AutoencoderKLVidTwin.from_single_file("runs/vae/last.ckpt")

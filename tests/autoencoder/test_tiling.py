@@ -24,7 +24,7 @@ def tiny(**overrides) -> AutoencoderKLVidTwin:
 
 @pytest.fixture(scope="module")
 def model() -> AutoencoderKLVidTwin:
-    return tiny(heads="residual")
+    return tiny(bottleneck="residual")
 
 
 def clip(*size: int, batch: int = 1) -> torch.Tensor:
@@ -74,10 +74,10 @@ def test_every_size_comes_back_as_it_went_in(model, size):
     assert model(x, sample_posterior=True, generator=torch.Generator().manual_seed(0)).sample.shape == x.shape
 
 
-@pytest.mark.parametrize("heads", ["official", "residual"])
+@pytest.mark.parametrize("bottleneck", ["plain", "residual"])
 @torch.no_grad()
-def test_one_tile_equals_the_plain_model(heads):
-    model, x = tiny(heads=heads), clip(*TILE)
+def test_one_tile_equals_the_plain_model(bottleneck):
+    model, x = tiny(bottleneck=bottleneck), clip(*TILE)
     plain = model(x).sample
     still = clip(3, 20, 27)
     padded = torch.nn.functional.pad(still, (0, 5, 0, 12, 0, 1), mode="replicate")
@@ -218,7 +218,7 @@ def test_geometries_are_of_whole_numbers(stride):
 
 def test_what_cannot_be_served_is_named(model, tmp_path):
     for size in ((4, 7, 32), (4, 32, 7), (0, 32, 32)):
-        with pytest.raises(ValueError, match="8 x 8 pixels or more"):
+        with pytest.raises(ValueError, match="at least one frame and 8 x 8 pixels"):
             model.encode(torch.zeros(1, 3, *size))
     with pytest.raises(ValueError, match=r"\(B, 3, 4, 32, 32\)"):
         model.encode(torch.zeros(1, 1, 4, 40, 40))

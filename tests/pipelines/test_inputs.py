@@ -32,7 +32,7 @@ def test_one_label_as_a_tensor_is_one_video(pipe):
 
 @pytest.mark.parametrize("label", [True, 1.0, 1.7, NAN, b"Biking", [0], None, torch.tensor([0, 1])], ids=str)
 def test_a_label_is_a_name_or_a_whole_number(pipe, label):
-    with pytest.raises(ValueError, match="by its name or its whole number"):
+    with pytest.raises(ValueError, match="must be a name or a whole number"):
         pipe.get_label_ids([label])
 
 
@@ -107,5 +107,5 @@ def test_the_pipelines_names_of_its_models_switches(pipe):
         pipe.vae.enable_tiling(tile_sample_stride_height=24)
     pipe.vae = None
     for name in ("enable_vae_slicing", "disable_vae_slicing", "enable_vae_tiling", "disable_vae_tiling"):
-        with pytest.raises(ValueError, match=f"{name} needs a vae"):
+        with pytest.raises(ValueError, match=f"{name} requires a vae"):
             getattr(pipe, name)()

@@ -82,14 +82,14 @@ def test_to_out_0_means_to_out(model):
     ("targets", "more", "message"),
     [
         (["to_q", "to_queue"], {}, "'to_queue' matches no layer .*nearest are to_q"),
-        (["attn1"], {}, "'attn1' matches no layer .*that takes an adapter"),
+        (["attn1"], {}, "'attn1' matches no layer .*that can have an adapter"),
         (["norm_q"], {}, "'norm_q' matches no layer"),
         (["nothing_like_it"], {}, "it has .*to_k, to_out, to_q, to_v"),
         ("to_q", {}, "regular expression for whole names.*nearest are to_q.*A list"),
         (".*(to_q", {}, "no regular expression"),
         ([], {}, "target_modules is empty"),
         (None, {}, "target_modules is empty"),
-        (["to_qkv"], {}, "there after fuse_qkv_projections"),
+        (["to_qkv"], {}, "exists after fuse_qkv_projections"),
         (["to_q"], {"rank_pattern": {"to_v": 2}}, "rank_pattern has 'to_v'"),
         (["to_q"], {"alpha_pattern": {"attn1.too_q": 2}}, "alpha_pattern has 'attn1.too_q'"),
         (["to_q"], {"modules_to_save": ["proj_out"]}, "modules_to_save has 'proj_out'"),
@@ -355,7 +355,7 @@ def test_fusing_projections_that_have_a_lora_is_refused(model):
 
 
 def test_without_peft_there_is_one_sentence(pipe, saved, monkeypatch):
-    monkeypatch.setattr("pipelines.lora_files.is_peft_available", lambda: False)
+    monkeypatch.setattr("pipelines.lora.is_peft_available", lambda: False)
     monkeypatch.setattr("pipelines.lora_names.is_peft_available", lambda: False)
     monkeypatch.setattr("diffusers.loaders.lora_base.USE_PEFT_BACKEND", False)
     model = pipe.transformer

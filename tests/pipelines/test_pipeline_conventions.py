@@ -16,7 +16,7 @@ from diffusers.models.attention_dispatch import AttentionBackendName
 
 from autoencoder import AutoencoderKLVidTwin
 from pipelines import VidTwinPipeline, VidTwinTransformer3DModel, default_scheduler
-from pipelines.schedulers import denormalize_latents
+from pipelines.latents import denormalize_latents
 from pipelines.transformer_vidtwin import VidTwinAttention, VidTwinAttnProcessor
 
 CPU = torch.device("cpu")
@@ -334,7 +334,7 @@ def test_caches_that_cannot_begin_anew_refuse_an_interval(pipe, name):
     enable(pipe, REFUSED[name])
     steps = []
     hook = pipe.transformer.register_forward_pre_hook(lambda *_: steps.append(1))
-    with pytest.raises(ValueError, match=f"{type(REFUSED[name]).__name__}.* cannot begin anew"):
+    with pytest.raises(ValueError, match=f"{type(REFUSED[name]).__name__}.* cannot restart"):
         generate(pipe, guidance_interval=(0.2, 0.8))
     hook.remove()
     assert not steps, "it is said before anything is done"
@@ -346,7 +346,7 @@ def test_caches_that_cannot_begin_anew_refuse_an_interval(pipe, name):
         pipeline._guidance_scale = 0.0
         return tensors
 
-    with pytest.raises(ValueError, match="cannot begin anew"):
+    with pytest.raises(ValueError, match="cannot restart"):
         generate(pipe, callback_on_step_end=end_guidance)
 
 

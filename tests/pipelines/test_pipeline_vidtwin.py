@@ -153,7 +153,7 @@ def test_a_class_gives_each_video_one_of_its_sub_classes(pipe_of_kinds):
     assert torch.equal(made, sample(pipe_of_kinds, drawn, latents=noise))
     assert not torch.equal(made, sample(pipe_of_kinds, "jump", num_videos_per_prompt=12, latents=noise))
     assert pipe_of_kinds.draw_subclasses([2, 1, 4], [seeded(i) for i in range(3)]) == [2, 4, 4]
-    with pytest.raises(ValueError, match="1 generators were given for 3 videos"):
+    with pytest.raises(ValueError, match="1 generators were passed for 3 videos"):
         sample(pipe_of_kinds, [0, 0, 0], generator=[seeded(0)])
     together = sample(pipe_of_kinds, [0, 0, 0], generator=[seeded(i) for i in range(3)])
     alone = torch.cat([sample(pipe_of_kinds, "jump", generator=seeded(i)) for i in range(3)])
@@ -395,7 +395,7 @@ def test_the_face_is_lazy():
         ({"eta": 1.5}, "between 0 and 1"),
         ({"output_type": "gif"}, "pil, np, pt, latent"),
         ({"latents": torch.zeros(1, 5)}, r"\(1, 176\)"),
-        ({"generator": [seeded(), seeded()]}, "2 generators were given for 1 videos"),
+        ({"generator": [seeded(), seeded()]}, "2 generators were passed for 1 videos"),
         ({"generator": [seeded(), seeded()], "latents": torch.zeros(1, 176)}, "2 generators"),
         ({"callback_on_step_end_tensor_inputs": ["prompt_embeds"]}, "prompt_embeds"),
     ],
@@ -434,7 +434,7 @@ def test_modulations_kept_for_all_steps_change_nothing(pipe, modulated, monkeypa
     kept = sample(pipe, **how)
     videos = 2 if kept.shape[0] == 2 else 1
     assert modulated == [STEPS * 2 * videos]
-    monkeypatch.setattr(VidTwinPipeline, "_kept_modulations", lambda *_: None)
+    monkeypatch.setattr(VidTwinPipeline, "prepare_modulations", lambda *_: None)
     torch.testing.assert_close(sample(pipe, **how), kept, atol=1e-5, rtol=1e-5)
 
 

@@ -9,7 +9,7 @@ import torch
 
 from autoencoder.latents import TwinLatents
 from pipelines import VidTwinPipeline
-from pipelines.rollout import faded, interpolate, rollout
+from pipelines.rollout import crossfade, interpolate, rollout
 
 STEPS, FRAMES, OVERLAP = 2, 4, 2  # of the tiny model
 
@@ -54,7 +54,7 @@ def test_a_window_continues_what_the_one_before_showed_last(pipe, told):
     strengths = dict(structure_strength=0.5, dynamics_strength=0.75)
     video = rollout(pipe, 8, 0, overlap=OVERLAP, **strengths, **options())
     first, second, third = told
-    for before, after in ((first.made, second), (faded(first.made, second.made, OVERLAP), third)):
+    for before, after in ((first.made, second), (crossfade(first.made, second.made, OVERLAP), third)):
         assert torch.equal(after.structure, after.dynamics)
         assert torch.equal(after.structure, before[:, [-2, -1, -2, -3]])  # and back again
         assert list(after.kept_frames) == [0, 1]
@@ -103,7 +103,7 @@ def test_a_given_clip_serves_every_video(pipe, make_transformer, labels, each, w
 
 def test_fading_goes_from_one_to_the_other_in_equal_steps():
     zeros, ones = torch.zeros(1, 5, 1, 1, 1), torch.ones(1, 6, 1, 1, 1)
-    assert faded(zeros, ones, 3).flatten().tolist() == [0, 0, 0.25, 0.5, 0.75, 1, 1, 1]
+    assert crossfade(zeros, ones, 3).flatten().tolist() == [0, 0, 0.25, 0.5, 0.75, 1, 1, 1]
 
 
 def test_a_loop_ends_where_it_begins(pipe, told):
@@ -113,7 +113,7 @@ def test_a_loop_ends_where_it_begins(pipe, told):
     assert video.shape[1] == 6
     assert list(closing.kept_frames) == [0, 3]
     assert torch.equal(closing.structure, first.made[:, [3, 2, 1, 0]])
-    # The frame after the last would be the closing window's own last, which has faded into the first.
+    # The frame after the last would be the closing window's own last, which has crossfade into the first.
     assert torch.equal(video[:, :1], torch.lerp(closing.made[:, -1:], first.made[:, :1], 0.5))
     assert torch.equal(video[:, 4:], closing.made[:, 1:3])
 
@@ -191,7 +191,7 @@ def test_clips_and_stills_are_ends_too(pipe):
 
 
 def test_what_has_no_way_is_refused(pipe, ends):
-    with pytest.raises(ValueError, match="must be of structure, dynamics, not motion"):
+    with pytest.raises(ValueError, match="must be among structure, dynamics, not motion"):
         interpolate(pipe, *ends, [0.5], streams=["motion"])
     with pytest.raises(ValueError, match="one clip each, not 2 and 1"):
         interpolate(pipe, torch.rand(2, FRAMES, 3, 32, 32), ends[1], [0.5])

@@ -6,8 +6,8 @@ from diffusers import PyramidAttentionBroadcastConfig
 
 from autoencoder import TwinLatents
 from pipelines import VidTwinPipeline, VidTwinTransformer3DModel, default_scheduler
+from pipelines.latents import normalize_latents
 from pipelines.presets import PRESETS
-from pipelines.schedulers import normalize_latents
 from pipelines.transformer_vidtwin import modulate
 
 BATCH = 2
@@ -277,7 +277,7 @@ def test_unknown_preset_names_the_nearest():
         ({"hidden_states": torch.zeros(BATCH, 5)}, r"\(B, 176\)"),
         ({"timestep": torch.zeros(BATCH, 3)}, r"\(2,\) or \(2, 2\)"),
         ({"timestep": torch.zeros(())}, r"\(2,\) or \(2, 2\)"),
-        ({"class_labels": None}, "give class_labels"),
+        ({"class_labels": None}, "requires class_labels"),
         ({"self_condition": torch.zeros(BATCH, 176)}, "self_conditioning"),
     ],
 )
