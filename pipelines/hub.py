@@ -49,7 +49,10 @@ class SafeDownloadMixin:
         folder = download(repo_id, [index_name], revision, **options)
         if not (folder / index_name).is_file():
             raise FileNotFoundError(f"{repo_id} holds no pipeline: it has no {index_name}.")
-        index = json.loads((folder / index_name).read_text(encoding="utf-8"))
+        try:
+            index = json.loads((folder / index_name).read_text(encoding="utf-8"))
+        except ValueError:
+            index = None
         if not isinstance(index, dict) or index.get("_class_name") not in [c.__name__ for c in cls.__mro__]:
             raise ValueError(f"{index_name} of {repo_id} does not describe a {cls.__name__}.")
         components = {name: entry for name, entry in index.items() if isinstance(entry, list) and any(entry)}
