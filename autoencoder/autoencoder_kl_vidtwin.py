@@ -5,14 +5,13 @@ Source: "VidTwin: Video VAE with Decoupled Structure and Dynamics" (arXiv 2412.1
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import ConfigMixin, FrozenDict, register_to_config
 from diffusers.loaders import FromOriginalModelMixin
 from diffusers.models.autoencoders.vae import AutoencoderMixin, DecoderOutput
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
@@ -30,7 +29,8 @@ from .bottleneck import (
     SINGLE_LATENT_BOTTLENECKS,
     STRUCTURE_FOLDS,
     STRUCTURE_POOLS,
-    BottleneckConfig,
+    dynamics_grid,
+    structure_grid,
 )
 from .latents import LatentShape, TwinLatents, TwinPosterior, numel
 from .model_card import ModelCardMixin, count_parameters, render_card
@@ -191,30 +191,30 @@ class AutoencoderKLVidTwin(
             raise ValueError('structure_fold="hidden" requires structure_pool="qformer".')
 
         # 1. Latent shapes
-        sizes = BottleneckConfig.from_model(self.config)
-        grid = sizes.structure_grid
+        config, grid = self.config, structure_grid(self.config)
         self.structure_shape: LatentShape = (structure_channels, num_queries, grid, grid)
-        self.dynamics_shape: LatentShape = (dynamics_channels, num_frames, 2 * sizes.dynamics_grid)
+        self.dynamics_shape: LatentShape = (dynamics_channels, num_frames, 2 * dynamics_grid(config))
         if single_latent:
             channels = max(round(self.latent_size / (num_frames * grid**2)), 1)
             self.structure_shape = (channels, num_frames, grid, grid)
             self.dynamics_shape = (0, num_frames, 0)
-            sizes = dataclasses.replace(sizes, structure_channels=channels)
+            config = FrozenDict({**config, "structure_channels": channels})
 
         # 2. Modules
         def build_transformer() -> VidTwinTransformer:
+            grid_size = sample_size // patch_size
             return VidTwinTransformer(
-                hidden_size, num_layers, num_attention_heads, num_frames, sizes.grid_size, mlp_ratio, temporal_causal
+                hidden_size, num_layers, num_attention_heads, num_frames, grid_size, mlp_ratio, temporal_causal
             )
 
         structure_encoder, dynamics_encoder, structure_decoder, dynamics_decoder = (
             SINGLE_LATENT_BOTTLENECKS if single_latent else BOTTLENECKS
         )[bottleneck]
         self.encoder = VidTwinEncoder(in_channels, patch_size, build_transformer(), hidden_size)
-        self.structure_encoder = structure_encoder(sizes)
-        self.dynamics_encoder = dynamics_encoder(sizes)
-        self.structure_decoder = structure_decoder(sizes)
-        self.dynamics_decoder = dynamics_decoder(sizes)
+        self.structure_encoder = structure_encoder(config)
+        self.dynamics_encoder = dynamics_encoder(config)
+        self.structure_decoder = structure_decoder(config)
+        self.dynamics_decoder = dynamics_decoder(config)
         # A trained plain bottleneck has the decoder's scale; the residual one is normalized to it.
         self.norm_in = nn.LayerNorm(hidden_size) if bottleneck == "residual" else nn.Identity()
         self.decoder = VidTwinDecoder(in_channels, patch_size, build_transformer(), hidden_size)
@@ -400,7 +400,7 @@ class AutoencoderKLVidTwin(
             return None
         if num_frames < 1 or min(height, width) < self.config.patch_size:
             raise ValueError(
-                f"A clip must have at least one frame and {self.config.patch_size} x {self.config.patch_size} pixels, "
+                f"A clip must have one frame and {self.config.patch_size} x {self.config.patch_size} pixels or more, "
                 f"but (T, H, W) = {size}."
             )
         if not self.use_tiling:

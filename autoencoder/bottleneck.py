@@ -1,6 +1,7 @@
 """From encoder features to the two latents and back: the paper's plain bottleneck and a residual one.
 
-The four modules of both have the same interfaces (VidTwin, arXiv 2412.17726, Section 3):
+The four modules of both, built from the config of an `AutoencoderKLVidTwin`, have the same interfaces (VidTwin, arXiv
+2412.17726, Section 3):
 
     StructureEncoder  (B, D, T, h, w) -> (B, 2 d_S, n_q, h_S, w_S)       mean and log-variance along channels
     DynamicsEncoder   (B, D, T, h, w) -> (B, 2 d_D, T, w_D + h_D)
@@ -14,14 +15,12 @@ clips to the decoder from the first step; the plain convolutions output the clip
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from diffusers.configuration_utils import FrozenDict
 from einops import rearrange
 from torch import nn
 
@@ -32,77 +31,50 @@ STRUCTURE_FOLDS = ("batch", "hidden")
 DYNAMICS_POOLS = ("average", "qformer")
 
 
-@dataclass(frozen=True)
-class BottleneckConfig:
-    """The sizes from which either bottleneck is built; names as in `AutoencoderKLVidTwin`."""
-
-    sample_size: int
-    patch_size: int
-    num_frames: int
-    hidden_size: int
-    num_queries: int
-    query_dim: int
-    qformer_layers: int
-    qformer_heads: int
-    qformer_ffn_dim: int
-    qformer_dropout: float
-    structure_channels: int
-    structure_width: int
-    structure_downsamples: int
-    structure_pool: str
-    structure_fold: str
-    dynamics_channels: int
-    dynamics_downsamples: int
-    dynamics_pool: str
-
-    @classmethod
-    def from_model(cls, config: Mapping[str, Any]) -> BottleneckConfig:
-        """Select the sizes from the config of an `AutoencoderKLVidTwin`."""
-        return cls(**{field.name: config[field.name] for field in dataclasses.fields(cls)})
-
-    @property
-    def grid_size(self) -> int:
-        return self.sample_size // self.patch_size
-
-    @property
-    def structure_grid(self) -> int:
-        return downsample_size(self.grid_size, self.structure_downsamples)
-
-    @property
-    def dynamics_grid(self) -> int:
-        return downsample_size(self.grid_size, self.dynamics_downsamples)
-
-    def build_temporal_pool(self) -> nn.Module:
-        """Return a module (B, D, T, h, w) -> (B * n_q, query_dim, h, w)."""
-        sizes = dict(num_queries=self.num_queries, context_dim=self.hidden_size)
-        if self.structure_pool == "conv":
-            hidden = dict(num_frames=self.num_frames, query_dim=self.query_dim, hidden_frames=self.qformer_ffn_dim)
-            return TemporalConv(**sizes, **hidden)
-        if self.structure_fold == "hidden":
-            return FoldedQFormer(grid_size=self.grid_size, query_dim=self.query_dim, **sizes, **self._qformer())
-        return LocationQFormer(dim=self.query_dim, **sizes, **self._qformer())
-
-    def build_spatial_pool(self) -> tuple[nn.Module, int]:
-        """Return a module (B, D, T, h, w) -> (B, D', T, w + h), and D'."""
-        if self.dynamics_pool == "average":
-            return AxisAverages(), self.hidden_size
-        sizes = dict(num_queries=2 * self.dynamics_grid, dim=self.query_dim, context_dim=self.hidden_size)
-        return SpatialQFormer(**sizes, **self._qformer()), self.query_dim
-
-    def _qformer(self) -> dict[str, int | float]:
-        return dict(
-            num_layers=self.qformer_layers,
-            num_heads=self.qformer_heads,
-            ffn_dim=self.qformer_ffn_dim,
-            dropout=self.qformer_dropout,
-        )
-
-
 def downsample_size(size: int, times: int) -> int:
     """Return the grid size after `times` 3x3 convolutions of stride 2 and padding 1."""
     for _ in range(times):
         size = (size + 1) // 2
     return size
+
+
+def feature_grid(config: FrozenDict) -> int:
+    return config.sample_size // config.patch_size
+
+
+def structure_grid(config: FrozenDict) -> int:
+    return downsample_size(feature_grid(config), config.structure_downsamples)
+
+
+def dynamics_grid(config: FrozenDict) -> int:
+    return downsample_size(feature_grid(config), config.dynamics_downsamples)
+
+
+def qformer_sizes(config: FrozenDict) -> dict[str, Any]:
+    return dict(
+        context_dim=config.hidden_size,
+        num_layers=config.qformer_layers,
+        num_heads=config.qformer_heads,
+        ffn_dim=config.qformer_ffn_dim,
+        dropout=config.qformer_dropout,
+    )
+
+
+def build_temporal_pool(config: FrozenDict) -> nn.Module:
+    """Return a module (B, D, T, h, w) -> (B * n_q, query_dim, h, w)."""
+    num_queries, query_dim = config.num_queries, config.query_dim
+    if config.structure_pool == "conv":
+        return TemporalConv(config.num_frames, num_queries, query_dim, config.hidden_size, config.qformer_ffn_dim)
+    if config.structure_fold == "hidden":
+        return FoldedQFormer(feature_grid(config), query_dim, num_queries=num_queries, **qformer_sizes(config))
+    return LocationQFormer(num_queries, query_dim, **qformer_sizes(config))
+
+
+def build_spatial_pool(config: FrozenDict) -> tuple[nn.Module, int]:
+    """Return a module (B, D, T, h, w) -> (B, D', T, w + h), and D'."""
+    if config.dynamics_pool == "average":
+        return AxisAverages(), config.hidden_size
+    return SpatialQFormer(2 * dynamics_grid(config), config.query_dim, **qformer_sizes(config)), config.query_dim
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
@@ -127,9 +99,9 @@ def spread_axes(x: torch.Tensor, grid_size: int) -> torch.Tensor:
 class StructureEncoder(nn.Module):
     """Q-Former over time, then 3x3 convolutions per query down to mean and log-variance."""
 
-    def __init__(self, config: BottleneckConfig) -> None:
+    def __init__(self, config: FrozenDict) -> None:
         super().__init__()
-        self.temporal_pool = config.build_temporal_pool()
+        self.temporal_pool = build_temporal_pool(config)
         self.conv_in = conv3x3(config.query_dim, config.structure_width)
         widths = [config.structure_width * 2**i for i in range(config.structure_downsamples + 1)]
         self.down = nn.ModuleList([conv3x3(a, b, stride=2) for a, b in pairwise(widths)])
@@ -145,12 +117,12 @@ class StructureEncoder(nn.Module):
 class DynamicsEncoder(nn.Module):
     """Strided 3x3 convolutions per frame, averages over height and width, one shared 3x3 over (time, position)."""
 
-    def __init__(self, config: BottleneckConfig) -> None:
+    def __init__(self, config: FrozenDict) -> None:
         super().__init__()
         dim = config.hidden_size
-        self.grid = config.dynamics_grid
+        self.grid = dynamics_grid(config)
         self.down = nn.ModuleList([conv3x3(dim, dim, stride=2) for _ in range(config.dynamics_downsamples)])
-        self.spatial_pool, pooled_dim = config.build_spatial_pool()
+        self.spatial_pool, pooled_dim = build_spatial_pool(config)
         self.conv_out = conv3x3(pooled_dim, 2 * config.dynamics_channels)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
@@ -164,9 +136,9 @@ class DynamicsEncoder(nn.Module):
 class StructureDecoder(nn.Module):
     """3x3 convolutions and nearest upsampling per query, then to hidden size and from queries to frames."""
 
-    def __init__(self, config: BottleneckConfig) -> None:
+    def __init__(self, config: FrozenDict) -> None:
         super().__init__()
-        self.grid_size = config.grid_size
+        self.grid_size = feature_grid(config)
         widths = [config.structure_width * 2**i for i in range(config.structure_downsamples, -1, -1)]
         self.conv_in = conv3x3(config.structure_channels, widths[0])
         self.up = nn.ModuleList([conv3x3(a, b) for a, b in pairwise(widths)])
@@ -188,14 +160,14 @@ class StructureDecoder(nn.Module):
 class DynamicsDecoder(nn.Module):
     """An MLP over channels, an MLP over positions shared by both axes, and the missing axis filled by repetition."""
 
-    def __init__(self, config: BottleneckConfig) -> None:
+    def __init__(self, config: FrozenDict) -> None:
         super().__init__()
-        self.grid_size = config.grid_size
-        self.latent_grid = config.dynamics_grid
+        self.grid_size = feature_grid(config)
+        self.latent_grid = dynamics_grid(config)
         self.channels_in = nn.Linear(config.dynamics_channels, config.hidden_size)
         self.channels_out = nn.Linear(config.hidden_size, config.hidden_size)
-        self.positions_in = nn.Linear(config.dynamics_grid, config.grid_size)
-        self.positions_out = nn.Linear(config.grid_size, config.grid_size)
+        self.positions_in = nn.Linear(dynamics_grid(config), feature_grid(config))
+        self.positions_out = nn.Linear(feature_grid(config), feature_grid(config))
 
     def forward(self, dynamics: torch.Tensor) -> torch.Tensor:
         x = F.relu(self.channels_out(F.relu(self.channels_in(dynamics.movedim(1, -1)))))
@@ -257,13 +229,13 @@ class ResidualConv(nn.Module):
 class ResidualStructureEncoder(nn.Module):
     """The Q-Former and its convolutions as residual branches of averages over time, channels and space."""
 
-    def __init__(self, config: BottleneckConfig) -> None:
+    def __init__(self, config: FrozenDict) -> None:
         super().__init__()
         self.num_queries = config.num_queries
         self.query_dim = config.query_dim
         self.channels = config.structure_channels
         self.norm = nn.LayerNorm(config.hidden_size)
-        self.temporal_pool = config.build_temporal_pool()
+        self.temporal_pool = build_temporal_pool(config)
         widths = [config.structure_width * 2**i for i in range(config.structure_downsamples + 1)]
         self.conv_in = ResidualConv(config.query_dim, widths[0])
         self.down = nn.ModuleList([ResidualConv(a, b, "down") for a, b in pairwise(widths)])
@@ -285,14 +257,14 @@ class ResidualStructureEncoder(nn.Module):
 class ResidualDynamicsEncoder(nn.Module):
     """Per-frame residual convolutions, averages over both axes, one shared 3x3 over (time, position)."""
 
-    def __init__(self, config: BottleneckConfig) -> None:
+    def __init__(self, config: FrozenDict) -> None:
         super().__init__()
         dim = config.hidden_size
-        self.grid = config.dynamics_grid
+        self.grid = dynamics_grid(config)
         self.channels = config.dynamics_channels
         self.norm = nn.LayerNorm(dim)
         self.down = nn.ModuleList([ResidualConv(dim, dim, "down") for _ in range(config.dynamics_downsamples)])
-        self.spatial_pool, pooled_dim = config.build_spatial_pool()
+        self.spatial_pool, pooled_dim = build_spatial_pool(config)
         self.conv_out = conv3x3(pooled_dim, 2 * config.dynamics_channels)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
@@ -308,9 +280,9 @@ class ResidualDynamicsEncoder(nn.Module):
 class ResidualStructureDecoder(nn.Module):
     """Residual convolutions and pixel shuffling per query, then to hidden size and from queries to frames."""
 
-    def __init__(self, config: BottleneckConfig) -> None:
+    def __init__(self, config: FrozenDict) -> None:
         super().__init__()
-        self.grid_size = config.grid_size
+        self.grid_size = feature_grid(config)
         self.hidden_size = config.hidden_size
         self.num_frames = config.num_frames
         widths = [config.structure_width * 2**i for i in range(config.structure_downsamples, -1, -1)]
@@ -333,21 +305,11 @@ class ResidualStructureDecoder(nn.Module):
         return rearrange(x, "b t (h w d) -> b d t h w", h=self.grid_size, d=self.hidden_size)
 
 
-class ResidualDynamicsDecoder(nn.Module):
+class ResidualDynamicsDecoder(DynamicsDecoder):
     """The two MLPs of `DynamicsDecoder` as residual branches of repeated channels and stretched positions."""
 
-    def __init__(self, config: BottleneckConfig) -> None:
-        super().__init__()
-        self.grid_size = config.grid_size
-        self.latent_grid = config.dynamics_grid
-        self.hidden_size = config.hidden_size
-        self.channels_in = nn.Linear(config.dynamics_channels, config.hidden_size)
-        self.channels_out = nn.Linear(config.hidden_size, config.hidden_size)
-        self.positions_in = nn.Linear(config.dynamics_grid, config.grid_size)
-        self.positions_out = nn.Linear(config.grid_size, config.grid_size)
-
     def forward(self, dynamics: torch.Tensor) -> torch.Tensor:
-        shortcut = match_channels(dynamics, self.hidden_size).movedim(1, -1)
+        shortcut = match_channels(dynamics, self.channels_in.out_features).movedim(1, -1)
         x = shortcut + self.channels_in(dynamics.movedim(1, -1))
         x = x + self.channels_out(F.silu(x))
         x = rearrange(x, "b t (side n) d -> b t d side n", n=self.latent_grid)
@@ -364,7 +326,7 @@ class ResidualDynamicsDecoder(nn.Module):
 class SingleEncoder(nn.Module):
     """Strided 3x3 convolutions per frame, of the width of `DynamicsEncoder`'s, down to mean and log-variance."""
 
-    def __init__(self, config: BottleneckConfig) -> None:
+    def __init__(self, config: FrozenDict) -> None:
         super().__init__()
         dim = config.hidden_size
         self.conv_in = conv3x3(dim, dim)
@@ -381,10 +343,10 @@ class SingleEncoder(nn.Module):
 class SingleDecoder(nn.Module):
     """3x3 convolutions and nearest upsampling per frame."""
 
-    def __init__(self, config: BottleneckConfig) -> None:
+    def __init__(self, config: FrozenDict) -> None:
         super().__init__()
         dim = config.hidden_size
-        self.grid_size = config.grid_size
+        self.grid_size = feature_grid(config)
         self.conv_in = conv3x3(config.structure_channels, dim)
         self.up = nn.ModuleList([conv3x3(dim, dim) for _ in range(config.structure_downsamples)])
 
@@ -398,7 +360,7 @@ class SingleDecoder(nn.Module):
 class ResidualSingleEncoder(nn.Module):
     """`SingleEncoder` with residual convolutions."""
 
-    def __init__(self, config: BottleneckConfig) -> None:
+    def __init__(self, config: FrozenDict) -> None:
         super().__init__()
         dim = config.hidden_size
         self.channels = config.structure_channels
@@ -419,10 +381,10 @@ class ResidualSingleEncoder(nn.Module):
 class ResidualSingleDecoder(nn.Module):
     """`SingleDecoder` with residual convolutions."""
 
-    def __init__(self, config: BottleneckConfig) -> None:
+    def __init__(self, config: FrozenDict) -> None:
         super().__init__()
         dim = config.hidden_size
-        self.grid_size = config.grid_size
+        self.grid_size = feature_grid(config)
         self.conv_in = conv3x3(config.structure_channels, dim)
         self.up = nn.ModuleList([ResidualConv(dim, dim, "up") for _ in range(config.structure_downsamples)])
 
@@ -437,7 +399,7 @@ class ResidualSingleDecoder(nn.Module):
 class NoDynamicsEncoder(nn.Module):
     """Returns an empty dynamics latent."""
 
-    def __init__(self, config: BottleneckConfig) -> None:
+    def __init__(self, config: FrozenDict) -> None:
         super().__init__()
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
@@ -447,9 +409,9 @@ class NoDynamicsEncoder(nn.Module):
 class NoDynamicsDecoder(nn.Module):
     """Returns features of zero: there is no dynamics latent to decode."""
 
-    def __init__(self, config: BottleneckConfig) -> None:
+    def __init__(self, config: FrozenDict) -> None:
         super().__init__()
-        self.hidden_size, self.grid_size = config.hidden_size, config.grid_size
+        self.hidden_size, self.grid_size = config.hidden_size, feature_grid(config)
 
     def forward(self, dynamics: torch.Tensor) -> torch.Tensor:
         batch, _, frames, _ = dynamics.shape

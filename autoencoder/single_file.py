@@ -29,6 +29,9 @@ from .convert_official import (
 )
 from .hub import download
 
+if is_accelerate_available():
+    import accelerate
+
 Checkpoint = str | os.PathLike | Mapping[str, Any]
 
 SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
@@ -66,10 +69,17 @@ def load_single_file(
             "from_single_file does not quantize: call save_pretrained, then "
             "from_pretrained(folder, quantization_config=...)."
         )
+    if original_config is not None and not isinstance(original_config, Mapping):
+        raise ValueError(
+            "original_config must be a dict of the model's official hyperparameters, such as {'num_heads': 12}, not "
+            f"{original_config!r}; it is optional, since sizes are inferred from the weights."
+        )
     dtype = check_dtype(dtype if dtype is not None else torch_dtype)
     device = check_device(device if device is not None else device_of_map(device_map))
     if low_cpu_mem_usage is None:
         low_cpu_mem_usage = is_accelerate_available()
+    if low_cpu_mem_usage and not is_accelerate_available():
+        raise ValueError("low_cpu_mem_usage=True requires accelerate: pip install accelerate.")
     hub_options = {
         "token": token,
         "cache_dir": cache_dir,
@@ -86,7 +96,7 @@ def load_single_file(
         state = read_state_dict(source, disable_mmap)
 
     # 2. Collect the hyperparameters.
-    overrides = check_overrides(model_class, {**(check_original_config(original_config) or {}), **overrides})
+    overrides = check_overrides(model_class, {**(original_config or {}), **overrides})
     if config is not None:
         sizes = load_model_config(model_class, config, subfolder, config_revision, hub_options)
     elif has_diffusers_keys(state):
@@ -99,12 +109,10 @@ def load_single_file(
     sizes = {**sizes, **overrides}
 
     # 3. Build the model and load the weights.
-    with torch.device("meta"):
-        expected = {key: value.shape for key, value in model_class.from_config(sizes).state_dict().items()}
-    converted = convert_state_dict(state)
-    check_keys(converted, expected, source)
-    with empty_weights() if low_cpu_mem_usage else nullcontext():
+    with accelerate.init_empty_weights() if low_cpu_mem_usage else nullcontext():
         model = model_class.from_config(sizes)
+    converted = convert_state_dict(state)
+    check_keys(converted, {key: value.shape for key, value in model.state_dict().items()}, source)
     if low_cpu_mem_usage and isinstance(checkpoint, Mapping):  # its tensors would become the parameters
         converted = {key: value.clone() for key, value in converted.items()}
     model.load_state_dict(converted, assign=low_cpu_mem_usage)
@@ -112,19 +120,6 @@ def load_single_file(
         if target is not None:
             model = model.to(target)
     return model.eval()
-
-
-def empty_weights():
-    """Return a context in which new parameters take no memory and no time.
-
-    Raises:
-        ValueError: without the package accelerate.
-    """
-    if not is_accelerate_available():
-        raise ValueError("low_cpu_mem_usage=True requires accelerate: pip install accelerate.")
-    from accelerate import init_empty_weights
-
-    return init_empty_weights()
 
 
 # --- arguments ------------------------------------------------------------------------------------------------------
@@ -155,16 +150,6 @@ def device_of_map(device_map: str | dict[str, Any] | None) -> Any:
             "from_pretrained(folder, device_map=...)."
         )
     return device_map
-
-
-def check_original_config(original_config: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Raise a `ValueError` for an original config that is not a mapping of sizes."""
-    if original_config is not None and not isinstance(original_config, Mapping):
-        raise ValueError(
-            "original_config must be a dict of the model's official hyperparameters, such as {'num_heads': 12}, not "
-            f"{original_config!r}; it is optional, since sizes are inferred from the weights."
-        )
-    return original_config if original_config is None else dict(original_config)
 
 
 def check_overrides(model_class: type, overrides: dict[str, Any]) -> dict[str, Any]:

@@ -33,18 +33,16 @@ def normalize_latents(latents: torch.Tensor, vae: AutoencoderKLVidTwin) -> torch
     """
     if vae.config.latents_mean is None:
         return latents
-    mean, std = (expand_statistic(vae.config[name], vae, latents) for name in ("latents_mean", "latents_std"))
-    return (latents - mean) / std
+    return (latents - expand_statistic("latents_mean", vae, latents)) / expand_statistic("latents_std", vae, latents)
 
 
 def denormalize_latents(latents: torch.Tensor, vae: AutoencoderKLVidTwin) -> torch.Tensor:
     """Invert `normalize_latents`: (B, L) ready for `vae.decode`."""
     if vae.config.latents_mean is None:
         return latents
-    mean, std = (expand_statistic(vae.config[name], vae, latents) for name in ("latents_mean", "latents_std"))
-    return latents * std + mean
+    return latents * expand_statistic("latents_std", vae, latents) + expand_statistic("latents_mean", vae, latents)
 
 
-def expand_statistic(per_stream: list[float], vae: AutoencoderKLVidTwin, like: torch.Tensor) -> torch.Tensor:
+def expand_statistic(name: str, vae: AutoencoderKLVidTwin, like: torch.Tensor) -> torch.Tensor:
     sizes = (math.prod(vae.structure_shape), math.prod(vae.dynamics_shape))
-    return torch.cat([like.new_full((size,), value) for size, value in zip(sizes, per_stream, strict=True)])
+    return torch.cat([like.new_full((size,), value) for size, value in zip(sizes, vae.config[name], strict=True)])

@@ -228,7 +228,11 @@ class LoraAdapterMixin(PeftAdapterMixin):
 
 
 class LoraPipelineMixin(CogVideoXLoraLoaderMixin):
-    """Diffusers' LoRA methods of a pipeline whose transformer takes adapters, with safetensors only."""
+    """Diffusers' LoRA methods of a pipeline, with safetensors only.
+
+    `load_lora_weights(source, adapter_name, hotswap, **options)` loads a file, a folder, a Hub repository or a state
+    dict into the transformer; its options are those of `read_lora` and `low_cpu_mem_usage`.
+    """
 
     @classmethod
     def lora_state_dict(
@@ -243,29 +247,6 @@ class LoraPipelineMixin(CogVideoXLoraLoaderMixin):
         with_metadata = kwargs.pop("return_lora_metadata", False)
         state, metadata = read_lora(pretrained_model_name_or_path_or_dict, **kwargs)
         return (state, metadata) if with_metadata else state
-
-    @requires_peft
-    def load_lora_weights(
-        self,
-        pretrained_model_name_or_path_or_dict: str | os.PathLike | Mapping[str, torch.Tensor],
-        adapter_name: str | None = None,
-        hotswap: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        """Load a LoRA into the transformer; see its `load_lora_adapter`.
-
-        Args:
-            pretrained_model_name_or_path_or_dict: a file, a folder, a Hub repository or a state dict.
-            adapter_name: its name, for `set_adapters`; None: the next `default_N`.
-            hotswap: replace the weights of a loaded adapter.
-            kwargs: `weight_name`, `subfolder`, `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`
-                and `low_cpu_mem_usage`.
-
-        Raises:
-            ValueError: if it is no safetensors file, or does not fit the transformer; nothing is loaded then.
-            OSError: if the file does not exist.
-        """
-        super().load_lora_weights(pretrained_model_name_or_path_or_dict, adapter_name, hotswap, **kwargs)
 
     @requires_peft
     def unfuse_lora(self, components: Sequence[str] = ("transformer",), **kwargs: Any) -> None:
@@ -296,13 +277,12 @@ class LoraPipelineMixin(CogVideoXLoraLoaderMixin):
         refuse_pickle(kwargs.get("safe_serialization", True))
         if os.path.isfile(save_directory):
             raise ValueError(f"{save_directory} is a file; save_lora_weights requires a folder.")
-        if not transformer_lora_layers:
-            raise ValueError("save_lora_weights requires transformer_lora_layers, the weights to save.")
         if is_main_process:
             super().save_lora_weights(save_directory, transformer_lora_layers, **kwargs)
 
 
 for _name in (
+    "load_lora_weights",
     "unload_lora_weights",
     "fuse_lora",
     "set_adapters",
