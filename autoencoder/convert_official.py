@@ -237,5 +237,5 @@ def check_keys(converted: StateDict, expected: dict[str, torch.Size], path: str 
         if key in converted and converted[key].shape != shape
     ]
     if problems:
-        shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
-        raise ValueError(f"{path} does not fit AutoencoderKLVidTwin: {shown}.")
+        listed = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
+        raise ValueError(f"{path} does not fit AutoencoderKLVidTwin: {listed}.")

@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 Size = tuple[int, int, int]
-Place = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class ClipGeometry:
         """(T, H, W) of the clip after padding every axis to at least a tile."""
         return tuple(max(size, tile) for size, tile in zip(self.size, self.tile, strict=True))
 
-    def places(self) -> list[Place]:
+    def tile_starts(self) -> list[Size]:
         """Return (frame, row, column) of each tile's start, row-major, which is the order of tiles in latents."""
         return list(itertools.product(*self._starts()))
 
@@ -107,17 +106,17 @@ def axis_weights(starts: list[int], tile: int) -> torch.Tensor:
 
 
 def cut(clip: torch.Tensor, geometry: ClipGeometry) -> list[torch.Tensor]:
-    """Cut a clip (B, C, T, H, W) into tiles (B, C, *tile), in the order of `geometry.places()`."""
+    """Cut a clip (B, C, T, H, W) into tiles (B, C, *tile), in the order of `geometry.tile_starts()`."""
     missing = [padded - size for size, padded in zip(geometry.size, geometry.padded, strict=True)]
     if any(missing):
         last_axis_first = [n for pad in reversed(missing) for n in (0, pad)]
         clip = nn.functional.pad(clip, last_axis_first, mode="replicate")
     t, h, w = geometry.tile
-    return [clip[:, :, f : f + t, r : r + h, c : c + w] for f, r, c in geometry.places()]
+    return [clip[:, :, f : f + t, r : r + h, c : c + w] for f, r, c in geometry.tile_starts()]
 
 
 class Blender:
-    """Blends decoded tiles to a clip, one at a time in the order of `geometry.places()`."""
+    """Blends decoded tiles to a clip, one at a time in the order of `geometry.tile_starts()`."""
 
     def __init__(self, geometry: ClipGeometry) -> None:
         self.geometry = geometry

@@ -1,4 +1,4 @@
-"""Conditioning on given latents: clips, images or latents as one stream, kept or varied while sampling."""
+"""Conditioning: clips, images or latents as one stream, kept or varied while sampling."""
 
 from __future__ import annotations
 

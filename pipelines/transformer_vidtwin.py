@@ -221,8 +221,8 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
         self_conditioning: bool = False,
     ) -> None:
         super().__init__()
-        structure_grid = _grid("structure", structure_shape, structure_patch_size, "(query, row, column)")
-        dynamics_grid = _grid("dynamics", dynamics_shape, dynamics_patch_size, "(frame, position)")
+        structure_grid = compute_grid("structure", structure_shape, structure_patch_size, "(query, row, column)")
+        dynamics_grid = compute_grid("dynamics", dynamics_shape, dynamics_patch_size, "(frame, position)")
         if class_conditioning not in ("adaln", "cross_attention"):
             raise ValueError(f'class_conditioning must be "adaln" or "cross_attention", not {class_conditioning!r}.')
         if qk_norm not in ("rms_norm", None):
@@ -464,7 +464,7 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
             )
 
 
-def _grid(stream: str, shape: tuple[int, ...], patch_size: tuple[int, ...], axes: str) -> tuple[int, ...]:
+def compute_grid(stream: str, shape: tuple[int, ...], patch_size: tuple[int, ...], axes: str) -> tuple[int, ...]:
     sizes = tuple(shape[1:])
     if len(sizes) != len(patch_size) or any(size % patch for size, patch in zip(sizes, patch_size, strict=True)):
         raise ValueError(

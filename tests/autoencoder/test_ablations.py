@@ -54,7 +54,7 @@ def test_ablations_train_and_round_trip(name, bottleneck, tmp_path):
 
 @pytest.mark.parametrize("bottleneck", ["plain", "residual"])
 @torch.no_grad()
-def test_a_single_latent_is_all_there_is(bottleneck):
+def test_a_single_latent_has_an_empty_dynamics_latent(bottleneck):
     model = tiny("single", bottleneck).eval()
     latents = model.unpack(model.encode(torch.rand(2, *model.clip_shape)).latent_dist.mode())
     assert latents.structure.shape == (2, 11, 4, 2, 2) and latents.dynamics.numel() == 0
@@ -64,7 +64,7 @@ def test_a_single_latent_is_all_there_is(bottleneck):
 
 
 @torch.no_grad()
-def test_queries_over_space_see_the_whole_frame_and_no_other():
+def test_spatial_queries_attend_to_one_whole_frame():
     model = tiny("dynamics_qformer", "plain").eval()
     z = torch.randn(1, 32, 4, 4, 4)
     changed = z.clone()
@@ -76,7 +76,7 @@ def test_queries_over_space_see_the_whole_frame_and_no_other():
 
 
 @torch.no_grad()
-def test_pools_over_time_see_what_they_should():
+def test_temporal_pools_depend_on_the_right_locations():
     """The paper's Q-Former keeps places apart; folded ones do not; the convolution sees one place further."""
     z = torch.randn(1, 32, 4, 4, 4)
     changed = z.clone()

@@ -1,4 +1,4 @@
-"""The model as Diffusers' users meet it, with either kind of heads."""
+"""The autoencoder as a Diffusers model, with both bottlenecks."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_shapes_and_return_types(model, clip):
 
 
 @torch.no_grad()
-def test_components_use_their_own_latent_only(model, clip):
+def test_components_depend_on_one_latent(model, clip):
     latents = model.unpack(model.encode(clip).latent_dist.mode())
     other = TwinLatents(latents.structure, latents.dynamics + 1)
     assert torch.equal(model.decode(latents, "structure").sample, model.decode(other, "structure").sample)
@@ -192,7 +192,7 @@ def test_every_preset_and_setting_runs(name, setting, bottleneck):
 
 @pytest.mark.parametrize("bottleneck", ["plain", "residual"])
 @torch.no_grad()
-def test_odd_grids_come_back_whole(bottleneck):
+def test_odd_grids_keep_their_size(bottleneck):
     model = tiny(sample_size=40, structure_downsamples=2, dynamics_downsamples=2, bottleneck=bottleneck).eval()
     assert model(torch.zeros(1, 3, 4, 40, 40)).sample.shape == (1, 3, 4, 40, 40)
 
@@ -206,7 +206,7 @@ def test_odd_grids_come_back_whole(bottleneck):
         (dict(bottleneck="other"), "plain, residual"),
     ],
 )
-def test_sizes_that_do_not_fit_are_named(arguments, message):
+def test_invalid_sizes_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         tiny(**arguments)
 
@@ -226,15 +226,15 @@ def test_wrong_inputs_are_named(model, clip):
 
 @pytest.mark.parametrize("bottleneck", ["plain", "residual"])
 def test_frozen_weights_are_not_repeated_for_every_row(bottleneck):
-    """PyTorch multiplies strided input with as many copies of a weight that needs no gradient: three times the time.
+    """For a strided input, PyTorch copies a weight without gradient for every row, which takes three times as long.
 
-    Under autocast in `inference_mode` no weight needs one.
+    Under autocast in `inference_mode` no weight has a gradient.
     """
     model = AutoencoderKLVidTwin.from_preset("tiny-test", bottleneck=bottleneck).eval()
     clip = torch.rand(1, *model.clip_shape)
 
     def products() -> tuple[int, int]:
-        """FLOPs of batched matrix products, which attention has a few of, and of everything."""
+        """FLOPs of batched matrix products, of which attention has a few, and all FLOPs."""
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             model(clip)
         counts = counter.get_flop_counts()["Global"]

@@ -67,7 +67,7 @@ def test_standard_arguments_do_not_change_the_model(model, options):
 
 
 @pytest.mark.parametrize("low_cpu_mem_usage", [None, True, False])
-def test_weights_are_not_initialized_unless_told_so(low_cpu_mem_usage):
+def test_weights_are_initialized_only_without_low_cpu_mem_usage(low_cpu_mem_usage):
     with mock.patch("accelerate.init_empty_weights", wraps=accelerate.init_empty_weights) as empty:
         AutoencoderKLVidTwin.from_single_file(WEIGHTS, low_cpu_mem_usage=low_cpu_mem_usage, **HEADS)
     assert empty.called == (low_cpu_mem_usage is not False)
@@ -78,7 +78,7 @@ def test_weights_are_not_initialized_unless_told_so(low_cpu_mem_usage):
 
 
 @pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
-def test_the_dtype_is_the_users(name):
+def test_the_dtype_is_an_argument(name):
     half = AutoencoderKLVidTwin.from_single_file(WEIGHTS, **HEADS, **{name: torch.bfloat16})
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
     assert AutoencoderKLVidTwin.from_single_file(WEIGHTS, dtype=None, torch_dtype=None, **HEADS).dtype == torch.float32
@@ -86,7 +86,7 @@ def test_the_dtype_is_the_users(name):
 
 @pytest.mark.parametrize("low_cpu_mem_usage", [True, False])
 @pytest.mark.parametrize("nested", [0, 1, 2])
-def test_a_state_dict_instead_of_a_path_stays_as_it_is(model, state, nested, low_cpu_mem_usage):
+def test_a_state_dict_is_not_changed(model, state, nested, low_cpu_mem_usage):
     before, given = {name: value.clone() for name, value in state.items()}, state
     for _ in range(nested):
         given = {"state_dict": given, "epoch": 3}
@@ -147,7 +147,7 @@ def test_the_layout_of_diffusers_loads_with_its_config(tmp_path):
     ],
     ids=str,
 )
-def test_what_cannot_be_had_is_named(options, message):
+def test_invalid_arguments_are_named(options, message):
     with pytest.raises(ValueError, match=message) as raised:
         AutoencoderKLVidTwin.from_single_file(WEIGHTS, **options)
     assert "\n" not in str(raised.value)
@@ -164,7 +164,7 @@ def test_a_config_of_another_model_and_a_dict_without_tensors(tmp_path):
         AutoencoderKLVidTwin.from_single_file({"a": torch.zeros(1)})
 
 
-def test_a_missing_file_of_a_folder_here_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
+def test_a_missing_file_of_a_local_folder_is_not_searched_on_the_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "vae").mkdir(parents=True)
     with (
@@ -197,7 +197,7 @@ def test_addresses_on_the_hub(address, parts):
     assert split_hub_address(address) == parts
 
 
-def test_bytes_of_a_file_are_read_as_a_whole_without_mmap(tmp_path, state, model):
+def test_disable_mmap_reads_the_whole_file(tmp_path, state, model):
     path = tmp_path / "copy.safetensors"
     save_file(state, path)
     loaded = AutoencoderKLVidTwin.from_single_file(path, disable_mmap=True, **HEADS)

@@ -32,17 +32,17 @@ def latents(pipe) -> TwinLatents:
 
 @pytest.fixture
 def clips(pipe) -> torch.Tensor:
-    """(2, T, 3, H, W) in [0, 1], as the pipeline puts them out."""
+    """(2, T, 3, H, W) in [0, 1], as the pipeline returns them."""
     channels, frames, height, width = pipe.vae.clip_shape
     return torch.rand(2, frames, channels, height, width, generator=torch.Generator().manual_seed(6))
 
 
 @pytest.fixture
 def timesteps(pipe):
-    """What the transformer is told in each call."""
-    told = []
-    hook = pipe.transformer.register_forward_pre_hook(lambda _, args: told.append(args[1]))
-    yield told
+    """Timesteps of each call of the transformer."""
+    timesteps = []
+    hook = pipe.transformer.register_forward_pre_hook(lambda _, args: timesteps.append(args[1]))
+    yield timesteps
     hook.remove()
 
 
@@ -52,7 +52,7 @@ def timesteps(pipe):
 @pytest.mark.parametrize("stream", STREAMS)
 @pytest.mark.parametrize("solver", [None, diffusers.DPMSolverMultistepScheduler, diffusers.UniPCMultistepScheduler])
 @pytest.mark.parametrize("prediction_type", ["sample", "v_prediction", "flow_prediction"])
-def test_a_stream_that_is_given_stays_as_it_is(pipe, latents, timesteps, stream, solver, prediction_type):
+def test_a_conditioned_stream_is_unchanged(pipe, latents, timesteps, stream, solver, prediction_type):
     pipe.scheduler = default_scheduler(prediction_type)
     pipe.scheduler = pipe.scheduler if solver is None else other_solver(pipe.scheduler, solver)
     given = getattr(latents, stream)
@@ -60,19 +60,21 @@ def test_a_stream_that_is_given_stays_as_it_is(pipe, latents, timesteps, stream,
     torch.testing.assert_close(getattr(out, stream), given, atol=1e-5, rtol=1e-5)
     other = STREAMS[1 - STREAMS.index(stream)]
     assert (getattr(out, other)[0] - getattr(out, other)[1]).abs().max() > 0.1
-    for told, t in zip(timesteps, pipe.scheduler.timesteps, strict=True):
-        assert told.shape == (4, 2)
-        assert (told[:, STREAMS.index(stream)] == 0).all() and (told[:, STREAMS.index(other)] == t).all()
+    for timestep, t in zip(timesteps, pipe.scheduler.timesteps, strict=True):
+        assert timestep.shape == (4, 2)
+        assert (timestep[:, STREAMS.index(stream)] == 0).all() and (timestep[:, STREAMS.index(other)] == t).all()
 
 
-def test_nothing_given_is_both_streams_made_anew(pipe, latents):
+def test_strength_one_equals_no_conditioning(pipe, latents):
     free = generate(pipe, [0, 2])
-    anew = generate(pipe, [0, 2], structure=latents, dynamics=latents, structure_strength=1.0, dynamics_strength=1.0)
+    ignored = generate(
+        pipe, [0, 2], structure=latents, dynamics=latents, structure_strength=1.0, dynamics_strength=1.0
+    )
     for stream in STREAMS:
-        torch.testing.assert_close(getattr(anew, stream), getattr(free, stream), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(getattr(ignored, stream), getattr(free, stream), atol=1e-5, rtol=1e-5)
 
 
-def test_strength_is_the_share_of_steps(pipe, latents, timesteps):
+def test_strength_is_the_fraction_of_steps(pipe, latents, timesteps):
     def change(strength):
         timesteps.clear()
         out = generate(pipe, [0, 2], structure=latents, dynamics=latents, structure_strength=strength)
@@ -82,12 +84,12 @@ def test_strength_is_the_share_of_steps(pipe, latents, timesteps):
     none, some = change(0.0), change(0.75)
     assert none < 1e-9 and some > 0.01
     steps = pipe.scheduler.timesteps
-    assert [int(told[0, 0]) for told in timesteps] == [int(steps[max(i, 1)]) for i in range(STEPS)]
+    assert [int(timestep[0, 0]) for timestep in timesteps] == [int(steps[max(i, 1)]) for i in range(STEPS)]
 
 
 @pytest.mark.parametrize("solver", [None, diffusers.DPMSolverMultistepScheduler, diffusers.UniPCMultistepScheduler])
 @pytest.mark.parametrize("prediction_type", ["sample", "v_prediction", "flow_prediction"])
-def test_a_varied_stream_ends_where_its_noise_leads(prediction_type, solver):
+def test_a_varied_stream_follows_its_noise(prediction_type, solver):
     """Of normal data the best prediction is known, and so is the end: the same number of deviations from the mean."""
     scheduler = default_scheduler(prediction_type)
     scheduler = scheduler if solver is None else other_solver(scheduler, solver)
@@ -111,7 +113,7 @@ def test_a_varied_stream_ends_where_its_noise_leads(prediction_type, solver):
 
 
 @pytest.mark.parametrize("prediction_type", ["sample", "v_prediction", "flow_prediction"])
-def test_a_waiting_stream_is_what_is_given_with_its_timesteps_noise(prediction_type):
+def test_a_waiting_stream_has_the_noise_level_of_its_first_timestep(prediction_type):
     scheduler = default_scheduler(prediction_type)
     steps = retrieve_timesteps(scheduler, STEPS)
     clean, noise = torch.randn(2, 3, sum(SIZES))
@@ -140,7 +142,7 @@ def test_no_conditioned_step_reads_values_from_the_device(unchecked):
 
 
 @pytest.mark.parametrize("prediction_type", ["sample", "flow_prediction"])
-def test_frames_that_are_kept_are_and_the_others_fit_themselves_to_them(pipe, latents, prediction_type):
+def test_kept_frames_are_kept_and_others_depend_on_them(pipe, latents, prediction_type):
     pipe.scheduler = default_scheduler(prediction_type)
     out = generate(pipe, [0, 2], dynamics=latents, dynamics_strength=1.0, kept_frames=[0, 2])
     torch.testing.assert_close(out.dynamics[:, :, [0, 2]], latents.dynamics[:, :, [0, 2]], atol=1e-5, rtol=1e-5)
@@ -174,7 +176,7 @@ def test_timesteps_of_streams():
     assert get_start_steps(default_scheduler(), 50, (0.0, 0.5)) == (50, 25)
 
 
-def test_a_solver_of_other_latents_keeps_no_stream(pipe, latents):
+def test_a_solver_with_scaled_latents_refuses_conditioning(pipe, latents):
     pipe.scheduler = diffusers.EulerDiscreteScheduler.from_config(pipe.scheduler.config)
     with pytest.raises(ValueError, match="EulerDiscreteScheduler does not support conditioning; use DDIM"):
         generate(pipe, 0, structure=latents)
@@ -197,7 +199,7 @@ def test_scales_up_to_one_do_not_guide(pipe):
     )
 
 
-def test_a_pair_of_equal_weights_is_one_weight(pipe):
+def test_two_equal_guidance_scales_equal_one(pipe):
     one, two = (generate(pipe, [0, 1], guidance_scale=scale) for scale in (3.0, (3.0, 3.0)))
     torch.testing.assert_close(one.pack(), two.pack(), atol=1e-5, rtol=1e-5)
     assert pipe.guidance_scale == (3.0, 3.0) and pipe.do_classifier_free_guidance
@@ -205,7 +207,7 @@ def test_a_pair_of_equal_weights_is_one_weight(pipe):
     assert not torch.allclose(apart.dynamics, one.dynamics, atol=1e-3)
 
 
-# --- what may be given -----------------------------------------------------------------------------------------------
+# --- conditioning inputs ---------------------------------------------------------------------------------------------
 
 
 def images(clip: torch.Tensor) -> list[PIL.Image.Image]:
@@ -213,7 +215,7 @@ def images(clip: torch.Tensor) -> list[PIL.Image.Image]:
 
 
 @pytest.mark.parametrize("stream", STREAMS)
-def test_clips_in_every_form_are_the_same_latent(pipe, clips, stream):
+def test_clips_in_every_format_have_the_same_latent(pipe, clips, stream):
     vae, device = pipe.vae, torch.device("cpu")
     clips = (clips * 255).round() / 255
     with torch.no_grad():
@@ -234,7 +236,7 @@ def test_clips_in_every_form_are_the_same_latent(pipe, clips, stream):
         torch.testing.assert_close(latent, expected[:1], atol=1e-5, rtol=1e-5)
 
 
-def test_a_still_is_shown_for_the_whole_clip(pipe, clips):
+def test_an_image_is_repeated_for_the_whole_clip(pipe, clips):
     still = clips[:1, :1]
     whole = still.expand(-1, clips.shape[1], -1, -1, -1)
     [image] = images(still[0])
@@ -249,7 +251,7 @@ def test_a_still_is_shown_for_the_whole_clip(pipe, clips):
     assert cut.shape == latent.shape
 
 
-def test_one_is_given_to_all_and_many_to_as_many(pipe, latents):
+def test_one_condition_serves_all_videos(pipe, latents):
     one = TwinLatents(latents.structure[:1], latents.dynamics[:1])
     assert generate(pipe, [0, 1, 2], structure=one).structure.shape[0] == 3
     assert generate(pipe, 0, structure=latents).structure.shape[0] == 2
@@ -275,13 +277,13 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_what_cannot_be_a_stream_is_told(pipe, clips, name):
+def test_invalid_conditioning_is_refused(pipe, clips, name):
     given, sentence = WRONG[name]
     with pytest.raises(ValueError, match=sentence):
         generate(pipe, 0, structure=given(clips) if callable(given) else given)
 
 
-def test_values_out_of_range_are_told(pipe, latents, vae):
+def test_values_out_of_range_are_refused(pipe, latents, vae):
     with pytest.raises(ValueError, match=r"dynamics_strength must be between 0 and 1, not 1\.5"):
         generate(pipe, 0, dynamics=latents, dynamics_strength=1.5)
     with pytest.raises(ValueError, match=r"guidance_scale must be a number or .structure, dynamics."):

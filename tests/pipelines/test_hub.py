@@ -142,7 +142,7 @@ def published(hub, files):
 # --- to the Hub and back -------------------------------------------------------------------------------------------
 
 
-def test_a_pushed_pipeline_comes_back_bit_equal(online, hub, folder, files, expected, cache):
+def test_a_pushed_pipeline_loads_bit_equal(online, hub, folder, files, expected, cache):
     online(push, "pipeline", folder, "user/pushed")
     assert set(hub.repos["user/pushed"].files) == {".gitattributes", "README.md", *files}
 
@@ -156,7 +156,7 @@ def test_a_pushed_pipeline_comes_back_bit_equal(online, hub, folder, files, expe
 
 
 @pytest.mark.parametrize("kind", ["vae", "transformer"])
-def test_a_pushed_model_comes_back_bit_equal(online, folder, cache, kind):
+def test_a_pushed_model_loads_bit_equal(online, folder, cache, kind):
     online(push, kind, folder / kind, f"user/{kind}")
     mine = load_model(kind, folder / kind)
     for back in (
@@ -168,14 +168,14 @@ def test_a_pushed_model_comes_back_bit_equal(online, folder, cache, kind):
 
 
 @pytest.mark.parametrize("kind", ["vae", "transformer"])
-def test_a_part_of_a_pipeline_loads_alone(online, published, hub, folder, cache, kind):
+def test_a_component_loads_alone(online, published, hub, folder, cache, kind):
     back = online(load_model, kind, "user/published", subfolder=kind, cache_dir=cache)
     mine = load_model(kind, folder / kind)
     assert all(np.array_equal(back[name], mine[name]) for name in mine)
     assert {path.split("/")[0] for path in hub.fetched()} == {kind}
 
 
-def test_the_users_own_vae_is_used_and_none_fetched(online, published, hub, folder, expected, cache):
+def test_a_passed_vae_is_used_and_none_downloaded(online, published, hub, folder, expected, cache):
     assert np.array_equal(online(load_with_own_vae, "user/published", folder / "vae", cache_dir=cache), expected)
     assert not [path for path in hub.fetched() if path.startswith("vae")]
 
@@ -206,7 +206,7 @@ def test_variants(online, hub, folder, other_folder, expected, other_expected, c
         online(load, "user/variants", variant="fp16", cache_dir=cache)
 
 
-def test_a_variant_of_one_part_only(online, offline, hub, files, other_folder, other_expected, cache):
+def test_a_variant_of_one_component(online, offline, hub, files, other_folder, other_expected, cache):
     variant = (other_folder / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes()
     hub.create("user/mixed", {**files, "transformer/diffusion_pytorch_model.ema.safetensors": variant})
     assert np.array_equal(online(load, "user/mixed", variant="ema", cache_dir=cache), other_expected)
@@ -256,7 +256,7 @@ def test_a_single_file_with_the_config_of_a_repository(online, hub, published, f
         online(load_file_of_hub, "user/loose/model.safetensors", subfolder="y", **options)
 
 
-def test_a_single_file_that_is_nowhere(online, offline, hub, cache):
+def test_a_missing_single_file(online, offline, hub, cache):
     for client, reason in (
         (online, "neither a local folder nor a repository"),
         (offline, "load it once with a connection"),
@@ -304,20 +304,20 @@ def test_revisions(online, hub, published, other_folder, expected, other_expecte
     assert "\n" not in str(raised.value)
 
 
-def test_a_new_commit_is_fetched(online, published, other_folder, expected, other_expected, cache):
+def test_a_new_commit_is_downloaded(online, published, other_folder, expected, other_expected, cache):
     assert np.array_equal(online(load, "user/published", cache_dir=cache), expected)
     published.commit(files_of(other_folder))
     assert np.array_equal(online(load, "user/published", cache_dir=cache), other_expected)
 
 
-def test_force_download_fetches_again(online, published, hub, expected, cache):
+def test_force_download_downloads_again(online, published, hub, expected, cache):
     online(load, "user/published", cache_dir=cache)
     hub.requests.clear()
     assert np.array_equal(online(load, "user/published", cache_dir=cache, force_download=True), expected)
     assert set(NEEDED) <= hub.fetched()
 
 
-def test_a_repository_that_is_not_there(online, hub, cache):
+def test_a_missing_repository(online, hub, cache):
     with pytest.raises(
         OSError, match=f"user/nowhere is neither a local folder nor a repository at {hub.url}"
     ) as raised:
@@ -413,7 +413,7 @@ def test_code_and_pickles_are_not_downloaded(online, hub, files, trap, expected,
     assert not mark.exists()
 
 
-def test_weights_that_are_only_pickled_are_missing(online, hub, files, trap, cache):
+def test_pickled_weights_are_not_loaded(online, hub, files, trap, cache):
     mark, traps = trap
     hub.create("user/pickle", {**files, **traps, "vae/diffusion_pytorch_model.safetensors": None})
     with pytest.raises(OSError, match=r"no file named .* found in directory .*vae"):
@@ -465,7 +465,7 @@ def test_a_model_index_with_unknown_classes(online, hub, files, trap, cache, ent
 
 
 @pytest.mark.parametrize("text", ["{", "[]"])
-def test_a_model_index_that_is_no_object(online, hub, files, cache, text):
+def test_an_invalid_model_index(online, hub, files, cache, text):
     hub.create("user/broken", {**files, "model_index.json": text.encode()})
     with pytest.raises(ValueError, match=r"model_index\.json of user/broken does not describe a VidTwinPipeline"):
         online(load, "user/broken", cache_dir=cache)
@@ -475,7 +475,7 @@ def test_a_model_index_that_is_no_object(online, hub, files, cache, text):
     "options",
     [{"trust_remote_code": True}, {"custom_pipeline": "mine"}, {"use_onnx": True}, {"use_safetensors": False}],
 )
-def test_code_and_pickles_cannot_be_asked_for(options):
+def test_code_and_pickles_cannot_be_requested(options):
     with pytest.raises(ValueError, match=f"only JSON and safetensors: leave out {next(iter(options))}"):
         VidTwinPipeline.from_pretrained("user/published", **options)
 
@@ -541,7 +541,7 @@ def test_a_pipeline_without_an_autoencoder(online, hub, folder, tmp_path, cache)
         online(load, "user/mute", cache_dir=cache)
 
 
-def test_words_on_the_hub_are_kept(online, hub, folder):
+def test_the_published_card_is_kept(online, hub, folder):
     hub.create("user/licensed", {"README.md": b"---\nlicense: mit\n---\n"})  # as the Hub's form for new models leaves
     online(push, "pipeline", folder, "user/licensed")
     card = hub.repos["user/licensed"].files["README.md"].decode()

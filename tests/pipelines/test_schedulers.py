@@ -61,7 +61,7 @@ def oracle(scheduler, clean):
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_every_scheduler_reaches_what_the_model_knows(name):
+def test_every_scheduler_reaches_the_clean_latents(name):
     scheduler = SCHEDULERS[name]()
     clean = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1)) * 2
     seen, generator = [], torch.Generator().manual_seed(0)
@@ -78,7 +78,7 @@ def test_every_scheduler_reaches_what_the_model_knows(name):
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_the_model_is_first_shown_noise_of_unit_variance(name):
+def test_the_first_model_input_has_unit_variance(name):
     scheduler = SCHEDULERS[name]()
     noise, seen = torch.randn(SHAPE), []
 
@@ -91,7 +91,7 @@ def test_the_model_is_first_shown_noise_of_unit_variance(name):
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_the_estimate_of_clean_latents_is_what_the_model_meant(name):
+def test_clean_estimates_equal_the_clean_latents(name):
     scheduler = SCHEDULERS[name]()
     clean = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
     estimates = []
@@ -141,7 +141,7 @@ def test_eta_adds_noise_from_the_generator():
 
 
 @pytest.mark.parametrize("steps", [3, 10, 50])
-def test_fully_random_steps_from_pure_noise_stay_finite(steps):
+def test_steps_with_eta_one_from_pure_noise_are_finite(steps):
     scheduler = default_scheduler()
     out = denoise(lambda x, t, _: torch.zeros_like(x), scheduler, torch.randn(SHAPE), steps, eta=1.0)
     torch.testing.assert_close(out, torch.zeros(SHAPE))
@@ -169,7 +169,7 @@ def test_an_unknown_option_of_the_default_scheduler_is_refused(prediction_type):
         default_scheduler(prediction_type, beta_schedul="linear")
 
 
-def test_zero_terminal_snr_is_a_choice():
+def test_zero_terminal_snr_is_optional():
     assert default_scheduler("v_prediction", rescale_betas_zero_snr=False).alphas_cumprod[-1] > 0
     assert default_scheduler("v_prediction", beta_schedule="linear").alphas_cumprod[-1] == 0
 
@@ -189,14 +189,14 @@ def test_noise_levels_are_those_of_diffusers(prediction_type):
     assert noise_levels(scheduler, timestep.reshape(3, 2))[0].shape == (3, 2)
 
 
-def test_a_value_per_stream_is_laid_over_packed_latents():
+def test_values_per_stream_expand_to_packed_latents():
     assert spread_streams(torch.tensor([1, 2]), (2, 3)).tolist() == [[1], [2]]
     spread = spread_streams(torch.tensor([[1, 2], [3, 4]]), (2, 3))
     assert spread.tolist() == [[1, 1, 2, 2, 2], [3, 3, 4, 4, 4]]
 
 
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
-def test_the_clean_estimate_takes_a_timestep_for_every_value(prediction_type):
+def test_clean_estimates_take_a_timestep_per_value(prediction_type):
     scheduler = default_scheduler(prediction_type)
     clean, noise = torch.randn(2, 3, 5).unbind()
     timestep = spread_streams(torch.tensor([[100, 900], [500, 20], [7, 600]]), (2, 3))
@@ -260,7 +260,7 @@ def test_a_solver_of_second_order_needs_fewer_steps(prediction_type, solver):
     assert error(second_order, 100) < 2e-3
 
 
-def test_another_solver_keeps_the_noise_and_its_end():
+def test_another_solver_keeps_the_noise_schedule():
     theirs = other_solver(default_scheduler(), diffusers.UniPCMultistepScheduler, solver_order=3)
     assert theirs.config.solver_order == 3 and theirs.config.timestep_spacing == "trailing"
     torch.testing.assert_close(theirs.alphas_cumprod[:-1], default_scheduler().alphas_cumprod[:-1])
@@ -291,14 +291,14 @@ def test_another_solver_keeps_the_noise_and_its_end():
         ("sample", diffusers.UniPCMultistepScheduler, {"order": 2}, "does not support order: leave it out"),
     ],
 )
-def test_a_solver_that_cannot_serve_says_so(prediction_type, solver, overrides, sentence):
+def test_unsupported_solvers_are_refused(prediction_type, solver, overrides, sentence):
     with pytest.raises(ValueError, match=sentence):
         other_solver(default_scheduler(prediction_type), solver, **overrides)
 
 
 @pytest.mark.parametrize("solver", [None, *SOLVERS])
 @pytest.mark.parametrize("prediction_type", ["sample", "flow_prediction"])
-def test_an_interval_is_a_share_of_the_training_timesteps(prediction_type, solver):
+def test_a_guidance_interval_is_a_fraction_of_training_timesteps(prediction_type, solver):
     scheduler = default_scheduler(prediction_type)
     scheduler = other_solver(scheduler, solver) if solver else scheduler
 
@@ -326,7 +326,7 @@ def test_bounds_on_the_grid_of_steps_are_exact():
     assert find_guided_steps(flow, timesteps, (0.3, 0.7)) == [False, True, True, False]
 
 
-def test_timesteps_that_say_nothing_of_noise_have_the_whole_interval_only():
+def test_schedulers_without_noise_levels_support_only_the_whole_interval():
     scheduler = diffusers.EDMEulerScheduler()
     timesteps = retrieve_timesteps(scheduler, 4)
     assert find_guided_steps(scheduler, timesteps, (0.0, 1.0)) == [True] * 4
