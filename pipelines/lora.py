@@ -20,7 +20,7 @@ from diffusers.utils import is_peft_available
 from torch import nn
 
 from .lora_files import FETCH_OPTIONS, StateDict, read_lora
-from .lora_names import adapted_layers, resolve_config, resolve_metadata, resolve_state, split_key, without_prefix
+from .lora_names import adapted_layers, remove_prefix, resolve_config, resolve_metadata, resolve_state, split_key
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ class LoraAdapterMixin(PeftAdapterMixin):
         state, metadata = read_lora(pretrained_model_name_or_path_or_dict, **options)
         if kwargs.get("metadata") is not None:
             metadata = kwargs["metadata"]
-        state, metadata = without_prefix(state, prefix), without_prefix(metadata, prefix)
+        state, metadata = remove_prefix(state, prefix), remove_prefix(metadata, prefix)
         state, metadata = resolve_state(self, state, metadata), resolve_metadata(self, metadata)
         self._separate_projections({split_key(key)[0] for key in state})
         if prefix is not None:

@@ -86,7 +86,7 @@ def resolve_metadata(model: nn.Module, metadata: dict[str, Any]) -> dict[str, An
 # --- weights --------------------------------------------------------------------------------------------------------
 
 
-def without_prefix(values: Mapping[str, Any], prefix: str | None) -> dict[str, Any]:
+def remove_prefix(values: Mapping[str, Any], prefix: str | None) -> dict[str, Any]:
     """Remove a prefix from names; names that all lack it are unchanged.
 
     Raises:
