@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from autoencoder import AutoencoderKLVidTwin
-from autoencoder.hub import Repository
+from autoencoder.hub import download
 from pipelines import VidTwinPipeline
 
 from .errors import UserError
@@ -83,7 +83,7 @@ def is_pipeline(name: str) -> bool:
     name = expand_home(name)
     if Path(name).exists() or not _names_a_repository(name):
         return (Path(name) / "model_index.json").is_file()
-    return Repository(name, None).find("model_index.json") is not None
+    return (download(name, ["model_index.json"]) / "model_index.json").is_file()
 
 
 def _names_a_repository(name: str) -> bool:
@@ -98,10 +98,12 @@ def _vae_with_keys(source: str | Path, **options: str) -> tuple[AutoencoderKLVid
 
 
 def _vae_of_repository(name: str) -> tuple[AutoencoderKLVidTwin, dict[str, list[str]]]:
-    config = Repository(name, None).find("config.json", "vae/config.json")
-    if config is None:
+    folder = download(name, ["config.json", "vae/config.json"])
+    if (folder / "config.json").is_file():
+        return _vae_with_keys(name)
+    if not (folder / "vae" / "config.json").is_file():
         raise OSError("the repository has neither config.json nor vae/config.json, so no VAE.")
-    return _vae_with_keys(name, **({"subfolder": "vae"} if config.parent.name == "vae" else {}))
+    return _vae_with_keys(name, subfolder="vae")
 
 
 def _loaded(load: Callable[..., Model], name: str, source: str | Path) -> Model:

@@ -12,7 +12,8 @@ from torch import nn
 
 from pipelines import VidTwinTransformer3DModel
 from pipelines.classes import superclass_ids
-from pipelines.schedulers import PREDICTION_TYPES, estimate_clean, noise_levels, prediction_type_of, spread_streams
+from pipelines.latents import spread_streams
+from pipelines.schedulers import PREDICTION_TYPES, estimate_clean, noise_levels, prediction_type_of
 
 from ..common.errors import UserError
 from ..losses import Losses

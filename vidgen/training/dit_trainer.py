@@ -14,7 +14,7 @@ from torch.utils.data import default_collate
 from autoencoder import AutoencoderKLVidTwin, TwinPosterior
 from pipelines import VidTwinPipeline, VidTwinTransformer3DModel, default_scheduler
 from pipelines.classes import superclass_names
-from pipelines.schedulers import normalize_latents
+from pipelines.latents import normalize_latents
 
 from ..common.environment import set_cpu_threads
 from ..common.errors import UserError

@@ -57,7 +57,7 @@ CELL, CAPTION = service.MIN_CELL, service.CAPTION_HEIGHT
 @pytest.fixture(scope="module")
 def pipeline() -> VidTwinPipeline:
     torch.manual_seed(0)
-    vae = AutoencoderKLVidTwin.from_preset("tiny-test", heads="residual").eval()
+    vae = AutoencoderKLVidTwin.from_preset("tiny-test", bottleneck="residual").eval()
     transformer = VidTwinTransformer3DModel.from_preset("tiny-test", vae=vae, num_classes=2)
     for layer in (transformer.structure_out, transformer.dynamics_out, transformer.modulation_out[1]):
         torch.nn.init.normal_(layer.weight)  # a fresh DiT predicts zero, whatever noise it is given

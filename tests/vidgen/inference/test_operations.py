@@ -34,7 +34,7 @@ def model(tmp_path_factory) -> str:
     """A whole pipeline's folder."""
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
-    vae = AutoencoderKLVidTwin.from_preset("tiny-test", heads="residual")
+    vae = AutoencoderKLVidTwin.from_preset("tiny-test", bottleneck="residual")
     transformer = VidTwinTransformer3DModel.from_preset("tiny-test", vae=vae, num_classes=2)
     for layer in (transformer.structure_out, transformer.dynamics_out, transformer.modulation_out[1]):
         torch.nn.init.normal_(layer.weight)  # a fresh DiT predicts zero, whatever noise it is given
@@ -217,7 +217,7 @@ def test_the_commands_work_in_float16_or_name_a_dtype_that_does(model, video, tm
 
 def test_generate_draws_subclasses_or_uses_the_given_one(tmp_path, capsys):
     torch.manual_seed(0)
-    vae = AutoencoderKLVidTwin.from_preset("tiny-test", heads="residual")
+    vae = AutoencoderKLVidTwin.from_preset("tiny-test", bottleneck="residual")
     transformer = VidTwinTransformer3DModel.from_preset("tiny-test", vae=vae, num_classes=4)
     names = {"0": "orbit", "1": "spin", "2": "orbit/star", "3": "spin/disc"}
     model = tmp_path / "model"
@@ -349,7 +349,7 @@ def _not_latents(folder: Path) -> Path:
 
 def test_latents_are_decoded_only_by_their_model(model, video, tmp_path, capsys):
     torch.manual_seed(1)
-    AutoencoderKLVidTwin.from_preset("tiny-test", heads="residual").save_pretrained(tmp_path / "another")
+    AutoencoderKLVidTwin.from_preset("tiny-test", bottleneck="residual").save_pretrained(tmp_path / "another")
     AutoencoderKLVidTwin.from_preset("tiny-test", num_queries=2).save_pretrained(tmp_path / "smaller")
     latents = tmp_path / "z.safetensors"
     main(["encode", video, str(latents), "--model", model])

@@ -27,7 +27,7 @@ from vidgen.inference.streaming import (
 @pytest.fixture(scope="module")
 def vae() -> AutoencoderKLVidTwin:
     torch.manual_seed(0)
-    return AutoencoderKLVidTwin.from_preset("tiny-test", heads="residual").eval()
+    return AutoencoderKLVidTwin.from_preset("tiny-test", bottleneck="residual").eval()
 
 
 def frames(count: int, height: int = 32, width: int = 32) -> np.ndarray:

@@ -26,7 +26,7 @@ GAN = GANConfig(weight=0.3, channels=8, num_layers=2)
 def build(loss=LOSS, perceptual=PERCEPTUAL, gan=GAN, judges=True, **overrides) -> VAELoss:
     """A tiny VAE under random judges; the same one every time."""
     torch.manual_seed(0)
-    vae = AutoencoderKLVidTwin.from_preset("tiny-test", heads="residual", **overrides)
+    vae = AutoencoderKLVidTwin.from_preset("tiny-test", bottleneck="residual", **overrides)
     lpips = LPIPS(perceptual.backbone) if judges else None
     discriminator = DiscriminatorLoss(PatchDiscriminator(gan), gan) if judges else None
     if judges:

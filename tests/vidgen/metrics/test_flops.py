@@ -17,7 +17,7 @@ from vidgen.metrics.flops import (
 )
 
 
-@pytest.mark.parametrize("options", [{}, {"heads": "residual"}, {"single_latent": True}])
+@pytest.mark.parametrize("options", [{}, {"bottleneck": "residual"}, {"single_latent": True}])
 @torch.no_grad()
 def test_counts_are_those_of_plain_matmuls(options, fast_bf16):
     vae = (

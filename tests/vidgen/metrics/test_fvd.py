@@ -83,7 +83,7 @@ def sprites(tmp_path_factory):
 @pytest.fixture(scope="module")
 def pipeline():
     torch.manual_seed(0)
-    vae = AutoencoderKLVidTwin.from_preset("tiny-test", heads="residual").eval()
+    vae = AutoencoderKLVidTwin.from_preset("tiny-test", bottleneck="residual").eval()
     transformer = VidTwinTransformer3DModel.from_preset("tiny-test", vae=vae, num_classes=8).eval()
     for parameter in transformer.parameters():
         torch.nn.init.normal_(parameter, std=0.15)
@@ -463,7 +463,11 @@ def test_a_result_states_all_its_settings(evaluate, sprites):
     wanted = {"root", "data", "vae", "transformer", "scheduler", "seed", "guidance_scale", "num_inference_steps"}
     assert wanted | {"class_sampling", "dtype", "batch_size", "processes", "videos"} <= said["settings"].keys()
     assert {"torch", "diffusers", "git commit", "command", "device"} <= said["versions"].keys()
-    for part, setting in (("vae_config", "heads"), ("transformer_config", "qk_norm"), ("scheduler", "beta_start")):
+    for part, setting in (
+        ("vae_config", "bottleneck"),
+        ("transformer_config", "qk_norm"),
+        ("scheduler", "beta_start"),
+    ):
         assert setting in said["settings"][part]
         assert not [name for name in said["settings"][part] if name.startswith("_")]  # paths and versions
     assert result.notes == ["The detector is few_numbers, not the protocol's pooled_pixels."]

@@ -45,7 +45,11 @@ def changes(folder: Path, config_class: type, before: list[str], now: list[str],
         (["train.ema_decay=0"], [], "!train.ema_decay changed from 0 to 0.999"),
         ([], ["train.train_batch_size=3"], "train.train_batch_size changed from 6 to 3"),
         ([], ["seed=1", "data.flip=true"], "seed changed from 0 to 1, data.flip changed from False to True"),
-        ([], ["model.overrides={heads: residual}"], "model.overrides changed from {} to {'heads': 'residual'}"),
+        (
+            [],
+            ["model.overrides={bottleneck: residual}"],
+            "model.overrides changed from {} to {'bottleneck': 'residual'}",
+        ),
         ([], ["train.max_train_steps=9000"], "train.max_train_steps changed from 100000 to 9000"),
         ([STEADY], [STEADY, "train.max_train_steps=9000"], ""),
         ([STEADY], [STEADY, "train.max_train_steps=50"], "train.max_train_steps changed from 100000 to 50"),
@@ -105,7 +109,10 @@ def test_a_vae_run_with_another_objective_is_refused_and_one_with_another_rate_w
     for settings, named in (
         (FULL, r"because gan.weight changed from 0 to 0.05.*Other changes: optim.learning_rate"),
         (["optim.name=muon"], "optim.name changed from adamw to muon"),
-        (["model.overrides={heads: residual, hidden_size: 64}"], "does not fit this run: .*model.overrides changed"),
+        (
+            ["model.overrides={bottleneck: residual, hidden_size: 64}"],
+            "does not fit this run: .*model.overrides changed",
+        ),
     ):
         with pytest.raises(UserError, match=named):
             train_vae(vae_config(run, *resumed, *settings, "optim.learning_rate=2e-3"))

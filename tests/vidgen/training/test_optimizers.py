@@ -126,7 +126,7 @@ def test_muon_has_the_matrices_of_blocks_and_adamw_all_else():
 
 
 def test_an_autoencoders_matrices_are_those_of_its_blocks_and_of_the_q_former():
-    vae = AutoencoderKLVidTwin.from_preset("tiny-test", heads="residual")
+    vae = AutoencoderKLVidTwin.from_preset("tiny-test", bottleneck="residual")
     matrices = {id(weight) for weight in block_matrices(vae)}
     names = [name for name, parameter in vae.named_parameters() if id(parameter) in matrices]
     assert len(names) == len(block_matrices(vae)) and not any("patch_embed" in n or "proj_out" in n for n in names)

@@ -21,7 +21,7 @@ from vidgen.training.vae_trainer import train_vae
 
 ROOT = Path(__file__).parents[3]
 STEADY = ["optim.lr_scheduler=constant_with_warmup", "train.checkpointing_steps=2"]
-NO_DROPOUT = "model.overrides={heads: residual, qformer_dropout: 0}"  # whose masks are each process's own
+NO_DROPOUT = "model.overrides={bottleneck: residual, qformer_dropout: 0}"  # whose masks are each process's own
 
 
 def start(config, *arguments: str, recipe: str = "ddp") -> subprocess.Popen:

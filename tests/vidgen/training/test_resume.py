@@ -60,7 +60,7 @@ def test_a_resumed_vae_run_equals_an_uninterrupted_one(vae_config, tmp_path, ema
 
 
 def test_accumulated_gradients_are_those_of_the_larger_batch(vae_config, tmp_path):
-    settings = ["train.max_train_steps=4", "model.overrides={heads: residual, qformer_dropout: 0}"]
+    settings = ["train.max_train_steps=4", "model.overrides={bottleneck: residual, qformer_dropout: 0}"]
     train_vae(vae_config(tmp_path / "whole", "train.train_batch_size=4", *settings))
     train_vae(
         vae_config(tmp_path / "parts", "train.train_batch_size=2", "train.gradient_accumulation_steps=2", *settings)

@@ -67,7 +67,7 @@ def test_the_command_generates_without_a_class(final, tmp_path, capsys):
     assert "classes           unconditional" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main([*words, str(tmp_path / "none.mp4"), "--class", "orbit"])
-    assert "unconditional: it knows no class 'orbit'; leave the class out" in capsys.readouterr().err
+    assert "unconditional and has no class 'orbit': leave class_labels out" in capsys.readouterr().err
 
 
 class MeanColor(torch.nn.Module):
