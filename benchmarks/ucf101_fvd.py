@@ -21,8 +21,8 @@ from benchmarks.common import paper
 from pipelines import VidTwinPipeline
 from vidgen.common.config import load_config
 from vidgen.common.errors import UserError
+from vidgen.common.images import class_grid
 from vidgen.common.loading import load_pipeline
-from vidgen.common.plots import class_grid
 from vidgen.common.precision import place_model
 from vidgen.data.sprites import write_sprites
 from vidgen.metrics.detectors import Detector, named_detectors

@@ -13,9 +13,8 @@ import av
 import numpy as np
 import torch
 
-from ..data.video_file import file_url
 from .errors import UserError
-from .io import atomic_write
+from .io import atomic_write, file_url
 
 HIGHEST_RATE = 1000  # frames a second; a slip of the finger would else ask for gigabytes of frames
 

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch.utils.data import Dataset
 
-from ..common.io import atomic_write, to_uint8
+from ..common.images import to_uint8
+from ..common.io import atomic_write
 from .decoders import ClipReader
 from .listing import find_videos, list_train_and_validation, list_training_videos, list_videos, split_validation
 from .types import VideoFile

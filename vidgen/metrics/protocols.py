@@ -49,7 +49,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from ..common.errors import UserError
-from ..common.io import to_uint8
+from ..common.images import to_uint8
 from .detectors import squash
 from .i3d import SIZE
 

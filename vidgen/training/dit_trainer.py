@@ -18,9 +18,9 @@ from pipelines.schedulers import normalize_latents
 
 from ..common.environment import set_cpu_threads
 from ..common.errors import UserError
+from ..common.images import class_grid, save_clip_grid_video
 from ..common.io import atomic_dir
 from ..common.loading import load_vae
-from ..common.plots import class_grid, save_clip_grid_video
 from ..common.precision import agree_on_mixed_precision
 from ..data.dataset import BadVideos, list_training_videos
 from ..data.latent_cache import LatentCache, prepare_cache

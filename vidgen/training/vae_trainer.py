@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, Subset
 from autoencoder import AutoencoderKLVidTwin, TwinLatents
 
 from ..common.errors import UserError
+from ..common.images import component_grid, reenactment_grid
 from ..common.io import atomic_dir
-from ..common.plots import component_grid, reenactment_grid
 from ..data.dataset import ClipDataset, collate_clips, list_train_and_validation
 from ..data.decoders import describe_fallbacks
 from ..data.latent_cache import encode_clips, split_evenly, statistics_of, stream_sums

@@ -26,7 +26,7 @@ from autoencoder import AutoencoderKLVidTwin, TwinLatents
 from pipelines import VidTwinPipeline, VidTwinTransformer3DModel, default_scheduler
 from vidgen.app.uploads import UploadLimits
 from vidgen.cli import main
-from vidgen.common.io import to_uint8
+from vidgen.common.images import to_uint8
 from vidgen.data.dataset import frames_to_clip
 from vidgen.data.sprites import render_sprite, sample_factors
 from vidgen.data.streams import FrameReader
