@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..common.config import check_config
 from ..common.errors import UserError
 from ..losses import Losses
 from .config import GANConfig
 
-LOSSES = ("hinge", "non_saturating")
 LECAM_DECAY = 0.99
 
 
@@ -41,12 +41,7 @@ class PatchDiscriminator(nn.Module):
 
     def __init__(self, config: GANConfig, in_channels: int = 3) -> None:
         super().__init__()
-        if config.discriminator not in ("2d", "3d"):
-            raise UserError(f"gan.discriminator must be 2d or 3d, not {config.discriminator!r}.")
-        if min(config.channels, config.num_layers) < 1:
-            raise UserError(
-                f"gan.channels and gan.num_layers must be 1 or more, not {config.channels} and {config.num_layers}."
-            )
+        check_config(config, "gan")
         self.frames = config.discriminator == "2d"
         self.num_layers = config.num_layers
         widths = [config.channels * min(2**i, 8) for i in range(config.num_layers + 1)]
@@ -113,8 +108,7 @@ class DiscriminatorLoss(nn.Module):
 
     def __init__(self, discriminator: PatchDiscriminator, config: GANConfig) -> None:
         super().__init__()
-        if config.loss not in LOSSES:
-            raise UserError(f"gan.loss must be one of {', '.join(LOSSES)}, not {config.loss!r}.")
+        check_config(config, "gan")
         self.discriminator = discriminator
         self.loss = config.loss
         self.lecam_weight = config.lecam_weight

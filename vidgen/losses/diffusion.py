@@ -14,12 +14,11 @@ from pipelines import VidTwinTransformer3DModel
 from pipelines.classes import superclass_ids
 from pipelines.schedulers import PREDICTION_TYPES, estimate_clean, noise_levels, prediction_type_of, spread_streams
 
+from ..common.config import check_config
 from ..common.errors import UserError
 from ..losses import Losses
 from .config import DiffusionConfig
 
-LOSS_WEIGHTINGS = ("none", "min_snr")
-TIMESTEP_SAMPLINGS = ("uniform", "logit_normal")
 DRAWS = 5  # numbers in [0, 1) that a clip's loss is drawn with, besides noise
 
 
@@ -144,24 +143,13 @@ class DiffusionLoss(nn.Module):
 
 
 def check_diffusion(config: DiffusionConfig) -> None:
-    """Raise a `UserError` for a value that is unknown, out of range or not finite."""
-    for name, value in vars(config).items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"diffusion.{name} must be a finite number, not {value}.")
-    for name, known in {"loss_weighting": LOSS_WEIGHTINGS, "timestep_sampling": TIMESTEP_SAMPLINGS}.items():
-        if getattr(config, name) not in known:
-            raise UserError(f"diffusion.{name} must be one of {', '.join(known)}, not {getattr(config, name)!r}.")
-    for name in ("independent_timesteps", "class_dropout", "subclass_dropout"):
-        if not 0 <= getattr(config, name) <= 1:
-            raise UserError(f"diffusion.{name} is a share from 0 to 1, not {getattr(config, name)}.")
+    """Raise a `UserError` for a value that its key excludes, or for fractions that exclude each other."""
+    check_config(config, "diffusion")
     if config.class_dropout + config.subclass_dropout > 1:
         raise UserError(
-            "diffusion.class_dropout and diffusion.subclass_dropout are shares of the same clips, at most 1 together, "
-            f"not {config.class_dropout} and {config.subclass_dropout}."
+            "diffusion.class_dropout and diffusion.subclass_dropout are fractions of the same clips, at most 1 in sum,"
+            f" not {config.class_dropout} and {config.subclass_dropout}."
         )
-    for name in ("min_snr_gamma", "logit_std"):
-        if not getattr(config, name) > 0:
-            raise UserError(f"diffusion.{name} must be above 0, not {getattr(config, name)}.")
 
 
 def denoising_target(

@@ -134,7 +134,7 @@ def test_gradients_in_bfloat16_are_those_in_float32(kind, num_frames):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"discriminator": "4d"}, "must be 2d or 3d, not '4d'"),
+        ({"discriminator": "4d"}, "must be one of 2d, 3d, not '4d'"),
         ({"num_layers": 0}, "1 or more"),
         ({"channels": 0}, "1 or more"),
         ({"loss": "wasserstein"}, "hinge, non_saturating, not 'wasserstein'"),

@@ -336,8 +336,8 @@ def test_a_real_transformer_takes_all_of_it_at_once(prediction_type):
     [
         ({"loss_weighting": "snr"}, "loss_weighting must be one of none, min_snr, not 'snr'"),
         ({"timestep_sampling": "cosine"}, "timestep_sampling must be one of"),
-        ({"independent_timesteps": 1.5}, "independent_timesteps is a share from 0 to 1"),
-        ({"class_dropout": -0.1}, "class_dropout is a share from 0 to 1"),
+        ({"independent_timesteps": 1.5}, "independent_timesteps must be 1 or less"),
+        ({"class_dropout": -0.1}, "class_dropout must be 0 or more"),
         ({"min_snr_gamma": 0.0}, "min_snr_gamma must be above 0"),
         ({"logit_std": 0.0}, "logit_std must be above 0"),
     ],

@@ -66,10 +66,12 @@ def test_a_full_disk_loses_nothing_earlier(tmp_path):
         (folder / "state").write_text("ha")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(UserError, match=r"step 1 cannot be written .*No space left.*Make room if the disk is full"):
+    with pytest.raises(
+        UserError, match=r"step 1 cannot be written .*No space left.*Free some space if the disk is full"
+    ):
         save(tmp_path, 1, how=fill)
     save(tmp_path, 1, limit=1)
-    with pytest.raises(UserError, match=r"step 2 cannot be written .*checkpoint-1 is whole"):
+    with pytest.raises(UserError, match=r"step 2 cannot be written .*checkpoint-1 is complete"):
         save(tmp_path, 2, limit=1, how=fill)
     assert names(tmp_path) == ["checkpoint-1"]
     assert (tmp_path / "checkpoint-1" / "part" / "state").read_text() == "whole"

@@ -17,7 +17,7 @@ from runs import FULL, assert_same_run, assert_same_tensors, logged, losses
 from vidgen.common.errors import TrainingInterrupted, UserError
 from vidgen.training.checkpoints import checkpoint_step, list_checkpoints
 from vidgen.training.dit_trainer import train_dit
-from vidgen.training.trainer import TrainingDiverged
+from vidgen.training.failures import TrainingDiverged
 from vidgen.training.vae_trainer import VAETrainer, train_vae
 
 KILLS = int(os.environ.get("VIDGEN_KILLS", "4"))  # more of them take minutes
@@ -83,7 +83,7 @@ def test_a_resumed_run_takes_the_rate_and_the_parts_of_its_own_config(vae_config
 def test_a_run_leaves_the_checkpoints_of_another_alone(vae_config, tmp_path):
     train_vae(vae_config(tmp_path, "train.max_train_steps=2"))
     before = (tmp_path / "metrics.jsonl").read_text(), (tmp_path / "config.yaml").read_text()
-    with pytest.raises(UserError, match="holds checkpoint-2 of an earlier run: go on with it by resume=latest"):
+    with pytest.raises(UserError, match="holds checkpoint-2 of an earlier run: continue it with resume=latest"):
         train_vae(vae_config(tmp_path, "train.max_train_steps=1"))
     assert ((tmp_path / "metrics.jsonl").read_text(), (tmp_path / "config.yaml").read_text()) == before
 
@@ -109,7 +109,7 @@ def test_a_signal_stops_after_the_step_with_a_checkpoint(vae_config, tmp_path, m
     train_vae(vae_config(tmp_path / "whole", *settings))
     with monkeypatch.context() as patch:
         interrupted_at(3, number, patch)
-        with pytest.raises(TrainingInterrupted, match=r"after step 4; .*checkpoint-4 is written: go on") as stop:
+        with pytest.raises(TrainingInterrupted, match=r"after step 4; .*checkpoint-4 is written: continue") as stop:
             train_vae(vae_config(tmp_path / "cut", *settings))
     assert stop.value.code == 128 + number
     assert [path.name for path in list_checkpoints(tmp_path / "cut")] == [
@@ -248,7 +248,7 @@ def _train_with_little_room(config, size: int) -> None:
     try:
         train_vae(config)
     except UserError as error:
-        Path(config.output_dir, "said").write_text(str(error))
+        Path(config.output_dir, "message").write_text(str(error))
 
 
 def test_a_full_disk_stops_the_run_and_loses_nothing_earlier(vae_config, tmp_path):
@@ -258,8 +258,8 @@ def test_a_full_disk_stops_the_run_and_loses_nothing_earlier(vae_config, tmp_pat
     process = multiprocessing.get_context("fork").Process(target=_train_with_little_room, args=(config, 100_000))
     process.start()
     process.join()
-    assert "The checkpoint of step 4 cannot be written" in (tmp_path / "said").read_text()
-    assert "checkpoint-2 is whole" in (tmp_path / "said").read_text()
+    assert "The checkpoint of step 4 cannot be written" in (tmp_path / "message").read_text()
+    assert "checkpoint-2 is complete" in (tmp_path / "message").read_text()
     assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-2"]
     train_vae(config)
     assert max(losses(tmp_path)) == 9

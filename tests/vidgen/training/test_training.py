@@ -21,7 +21,7 @@ from vidgen.losses.diffusion import DiffusionLoss
 from vidgen.training import trainer
 from vidgen.training.checkpoints import list_checkpoints
 from vidgen.training.dit_trainer import train_dit
-from vidgen.training.trainer import TrainingDiverged
+from vidgen.training.failures import TrainingDiverged
 from vidgen.training.vae_trainer import VAETrainer, train_vae
 
 
@@ -74,7 +74,7 @@ def test_watching_a_run_changes_nothing(vae_config, tmp_path):
     assert numbers(tmp_path / "often")[6]["lecam"] > 0
 
     final, checkpoint = load_file(tmp_path / "often" / "final" / WEIGHTS), tmp_path / "often" / "checkpoint-6"
-    average, last = load_file(checkpoint / "averaged.safetensors"), load_file(checkpoint / "model.safetensors")
+    average, last = load_file(checkpoint / "ema.safetensors"), load_file(checkpoint / "model.safetensors")
     assert all(torch.equal(final[name], tensor) for name, tensor in average.items())
     assert any(not torch.equal(last[f"vae.{name}"], tensor) for name, tensor in average.items())
     optimizer = torch.load(checkpoint / "optimizer.bin", weights_only=True)
@@ -191,7 +191,7 @@ def test_a_dit_learns_sub_classes_and_the_classes_above(dit_config, sprites, tmp
     train_dit(dit_config(tmp_path / "below", *table, "diffusion.subclass_dropout=1e-9"))
     names = [kinds[label - 8] for label in torch.cat(learned).tolist()]
     assert [name.split("/")[0] for name in names] == [sorted(MOTIONS)[label] for label in above.tolist()]
-    with pytest.raises(UserError, match=r"needs classes with sub-classes, such as jump/dog of jump: .* bounce, orbit"):
+    with pytest.raises(UserError, match=r"needs classes with subclasses, such as jump/dog of jump: .* bounce, orbit"):
         train_dit(dit_config(tmp_path / "none", "diffusion.subclass_dropout=0.1"))
 
 
@@ -214,12 +214,12 @@ def test_clips_without_a_class_are_learned_as_of_none(dit_config, sprites, tmp_p
         (["data.resolution=33"], "multiple of patch_size"),
         (["resume=absent"], "No checkpoint at absent"),
         (["train.mixed_precision=int3"], "train.mixed_precision"),
-        (["output_dir=README.md"], "output_dir: the folder README.md cannot be made (File exists)"),
+        (["output_dir=README.md"], "output_dir: the folder README.md cannot be created (File exists)"),
         (["train.report_to=nonsense"], "train.report_to does not fit"),
         (["train.report_to=clearml"], "clearml is not installed"),
         (["optim.lr_scheduler=square"], "optim.lr_scheduler"),
         (["optim.lr_scheduler=piecewise_constant"], "needs rules"),
-        (["optim.learning_rate=-1"], "optim or gan.lr_scale does not fit: Invalid learning rate: -1"),
+        (["optim.learning_rate=-1"], "optim.learning_rate must be 0 or more, not -1"),
     ],
 )
 def test_vae_mistakes_get_one_sentence(vae_config, tmp_path, settings, sentence):
@@ -353,5 +353,5 @@ def test_muon_trains_the_dit_by_two_rates_in_step_and_otherwise_than_adamw(dit_c
 
 def test_muon_is_refused_where_matrices_are_split(vae_config, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "SHARDING", (DistributedType.NO,))
-    with pytest.raises(UserError, match="needs whole matrices, which FSDP and DeepSpeed split: take adamw"):
+    with pytest.raises(UserError, match="needs complete matrices, which FSDP and DeepSpeed split: use adamw"):
         train_vae(vae_config(tmp_path, "optim.name=muon"))
