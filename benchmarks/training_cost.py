@@ -52,7 +52,11 @@ SPARE = 0.9  # of a GPU's memory: the rest is workspaces and fragments
 CLASSES = 101
 RECIPES = {  # recipe: settings
     "smoke": {"vae/sprites": ["model.preset=tiny-test"], "dit/paper": ["model.preset=tiny-test"]},
-    "cpu": {"vae/small": [], "vae/base": [], "vae/large": [], "dit/paper": [], "dit/ucf101": []},
+    "cpu": {
+        **{f"vae/{size}": [f"model.preset={size}"] for size in ("small", "base", "large")},
+        "dit/paper": [],
+        "dit/ucf101": [],
+    },
 }
 RECIPES["paper"] = RECIPES["cpu"]
 
@@ -67,6 +71,7 @@ def run(options: argparse.Namespace) -> Results:
             "dit": (DiTTrainingConfig, build_dit_objective),
         }[kind]
         path = REPOSITORY / "configs" / f"{recipe}.yaml"
+        path = path if path.exists() else path.with_name("paper.yaml")
         needed = ["data.root=none", "output_dir=none"] + (["vae=none"] if kind == "dit" else [])
         config = load_config(config_class, ["--config", str(path), *needed, *settings])
         costs[recipe] = cost(config, builder)

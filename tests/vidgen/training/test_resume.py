@@ -59,6 +59,17 @@ def test_a_resumed_vae_run_equals_an_uninterrupted_one(vae_config, tmp_path, ema
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
+def test_the_old_file_name_of_the_average_resumes(vae_config, tmp_path):
+    settings = [STEADY, "train.ema_decay=0.9"]
+    train_vae(vae_config(tmp_path / "old", "train.max_train_steps=2", *settings))
+    shutil.copytree(tmp_path / "old", tmp_path / "new")
+    checkpoint = tmp_path / "old" / "checkpoint-2"
+    (checkpoint / "ema.safetensors").rename(checkpoint / "averaged.safetensors")
+    for run in ("old", "new"):
+        train_vae(vae_config(tmp_path / run, "train.max_train_steps=3", "resume=latest", *settings))
+    assert_same_tensors(tmp_path / "old" / "final", tmp_path / "new" / "final")
+
+
 def test_accumulated_gradients_are_those_of_the_larger_batch(vae_config, tmp_path):
     settings = ["train.max_train_steps=4", "model.overrides={heads: residual, qformer_dropout: 0}"]
     train_vae(vae_config(tmp_path / "whole", "train.train_batch_size=4", *settings))
