@@ -1,4 +1,4 @@
-"""Both trainings, end to end: what a run leaves, that it learns, and that it resumes."""
+"""Both trainings end to end: files of a run, learning, resuming, errors."""
 
 from __future__ import annotations
 
@@ -173,8 +173,8 @@ def test_a_dit_run_leaves_a_pipeline_and_resumes(dit_config, trained_vae, tmp_pa
 def learned(monkeypatch) -> list[torch.Tensor]:
     """The classes that a DiT is trained on, step by step."""
     classes = []
-    drop = DiffusionLoss._drop
-    monkeypatch.setattr(DiffusionLoss, "_drop", lambda *args: classes.append(drop(*args)) or classes[-1])
+    drop = DiffusionLoss._drop_labels
+    monkeypatch.setattr(DiffusionLoss, "_drop_labels", lambda *args: classes.append(drop(*args)) or classes[-1])
     return classes
 
 
