@@ -29,7 +29,8 @@ def choose_mixed_precision(device: torch.device | str) -> PrecisionChoice:
     """Return the mixed precision that suits a device.
 
     It is bf16 if the device multiplies bf16 matrices clearly faster than float32, fp16 on CUDA GPUs without bf16, and
-    no mixed precision elsewhere. PyTorch knows the support of CUDA GPUs; other devices are measured, in under a second.
+    no mixed precision elsewhere. PyTorch knows the support of CUDA GPUs; other devices are measured in under a
+    second.
     """
     device = torch.device(device)
     if device.type == "cuda":
@@ -45,8 +46,8 @@ def choose_mixed_precision(device: torch.device | str) -> PrecisionChoice:
 def resolve_mixed_precision(name: str, device: torch.device | str) -> PrecisionChoice:
     """Return the precision for a value of `train.mixed_precision`, which may be `auto`.
 
-    With `auto`, the precision of `accelerate launch --mixed_precision` has priority over the choice for the device. The
-    reason includes a warning if a precision that was set is slow on the device.
+    With `auto`, the precision of `accelerate launch --mixed_precision` has priority over the choice for the device.
+    The reason includes a warning if a precision that was set is slow on the device.
     """
     reason = "set by train.mixed_precision"
     if name == "auto":

@@ -25,8 +25,8 @@ def write_video(
     """Write `frames` as an H.264 (yuv420p) mp4 of exactly this size, frame count and rate.
 
     Args:
-        frames: uint8 (T, H, W, 3), RGB. H and W must be even, because yuv420p halves the color planes; yuv444p does not
-            play in browsers.
+        frames: uint8 (T, H, W, 3), RGB. H and W must be even, because yuv420p halves the color planes; yuv444p does
+            not play in browsers.
         fps: frames per second.
         crf: x264's quality; lower is better.
 

@@ -117,7 +117,7 @@ class DiffusionLoss(nn.Module):
         return labels.masked_fill(dropped < threshold, null_class)
 
     def _timesteps(self, first: torch.Tensor, second: torch.Tensor, independent: torch.Tensor) -> torch.Tensor:
-        """Timesteps (B,) of both streams, or (B, 2) if some clips have one per stream, from three uniform numbers (B,)."""
+        """Timesteps (B,), or (B, 2) if some clips have one per stream, from three uniform numbers (B,)."""
         timestep = self._timestep(first)
         if self.config.independent_timesteps == 0:
             return timestep
@@ -165,9 +165,7 @@ def denoising_target(
         return noise
     if prediction_type == "v_prediction":  # Salimans and Ho, arXiv 2202.00512
         return alpha * noise - sigma * clean
-    if (
-        prediction_type == "flow_prediction"
-    ):  # Liu et al., arXiv 2209.03003; Diffusers' time increases toward the noise
+    if prediction_type == "flow_prediction":  # Liu et al., arXiv 2209.03003; Diffusers' t increases toward noise
         return noise - clean
     raise ValueError(f"prediction_type must be one of {', '.join(PREDICTION_TYPES)}, not {prediction_type!r}.")
 

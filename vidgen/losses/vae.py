@@ -1,8 +1,8 @@
 """Training loss of the VAE. Every term is a mean over elements and a scalar on the device.
 
 The gradients of the reconstruction terms are computed at the reconstruction first, each through its network only; then
-one backward pass through the model starts from their sum. So the adaptive weight of the GAN is known before the backward
-pass of the model, activations of LPIPS exist for a few frames at a time, and wrappers of the model need no exception.
+one backward pass through the model starts from their sum. So the adaptive weight of the GAN is known before the model's
+backward pass, activations of LPIPS exist for a few frames at a time, and the code is the same for a wrapped model.
 """
 
 from __future__ import annotations

@@ -128,9 +128,9 @@ def test_under_autocast_distances_stay_float32(squeeze):
 
 
 def test_features_are_compared_in_float32_and_may_be_nothing():
-    assert perceptual._unit_length(torch.ones(1, 2, 3, 3, dtype=torch.bfloat16)).dtype == torch.float32
+    assert perceptual._normalize(torch.ones(1, 2, 3, 3, dtype=torch.bfloat16)).dtype == torch.float32
     nothing = torch.zeros(1, 2, 3, 3, requires_grad=True)
-    unit = perceptual._unit_length(nothing)
+    unit = perceptual._normalize(nothing)
     unit.sum().backward()
     assert (unit == 0).all() and nothing.grad.isfinite().all()
 
