@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -82,9 +83,7 @@ def loss_curves(path: str | os.PathLike, metrics_jsonl: str | os.PathLike, keys:
         axes.tick_params(labelsize=8)
         if i >= len(panels) - columns:
             axes.set_xlabel("step", fontsize=9)
-    with atomic_write(path) as unfinished:
-        figure.savefig(unfinished, format="png")
-    return Path(path)
+    return _save_figure(path, figure)
 
 
 def dataset_histograms(
@@ -106,8 +105,12 @@ def dataset_histograms(
         axes.set_xlabel(label)
         axes.set_ylabel("videos")
         axes.spines[["top", "right"]].set_visible(False)
+    return _save_figure(path, figure)
+
+
+def _save_figure(path: str | os.PathLike, figure: Any) -> Path:
     with atomic_write(path) as unfinished:
-        figure.savefig(unfinished)
+        figure.savefig(unfinished, format="png")
     return Path(path)
 
 

@@ -87,17 +87,22 @@ class DiffusionLoss(nn.Module):
         """
         noise = torch.randn_like(latents) if noise is None else noise
         uniform = torch.rand(len(latents), DRAWS, device=latents.device) if uniform is None else uniform
+
+        # Add noise at random timesteps, and drop some of the labels.
         first, second, independent, dropped, conditioned = uniform[:, :DRAWS].unbind(1)
         timestep = self._timesteps(first, second, independent)
         alpha, sigma = (spread_streams(level, self.sizes) for level in noise_levels(self.scheduler, timestep))
         noisy = alpha * latents + sigma * noise
         null_class = self.transformer.config.num_classes
         labels = None if null_class is None else self._drop_labels(labels, dropped, null_class)
+
+        # Predict, half of the clips given an estimate of the clean latents.
         estimate = None
         if self.transformer.config.self_conditioning:
             estimate = self._estimate(noisy, timestep, labels) * (conditioned < 0.5)[:, None]
         prediction = self.transformer(noisy, timestep, labels, self_condition=estimate).sample
 
+        # Compare with the target.
         prediction_type = prediction_type_of(self.scheduler)
         target = denoising_target(prediction_type, latents, noise, alpha, sigma)
         error = F.mse_loss(prediction.float(), target, reduction="none")

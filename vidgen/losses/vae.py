@@ -1,8 +1,8 @@
 """Training loss of the VAE. Every term is a mean over elements and a scalar on the device.
 
 The gradients of the reconstruction terms are computed at the reconstruction first, each through its network only; then
-one backward pass through the model starts from their sum. So the adaptive weight of the GAN is known before the model's
-backward pass, activations of LPIPS exist for a few frames at a time, and the code is the same for a wrapped model.
+one backward pass through the model starts from their sum. So the adaptive weight of the GAN is known before the
+model's backward pass, activations of LPIPS exist for a few frames at a time, and a wrapped model needs no other code.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class VAELoss(nn.Module):
         perceptual: config of `lpips`.
         gan: config of `discriminator`.
         lpips: adds the perceptual term. It is not a submodule: it is not saved, and the caller moves it to a device.
-        discriminator: adds the GAN term. Its own loss is part of the same call, so that one wrapper and one optimizer
+        discriminator: adds the GAN term. Its loss is part of the same call, so that one wrapper and one optimizer
             serve both; neither loss has a gradient in the other's parameters.
 
     Raises:

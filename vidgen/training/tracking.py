@@ -92,7 +92,7 @@ class SpeedMeter:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Do not count the time of the block, such as that of a validation."""
+        """Exclude the time of the block, such as that of a validation."""
         start = time.perf_counter()
         yield
         self.paused_time += time.perf_counter() - start

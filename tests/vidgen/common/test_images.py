@@ -83,7 +83,7 @@ def test_strip_shows_evenly_spaced_frames_enlarged_pixel_by_pixel():
     assert (np.asarray(clip_strip(clip[0], 1)) == 255).all(-1).sum() == 144
 
 
-def test_strip_of_a_short_clip_has_its_frames_and_large_frames_are_shrunk():
+def test_strip_of_a_short_clip_has_its_frames_and_large_frames_are_reduced():
     assert clip_strip(flat("red", frames=2), num_frames=8).width == 2 * 96 + 2
     assert clip_strip(torch.zeros(3, 1, 256, 512), 1).size == (384, 192)
     assert clip_strip(torch.zeros(3, 1, 120, 160), 1).size == (160, 120)
@@ -95,7 +95,7 @@ def test_strip_refuses_what_is_not_one_clip(shape):
         clip_strip(torch.zeros(shape))
 
 
-def test_pictures_refuse_nan():
+def test_images_refuse_nan():
     with pytest.raises(ValueError, match="NaN"):
         clip_strip(flat("red") * float("nan"))
 
@@ -150,7 +150,7 @@ def test_stills_are_png(tmp_path):
         class_grid(tmp_path / "a.jpg", flat("red"), ["a"])
 
 
-def test_a_failed_write_leaves_the_old_picture(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_the_old_image(tmp_path, monkeypatch):
     path = class_grid(tmp_path / "a.png", flat("red"), ["a"])
     before = path.read_bytes()
 

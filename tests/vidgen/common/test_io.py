@@ -5,7 +5,7 @@ import pytest
 from vidgen.common.io import atomic_write
 
 
-def test_a_failed_write_leaves_what_was_there(tmp_path):
+def test_a_failed_write_leaves_the_old_file(tmp_path):
     target = tmp_path / "a.txt"
     target.write_text("old")
     with pytest.raises(RuntimeError), atomic_write(target) as unfinished:
@@ -21,7 +21,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path):
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_folders_are_made(tmp_path):
+def test_folders_are_created(tmp_path):
     with atomic_write(tmp_path / "x" / "y" / "a.txt") as unfinished:
         unfinished.write_text("here")
     assert (tmp_path / "x" / "y" / "a.txt").read_text() == "here"

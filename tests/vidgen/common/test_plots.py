@@ -60,7 +60,7 @@ def test_loss_curves_draw_each_key_on_a_fitting_scale(metrics, tmp_path, monkeyp
     assert len(panels["val/psnr"].lines) == 1
 
 
-def test_loss_curves_draw_the_keys_asked_for(metrics, tmp_path, monkeypatch):
+def test_loss_curves_draw_the_given_keys(metrics, tmp_path, monkeypatch):
     drawn, savefig = [], Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (drawn.append(self), savefig(self, *a, **k)))
     loss_curves(tmp_path / "curves.png", metrics, keys=["val/psnr", "absent", "loss"])

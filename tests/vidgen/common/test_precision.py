@@ -1,4 +1,4 @@
-"""The precision chosen for a device, the launcher's wish, the resumed run's, and what a slow choice prints."""
+"""Precision of a device, of the launcher and of a resumed run; the warning for a slow one."""
 
 import pytest
 import torch

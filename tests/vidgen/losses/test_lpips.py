@@ -1,4 +1,4 @@
-"""LPIPS against torchmetrics' documented values and its own network, and its handling of weight files."""
+"""LPIPS against the documented values and the network of torchmetrics; weight files."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_squeeze_agrees_with_the_value_of_torchmetrics_class_whose_network_draws
 
 
 def draw_initial_weights_of_torchmetrics() -> None:
-    """Draws as many random numbers as torchvision's SqueezeNet 1.1 and the seven heads take."""
+    """Draws the same number of random numbers as torchvision's SqueezeNet 1.1 and the seven heads take."""
     layers = [*LPIPS("squeeze").features.modules(), nn.Conv2d(512, 1000, 1)]
     for layer in layers:
         if isinstance(layer, nn.Conv2d):
@@ -127,7 +127,7 @@ def test_under_autocast_distances_stay_float32(squeeze):
     assert (half != squeeze(a, b)).all()  # the backbone did run in bfloat16
 
 
-def test_features_are_compared_in_float32_and_may_be_nothing():
+def test_features_are_compared_in_float32_and_may_be_zero():
     assert perceptual._normalize(torch.ones(1, 2, 3, 3, dtype=torch.bfloat16)).dtype == torch.float32
     nothing = torch.zeros(1, 2, 3, 3, requires_grad=True)
     unit = perceptual._normalize(nothing)
@@ -136,7 +136,7 @@ def test_features_are_compared_in_float32_and_may_be_nothing():
 
 
 @pytest.mark.parametrize("backbone", BACKBONE_NAMES)
-def test_least_size_is_the_least(backbone, monkeypatch):
+def test_the_minimum_size_is_the_minimum(backbone, monkeypatch):
     lpips, least = LPIPS(backbone), BACKBONES[backbone].min_size
     assert lpips(images(1, 3, least, least), -images(1, 3, least, least)).isfinite().all()
     with pytest.raises(UserError, match=f"{least} x {least} pixels or more, not {least} x {least - 1}"):
@@ -194,14 +194,14 @@ def test_missing_weights_are_explained(backbone, hub):
     known = BACKBONES[backbone].weights
     with pytest.raises(UserError) as error:
         LPIPS.from_pretrained(backbone)
-    for said in (
+    for text in (
         str(hub / known.name),
         f"https://download.pytorch.org/models/{known.name}",
         known.sha256[0],
         "perceptual.weights=FILE",
         "perceptual.weight=0",
     ):
-        assert said in str(error.value)
+        assert text in str(error.value)
     assert known.sha256[0][:8] in known.name  # torchvision names its files by their hash
     with pytest.raises(UserError, match=r"elsewhere\.pth is no file"):
         LPIPS.from_pretrained(backbone, str(hub / "elsewhere.pth"))

@@ -1,4 +1,4 @@
-"""A run that was stopped, in good order or not, ends as one that never was: bit for bit."""
+"""Interrupted and killed runs resume, and are bit-identical to uninterrupted ones."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_accumulated_gradients_are_those_of_the_larger_batch(vae_config, tmp_pat
     assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
 
 
-def test_a_resumed_run_takes_the_rate_and_the_parts_of_its_own_config(vae_config, tmp_path, monkeypatch):
+def test_a_resumed_run_uses_the_learning_rate_and_accumulation_of_the_new_config(vae_config, tmp_path, monkeypatch):
     settings = [STEADY, "gan.lr_scale=0.5", *FULL]
     train_vae(vae_config(tmp_path, "train.max_train_steps=3", *settings))
     compute, calls = VAETrainer.compute_losses, []
@@ -91,7 +91,7 @@ def test_a_resumed_run_takes_the_rate_and_the_parts_of_its_own_config(vae_config
     assert len(calls) == 4, "a step was made of fewer parts"
 
 
-def test_a_run_leaves_the_checkpoints_of_another_alone(vae_config, tmp_path):
+def test_a_run_does_not_overwrite_the_checkpoints_of_another(vae_config, tmp_path):
     train_vae(vae_config(tmp_path, "train.max_train_steps=2"))
     before = (tmp_path / "metrics.jsonl").read_text(), (tmp_path / "config.yaml").read_text()
     with pytest.raises(UserError, match="holds checkpoint-2 of an earlier run: continue it with resume=latest"):
@@ -157,7 +157,7 @@ def test_a_signal_to_all_processes_leaves_the_workers_to_the_step(vae_config, tm
     assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-3"]
 
 
-def test_a_second_signal_ends_it_at_once(vae_config, tmp_path, monkeypatch):
+def test_a_second_signal_ends_the_run_at_once(vae_config, tmp_path, monkeypatch):
     compute = VAETrainer.compute_losses
 
     def compute_and_insist(self, batch):
@@ -176,7 +176,7 @@ def test_a_second_signal_ends_it_at_once(vae_config, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 @pytest.mark.parametrize("logging_steps", [1, 5])
-def test_what_is_not_finite_stops_the_run_at_the_last_good_step(
+def test_a_value_that_is_not_finite_stops_the_run_at_the_last_good_step(
     vae_config, tmp_path, monkeypatch, where, logging_steps
 ):
     settings = [f"train.logging_steps={logging_steps}", STEADY, *FULL]
@@ -207,7 +207,7 @@ def test_what_is_not_finite_stops_the_run_at_the_last_good_step(
     assert_same_tensors(tmp_path / "good" / "final", tmp_path / "bad" / "final")
 
 
-def test_a_learning_rate_beyond_reason_is_told_so(vae_config, tmp_path):
+def test_divergence_suggests_a_lower_learning_rate(vae_config, tmp_path):
     with pytest.raises(TrainingDiverged, match=r"lower optim.learning_rate"):
         train_vae(vae_config(tmp_path, "train.max_train_steps=50", "optim.learning_rate=1e30"))
     assert list_checkpoints(tmp_path)
@@ -242,7 +242,7 @@ def run_and_kill(train, config, kills: int) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("program", ["vae", "dit"])
-def test_a_run_killed_at_random_moments_ends_as_one_never_stopped(request, tmp_path, program, workers):
+def test_a_run_killed_at_random_moments_equals_an_uninterrupted_one(request, tmp_path, program, workers):
     make, train = request.getfixturevalue(f"{program}_config"), {"vae": train_vae, "dit": train_dit}[program]
     # Half of the time goes into writing checkpoints, so half of the kills fall into one.
     settings = [f"train.max_train_steps={20 + 6 * KILLS}", "train.checkpointing_steps=1", "train.logging_steps=3"]

@@ -1,4 +1,4 @@
-"""Which samples a step sees, and their random numbers."""
+"""Order of the samples, and their random numbers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_every_index_comes_once_an_epoch(length, batch_size, seed):
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 30), st.integers(1, 6), st.integers(0, 200))
-def test_it_goes_on_from_any_sample_and_in_any_size_of_batch(length, batch_size, start):
+def test_it_continues_from_any_sample_in_any_batch_size(length, batch_size, start):
     whole = taken(InfiniteBatchSampler(length, 1, 0), start + 40)
     resumed = taken(InfiniteBatchSampler(length, batch_size, 0), 40 // batch_size, start)
     assert resumed == whole[start : start + len(resumed)]
@@ -70,6 +70,6 @@ def test_drawing_leaves_the_global_generator_alone():
 
 
 @pytest.mark.parametrize("parts", [(1, 2), (2, 1), (1,), (1, 2, 0)])
-def test_seeds_of_other_parts_are_others(parts):
+def test_different_parts_give_different_seeds(parts):
     assert derive_seed(*parts) == derive_seed(*parts) != derive_seed(12)
     assert 0 <= derive_seed(*parts) < 2**63
