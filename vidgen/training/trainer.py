@@ -12,8 +12,8 @@ import json
 import math
 import signal
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -198,14 +198,15 @@ class Trainer(ABC):
             return
         bar = progress(description=self.output_dir.name, total=max_steps, initial=self.state.step)
         self.meter = SpeedMeter(self.accelerator, 3 * self.flops_per_sample(), self.global_batch, max_steps)
-        batches, stop = self._load_batches(), False
-        while self.state.step < max_steps and not stop:
-            stop = self.train_step(batches)
-            bar.update()
-            self.meter.step()
-            if stop or self._must_commit(self.updates):
-                stop = self._commit() or stop
-                self._log_validate_save(bar, stop)
+        stop = False
+        with closing(self._load_batches()) as batches:  # ends the data loading processes
+            while self.state.step < max_steps and not stop:
+                stop = self.train_step(batches)
+                bar.update()
+                self.meter.step()
+                if stop or self._must_commit(self.updates):
+                    stop = self._commit() or stop
+                    self._log_validate_save(bar, stop)
         bar.close()
         if self.state.step < max_steps:
             self._raise_interrupted()
@@ -246,7 +247,7 @@ class Trainer(ABC):
         self.pending = step
         return stop
 
-    def _load_batches(self) -> Iterator[Batch]:
+    def _load_batches(self) -> Generator[Batch, None, None]:
         """Endless batches from the run's position, with the time spent waiting for them measured."""
         self.sampler.start = self.samples_drawn
         batches = iter(self.loader)
