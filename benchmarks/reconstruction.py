@@ -22,8 +22,8 @@ from matplotlib.figure import Figure
 
 from autoencoder import AutoencoderKLVidTwin
 from vidgen.common.errors import UserError
+from vidgen.common.images import comparison_grid
 from vidgen.common.loading import load_vae
-from vidgen.common.plots import comparison_grid
 from vidgen.common.precision import place_model
 from vidgen.data.dataset import ClipDataset
 from vidgen.losses.lpips import BACKBONES

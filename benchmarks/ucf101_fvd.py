@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from matplotlib.figure import Figure
 
 from pipelines import VidTwinPipeline
-from vidgen.common.plots import class_grid
+from vidgen.common.images import class_grid
 from vidgen.metrics.fvd import Sampling, class_labels, generate_clips
 from vidgen.metrics.protocols import Protocol
 

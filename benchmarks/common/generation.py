@@ -156,7 +156,12 @@ def train_tiny_pipeline(folder: Path) -> Path:
     shared = [f"data.root={data}", "data.fps=4", "model.preset=tiny-test", "train.max_train_steps=4"]
     shared += ["train.train_batch_size=4", "train.mixed_precision=no", "train.report_to=none", "train.ema_decay=0"]
     shared += ["train.dataloader_num_workers=0"]
-    settings = ["perceptual.weight=0", "gan.weight=0", "model.overrides={bottleneck: residual}", f"output_dir={folder}/vae"]
+    settings = [
+        "perceptual.weight=0",
+        "gan.weight=0",
+        "model.overrides={bottleneck: residual}",
+        f"output_dir={folder}/vae",
+    ]
     settings += ["data.resolution=32", "data.num_frames=4"]
     vae = train_vae(load_config(VAETrainingConfig, [*shared, *settings]))
     settings = [f"vae={vae}", "diffusion.num_inference_steps=2", f"output_dir={folder}/dit"]

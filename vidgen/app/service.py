@@ -29,7 +29,7 @@ from autoencoder import AutoencoderKLVidTwin
 from pipelines import VidTwinPipeline
 
 from ..common.errors import UserError
-from ..common.io import to_uint8
+from ..common.images import to_uint8
 from ..data.streams import FrameReader, open_writer
 from ..inference.streaming import ParallelFrames, stream_components, stream_reenactment, video_geometry
 from ..metrics.reconstruction import psnr_of

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 
-from ..common.io import to_uint8
+from ..common.images import to_uint8
 
 
 def frames_to_clip(frames: torch.Tensor) -> torch.Tensor:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import av
 
 from ..common.errors import UserError
+from ..common.io import file_url
 from .types import ShardMember, VideoSource
 
 TIME_TOLERANCE = 1e-3  # seconds; Matroska rounds its timestamps to whole milliseconds
@@ -56,11 +56,6 @@ class VideoInfo:
 
 def as_source(path: VideoSource) -> Path | ShardMember:
     return path if isinstance(path, ShardMember) else Path(path)
-
-
-def file_url(path: str | os.PathLike) -> str:
-    """The path as a URL for FFmpeg, which takes `12:30.mp4` without a prefix for the address of a protocol `12`."""
-    return f"file:{os.fspath(path)}"
 
 
 def open_container(source: Path | ShardMember, options: dict[str, str] | None = None) -> av.container.InputContainer:

@@ -26,10 +26,11 @@ from pipelines import VidTwinPipeline
 
 from ..common.config import load_config
 from ..common.errors import run_program
+from ..common.images import class_grid, component_grid, reenactment_grid, save_clip_grid_video
 from ..common.io import atomic_write
 from ..common.loading import SHIPPED_MODEL
 from ..common.options import expand_home
-from ..common.plots import class_grid, component_grid, loss_curves, reenactment_grid, save_clip_grid_video
+from ..common.plots import loss_curves
 from ..common.precision import place_model
 from ..data.dataset import ClipDataset, collate_clips
 from ..data.sprites import write_sprites

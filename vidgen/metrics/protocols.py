@@ -48,7 +48,7 @@ import torch
 from PIL import Image
 
 from ..common.errors import UserError
-from ..common.io import to_uint8
+from ..common.images import to_uint8
 from .detectors import resize_frames
 from .i3d import SIZE
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from ..common.errors import UserError
-from ..common.io import to_uint8
+from ..common.images import to_uint8
 
 if TYPE_CHECKING:
     from ..losses.lpips import LPIPS

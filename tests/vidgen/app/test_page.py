@@ -27,7 +27,7 @@ from autoencoder import AutoencoderKLVidTwin, TwinLatents
 from pipelines import VidTwinPipeline, VidTwinTransformer3DModel, default_scheduler
 from vidgen.app.uploads import UploadLimits
 from vidgen.common import loading
-from vidgen.common.io import to_uint8
+from vidgen.common.images import to_uint8
 from vidgen.data.sprites import render_sprite, sample_factors
 from vidgen.data.streams import FrameReader
 from vidgen.data.transforms import frames_to_clip

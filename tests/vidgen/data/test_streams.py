@@ -16,7 +16,7 @@ from PIL import Image
 from video_makers import decode_all, encode, encode_audio
 
 from vidgen.common.errors import UserError
-from vidgen.common.io import to_uint8
+from vidgen.common.images import to_uint8
 from vidgen.data.streams import FrameReader, open_writer
 from vidgen.data.transforms import frames_to_clip, resize_to_cover
 from vidgen.data.video import VideoError, probe, read_clip

@@ -379,7 +379,7 @@ def test_squeezenet_is_lpips_backbone(squeezenet):
     lpips.features.load_state_dict(squeezenet.network.state_dict())
     frames = torch.rand(2, 3, 40, 40) * 2 - 1
     with torch.no_grad():
-        expected = lpips._tapped(frames)[-1].mean(dim=(2, 3))  # after the last layer
+        expected = lpips._extract(frames)[-1].mean(dim=(2, 3))  # after the last layer
     torch.testing.assert_close(squeezenet(frames[:, :, None]), expected)
 
 
