@@ -1,4 +1,4 @@
-# Two commands for a newcomer: `make demo` and `make test`. Both make the environment first.
+# For newcomers: `make setup`, `make demo` and `make test`; the last two set up the environment first.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,31 +9,34 @@ READY := $(VENV)/.ready
 
 setup: $(READY)
 
-# Made again when what it is made from changes.
+# Repeated when its sources change.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
-		{ echo "vidgen needs Python 3.10 or newer; name one: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
-	@echo "Making the environment in $(VENV) (about a minute; torch is the largest part) ..."
+		{ echo "vidgen needs Python 3.10 or newer; choose one: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
+	@echo "Creating the environment in $(VENV) (about a minute; torch is the largest part) ..."
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $(READY)
 
 demo: setup
-	@$(BIN)/python -m vidgen.demo.__main__ --output-dir runs/demo
+	@$(BIN)/python -m vidgen.demo --output-dir runs/demo
 
-# Two files of tests at a time, on a core each.
+# Two test files in parallel, each on one core.
 test: setup lint
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
+# Code, spelling, and idioms that readers stumble over.
 lint: setup
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/codespell
+	@$(BIN)/python tests/check_style.py
 
-# The table of all keys, from the code.
+# The table of all config keys, from their declarations.
 docs: setup
 	@$(BIN)/python -m vidgen.training.config_table > docs/config.md
 
-# docs/results.md and its pictures, from the JSON files in docs/results.
+# Pages and plots of docs/results, from its JSON records.
 results: setup
 	@$(BIN)/python -m benchmarks.results
 

@@ -1,4 +1,4 @@
-"""Encode the clips of a data set for the DiT, once, on any number of processes.
+"""Encode the clips of a dataset for the DiT, once, on any number of processes.
 
     accelerate launch encode_latents.py --config configs/dit/ucf101.yaml vae=VAE data.root=DATA latent_cache=CACHE
 

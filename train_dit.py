@@ -14,7 +14,7 @@ from vidgen.training.config import DiTTrainingConfig
 
 def main() -> None:
     config = load_config(DiTTrainingConfig, sys.argv[1:])
-    from vidgen.training.dit_trainer import train_dit  # after the config: a wrong key is told within a second
+    from vidgen.training.dit_trainer import train_dit  # after the config: a wrong key is reported at once
 
     train_dit(config)
 

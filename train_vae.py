@@ -1,6 +1,6 @@
 """Train the VidTwin autoencoder.
 
-    accelerate launch train_vae.py --config configs/vae/base.yaml data.root=FOLDER [key=value ...]
+    accelerate launch train_vae.py --config configs/vae/paper.yaml data.root=FOLDER [key=value ...]
 
 Keys are those of `vidgen.training.config.VAETrainingConfig`.
 """
@@ -14,7 +14,7 @@ from vidgen.training.config import VAETrainingConfig
 
 def main() -> None:
     config = load_config(VAETrainingConfig, sys.argv[1:])
-    from vidgen.training.vae_trainer import train_vae  # after the config: a wrong key is told within a second
+    from vidgen.training.vae_trainer import train_vae  # after the config: a wrong key is reported at once
 
     train_vae(config)
 

@@ -1,4 +1,4 @@
-"""Floor 1: the VidTwin autoencoder as a Diffusers model, its latents and the official-checkpoint converter."""
+"""Layer 1: the VidTwin autoencoder as a Diffusers model, its latents and the converter of official checkpoints."""
 
 from __future__ import annotations
 

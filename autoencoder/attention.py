@@ -1,4 +1,4 @@
-"""Scaled dot-product attention on the fastest path for the device, or the path its user chose."""
+"""Scaled dot-product attention with the fastest implementation for the device, or the backend that the user set."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from torch import nn
 
 from .matmul_speed import is_clearly_faster
 
-# On a CPU with bf16 products the fused bf16 kernel is several times slower than two plain matmuls on sequences this
-# short, backward most of all (`benchmarks.speed attention`); past it the score matrix costs more memory than it
-# saves time. A CPU without them multiplies bf16 up to a hundred times slower than float32: there, attention is
-# computed in float32 and rounded. No CPU kernel of float16 was found to be fast.
+# On a CPU with bf16 instructions the fused bf16 kernel is several times slower than two matrix products for sequences
+# up to this length, above all in the backward pass (`python -m benchmarks.speed attention`); for longer ones the score
+# matrix costs too much memory. A CPU without these instructions multiplies bf16 up to a hundred times slower than
+# float32: there, attention is computed in float32 and rounded. No float16 kernel for CPUs was found to be fast.
 MATMUL_MAX_LENGTH = 1024
 
 
 class ProcessorMixin(AttentionMixin):
-    """Diffusers' get and set of a model's attention processors, with the way back to their defaults."""
+    """Get and set a model's attention processors as in Diffusers, and reset them to their defaults."""
 
     def set_default_attn_processor(self) -> None:
-        """Give every attention a new processor of its default class."""
+        """Set every attention processor to a new one of its default class."""
         for module in self.modules():
             if isinstance(module, AttentionModuleMixin):
                 module.set_processor(module._default_processor_cls())
@@ -35,13 +35,13 @@ def attention(
     dropout_p: float = 0.0,
     backend: AttentionBackendName | None = None,
 ) -> torch.Tensor:
-    """Multi-head attention softmax(q k^T / sqrt(d)) v, with no mask other than the causal one.
+    """Compute multi-head attention softmax(q k^T / sqrt(d)) v, optionally with a causal mask.
 
     Args:
         query, key, value: (B, S, heads, d), the layout of Diffusers' attention dispatcher.
-        is_causal: position i sees positions <= i only; query and key are equally long then.
+        is_causal: position i attends to positions <= i; requires query and key of equal length.
         dropout_p: probability of dropping an attention weight.
-        backend: of Diffusers' dispatcher, as `set_attention_backend` leaves it in a processor; None: the fastest.
+        backend: of Diffusers' dispatcher, set in a processor by `set_attention_backend`; None: the fastest.
 
     Returns:
         (B, S, heads, d).
@@ -72,8 +72,8 @@ def _matmul_attention(
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
     if is_causal:
         length = scores.shape[-1]
-        hidden = torch.ones(length, length, dtype=torch.bool, device=scores.device).triu(1)
-        scores = scores.masked_fill(hidden, float("-inf"))
+        mask = torch.ones(length, length, dtype=torch.bool, device=scores.device).triu(1)
+        scores = scores.masked_fill(mask, float("-inf"))
     weights = scores.softmax(dim=-1)
     if dropout_p:
         weights = nn.functional.dropout(weights, dropout_p)

@@ -5,13 +5,13 @@ Source: "VidTwin: Video VAE with Decoupled Structure and Dynamics" (arXiv 2412.1
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import ConfigMixin, FrozenDict, register_to_config
 from diffusers.loaders import FromOriginalModelMixin
 from diffusers.models.autoencoders.vae import AutoencoderMixin, DecoderOutput
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
@@ -23,10 +23,18 @@ from torch import nn
 
 from .attention import ProcessorMixin
 from .blocks import VidTwinTransformer
-from .bottleneck import DYNAMICS_POOLS, HEADS, SINGLE_LATENT_HEADS, STRUCTURE_FOLDS, STRUCTURE_POOLS, HeadConfig
+from .bottleneck import (
+    BOTTLENECKS,
+    DYNAMICS_POOLS,
+    SINGLE_LATENT_BOTTLENECKS,
+    STRUCTURE_FOLDS,
+    STRUCTURE_POOLS,
+    dynamics_grid,
+    structure_grid,
+)
 from .latents import LatentShape, TwinLatents, TwinPosterior, numel
-from .model_card import ModelCardMixin, autoencoder_card
-from .presets import preset_config
+from .model_card import ModelCardMixin, count_parameters, render_card
+from .presets import preset_config, rename_old_arguments
 from .qformer import QFormer
 from .tiling import Blender, ClipGeometry, check_stride, cut
 
@@ -34,12 +42,12 @@ Components = Literal["both", "structure", "dynamics"]
 
 
 class VidTwinEncoder(nn.Module):
-    """(B, C, T, H, W) -> features (B, T, h * w, D)."""
+    """Clips (B, C, T, H, W) -> features (B, T, h * w, D)."""
 
     def __init__(self, in_channels: int, patch_size: int, transformer: VidTwinTransformer, dim: int) -> None:
         super().__init__()
         self.patch_size = patch_size
-        # A convolution whose kernel is its stride, written as the matrix product it is.
+        # A convolution whose stride equals its kernel size is one matrix product.
         self.patch_embed = nn.Linear(in_channels * patch_size**2, dim)
         self.transformer = transformer
 
@@ -50,7 +58,7 @@ class VidTwinEncoder(nn.Module):
 
 
 class VidTwinDecoder(nn.Module):
-    """Features (B, T, h * w, D) -> (B, C, T, H, W)."""
+    """Features (B, T, h * w, D) -> clips (B, C, T, H, W)."""
 
     def __init__(self, out_channels: int, patch_size: int, transformer: VidTwinTransformer, dim: int) -> None:
         super().__init__()
@@ -77,12 +85,12 @@ class AutoencoderKLVidTwin(
 ):
     r"""The VidTwin video autoencoder.
 
-    A clip (B, 3, T, H, W) in [-1, 1] becomes a Gaussian over two latents, packed as (B, L): *structure*
-    (d_S, n_q, h_S, w_S), read over time by a Q-Former at every place, and *dynamics* (d_D, T, w_D + h_D), the
+    It encodes a clip (B, 3, T, H, W) in [-1, 1] to a Gaussian over two latents, packed as (B, L): *structure*
+    (d_S, n_q, h_S, w_S), pooled over time by a Q-Former at every location, and *dynamics* (d_D, T, w_D + h_D), the
     averages of every frame over its height and over its width.
 
-    The grid of a model is fixed. Clips of any other size, down to one frame and one patch, go through overlapped tiles
-    of the model's own size, blended where they overlap; see `enable_tiling`.
+    The grid of a model is fixed. Clips of any other size, down to one frame and one patch, are cut into overlapping
+    tiles of the model's size, and the decoded tiles are blended; see `enable_tiling`.
 
     Args:
         sample_size: height and width of a clip in pixels, a multiple of `patch_size`.
@@ -91,24 +99,24 @@ class AutoencoderKLVidTwin(
         patch_size: side of a patch in pixels.
         hidden_size: width D of the transformers, a multiple of 4 and of `num_attention_heads`.
         num_layers: blocks of the encoder and of the decoder.
-        num_attention_heads: heads of every attention in the blocks.
+        num_attention_heads: attention heads of the blocks.
         mlp_ratio: width of the blocks' MLP over D.
-        temporal_causal: whether a frame attends to itself and earlier frames only.
+        temporal_causal: whether a frame attends only to itself and earlier frames.
         num_queries: queries n_q of the Q-Former.
-        query_dim: their width.
-        qformer_layers, qformer_heads, qformer_ffn_dim, qformer_dropout: the Q-Former's sizes.
+        query_dim: width of a query.
+        qformer_layers, qformer_heads, qformer_ffn_dim, qformer_dropout: sizes of the Q-Former.
         structure_channels: channels d_S of the structure latent.
-        structure_width: channels of its convolutions before the first halving of the grid.
-        structure_downsamples: halvings k of its grid.
+        structure_width: channels of the structure convolutions before the first downsampling.
+        structure_downsamples: number k of downsamplings by 2 of the structure grid.
         dynamics_channels: channels d_D of the dynamics latent.
-        dynamics_downsamples: halvings k' of its grid.
+        dynamics_downsamples: number k' of downsamplings by 2 of the dynamics grid.
         structure_pool, structure_fold, dynamics_pool, single_latent: the paper's ablations (Table 3; by name in
-            `autoencoder.presets.ABLATIONS`). Time is read for structure by a `"qformer"` or by `"conv"` and an MLP;
-            with a place's vectors in the Q-Former's `"batch"` or folded into its `"hidden"` dimension. Space is read
-            for dynamics by `"average"` or by a `"qformer"`. With `single_latent` the structure latent is
-            (d, T, h_S, w_S) of about as many values as both, and the dynamics latent is empty.
-        heads: `"official"` (the paper's, and what released weights need) or `"residual"` (ours: trains far faster
-            from scratch).
+            `autoencoder.presets.ABLATIONS`). `structure_pool` over time is a `"qformer"`, or a `"conv"` and an MLP.
+            `structure_fold` puts locations into the Q-Former's `"batch"` or `"hidden"` dimension. `dynamics_pool`
+            over space is the `"average"` or a `"qformer"`. With `single_latent` the structure latent is
+            (d, T, h_S, w_S), with about as many values as both latents, and the dynamics latent is empty.
+        bottleneck: `"plain"` (the paper's, required by the released weights) or `"residual"` (with shortcuts: trains
+            much faster from scratch). Configs saved by older versions call it `heads="official"` or `"residual"`.
         latents_mean, latents_std: mean and standard deviation of the [structure, dynamics] latents over a training
             set. Trainers and pipelines apply them; `encode` and `decode` never do.
     """
@@ -117,7 +125,7 @@ class AutoencoderKLVidTwin(
     _no_split_modules = ["VidTwinFirstBlock", "VidTwinBlock", "QFormerLayer"]
     _repeated_blocks = ["VidTwinFirstBlock", "VidTwinBlock"]
     _skip_layerwise_casting_patterns = ["patch_embed", "norm", r"decoder\.proj_out$"]
-    # Block by block within these, and each by itself: pipelines call `decode`, not `forward`.
+    # Each of these is offloaded separately, since pipelines call `decode` and not `forward`.
     _group_offload_block_modules = [
         "encoder",
         "structure_encoder",
@@ -155,7 +163,7 @@ class AutoencoderKLVidTwin(
         structure_fold: str = "batch",
         dynamics_pool: str = "average",
         single_latent: bool = False,
-        heads: str = "official",
+        bottleneck: str = "plain",
         latents_mean: list[float] | None = None,
         latents_std: list[float] | None = None,
     ) -> None:
@@ -172,7 +180,7 @@ class AutoencoderKLVidTwin(
         if query_dim % qformer_heads:
             raise ValueError(f"query_dim ({query_dim}) must be a multiple of qformer_heads ({qformer_heads}).")
         for name, value, known in (
-            ("heads", heads, HEADS),
+            ("bottleneck", bottleneck, BOTTLENECKS),
             ("structure_pool", structure_pool, STRUCTURE_POOLS),
             ("structure_fold", structure_fold, STRUCTURE_FOLDS),
             ("dynamics_pool", dynamics_pool, DYNAMICS_POOLS),
@@ -180,52 +188,37 @@ class AutoencoderKLVidTwin(
             if value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}.")
         if structure_pool != "qformer" and structure_fold != "batch":
-            raise ValueError('structure_fold="hidden" is for structure_pool="qformer": only a Q-Former folds places.')
-        grid_size = sample_size // patch_size
-        head_config = HeadConfig(
-            hidden_size=hidden_size,
-            num_frames=num_frames,
-            grid_size=grid_size,
-            num_queries=num_queries,
-            query_dim=query_dim,
-            qformer_layers=qformer_layers,
-            qformer_heads=qformer_heads,
-            qformer_ffn_dim=qformer_ffn_dim,
-            qformer_dropout=qformer_dropout,
-            structure_channels=structure_channels,
-            structure_width=structure_width,
-            structure_downsamples=structure_downsamples,
-            structure_pool=structure_pool,
-            structure_fold=structure_fold,
-            dynamics_channels=dynamics_channels,
-            dynamics_downsamples=dynamics_downsamples,
-            dynamics_pool=dynamics_pool,
-        )
-        structure_grid, dynamics_grid = head_config.structure_grid, head_config.dynamics_grid
-        self.structure_shape: LatentShape = (structure_channels, num_queries, structure_grid, structure_grid)
-        self.dynamics_shape: LatentShape = (dynamics_channels, num_frames, 2 * dynamics_grid)
-        if single_latent:
-            channels = max(round(self.latent_size / (num_frames * structure_grid**2)), 1)
-            self.structure_shape = (channels, num_frames, structure_grid, structure_grid)
-            self.dynamics_shape = (0, num_frames, 0)
-            head_config = dataclasses.replace(head_config, structure_channels=channels)
+            raise ValueError('structure_fold="hidden" requires structure_pool="qformer".')
 
-        def transformer() -> VidTwinTransformer:
+        # 1. Latent shapes
+        config, grid = self.config, structure_grid(self.config)
+        self.structure_shape: LatentShape = (structure_channels, num_queries, grid, grid)
+        self.dynamics_shape: LatentShape = (dynamics_channels, num_frames, 2 * dynamics_grid(config))
+        if single_latent:
+            channels = max(round(self.latent_size / (num_frames * grid**2)), 1)
+            self.structure_shape = (channels, num_frames, grid, grid)
+            self.dynamics_shape = (0, num_frames, 0)
+            config = FrozenDict({**config, "structure_channels": channels})
+
+        # 2. Modules
+        def build_transformer() -> VidTwinTransformer:
+            grid_size = sample_size // patch_size
             return VidTwinTransformer(
                 hidden_size, num_layers, num_attention_heads, num_frames, grid_size, mlp_ratio, temporal_causal
             )
 
         structure_encoder, dynamics_encoder, structure_decoder, dynamics_decoder = (
-            SINGLE_LATENT_HEADS if single_latent else HEADS
-        )[heads]
-        self.encoder = VidTwinEncoder(in_channels, patch_size, transformer(), hidden_size)
-        self.structure_encoder = structure_encoder(head_config)
-        self.dynamics_encoder = dynamics_encoder(head_config)
-        self.structure_decoder = structure_decoder(head_config)
-        self.dynamics_decoder = dynamics_decoder(head_config)
-        # Features of trained plain heads have the scale the decoder knows; residual heads are brought to it.
-        self.norm_in = nn.LayerNorm(hidden_size) if heads == "residual" else nn.Identity()
-        self.decoder = VidTwinDecoder(in_channels, patch_size, transformer(), hidden_size)
+            SINGLE_LATENT_BOTTLENECKS if single_latent else BOTTLENECKS
+        )[bottleneck]
+        self.encoder = VidTwinEncoder(in_channels, patch_size, build_transformer(), hidden_size)
+        self.structure_encoder = structure_encoder(config)
+        self.dynamics_encoder = dynamics_encoder(config)
+        self.structure_decoder = structure_decoder(config)
+        self.dynamics_decoder = dynamics_decoder(config)
+        # A trained plain bottleneck has the decoder's scale; the residual one is normalized to it.
+        self.norm_in = nn.LayerNorm(hidden_size) if bottleneck == "residual" else nn.Identity()
+        self.decoder = VidTwinDecoder(in_channels, patch_size, build_transformer(), hidden_size)
+
         self.use_slicing = False
         self.enable_tiling()
         self.gradient_checkpointing = False
@@ -235,25 +228,30 @@ class AutoencoderKLVidTwin(
         for module in self.modules():
             if isinstance(module, VidTwinTransformer | QFormer):
                 module.reset_parameters()
-        # A faint output: at full strength a random pattern in every patch is the first thing to be unlearned.
+        # A small gain for the output: at 1 training starts by unlearning a random pattern in every patch.
         for linear, gain in ((self.encoder.patch_embed, 1.0), (self.decoder.proj_out, 0.1)):
             nn.init.xavier_uniform_(linear.weight, gain)
             nn.init.zeros_(linear.bias)
 
     @classmethod
     def from_preset(cls, name: str, latent_setting: int | None = None, **overrides: Any) -> AutoencoderKLVidTwin:
-        """A freshly initialized model of a named size.
+        """Build a newly initialized model of a named size.
 
         Args:
             name: `small`, `base`, `large` (the paper's Table 4), `released`, or one of the tiny sizes in
                 `autoencoder.presets`.
-            latent_setting: 1, 2 or 3 of the paper's Table 8; without it the size's own latent.
-            overrides: constructor arguments that replace the preset's.
+            latent_setting: 1, 2 or 3 of the paper's Table 8; None: the latent of the preset.
+            overrides: constructor arguments that replace those of the preset.
 
         Raises:
             ValueError: if a name is unknown or the sizes do not fit together.
         """
-        return cls(**{**preset_config(name, latent_setting), **overrides})
+        return cls(**{**preset_config(name, latent_setting), **rename_old_arguments(overrides)})
+
+    @classmethod
+    def extract_init_dict(cls, config_dict: Mapping[str, Any], **kwargs: Any) -> tuple[dict, dict, dict]:
+        """Diffusers' method, for configs of older versions too."""
+        return super().extract_init_dict(rename_old_arguments(config_dict), **rename_old_arguments(kwargs))
 
     @classmethod
     def from_single_file(
@@ -263,49 +261,58 @@ class AutoencoderKLVidTwin(
 
         Args:
             pretrained_model_link_or_path_or_dict: a `.safetensors` or `.ckpt` file, its address on the Hub
-                ("user/repository/file.safetensors", or the link to it), or a state dict, which stays as it is.
-            config: a Diffusers config (path of the file or its folder, or a Hub repository; of a pipeline its `vae`)
-                to take the sizes from. Without it they are inferred from the shapes of tensors. With it the file may
-                also have the layout of this class's own state dict.
+                ("user/repository/file.safetensors", or its URL), or a state dict, which is not changed.
+            config: a Diffusers config that gives the sizes: the path of the file or its folder, or a Hub repository;
+                of a pipeline, the config of its `vae`. By default sizes are inferred from tensor shapes. With a
+                config, the file may also have the layout of this class's state dict.
             subfolder: of `config`; without one, of the Hub repository that holds the file.
-            original_config: a dict of official hyperparameters, taken as the overrides below.
-            torch_dtype, dtype: of the weights; float32 where None.
-            device: to load onto; the CPU where None. `device_map` may name one device as well.
-            low_cpu_mem_usage: do not initialize weights before they are loaded; needs accelerate, and is the default
-                where that is installed.
-            disable_mmap: read a `.safetensors` file as a whole instead of mapping it into memory.
-            force_download, proxies, token, cache_dir, local_files_only, revision, config_revision: of files on the
-                Hub, as `from_pretrained` takes them; `config_revision` is that of `config`.
-            kwargs: also hyperparameters that shapes cannot tell, by our names or the official ones:
+            original_config: a dict of official hyperparameters, used like `kwargs` below.
+            torch_dtype, dtype: dtype of the weights; None: float32.
+            device: device to load onto; None: the CPU. `device_map` may name one device as well.
+            low_cpu_mem_usage: skip the initialization of weights; requires accelerate. The default is True where
+                accelerate is installed.
+            disable_mmap: read a `.safetensors` file into memory instead of mapping it.
+            force_download, proxies, token, cache_dir, local_files_only, revision, config_revision: options of
+                downloads from the Hub, as in `from_pretrained`; `config_revision` is the revision of `config`.
+            kwargs: hyperparameters that cannot be inferred from shapes, by our names or the official ones:
                 `num_attention_heads` (default: hidden size / 64), `qformer_heads` (default: 8), `qformer_dropout`,
                 `temporal_causal`.
 
         Raises:
-            ValueError: if the file cannot be read safely, has a key too many or too few, or an argument is wrong.
-            OSError: if there is no such file, or the Hub cannot be reached.
+            ValueError: if the file cannot be read safely, its keys do not match the model, or an argument is invalid.
+            OSError: if the file does not exist, or the Hub cannot be reached.
         """
         from .single_file import load_single_file
 
         return load_single_file(cls, pretrained_model_link_or_path_or_dict, **kwargs)
 
     def model_card(self, repo_id: str) -> ModelCard:
-        """What `push_to_hub` writes as README.md, unless the repository has one with a text.
+        """Render the README.md that `push_to_hub` uploads.
 
         Args:
-            repo_id: "user/name", which the card's script loads.
+            repo_id: "user/name", which the card's example loads.
         """
-        return autoencoder_card(self, repo_id)
+        return render_card(
+            Path(__file__).with_name("autoencoder_card.md.jinja"),
+            repo_id,
+            tags=["vidtwin", "video-autoencoder"],
+            parameters=count_parameters(self),
+            clip_shape=self.clip_shape,
+            structure_shape=self.structure_shape,
+            dynamics_shape=self.dynamics_shape,
+            compression_rate=self.compression_rate,
+        )
 
-    # --- what others need to know of its sizes ---------------------------------------------------------------------
+    # --- sizes -----------------------------------------------------------------------------------------------------
 
     @property
     def latent_size(self) -> int:
-        """Values L of a packed latent."""
+        """Number L of values in a packed latent."""
         return numel(self.structure_shape) + numel(self.dynamics_shape)
 
     @property
     def clip_shape(self) -> tuple[int, int, int, int]:
-        """(C, T, H, W) of the clips the model works on."""
+        """(C, T, H, W) of the clips that the model is built for."""
         c = self.config
         return (c.in_channels, c.num_frames, c.sample_size, c.sample_size)
 
@@ -316,16 +323,16 @@ class AutoencoderKLVidTwin(
 
     @property
     def spatial_compression_ratio(self) -> int:
-        """Pixels along a side per place of the structure latent."""
+        """Pixels per location of the structure latent, along one side."""
         return self.config.sample_size // self.structure_shape[-1]
 
     @property
     def temporal_compression_ratio(self) -> int:
-        """Frames per frame of the dynamics latent: time is not compressed there."""
+        """Frames per frame of the dynamics latent, which does not compress time."""
         return 1
 
     def unpack(self, packed: torch.Tensor, geometry: ClipGeometry | None = None) -> TwinLatents:
-        """Packed latents (B, L) as `TwinLatents` of this model's shapes; (B, N * L) with a geometry of N tiles."""
+        """Unpack latents (B, L) into `TwinLatents` of this model's shapes; (B, N * L) with a geometry of N tiles."""
         return TwinLatents.unpack(packed, self.structure_shape, self.dynamics_shape, geometry)
 
     # --- clips of other sizes --------------------------------------------------------------------------------------
@@ -341,47 +348,49 @@ class AutoencoderKLVidTwin(
         *,
         use_tiling: bool = True,
     ) -> None:
-        """Take clips of any size, through tiles of the model's own; on by default.
+        """Accept clips of any size by cutting them into tiles of the model's size; the default.
 
         The parameters are those of Diffusers' video autoencoders.
 
         Args:
-            tile_sample_min_height, tile_sample_min_width, tile_sample_min_num_frames: the size of a tile. A VidTwin
-                has tiles of its own size only, so these can be left out.
-            tile_sample_stride_height, tile_sample_stride_width: pixels from one tile to the next; tiles overlap by the
-                rest of `sample_size` and are blended there. None: as before, at first three quarters of it.
-            tile_sample_stride_num_frames: frames from one window to the next. None: as before, at first three quarters
-                of `num_frames`.
-            use_tiling: False disables tiling, as `disable_tiling` does. It may be given as the first argument, as
-                older autoencoders take it.
+            tile_sample_min_height, tile_sample_min_width, tile_sample_min_num_frames: the size of a tile, which can
+                only be the size of the model.
+            tile_sample_stride_height, tile_sample_stride_width: pixels from one tile to the next; the overlap is
+                blended. None: unchanged, initially three quarters of `sample_size`.
+            tile_sample_stride_num_frames: frames from one window to the next. None: unchanged, initially three
+                quarters of `num_frames`.
+            use_tiling: False disables tiling, as `disable_tiling` does; also accepted as the first argument, as in
+                older autoencoders.
 
         Raises:
-            ValueError: if a stride is not a whole number between 1 and the size of a tile, or a tile's size is not the
-                model's.
+            ValueError: if a stride is not a whole number between 1 and the size of a tile, or the size of a tile is
+                not that of the model.
         """
         if isinstance(tile_sample_min_height, bool):
             tile_sample_min_height, use_tiling = None, tile_sample_min_height
         if not isinstance(use_tiling, bool):
             raise ValueError(f"use_tiling must be True or False, not {use_tiling!r}.")
         tile = self.clip_shape[1:]
-        axes = ("num_frames", "height", "width")
-        sizes = (tile_sample_min_num_frames, tile_sample_min_height, tile_sample_min_width)
-        for axis, value, own in zip(axes, sizes, tile, strict=True):
-            if value is not None and (isinstance(value, bool) or value != own):
+        strides = list(getattr(self, "_tile_strides", [max(3 * size // 4, 1) for size in tile]))
+        for axis, (name, size, requested_size, stride) in enumerate(
+            [
+                ("num_frames", tile[0], tile_sample_min_num_frames, tile_sample_stride_num_frames),
+                ("height", tile[1], tile_sample_min_height, tile_sample_stride_height),
+                ("width", tile[2], tile_sample_min_width, tile_sample_stride_width),
+            ]
+        ):
+            if requested_size is not None and (isinstance(requested_size, bool) or requested_size != size):
                 raise ValueError(
-                    f"tile_sample_min_{axis} can only be {own}, not {value!r}: a VidTwin's tiles have its own size. "
-                    f"tile_sample_stride_{axis} sets how much they overlap."
+                    f"tile_sample_min_{name} can only be {size}, the size of the model, not {requested_size!r}. "
+                    f"tile_sample_stride_{name} sets how much tiles overlap."
                 )
-        before = getattr(self, "_tile_strides", tuple(max(3 * n // 4, 1) for n in tile))
-        given = (tile_sample_stride_num_frames, tile_sample_stride_height, tile_sample_stride_width)
-        self._tile_strides = tuple(
-            old if value is None else check_stride(f"tile_sample_stride_{axis}", value, own)
-            for axis, value, old, own in zip(axes, given, before, tile, strict=True)
-        )
+            if stride is not None:
+                strides[axis] = check_stride(f"tile_sample_stride_{name}", stride, size)
+        self._tile_strides = tuple(strides)
         self.use_tiling = use_tiling
 
     def geometry(self, num_frames: int, height: int, width: int) -> ClipGeometry | None:
-        """The tiles a clip of this size is covered by; None for the model's own size.
+        """Return the tiles that cover a clip of this size; None for the size of the model.
 
         Raises:
             ValueError: if the clip has no frame, is smaller than a patch, or has another size while tiling is off.
@@ -391,53 +400,53 @@ class AutoencoderKLVidTwin(
             return None
         if num_frames < 1 or min(height, width) < self.config.patch_size:
             raise ValueError(
-                f"A clip must have a frame and {self.config.patch_size} x {self.config.patch_size} pixels or more, "
+                f"A clip must have one frame and {self.config.patch_size} x {self.config.patch_size} pixels or more, "
                 f"but (T, H, W) = {size}."
             )
         if not self.use_tiling:
-            raise ValueError(f"This VidTwin works on clips of (T, H, W) = {tile}, not {size}, while tiling is off.")
+            raise ValueError(f"Without tiling, clips must be (T, H, W) = {tile}, not {size}: call enable_tiling().")
         return ClipGeometry(size, tile, self._tile_strides)
 
     # --- encode, decode --------------------------------------------------------------------------------------------
 
     def _encode(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, C, T, H, W) -> packed means and log-variances (B, 2 L)."""
+        """Clips (B, C, T, H, W) -> packed means and log-variances (B, 2 L)."""
         grid = self.config.sample_size // self.config.patch_size
         z = rearrange(self.encoder(x), "b t (h w) d -> b d t h w", h=grid)
-        structure_mean, structure_logvar = self._run(self.structure_encoder, z).chunk(2, dim=1)
-        dynamics_mean, dynamics_logvar = self._run(self.dynamics_encoder, z).chunk(2, dim=1)
+        structure_mean, structure_logvar = self._checkpoint(self.structure_encoder, z).chunk(2, dim=1)
+        dynamics_mean, dynamics_logvar = self._checkpoint(self.dynamics_encoder, z).chunk(2, dim=1)
         mean = TwinLatents(structure_mean, dynamics_mean).pack()
         return torch.cat([mean, TwinLatents(structure_logvar, dynamics_logvar).pack()], dim=1)
 
     def _decode(self, z: TwinLatents, components: Components) -> torch.Tensor:
         features = []
         if components != "dynamics":
-            features.append(self._run(self.structure_decoder, z.structure))
+            features.append(self._checkpoint(self.structure_decoder, z.structure))
         if components != "structure":
-            features.append(self._run(self.dynamics_decoder, z.dynamics))
+            features.append(self._checkpoint(self.dynamics_decoder, z.dynamics))
         hidden_states = rearrange(sum(features), "b d t h w -> b t (h w) d")
         return self.decoder(self.norm_in(hidden_states))
 
-    def _run(self, head: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    def _checkpoint(self, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
         if torch.is_grad_enabled() and self.gradient_checkpointing:
-            return self._gradient_checkpointing_func(head, x)
-        return head(x)
+            return self._gradient_checkpointing_func(module, x)
+        return module(x)
 
     @apply_forward_hook
     def encode(self, x: torch.Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple[TwinPosterior]:
-        """The posterior over packed latents.
+        """Encode clips to the posterior over their packed latents.
 
         Args:
             x: clips (B, C, T, H, W) in [-1, 1].
             return_dict: whether to return an `AutoencoderKLOutput` or a tuple.
 
         Raises:
-            ValueError: if the clips have a size or a number of channels that cannot be served.
+            ValueError: if the size or the number of channels is not supported.
         """
         if x.ndim != 5 or x.shape[0] == 0 or x.shape[1] != self.config.in_channels:
             raise ValueError(
-                f"This VidTwin encodes clips of (B, C, T, H, W) = (B, {', '.join(map(str, self.clip_shape))}), or of "
-                f"other T, H and W in tiles, but was given {tuple(x.shape)}."
+                f"Clips must be (B, C, T, H, W) = (B, {', '.join(map(str, self.clip_shape))}), or of other T, H and W "
+                f"with tiling, but have shape {tuple(x.shape)}."
             )
         geometry = self.geometry(*x.shape[2:])
         if geometry is None:
@@ -459,11 +468,11 @@ class AutoencoderKLVidTwin(
     def decode(
         self, z: torch.Tensor | TwinLatents, components: Components = "both", return_dict: bool = True
     ) -> DecoderOutput | tuple[torch.Tensor]:
-        """Clips (B, C, T, H, W), about [-1, 1], not clamped.
+        """Decode latents to clips (B, C, T, H, W), about [-1, 1], not clamped.
 
         Args:
-            z: packed latents (B, L) or `TwinLatents`; of clips in tiles, `TwinLatents` with their geometry.
-            components: `"both"`, or `"structure"` or `"dynamics"` to decode from one of the two alone.
+            z: packed latents (B, L) or `TwinLatents`; for tiled clips, `TwinLatents` with their geometry.
+            components: `"both"`, or `"structure"` or `"dynamics"` to decode only one of the two latents.
             return_dict: whether to return a `DecoderOutput` or a tuple.
 
         Raises:
@@ -471,7 +480,7 @@ class AutoencoderKLVidTwin(
         """
         if components not in ("both", "structure", "dynamics"):
             raise ValueError(f'components must be "both", "structure" or "dynamics", not {components!r}.')
-        # Packing and unpacking checks the shapes of either form.
+        # Packing and unpacking checks the shapes of both forms.
         geometry = z.geometry if isinstance(z, TwinLatents) else None
         latents = self.unpack(z.pack() if isinstance(z, TwinLatents) else z, geometry)
         if geometry is None:
@@ -479,7 +488,7 @@ class AutoencoderKLVidTwin(
         else:
             if geometry.tile != self.clip_shape[1:]:
                 raise ValueError(
-                    f"These latents are of tiles of (T, H, W) = {geometry.tile}, but this VidTwin's are of "
+                    f"The latents are of tiles (T, H, W) = {geometry.tile}, but this model has tiles "
                     f"{self.clip_shape[1:]}."
                 )
             blender = Blender(geometry)

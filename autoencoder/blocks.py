@@ -1,4 +1,4 @@
-"""The transformer both halves of VidTwin are made of (DESIGN 4.1; the paper's Section 3.1).
+"""The spatio-temporal transformer of VidTwin's encoder and decoder (VidTwin, arXiv 2412.17726, Section 3.1).
 
 Hidden states are (B, T, S, D): T frames of S = h * w patches.
 """
@@ -14,14 +14,14 @@ from .attention import attention
 
 
 def sincos_1d(length: int, dim: int) -> torch.Tensor:
-    """Fixed 1-D position embedding, sines then cosines, base 10000: (length, dim), float64."""
+    """Return a fixed 1-D position embedding, sines then cosines, base 10000: (length, dim), float64."""
     frequencies = 10000.0 ** (-torch.arange(dim // 2, dtype=torch.float64) / (dim // 2))
     angles = torch.arange(length, dtype=torch.float64)[:, None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 def sincos_2d(height: int, width: int, dim: int) -> torch.Tensor:
-    """Fixed 2-D position embedding of a row-major grid: (height * width, dim), float64.
+    """Return a fixed 2-D position embedding of a row-major grid: (height * width, dim), float64.
 
     The first half of the channels encodes the column, the second half the row.
     """
@@ -31,14 +31,14 @@ def sincos_2d(height: int, width: int, dim: int) -> torch.Tensor:
 
 
 def modulated_norm(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """LN(x) * (1 + scale) + shift over the last axis, in one pass: (..., D) and (D,) twice -> (..., D)."""
+    """Compute LN(x) * (1 + scale) + shift over the last axis: (..., D) with scale and shift (D,) -> (..., D)."""
     return F.layer_norm(x, x.shape[-1:], (1 + scale).to(x.dtype), shift.to(x.dtype), eps=1e-6)
 
 
 class SelfAttnProcessor:
-    """Multi-head attention from one projection to queries, keys and values."""
+    """Multi-head self-attention with one projection to queries, keys and values."""
 
-    _attention_backend = None  # where `set_attention_backend` leaves the choice
+    _attention_backend = None  # set by `set_attention_backend`
 
     def __call__(self, attn: SelfAttention, hidden_states: torch.Tensor) -> torch.Tensor:
         *batch, length, dim = hidden_states.shape
@@ -52,7 +52,7 @@ class SelfAttention(nn.Module, AttentionModuleMixin):
 
     _default_processor_cls = SelfAttnProcessor
     _available_processors = [SelfAttnProcessor]
-    _supports_qkv_fusion = False  # they are one layer from the start
+    _supports_qkv_fusion = False  # they are one layer already
 
     def __init__(self, dim: int, num_heads: int, is_causal: bool = False) -> None:
         super().__init__()
@@ -81,19 +81,19 @@ class VidTwinBlock(nn.Module):
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.scale_shift_table
         x = hidden_states
         x = x + gate_a * self.spatial_attn(modulated_norm(x, scale_a, shift_a))
-        # The temporal branch reads the residual stream un-normalized and shares the spatial branch's gate.
+        # The temporal branch takes the residual stream without normalization and shares the spatial branch's gate.
         over_time = x if temporal_position is None else x + temporal_position
-        # Contiguous, for a linear layer of strided input repeats weights that need no gradient for every row: a model
-        # that is frozen, or under autocast in inference_mode, would take three times as long.
+        # Contiguous, since a linear layer copies weights without gradients for every row of a strided input: a frozen
+        # model, or one under autocast in inference_mode, would be three times slower.
         over_time = over_time.transpose(1, 2).contiguous()
         x = x + gate_a * self.temporal_attn(over_time).transpose(1, 2)
         return x + gate_m * self.mlp(modulated_norm(x, scale_m, shift_m))
 
 
 class VidTwinFirstBlock(VidTwinBlock):
-    """The first block of a stack, which alone is told the time.
+    """The first block of a stack, the only one with a temporal position embedding.
 
-    It has a `forward` of its own so that models compiled block by block make one graph of each class.
+    It is a separate class so that compilation block by block makes one graph per class.
     """
 
     def forward(self, hidden_states: torch.Tensor, temporal_position: torch.Tensor) -> torch.Tensor:
@@ -102,7 +102,7 @@ class VidTwinFirstBlock(VidTwinBlock):
 
 
 class VidTwinTransformer(nn.Module):
-    """A stack of blocks with its position embeddings, on a fixed grid of T frames of h x w patches."""
+    """A stack of blocks with position embeddings, for a fixed grid of T frames of h x w patches."""
 
     def __init__(
         self,
@@ -127,7 +127,7 @@ class VidTwinTransformer(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(B, T, S, D) -> (B, T, S, D)."""
-        # To its device, too: a model spread over several leaves its buffers on one.
+        # Buffers also change device, since a model on several devices keeps them on one.
         hidden_states = hidden_states + self.position.to(hidden_states)
         extra = (self.temporal_position.to(hidden_states),)
         for block in self.blocks:
@@ -139,7 +139,7 @@ class VidTwinTransformer(nn.Module):
         return hidden_states
 
     def reset_parameters(self) -> None:
-        """Xavier-uniform Linear layers with zero bias; temporal attention starts as a no-op."""
+        """Initialize linear layers Xavier-uniform with zero bias, and temporal attention as a no-op."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)

@@ -1,23 +1,26 @@
-"""From encoder features to the two latents, and back: the paper's plain heads and our residual ones.
+"""From encoder features to the two latents and back: the paper's plain bottleneck and a residual one.
 
-The four modules of either kind have the same interfaces (DESIGN 4.1, 4.4):
+The four modules of both, built from the config of an `AutoencoderKLVidTwin`, have the same interfaces (VidTwin, arXiv
+2412.17726, Section 3):
 
     StructureEncoder  (B, D, T, h, w) -> (B, 2 d_S, n_q, h_S, w_S)       mean and log-variance along channels
     DynamicsEncoder   (B, D, T, h, w) -> (B, 2 d_D, T, w_D + h_D)
     StructureDecoder  (B, d_S, n_q, h_S, w_S) -> (B, D, T, h, w)
     DynamicsDecoder   (B, d_D, T, w_D + h_D)  -> (B, D, T, h, w)
 
-The residual heads add non-parametric shortcuts around every layer, as deep-compression autoencoders do (Chen et al.,
-2024): space folded into channels, channels averaged or repeated. A clip then reaches the decoder from the first step
-on, where the plain convolutions keep it at the clip's mean color for a long time.
+The residual bottleneck adds non-parametric shortcuts around every layer, as in deep-compression autoencoders (Chen et
+al., arXiv 2410.10733): space-to-channel, channel averaging and channel duplication. Trained from scratch, it passes
+clips to the decoder from the first step; the plain convolutions output the clip's mean color for hundreds of steps.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from diffusers.configuration_utils import FrozenDict
 from einops import rearrange
 from torch import nn
 
@@ -28,67 +31,50 @@ STRUCTURE_FOLDS = ("batch", "hidden")
 DYNAMICS_POOLS = ("average", "qformer")
 
 
-@dataclass(frozen=True)
-class HeadConfig:
-    """The sizes both kinds of heads are built from; names as in `AutoencoderKLVidTwin`."""
-
-    hidden_size: int
-    num_frames: int
-    grid_size: int
-    num_queries: int
-    query_dim: int
-    qformer_layers: int
-    qformer_heads: int
-    qformer_ffn_dim: int
-    qformer_dropout: float
-    structure_channels: int
-    structure_width: int
-    structure_downsamples: int
-    structure_pool: str
-    structure_fold: str
-    dynamics_channels: int
-    dynamics_downsamples: int
-    dynamics_pool: str
-
-    @property
-    def structure_grid(self) -> int:
-        return downsampled(self.grid_size, self.structure_downsamples)
-
-    @property
-    def dynamics_grid(self) -> int:
-        return downsampled(self.grid_size, self.dynamics_downsamples)
-
-    def pool_over_time(self) -> nn.Module:
-        """(B, D, T, h, w) -> (B * n_q, query_dim, h, w)."""
-        sizes = dict(num_queries=self.num_queries, context_dim=self.hidden_size)
-        if self.structure_pool == "conv":
-            hidden = dict(num_frames=self.num_frames, query_dim=self.query_dim, hidden_frames=self.qformer_ffn_dim)
-            return TemporalConv(**sizes, **hidden)
-        if self.structure_fold == "hidden":
-            return FoldedQFormer(grid_size=self.grid_size, query_dim=self.query_dim, **sizes, **self._qformer())
-        return LocationQFormer(dim=self.query_dim, **sizes, **self._qformer())
-
-    def pool_over_space(self) -> tuple[nn.Module, int]:
-        """(B, D, T, h, w) -> (B, D', T, w + h), and D'."""
-        if self.dynamics_pool == "average":
-            return AxisAverages(), self.hidden_size
-        sizes = dict(num_queries=2 * self.dynamics_grid, dim=self.query_dim, context_dim=self.hidden_size)
-        return SpatialQFormer(**sizes, **self._qformer()), self.query_dim
-
-    def _qformer(self) -> dict[str, int | float]:
-        return dict(
-            num_layers=self.qformer_layers,
-            num_heads=self.qformer_heads,
-            ffn_dim=self.qformer_ffn_dim,
-            dropout=self.qformer_dropout,
-        )
-
-
-def downsampled(size: int, times: int) -> int:
-    """The grid after `times` 3x3 convolutions of stride 2 and padding 1."""
+def downsample_size(size: int, times: int) -> int:
+    """Return the grid size after `times` 3x3 convolutions of stride 2 and padding 1."""
     for _ in range(times):
         size = (size + 1) // 2
     return size
+
+
+def feature_grid(config: FrozenDict) -> int:
+    return config.sample_size // config.patch_size
+
+
+def structure_grid(config: FrozenDict) -> int:
+    return downsample_size(feature_grid(config), config.structure_downsamples)
+
+
+def dynamics_grid(config: FrozenDict) -> int:
+    return downsample_size(feature_grid(config), config.dynamics_downsamples)
+
+
+def qformer_sizes(config: FrozenDict) -> dict[str, Any]:
+    return dict(
+        context_dim=config.hidden_size,
+        num_layers=config.qformer_layers,
+        num_heads=config.qformer_heads,
+        ffn_dim=config.qformer_ffn_dim,
+        dropout=config.qformer_dropout,
+    )
+
+
+def build_temporal_pool(config: FrozenDict) -> nn.Module:
+    """Return a module (B, D, T, h, w) -> (B * n_q, query_dim, h, w)."""
+    num_queries, query_dim = config.num_queries, config.query_dim
+    if config.structure_pool == "conv":
+        return TemporalConv(config.num_frames, num_queries, query_dim, config.hidden_size, config.qformer_ffn_dim)
+    if config.structure_fold == "hidden":
+        return FoldedQFormer(feature_grid(config), query_dim, num_queries=num_queries, **qformer_sizes(config))
+    return LocationQFormer(num_queries, query_dim, **qformer_sizes(config))
+
+
+def build_spatial_pool(config: FrozenDict) -> tuple[nn.Module, int]:
+    """Return a module (B, D, T, h, w) -> (B, D', T, w + h), and D'."""
+    if config.dynamics_pool == "average":
+        return AxisAverages(), config.hidden_size
+    return SpatialQFormer(2 * dynamics_grid(config), config.query_dim, **qformer_sizes(config)), config.query_dim
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
@@ -96,29 +82,29 @@ def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
 
 
 def crop_to(x: torch.Tensor, size: int) -> torch.Tensor:
-    """The central size x size window of the last two axes."""
+    """Crop the last two axes to their central size x size window."""
     start = (x.shape[-1] - size) // 2
     return x[..., start : start + size, start : start + size]
 
 
 def spread_axes(x: torch.Tensor, grid_size: int) -> torch.Tensor:
-    """The sum of both averages, each repeated along its missing axis: (B, T, 2 * grid, D) -> (B, D, T, h, w)."""
+    """Sum both averages, each repeated along its missing axis: (B, T, 2 * grid, D) -> (B, D, T, h, w)."""
     over_height, over_width = x.movedim(-1, 1).split(grid_size, dim=3)
     return over_height[:, :, :, None, :] + over_width[:, :, :, :, None]
 
 
-# --- the paper's heads ---------------------------------------------------------------------------------------------
+# --- the paper's bottleneck ----------------------------------------------------------------------------------------
 
 
 class StructureEncoder(nn.Module):
     """Q-Former over time, then 3x3 convolutions per query down to mean and log-variance."""
 
-    def __init__(self, config: HeadConfig) -> None:
+    def __init__(self, config: FrozenDict) -> None:
         super().__init__()
-        self.temporal_pool = config.pool_over_time()
+        self.temporal_pool = build_temporal_pool(config)
         self.conv_in = conv3x3(config.query_dim, config.structure_width)
         widths = [config.structure_width * 2**i for i in range(config.structure_downsamples + 1)]
-        self.down = nn.ModuleList([conv3x3(a, b, stride=2) for a, b in zip(widths, widths[1:], strict=False)])
+        self.down = nn.ModuleList([conv3x3(a, b, stride=2) for a, b in pairwise(widths)])
         self.conv_out = conv3x3(widths[-1], 2 * config.structure_channels)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
@@ -131,12 +117,12 @@ class StructureEncoder(nn.Module):
 class DynamicsEncoder(nn.Module):
     """Strided 3x3 convolutions per frame, averages over height and width, one shared 3x3 over (time, position)."""
 
-    def __init__(self, config: HeadConfig) -> None:
+    def __init__(self, config: FrozenDict) -> None:
         super().__init__()
         dim = config.hidden_size
-        self.grid = config.dynamics_grid
+        self.grid = dynamics_grid(config)
         self.down = nn.ModuleList([conv3x3(dim, dim, stride=2) for _ in range(config.dynamics_downsamples)])
-        self.spatial_pool, pooled_dim = config.pool_over_space()
+        self.spatial_pool, pooled_dim = build_spatial_pool(config)
         self.conv_out = conv3x3(pooled_dim, 2 * config.dynamics_channels)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
@@ -150,12 +136,12 @@ class DynamicsEncoder(nn.Module):
 class StructureDecoder(nn.Module):
     """3x3 convolutions and nearest upsampling per query, then to hidden size and from queries to frames."""
 
-    def __init__(self, config: HeadConfig) -> None:
+    def __init__(self, config: FrozenDict) -> None:
         super().__init__()
-        self.grid_size = config.grid_size
+        self.grid_size = feature_grid(config)
         widths = [config.structure_width * 2**i for i in range(config.structure_downsamples, -1, -1)]
         self.conv_in = conv3x3(config.structure_channels, widths[0])
-        self.up = nn.ModuleList([conv3x3(a, b) for a, b in zip(widths, widths[1:], strict=False)])
+        self.up = nn.ModuleList([conv3x3(a, b) for a, b in pairwise(widths)])
         self.conv_out = conv3x3(widths[-1], config.query_dim)
         self.to_hidden = nn.Linear(config.query_dim, config.hidden_size)
         self.to_frames = nn.Conv1d(config.num_queries, config.num_frames, kernel_size=1)
@@ -174,14 +160,14 @@ class StructureDecoder(nn.Module):
 class DynamicsDecoder(nn.Module):
     """An MLP over channels, an MLP over positions shared by both axes, and the missing axis filled by repetition."""
 
-    def __init__(self, config: HeadConfig) -> None:
+    def __init__(self, config: FrozenDict) -> None:
         super().__init__()
-        self.grid_size = config.grid_size
-        self.latent_grid = config.dynamics_grid
+        self.grid_size = feature_grid(config)
+        self.latent_grid = dynamics_grid(config)
         self.channels_in = nn.Linear(config.dynamics_channels, config.hidden_size)
         self.channels_out = nn.Linear(config.hidden_size, config.hidden_size)
-        self.positions_in = nn.Linear(config.dynamics_grid, config.grid_size)
-        self.positions_out = nn.Linear(config.grid_size, config.grid_size)
+        self.positions_in = nn.Linear(dynamics_grid(config), feature_grid(config))
+        self.positions_out = nn.Linear(feature_grid(config), feature_grid(config))
 
     def forward(self, dynamics: torch.Tensor) -> torch.Tensor:
         x = F.relu(self.channels_out(F.relu(self.channels_in(dynamics.movedim(1, -1)))))
@@ -190,26 +176,26 @@ class DynamicsDecoder(nn.Module):
         return spread_axes(rearrange(x, "b t d side n -> b t (side n) d"), self.grid_size)
 
 
-# --- the residual heads --------------------------------------------------------------------------------------------
+# --- the residual bottleneck ---------------------------------------------------------------------------------------
 
 
 def match_channels(x: torch.Tensor, channels: int) -> torch.Tensor:
-    """Channels (dim 1) averaged in groups or repeated to `channels`, scaled so that unit variance stays unit."""
-    have = x.shape[1]
-    if have == channels:
+    """Average groups of channels (dim 1), or repeat channels, to get `channels`; unit variance stays unit variance."""
+    in_channels = x.shape[1]
+    if in_channels == channels:
         return x
-    if have > channels and have % channels == 0:
-        group = have // channels
+    if in_channels > channels and in_channels % channels == 0:
+        group = in_channels // channels
         return x.unflatten(1, (channels, group)).mean(dim=2) * group**0.5
-    if channels % have == 0:
-        return x.repeat_interleave(channels // have, dim=1)
-    # Sizes that do not divide: linear resampling of the channel axis.
+    if channels % in_channels == 0:
+        return x.repeat_interleave(channels // in_channels, dim=1)
+    # Neither divides the other: resample the channel axis linearly.
     flat = x.flatten(2).transpose(1, 2)
     return F.interpolate(flat, size=channels, mode="linear").transpose(1, 2).reshape(-1, channels, *x.shape[2:])
 
 
 def resize_axis(x: torch.Tensor, size: int) -> torch.Tensor:
-    """The last axis of (..., n) averaged down or linearly stretched to `size`."""
+    """Average the last axis of (..., n) down to `size`, or stretch it linearly."""
     flat = x.flatten(0, -2)[:, None]
     if x.shape[-1] >= size:
         flat = F.adaptive_avg_pool1d(flat, size)
@@ -219,7 +205,7 @@ def resize_axis(x: torch.Tensor, size: int) -> torch.Tensor:
 
 
 class ResidualConv(nn.Module):
-    """x -> shortcut(x) + conv(SiLU(GroupNorm(x))), keeping the grid, halving it or doubling it."""
+    """x -> shortcut(x) + conv(SiLU(GroupNorm(x))); `resample` is "none", "down" (half the grid) or "up" (twice)."""
 
     def __init__(self, in_channels: int, out_channels: int, resample: str = "none", groups: int = 8) -> None:
         super().__init__()
@@ -241,18 +227,18 @@ class ResidualConv(nn.Module):
 
 
 class ResidualStructureEncoder(nn.Module):
-    """The Q-Former and its convolutions around a path of averages over time, channels and space."""
+    """The Q-Former and its convolutions as residual branches of averages over time, channels and space."""
 
-    def __init__(self, config: HeadConfig) -> None:
+    def __init__(self, config: FrozenDict) -> None:
         super().__init__()
         self.num_queries = config.num_queries
         self.query_dim = config.query_dim
         self.channels = config.structure_channels
         self.norm = nn.LayerNorm(config.hidden_size)
-        self.temporal_pool = config.pool_over_time()
+        self.temporal_pool = build_temporal_pool(config)
         widths = [config.structure_width * 2**i for i in range(config.structure_downsamples + 1)]
         self.conv_in = ResidualConv(config.query_dim, widths[0])
-        self.down = nn.ModuleList([ResidualConv(a, b, "down") for a, b in zip(widths, widths[1:], strict=False)])
+        self.down = nn.ModuleList([ResidualConv(a, b, "down") for a, b in pairwise(widths)])
         self.norm_out = nn.GroupNorm(8, widths[-1])
         self.conv_out = conv3x3(widths[-1], 2 * config.structure_channels)
 
@@ -271,14 +257,14 @@ class ResidualStructureEncoder(nn.Module):
 class ResidualDynamicsEncoder(nn.Module):
     """Per-frame residual convolutions, averages over both axes, one shared 3x3 over (time, position)."""
 
-    def __init__(self, config: HeadConfig) -> None:
+    def __init__(self, config: FrozenDict) -> None:
         super().__init__()
         dim = config.hidden_size
-        self.grid = config.dynamics_grid
+        self.grid = dynamics_grid(config)
         self.channels = config.dynamics_channels
         self.norm = nn.LayerNorm(dim)
         self.down = nn.ModuleList([ResidualConv(dim, dim, "down") for _ in range(config.dynamics_downsamples)])
-        self.spatial_pool, pooled_dim = config.pool_over_space()
+        self.spatial_pool, pooled_dim = build_spatial_pool(config)
         self.conv_out = conv3x3(pooled_dim, 2 * config.dynamics_channels)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
@@ -294,14 +280,14 @@ class ResidualDynamicsEncoder(nn.Module):
 class ResidualStructureDecoder(nn.Module):
     """Residual convolutions and pixel shuffling per query, then to hidden size and from queries to frames."""
 
-    def __init__(self, config: HeadConfig) -> None:
+    def __init__(self, config: FrozenDict) -> None:
         super().__init__()
-        self.grid_size = config.grid_size
+        self.grid_size = feature_grid(config)
         self.hidden_size = config.hidden_size
         self.num_frames = config.num_frames
         widths = [config.structure_width * 2**i for i in range(config.structure_downsamples, -1, -1)]
         self.conv_in = conv3x3(config.structure_channels, widths[0])
-        self.up = nn.ModuleList([ResidualConv(a, b, "up") for a, b in zip(widths, widths[1:], strict=False)])
+        self.up = nn.ModuleList([ResidualConv(a, b, "up") for a, b in pairwise(widths)])
         self.conv_out = ResidualConv(widths[-1], config.query_dim)
         self.to_hidden = nn.Linear(config.query_dim, config.hidden_size)
         self.to_frames = nn.Conv1d(config.num_queries, config.num_frames, kernel_size=1)
@@ -319,21 +305,11 @@ class ResidualStructureDecoder(nn.Module):
         return rearrange(x, "b t (h w d) -> b d t h w", h=self.grid_size, d=self.hidden_size)
 
 
-class ResidualDynamicsDecoder(nn.Module):
-    """The plain head's two MLPs as residual branches of repeated channels and stretched positions."""
-
-    def __init__(self, config: HeadConfig) -> None:
-        super().__init__()
-        self.grid_size = config.grid_size
-        self.latent_grid = config.dynamics_grid
-        self.hidden_size = config.hidden_size
-        self.channels_in = nn.Linear(config.dynamics_channels, config.hidden_size)
-        self.channels_out = nn.Linear(config.hidden_size, config.hidden_size)
-        self.positions_in = nn.Linear(config.dynamics_grid, config.grid_size)
-        self.positions_out = nn.Linear(config.grid_size, config.grid_size)
+class ResidualDynamicsDecoder(DynamicsDecoder):
+    """The two MLPs of `DynamicsDecoder` as residual branches of repeated channels and stretched positions."""
 
     def forward(self, dynamics: torch.Tensor) -> torch.Tensor:
-        shortcut = match_channels(dynamics, self.hidden_size).movedim(1, -1)
+        shortcut = match_channels(dynamics, self.channels_in.out_features).movedim(1, -1)
         x = shortcut + self.channels_in(dynamics.movedim(1, -1))
         x = x + self.channels_out(F.silu(x))
         x = rearrange(x, "b t (side n) d -> b t d side n", n=self.latent_grid)
@@ -342,15 +318,15 @@ class ResidualDynamicsDecoder(nn.Module):
         return spread_axes(rearrange(x, "b t d side n -> b t (side n) d"), self.grid_size)
 
 
-# --- one latent (ablation) -----------------------------------------------------------------------------------------
-# Everything is in the structure latent, (d, T, h_S, w_S): frames are neither read over time nor averaged over space.
-# The dynamics latent is empty and adds nothing.
+# --- a single latent (ablation) ------------------------------------------------------------------------------------
+# The structure latent (d, T, h_S, w_S) holds everything: frames are neither pooled over time nor averaged over space.
+# The dynamics latent is empty, and its decoder outputs zero.
 
 
 class SingleEncoder(nn.Module):
-    """Strided 3x3 convolutions per frame, as wide as the dynamics', down to mean and log-variance."""
+    """Strided 3x3 convolutions per frame, of the width of `DynamicsEncoder`'s, down to mean and log-variance."""
 
-    def __init__(self, config: HeadConfig) -> None:
+    def __init__(self, config: FrozenDict) -> None:
         super().__init__()
         dim = config.hidden_size
         self.conv_in = conv3x3(dim, dim)
@@ -367,10 +343,10 @@ class SingleEncoder(nn.Module):
 class SingleDecoder(nn.Module):
     """3x3 convolutions and nearest upsampling per frame."""
 
-    def __init__(self, config: HeadConfig) -> None:
+    def __init__(self, config: FrozenDict) -> None:
         super().__init__()
         dim = config.hidden_size
-        self.grid_size = config.grid_size
+        self.grid_size = feature_grid(config)
         self.conv_in = conv3x3(config.structure_channels, dim)
         self.up = nn.ModuleList([conv3x3(dim, dim) for _ in range(config.structure_downsamples)])
 
@@ -382,9 +358,9 @@ class SingleDecoder(nn.Module):
 
 
 class ResidualSingleEncoder(nn.Module):
-    """`SingleEncoder` of residual convolutions."""
+    """`SingleEncoder` with residual convolutions."""
 
-    def __init__(self, config: HeadConfig) -> None:
+    def __init__(self, config: FrozenDict) -> None:
         super().__init__()
         dim = config.hidden_size
         self.channels = config.structure_channels
@@ -403,12 +379,12 @@ class ResidualSingleEncoder(nn.Module):
 
 
 class ResidualSingleDecoder(nn.Module):
-    """`SingleDecoder` of residual convolutions."""
+    """`SingleDecoder` with residual convolutions."""
 
-    def __init__(self, config: HeadConfig) -> None:
+    def __init__(self, config: FrozenDict) -> None:
         super().__init__()
         dim = config.hidden_size
-        self.grid_size = config.grid_size
+        self.grid_size = feature_grid(config)
         self.conv_in = conv3x3(config.structure_channels, dim)
         self.up = nn.ModuleList([ResidualConv(dim, dim, "up") for _ in range(config.structure_downsamples)])
 
@@ -421,9 +397,9 @@ class ResidualSingleDecoder(nn.Module):
 
 
 class NoDynamicsEncoder(nn.Module):
-    """An empty dynamics latent."""
+    """Returns an empty dynamics latent."""
 
-    def __init__(self, config: HeadConfig) -> None:
+    def __init__(self, config: FrozenDict) -> None:
         super().__init__()
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
@@ -431,21 +407,21 @@ class NoDynamicsEncoder(nn.Module):
 
 
 class NoDynamicsDecoder(nn.Module):
-    """Features of zero, since there is nothing to decode."""
+    """Returns features of zero: there is no dynamics latent to decode."""
 
-    def __init__(self, config: HeadConfig) -> None:
+    def __init__(self, config: FrozenDict) -> None:
         super().__init__()
-        self.hidden_size, self.grid_size = config.hidden_size, config.grid_size
+        self.hidden_size, self.grid_size = config.hidden_size, feature_grid(config)
 
     def forward(self, dynamics: torch.Tensor) -> torch.Tensor:
         batch, _, frames, _ = dynamics.shape
         return dynamics.new_zeros(batch, self.hidden_size, frames, self.grid_size, self.grid_size)
 
 
-# Of either kind: structure and dynamics encoder, structure and dynamics decoder.
-Heads = tuple[type[nn.Module], type[nn.Module], type[nn.Module], type[nn.Module]]
-HEADS: dict[str, Heads] = {
-    "official": (StructureEncoder, DynamicsEncoder, StructureDecoder, DynamicsDecoder),
+# The classes of each bottleneck: structure encoder, dynamics encoder, structure decoder, dynamics decoder.
+Bottleneck = tuple[type[nn.Module], type[nn.Module], type[nn.Module], type[nn.Module]]
+BOTTLENECKS: dict[str, Bottleneck] = {
+    "plain": (StructureEncoder, DynamicsEncoder, StructureDecoder, DynamicsDecoder),
     "residual": (
         ResidualStructureEncoder,
         ResidualDynamicsEncoder,
@@ -453,7 +429,7 @@ HEADS: dict[str, Heads] = {
         ResidualDynamicsDecoder,
     ),
 }
-SINGLE_LATENT_HEADS: dict[str, Heads] = {
-    "official": (SingleEncoder, NoDynamicsEncoder, SingleDecoder, NoDynamicsDecoder),
+SINGLE_LATENT_BOTTLENECKS: dict[str, Bottleneck] = {
+    "plain": (SingleEncoder, NoDynamicsEncoder, SingleDecoder, NoDynamicsDecoder),
     "residual": (ResidualSingleEncoder, NoDynamicsEncoder, ResidualSingleDecoder, NoDynamicsDecoder),
 }

@@ -1,4 +1,4 @@
-"""Official VidTwin checkpoints as `AutoencoderKLVidTwin`: hyperparameters from shapes, keys one to one."""
+"""Conversion of official VidTwin checkpoints: hyperparameters from tensor shapes, keys one to one."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, load_file
 
+from .presets import rename_old_arguments
+
 StateDict = dict[str, torch.Tensor]
 
-# Ours on the right. Each official key matches exactly one line.
+# Patterns of official keys, and our keys. Each official key matches exactly one line.
 KEY_MAP: tuple[tuple[str, str], ...] = (
     (r"(encoder|decoder)\.blocks\.(\d+)\.scale_shift_table", r"\1.transformer.blocks.\2.scale_shift_table"),
     (r"(encoder|decoder)\.blocks\.(\d+)\.attn\.(qkv|proj)\.", r"\1.transformer.blocks.\2.spatial_attn.\3."),
@@ -56,13 +58,13 @@ QFORMER_LAYER_MAP |= {
     f"cross{old}": new.replace("self", "cross") for old, new in QFORMER_LAYER_MAP.items() if "self" in new
 }
 
-# Never used by the official forward pass, buffers we compute, and what training left behind.
+# Keys that the official forward pass never uses, buffers that we compute, and leftovers of training.
 DEAD_KEYS = re.compile(
     r"encoder\.final_layer\.|decoder\.x_embedder\.|(encoder|decoder)\.pos_embed(_temporal)?$|loss\.|"
     r"temporal_qformer\.qformer\.embeddings\.position_ids$"
 )
 
-# Official hyperparameter names that callers may use, with ours.
+# Official names of hyperparameters, which callers may use, and our names.
 OFFICIAL_NAMES = {
     "depth": "num_layers",
     "num_heads": "num_attention_heads",
@@ -81,11 +83,11 @@ QFORMER_HEADS = 8
 
 
 def read_state_dict(path: str | Path, disable_mmap: bool = False) -> StateDict:
-    """The tensors of a `.safetensors` file or a (Lightning) checkpoint, read without unpickling any code.
+    """Read the tensors of a `.safetensors` file or a (Lightning) checkpoint, without unpickling any code.
 
     Args:
-        path: of the file.
-        disable_mmap: read a `.safetensors` file as a whole instead of mapping it into memory.
+        path: path of the file.
+        disable_mmap: read a `.safetensors` file into memory instead of mapping it.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -104,11 +106,11 @@ def read_state_dict(path: str | Path, disable_mmap: bool = False) -> StateDict:
     except SafetensorError as error:
         raise ValueError(f"{path} is not a readable .safetensors file: {error}.") from error
     except pickle.UnpicklingError as error:
-        found = re.search(r"(?:GLOBAL|Unsupported class|unsupported|global) ([\w.]+\.[\w.]+)", str(error))
-        what = f" ({found[1]})" if found else ""
+        match = re.search(r"(?:GLOBAL|Unsupported class|unsupported|global) ([\w.]+\.[\w.]+)", str(error))
+        name = f" ({match[1]})" if match else ""
         raise ValueError(
-            f"{path} holds more than tensors{what} and was not loaded: nothing but tensors is ever unpickled; "
-            "save its state dict as .safetensors."
+            f"{path} holds more than tensors{name} and was not loaded, since only tensors are unpickled: save its "
+            "state dict as .safetensors."
         ) from error
     except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
         raise ValueError(f"{path} is not a readable PyTorch checkpoint: {first_line(error)}.") from error
@@ -116,7 +118,7 @@ def read_state_dict(path: str | Path, disable_mmap: bool = False) -> StateDict:
 
 
 def extract_state_dict(content: Any, source: str | Path) -> StateDict:
-    """The tensors by name in what a checkpoint holds, below any number of `state_dict` keys.
+    """Return the tensors of a checkpoint by name, from below any number of `state_dict` keys.
 
     Raises:
         ValueError: if there are none.
@@ -130,12 +132,8 @@ def extract_state_dict(content: Any, source: str | Path) -> StateDict:
 
 
 def has_diffusers_keys(state: StateDict) -> bool:
-    """Whether a state dict is one of `AutoencoderKLVidTwin` itself, and not an official one."""
+    """Return whether a state dict has the keys of `AutoencoderKLVidTwin`, not official ones."""
     return any(key.startswith("encoder.transformer.") for key in state)
-
-
-def to_float32(state: StateDict) -> StateDict:
-    return {key: value.float() for key, value in state.items()}
 
 
 def first_line(error: Exception) -> str:
@@ -143,10 +141,10 @@ def first_line(error: Exception) -> str:
 
 
 def infer_config(state: StateDict, path: str | Path) -> dict[str, Any]:
-    """The hyperparameters that the shapes of an official state dict tell.
+    """Infer hyperparameters from the tensor shapes of an official state dict.
 
     Raises:
-        ValueError: if a tensor they are read from is missing.
+        ValueError: if a tensor that determines one is missing.
     """
 
     def shape(key: str) -> torch.Size:
@@ -180,32 +178,34 @@ def infer_config(state: StateDict, path: str | Path) -> dict[str, Any]:
         "structure_downsamples": count(r"content_downsample_blocks\.(\d+)\.weight"),
         "dynamics_channels": shape("motion_emb.0.weight")[1],
         "dynamics_downsamples": count(r"downsample_motion_module\.(\d+)\.weight"),
-        "heads": "official",
+        "bottleneck": "plain",
     }
 
 
 def translate_overrides(overrides: dict[str, Any]) -> dict[str, Any]:
-    """Hyperparameters by our names; official names and their list-typed sizes are understood."""
+    """Translate official names of hyperparameters, and their sizes in lists, to ours."""
     config: dict[str, Any] = {}
-    for name, value in overrides.items():
+    for name, value in rename_old_arguments(overrides).items():
         if name == "input_size":
             config["num_frames"], config["sample_size"] = value[0], value[-1]
         elif name == "patch_size" and not isinstance(value, int):
             config["patch_size"] = value[-1]
-        elif name not in ("sample", "downsample_motion"):  # how the official code runs, not what the model is
+        elif name not in ("sample", "downsample_motion"):  # which do not change the model
             config[OFFICIAL_NAMES.get(name, name)] = value
     return config
 
 
 def convert_state_dict(state: StateDict) -> StateDict:
-    """Official keys and layouts to ours, float32, without the dead keys; unknown keys keep their names."""
+    """Convert official keys and layouts to ours, in float32, without `DEAD_KEYS`; unknown keys keep their names."""
+    if has_diffusers_keys(state):
+        return {key: value.float() for key, value in state.items()}
     converted = {}
     for key, value in state.items():
         if DEAD_KEYS.match(key):
             continue
         value = value.float()
         if key == "encoder.x_embedder.proj.weight":
-            value = value.flatten(1)  # a convolution's kernel as a matrix
+            value = value.flatten(1)  # the kernel of a convolution as a matrix
         elif key == "temporal_qformer.query_embeds":
             value = value.reshape(value.shape[-2:])
         converted[convert_key(key)] = value
@@ -213,7 +213,7 @@ def convert_state_dict(state: StateDict) -> StateDict:
 
 
 def convert_key(key: str) -> str:
-    """Our name of an official key, or the key itself if it has none."""
+    """Translate an official key to ours; an unknown key is returned unchanged."""
     for pattern, ours in KEY_MAP:
         if match := re.match(pattern, key):
             prefix = ours(match) if callable(ours) else match.expand(ours)
@@ -228,7 +228,7 @@ def convert_key(key: str) -> str:
 
 
 def check_keys(converted: StateDict, expected: dict[str, torch.Size], path: str | Path) -> None:
-    """Raises: ValueError naming the keys that are missing, unexpected or of another shape."""
+    """Raise a `ValueError` that lists keys which are missing, unexpected or of another shape."""
     problems = [f"missing {key}" for key in expected if key not in converted]
     problems += [f"unexpected {key}" for key in converted if key not in expected]
     problems += [
@@ -237,5 +237,5 @@ def check_keys(converted: StateDict, expected: dict[str, torch.Size], path: str 
         if key in converted and converted[key].shape != shape
     ]
     if problems:
-        shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
-        raise ValueError(f"{path} does not fit AutoencoderKLVidTwin: {shown}.")
+        listed = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
+        raise ValueError(f"{path} does not fit AutoencoderKLVidTwin: {listed}.")

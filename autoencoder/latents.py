@@ -1,4 +1,4 @@
-"""The two latents of a clip, and the Gaussian the encoder predicts over them."""
+"""The two latents of a clip, and the Gaussian over them that the encoder predicts."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ LatentLayout = tuple[LatentShape, LatentShape, ClipGeometry | None]
 class TwinLatents:
     """Structure and dynamics latents of a batch of clips.
 
-    A clip of another size than the model's own is covered by N tiles (`autoencoder.tiling`). Its latents have one more
-    axis, (B, N, ...), and carry the geometry they are decoded with.
+    A clip of another size than the model's is covered by N tiles (`autoencoder.tiling`). Its latents have one more
+    axis, (B, N, ...), and the geometry that decoding requires.
 
     Attributes:
-        structure: (B, d_S, n_q, h_S, w_S): what is there and how it slowly moves.
+        structure: (B, d_S, n_q, h_S, w_S): content and slow motion.
         dynamics: (B, d_D, T, w_D + h_D): per-frame detail and fast motion; the first w_D positions are averages over
             height, the next h_D averages over width.
-        geometry: of the tiles; None for clips of the model's own size.
+        geometry: of the tiles; None for clips of the model's size.
     """
 
     structure: torch.Tensor
@@ -36,7 +36,7 @@ class TwinLatents:
     geometry: ClipGeometry | None = None
 
     def pack(self) -> torch.Tensor:
-        """Both latents as one (B, L) tensor, structure flattened first: what schedulers and caches work on.
+        """Pack both latents into one tensor (B, L), structure first, for schedulers and caches.
 
         With tiles (B, N * L), one tile after the other.
         """
@@ -52,13 +52,13 @@ class TwinLatents:
         dynamics_shape: LatentShape,
         geometry: ClipGeometry | None = None,
     ) -> TwinLatents:
-        """The inverse of `pack`.
+        """Invert `pack`.
 
         Args:
             packed: (B, L), or (B, N * L) with a geometry of N tiles.
             structure_shape: (d_S, n_q, h_S, w_S).
             dynamics_shape: (d_D, T, w_D + h_D).
-            geometry: the clip's, if it is covered by tiles.
+            geometry: of the clip, if it is covered by tiles.
 
         Raises:
             ValueError: if `packed` has another shape.
@@ -67,9 +67,7 @@ class TwinLatents:
         tiles = 1 if geometry is None else geometry.num_tiles
         expected = tiles * (n_structure + n_dynamics)
         if packed.ndim != 2 or packed.shape[1] != expected:
-            covered = (
-                " (of one tile; `unpack` takes the geometry of more)" if geometry is None else f" in {tiles} tiles"
-            )
+            covered = " (one tile; pass the geometry of several)" if geometry is None else f" in {tiles} tiles"
             raise ValueError(
                 f"packed latents must be (B, {expected}) for structure {tuple(structure_shape)} "
                 f"and dynamics {tuple(dynamics_shape)}{covered}, but have shape {tuple(packed.shape)}."
@@ -81,20 +79,20 @@ class TwinLatents:
         )
 
     def to(self, *args, **kwargs) -> TwinLatents:
-        """Both latents through `torch.Tensor.to`."""
+        """Convert both latents with `torch.Tensor.to`."""
         return TwinLatents(self.structure.to(*args, **kwargs), self.dynamics.to(*args, **kwargs), self.geometry)
 
     def tiles(self) -> list[TwinLatents]:
-        """The latents of each tile alone, in order; of a clip of the model's own size, itself."""
+        """Return the latents of each tile, in order; without tiles, a list of itself."""
         if self.geometry is None:
             return [self]
         return [TwinLatents(s, d) for s, d in zip(self.structure.unbind(1), self.dynamics.unbind(1), strict=True)]
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write a .safetensors file: the packed `latents`, with their shapes and geometry in its metadata."""
+        """Save a .safetensors file: packed `latents`, with shapes and geometry in the metadata."""
         lead = 1 if self.geometry is None else 2
         shapes = tuple(self.structure.shape[lead:]), tuple(self.dynamics.shape[lead:])
-        unfinished = f"{os.fspath(path)}.{os.getpid()}"  # an interrupted save leaves what was there
+        unfinished = f"{os.fspath(path)}.{os.getpid()}"  # an interrupted save keeps the old file
         try:
             save_file({"latents": self.pack().contiguous()}, unfinished, layout_metadata(*shapes, self.geometry))
             os.replace(unfinished, path)
@@ -104,10 +102,10 @@ class TwinLatents:
 
     @classmethod
     def load(cls, path: str | os.PathLike, device: str = "cpu") -> TwinLatents:
-        """The inverse of `save`.
+        """Load the latents that `save` wrote.
 
         Raises:
-            ValueError: if the file is not one that `save` wrote.
+            ValueError: if `save` did not write the file.
         """
         try:
             with safe_open(path, "pt", device=device) as file:
@@ -119,7 +117,7 @@ class TwinLatents:
 def layout_metadata(
     structure_shape: LatentShape, dynamics_shape: LatentShape, geometry: ClipGeometry | None
 ) -> dict[str, str]:
-    """What a file of packed latents says of itself: all that `TwinLatents.unpack` needs."""
+    """Return the metadata of a file of packed latents: the arguments of `TwinLatents.unpack`."""
     layout = {
         "structure_shape": list(structure_shape),
         "dynamics_shape": list(dynamics_shape),
@@ -129,10 +127,10 @@ def layout_metadata(
 
 
 def read_layout(metadata: dict[str, str] | None) -> LatentLayout:
-    """The inverse of `layout_metadata`.
+    """Invert `layout_metadata`.
 
     Raises:
-        ValueError: if it is not there, or is not right.
+        ValueError: if it is missing or invalid.
     """
     if "vidtwin_latents" not in (metadata or {}):
         raise ValueError("its metadata has no vidtwin_latents.")
@@ -149,19 +147,18 @@ def read_layout(metadata: dict[str, str] | None) -> LatentLayout:
 
 
 def numel(shape: LatentShape) -> int:
-    """The number of values in a latent of this shape (without the batch)."""
+    """Return the number of values in a latent of this shape (without the batch)."""
     return torch.Size(shape).numel()
 
 
 class TwinPosterior(DiagonalGaussianDistribution):
     """A diagonal Gaussian over packed latents.
 
-    Diffusers' distribution with the log-variance clamped to [-30, 20], for (B, L) means and log-variances:
-    `sample(generator)` and `mode()` give packed (B, L) tensors; for a clip covered by tiles they give `TwinLatents`,
-    since a tensor cannot say how its clip is put together.
+    Diffusers' distribution, with the log-variance clamped to [-30, 20], for means and log-variances (B, L).
+    `sample(generator)` and `mode()` return packed tensors (B, L), or `TwinLatents` with the geometry of a tiled clip.
 
     Attributes:
-        layout: structure shape, dynamics shape and geometry of a clip covered by tiles, else None.
+        layout: structure shape, dynamics shape and geometry of a tiled clip, else None.
     """
 
     def __init__(self, mean: torch.Tensor, logvar: torch.Tensor, layout: LatentLayout | None = None) -> None:
@@ -169,22 +166,22 @@ class TwinPosterior(DiagonalGaussianDistribution):
         self.layout = layout
 
     def sample(self, generator: torch.Generator | None = None) -> torch.Tensor | TwinLatents:
-        """A draw: packed (B, L), or `TwinLatents` of tiles."""
-        return self._laid_out(super().sample(generator))
+        """Draw a sample: packed (B, L), or `TwinLatents` of tiles."""
+        return self._apply_layout(super().sample(generator))
 
     def mode(self) -> torch.Tensor | TwinLatents:
-        """The mean: packed (B, L), or `TwinLatents` of tiles."""
-        return self._laid_out(super().mode())
+        """Return the mean: packed (B, L), or `TwinLatents` of tiles."""
+        return self._apply_layout(super().mode())
 
-    def _laid_out(self, packed: torch.Tensor) -> torch.Tensor | TwinLatents:
+    def _apply_layout(self, packed: torch.Tensor) -> torch.Tensor | TwinLatents:
         return packed if self.layout is None else TwinLatents.unpack(packed, *self.layout)
 
     def kl(self) -> torch.Tensor:
-        """KL divergence to the standard normal in nats, summed over each clip's latent: (B,)."""
+        """Compute the KL divergence to the standard normal in nats, summed over each clip's latent: (B,)."""
         return 0.5 * (self.mean.square() + self.var - 1.0 - self.logvar).sum(dim=1)
 
     def nll(self, sample: torch.Tensor | TwinLatents) -> torch.Tensor:
-        """Negative log-likelihood of latents, packed or not, in nats, summed over each clip's latent: (B,)."""
+        """Compute the negative log-likelihood of latents, packed or not, in nats, summed over each clip: (B,)."""
         if isinstance(sample, TwinLatents):
             sample = sample.pack()
         log_2pi = torch.log(torch.tensor(2.0 * torch.pi, dtype=sample.dtype, device=sample.device))

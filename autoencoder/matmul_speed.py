@@ -1,4 +1,4 @@
-"""Measures how fast a device multiplies half-precision matrices; CPUs differ by a factor of a hundred."""
+"""Measures the speed of half-precision matrix products on a device; CPUs differ by a factor of a hundred."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from functools import cache
 import torch
 from torch.nn import functional as F
 
-CLEARLY_FASTER = 1.5  # ratio of matrix rates from which half precision is worth its rounding
-MATRIX_SIZE = 512  # 4096 on other devices than the CPU
+CLEARLY_FASTER = 1.5  # speedup from which half precision is worth its rounding
+MATRIX_SIZE = 512  # on a CPU; eight times that on other devices
 REPEATS = 8
-SECONDS = 0.25  # after which no product is repeated: a CPU may take this long for one that it emulates
+SECONDS = 0.25  # no more repeats after this time, which one emulated product may take
 
 
 @torch.compiler.assume_constant_result
 def matmul_speedup(dtype: torch.dtype, device: torch.device | str = "cpu") -> float:
-    """Return the rate of matrix products in `dtype` over their rate in float32 on `device`.
+    """Return the rate of matrix products in `dtype` relative to float32 on `device`; 0 if it does not support them.
 
-    It is measured once per process, in well under a second. 0 where the device cannot multiply in `dtype`.
+    It is measured once per process, in less than a second.
     """
     device = torch.device(device)
     return _measure_speedup(dtype, device.type, device.index)
@@ -35,11 +35,11 @@ def is_clearly_faster(dtype: torch.dtype, device: torch.device | str = "cpu") ->
 def _measure_speedup(dtype: torch.dtype, device_type: str, index: int | None) -> float:
     device = torch.device(device_type, index) if index is not None else torch.device(device_type)
     num_threads = torch.get_num_threads()
-    # A new thread has neither the caller's autocast nor its dispatch modes, such as fake tensors, and its own number
-    # of threads: one, whose time the system counts for itself, whatever else the machine is doing.
+    # A new thread has no autocast and no dispatch modes, such as fake tensors. It computes on one core, so that its
+    # CPU time does not depend on the load of the machine.
     with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as executor:
         speedup = executor.submit(_compare_rates, dtype, device).result()
-    torch.set_num_threads(num_threads)  # for threads to come
+    torch.set_num_threads(num_threads)  # for later threads
     return speedup
 
 
@@ -54,7 +54,7 @@ def _compare_rates(dtype: torch.dtype, device: torch.device) -> float:
                 best[key] = min(best[key], _time_product(a, b))
             if time.perf_counter() - start > SECONDS:
                 break
-    except (RuntimeError, NotImplementedError, TypeError):  # no such product on this device
+    except (RuntimeError, NotImplementedError, TypeError):  # not supported on this device
         return 0.0
     return best[torch.float32] / best[dtype]
 

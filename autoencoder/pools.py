@@ -1,8 +1,7 @@
-"""How features are read down to the latents' axes: over time for structure, over space for dynamics.
+"""Pooling of features: over time for structure, over space for dynamics; the paper's and its ablations (Table 3).
 
-The paper's way of each, and the ways of its ablations (Table 3). Those over time give n_q vectors of `query_dim` at
-every place, (B, D, T, h, w) -> (B * n_q, query_dim, h, w); those over space give a vector for every column and row,
-(B, D, T, h, w) -> (B, D', T, w + h).
+Pooling over time returns n_q vectors of `query_dim` for every location, (B, D, T, h, w) -> (B * n_q, query_dim, h, w).
+Pooling over space returns a vector for every column and row, (B, D, T, h, w) -> (B, D', T, w + h).
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from .qformer import QFormer
 
 
 class LocationQFormer(QFormer):
-    """Each place's T vectors read by a Q-Former, places in the batch (the paper)."""
+    """A Q-Former over the T vectors of each location, with locations in the batch (the paper)."""
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         batch, _, _, height, width = z.shape
@@ -25,14 +24,14 @@ class LocationQFormer(QFormer):
 
 
 class FoldedQFormer(nn.Module):
-    """Whole frames read by one Q-Former, places folded into the hidden dimension (ablation `structure_fold="hidden"`).
+    """A Q-Former over frames, with locations in the hidden dimension (ablation `structure_fold="hidden"`).
 
-    Folded at full width, the vectors would be h * w * D long and their layers larger than the rest of the model. So
-    every place goes in, and comes out, through an eighth of `query_dim`.
+    At full width the folded vectors would have h * w * D values and their layers more parameters than the rest of the
+    model, so every location is projected to an eighth of `query_dim`.
 
     Args:
         grid_size: h = w.
-        query_dim: channels of what comes out.
+        query_dim: output channels.
         context_dim: D.
         qformer: further arguments of `QFormer`.
     """
@@ -49,17 +48,17 @@ class FoldedQFormer(nn.Module):
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         frames = self.narrow(rearrange(z, "b d t h w -> b t (h w) d")).flatten(2)
-        places = self.unfold(self.qformer(frames)).unflatten(2, (self.grid_size**2, -1))
-        return rearrange(self.widen(places), "b q (h w) c -> (b q) c h w", h=self.grid_size)
+        locations = self.unfold(self.qformer(frames)).unflatten(2, (self.grid_size**2, -1))
+        return rearrange(self.widen(locations), "b q (h w) c -> (b q) c h w", h=self.grid_size)
 
 
 class TemporalConv(nn.Module):
-    """A 3x3 convolution in every frame, then an MLP over time (ablation `structure_pool="conv"`).
+    """A 3x3 convolution per frame, then an MLP over time (ablation `structure_pool="conv"`).
 
     Args:
         num_frames: T.
         num_queries: n_q.
-        query_dim: channels of what comes out.
+        query_dim: output channels.
         context_dim: D.
         hidden_frames: width of the MLP over time.
     """
@@ -80,16 +79,16 @@ class TemporalConv(nn.Module):
 
 
 class AxisAverages(nn.Module):
-    """Every frame averaged over its height and over its width (the paper)."""
+    """Averages of every frame over its height and over its width (the paper)."""
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         return torch.cat([z.mean(dim=3), z.mean(dim=4)], dim=3)
 
 
 class SpatialQFormer(QFormer):
-    """Every frame's places read by a Q-Former of w + h queries (ablation `dynamics_pool="qformer"`).
+    """A Q-Former of w + h queries over the locations of a frame (ablation `dynamics_pool="qformer"`).
 
-    Their order is learned, so that the decoder may take them for columns and rows as it does the averages.
+    The queries learn their order, so the decoder can treat them as columns and rows.
     """
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:

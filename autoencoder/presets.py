@@ -1,40 +1,39 @@
-"""The sizes of the paper (Tables 4 and 8), the released checkpoint's, and tiny ones for a CPU."""
+"""Presets of the autoencoder: the paper's sizes (Tables 4 and 8), the released checkpoint's, and tiny ones."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
-
-PAPER = {"heads": "official"}
 
 # fmt: off
 SIZES: dict[str, dict[str, Any]] = {
-    "small": dict(num_layers=12, num_attention_heads=8, hidden_size=512, **PAPER),
-    "base": dict(num_layers=16, num_attention_heads=12, hidden_size=768, **PAPER),
-    "large": dict(num_layers=16, num_attention_heads=12, hidden_size=1536, **PAPER),
+    "small": dict(num_layers=12, num_attention_heads=8, hidden_size=512),
+    "base": dict(num_layers=16, num_attention_heads=12, hidden_size=768),
+    "large": dict(num_layers=16, num_attention_heads=12, hidden_size=1536),
     # The authors' published weights: base, with twice the structure channels.
-    "released": dict(num_layers=16, num_attention_heads=12, hidden_size=768, structure_channels=8, **PAPER),
-    # Seconds per test on two cores.
+    "released": dict(num_layers=16, num_attention_heads=12, hidden_size=768, structure_channels=8),
+    # For tests: seconds on two cores.
     "tiny-test": dict(
         sample_size=32, num_frames=4, patch_size=8, num_layers=2, num_attention_heads=4, hidden_size=32,
         num_queries=3, query_dim=16, qformer_layers=2, qformer_heads=4, qformer_ffn_dim=32, structure_width=16,
     ),
-    # Minutes per training on two cores: the demo and small ablations.
+    # For the demo and small ablations: minutes of training on two cores.
     "tiny": dict(
         sample_size=64, num_frames=16, patch_size=8, num_layers=2, num_attention_heads=4, hidden_size=128,
         num_queries=4, query_dim=64, qformer_layers=2, qformer_heads=4, qformer_ffn_dim=256, qformer_dropout=0.0,
         structure_width=64, structure_channels=12, structure_downsamples=0,
-        dynamics_channels=8, dynamics_downsamples=0, heads="residual",
+        dynamics_channels=8, dynamics_downsamples=0, bottleneck="residual",
     ),
 }
 
-# Settings of the latent, by the paper's numbers: Table 8.
+# Latent settings by their numbers in the paper's Table 8.
 LATENT_SETTINGS: dict[int, dict[str, int]] = {
     1: dict(num_queries=16, structure_channels=4, dynamics_channels=8, dynamics_downsamples=1),
     2: dict(num_queries=16, structure_channels=4, dynamics_channels=16, dynamics_downsamples=2),
     3: dict(num_queries=12, structure_channels=4, dynamics_channels=8, dynamics_downsamples=1),
 }
 
-# The paper's ablations of the two latents, as arguments of the same class: Table 3.
+# The ablations of the paper's Table 3, as constructor arguments.
 ABLATIONS: dict[str, dict[str, Any]] = {
     "single": dict(single_latent=True),
     "dynamics_qformer": dict(dynamics_pool="qformer"),
@@ -45,7 +44,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 
 
 def preset_config(name: str, latent_setting: int | None = None) -> dict[str, Any]:
-    """Constructor arguments of `AutoencoderKLVidTwin` for a size and, optionally, one of the paper's latent settings.
+    """Return the constructor arguments of `AutoencoderKLVidTwin` for a size and, optionally, a latent setting.
 
     Raises:
         ValueError: if either is unknown.
@@ -55,3 +54,11 @@ def preset_config(name: str, latent_setting: int | None = None) -> dict[str, Any
     if latent_setting is not None and latent_setting not in LATENT_SETTINGS:
         raise ValueError(f"Unknown latent setting {latent_setting!r}; the paper has 1, 2 and 3.")
     return {**SIZES[name], **LATENT_SETTINGS.get(latent_setting, {})}
+
+
+def rename_old_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Translate constructor arguments of older versions: `heads="official"` is now `bottleneck="plain"`."""
+    renamed = {name: value for name, value in arguments.items() if name != "heads"}
+    if "heads" in arguments:
+        renamed.setdefault("bottleneck", {"official": "plain"}.get(arguments["heads"], arguments["heads"]))
+    return renamed

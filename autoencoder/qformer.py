@@ -1,9 +1,8 @@
-"""The Q-Former: a few learned queries that read a set of vectors through cross-attention.
+"""The Q-Former: learned queries that attend to a set of vectors.
 
-The arithmetic of BLIP-2's Q-Former without its text branch (transformers' `Blip2QFormerModel`), which this module
-agrees with to rounding. It is written out because ours is faster in bf16 (`benchmarks.speed qformer`, figures in
-docs/performance.md): its attention takes the path of `autoencoder.attention`, and nothing of a `PreTrainedModel`
-stands in the way of compilation, sharding or dtype casts.
+It computes BLIP-2's Q-Former without the text branch (transformers' `Blip2QFormerModel`; equal up to rounding). This
+implementation is faster in bf16 (`python -m benchmarks.speed qformer`, numbers in docs/performance.md), since it uses
+`autoencoder.attention`, and as a plain module it supports compilation, sharding and dtype casts.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ CROSS_ATTENTION_EVERY = 2
 
 
 class QFormerAttnProcessor:
-    """Multi-head attention with a projection each to queries, keys and values."""
+    """Multi-head attention with separate projections to queries, keys and values."""
 
-    _attention_backend = None  # where `set_attention_backend` leaves the choice
+    _attention_backend = None  # set by `set_attention_backend`
 
     def __call__(self, attn: QFormerAttention, hidden_states: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         query = attn.to_q(hidden_states).unflatten(-1, (attn.num_heads, -1))
@@ -33,11 +32,11 @@ class QFormerAttnProcessor:
 
 
 class QFormerAttention(nn.Module, AttentionModuleMixin):
-    """Multi-head attention of `dim`-wide queries over `context_dim`-wide keys, then residual and LayerNorm."""
+    """Multi-head attention of queries of width `dim` over keys of width `context_dim`, then residual and LayerNorm."""
 
     _default_processor_cls = QFormerAttnProcessor
     _available_processors = [QFormerAttnProcessor]
-    _supports_qkv_fusion = False  # a few queries: nothing to gain
+    _supports_qkv_fusion = False  # not worthwhile for a few queries
 
     def __init__(self, dim: int, context_dim: int, num_heads: int, dropout: float) -> None:
         super().__init__()
@@ -56,7 +55,7 @@ class QFormerAttention(nn.Module, AttentionModuleMixin):
 
 
 class QFormerLayer(nn.Module):
-    """Self-attention, cross-attention where there is one, and an exact-GELU MLP; each post-normalized."""
+    """Self-attention, optional cross-attention and an exact-GELU MLP, each followed by LayerNorm."""
 
     def __init__(
         self, dim: int, context_dim: int, num_heads: int, ffn_dim: int, dropout: float, cross_attention: bool
@@ -78,7 +77,7 @@ class QFormerLayer(nn.Module):
 
 
 class QFormer(nn.Module):
-    """`num_queries` learned queries, cross-attending to a context in every second layer, starting with the first."""
+    """`num_queries` learned queries with cross-attention to a context in every second layer, from the first on."""
 
     def __init__(
         self,
@@ -114,7 +113,7 @@ class QFormer(nn.Module):
         return queries
 
     def reset_parameters(self) -> None:
-        """BERT's initialization: N(0, 0.02) weights and zero biases."""
+        """Initialize as in BERT: weights N(0, 0.02), zero biases."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=0.02)

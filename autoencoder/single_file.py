@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import glob
 import inspect
 import os
 import re
@@ -24,10 +25,12 @@ from .convert_official import (
     has_diffusers_keys,
     infer_config,
     read_state_dict,
-    to_float32,
     translate_overrides,
 )
-from .hub import Repository
+from .hub import download
+
+if is_accelerate_available():
+    import accelerate
 
 Checkpoint = str | os.PathLike | Mapping[str, Any]
 
@@ -58,7 +61,7 @@ def load_single_file(
     quantization_config: Any = None,
     **overrides: Any,
 ) -> Any:
-    """Load an `AutoencoderKLVidTwin` in evaluation mode; see its `from_single_file`."""
+    """Load an `AutoencoderKLVidTwin` in evaluation mode; see `AutoencoderKLVidTwin.from_single_file`."""
     if config is not None and original_config is not None:
         raise ValueError("from_single_file takes `config` or `original_config`, not both.")
     if quantization_config is not None:
@@ -66,49 +69,51 @@ def load_single_file(
             "from_single_file does not quantize: call save_pretrained, then "
             "from_pretrained(folder, quantization_config=...)."
         )
+    if original_config is not None and not isinstance(original_config, Mapping):
+        raise ValueError(
+            "original_config must be a dict of the model's official hyperparameters, such as {'num_heads': 12}, not "
+            f"{original_config!r}; it is optional, since sizes are inferred from the weights."
+        )
     dtype = check_dtype(dtype if dtype is not None else torch_dtype)
     device = check_device(device if device is not None else device_of_map(device_map))
     if low_cpu_mem_usage is None:
         low_cpu_mem_usage = is_accelerate_available()
-    hub = {
+    if low_cpu_mem_usage and not is_accelerate_available():
+        raise ValueError("low_cpu_mem_usage=True requires accelerate: pip install accelerate.")
+    hub_options = {
         "token": token,
         "cache_dir": cache_dir,
         "local_files_only": bool(local_files_only),
         "force_download": force_download,
     }
-    if proxies is not None:
-        hub["proxies"] = proxies
 
-    # 1. Weights
+    # 1. Read the weights.
     if isinstance(checkpoint, Mapping):
         source = "The state dict"
         state = extract_state_dict(checkpoint, source)
     else:
-        folder = subfolder if config is None else None
-        source = locate_checkpoint(checkpoint, revision, folder, hub)
+        source = locate_checkpoint(checkpoint, revision, subfolder if config is None else None, hub_options)
         state = read_state_dict(source, disable_mmap)
 
-    # 2. Sizes
-    overrides = check_overrides(model_class, {**(check_original_config(original_config) or {}), **overrides})
+    # 2. Collect the hyperparameters.
+    overrides = check_overrides(model_class, {**(original_config or {}), **overrides})
     if config is not None:
-        sizes = load_model_config(model_class, config, subfolder, config_revision, hub)
+        sizes = load_model_config(model_class, config, subfolder, config_revision, hub_options)
     elif has_diffusers_keys(state):
         raise ValueError(
-            f"{source} has the layout of a Diffusers model, whose sizes are in its config.json: pass config= with "
-            "the folder of that file, or load the folder with from_pretrained."
+            f"{source} has the layout of a Diffusers model, whose sizes are in its config.json: pass config= with the "
+            "folder of that file, or load the folder with from_pretrained."
         )
     else:
         sizes = infer_config(state, source)
     sizes = {**sizes, **overrides}
 
-    # 3. Model
-    with torch.device("meta"):
-        expected = {key: value.shape for key, value in model_class.from_config(sizes).state_dict().items()}
-    converted = to_float32(state) if has_diffusers_keys(state) else convert_state_dict(state)
-    check_keys(converted, expected, source)
-    with empty_weights() if low_cpu_mem_usage else nullcontext():
+    # 3. Build the model and load the weights.
+    with accelerate.init_empty_weights() if low_cpu_mem_usage else nullcontext():
         model = model_class.from_config(sizes)
-    if low_cpu_mem_usage and isinstance(checkpoint, Mapping):  # the tensors become the parameters
+    converted = convert_state_dict(state)
+    check_keys(converted, {key: value.shape for key, value in model.state_dict().items()}, source)
+    if low_cpu_mem_usage and isinstance(checkpoint, Mapping):  # its tensors would become the parameters
         converted = {key: value.clone() for key, value in converted.items()}
     model.load_state_dict(converted, assign=low_cpu_mem_usage)
     for target in (device, dtype):
@@ -117,31 +122,18 @@ def load_single_file(
     return model.eval()
 
 
-def empty_weights():
-    """A context in which new parameters take no memory and no time.
-
-    Raises:
-        ValueError: without the package accelerate.
-    """
-    if not is_accelerate_available():
-        raise ValueError("low_cpu_mem_usage=True needs the package accelerate: pip install accelerate.")
-    from accelerate import init_empty_weights
-
-    return init_empty_weights()
-
-
 # --- arguments ------------------------------------------------------------------------------------------------------
 
 
 def check_dtype(dtype: torch.dtype | None) -> torch.dtype | None:
-    """Raise a `ValueError` for anything but a floating-point `torch.dtype` or None."""
+    """Raise a `ValueError` for anything other than a floating-point `torch.dtype` or None."""
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ValueError(f"torch_dtype must be a floating-point dtype such as torch.float16, not {dtype!r}.")
     return dtype
 
 
 def check_device(device: str | int | torch.device | None) -> torch.device | None:
-    """The device; a `ValueError` if there is no such kind of device."""
+    """Return the device; raise a `ValueError` if it is no device."""
     try:
         return None if device is None else torch.device(device)
     except (RuntimeError, TypeError) as error:
@@ -149,7 +141,7 @@ def check_device(device: str | int | torch.device | None) -> torch.device | None
 
 
 def device_of_map(device_map: str | dict[str, Any] | None) -> Any:
-    """The one device that a device map stands for, or None; a `ValueError` for a map of several."""
+    """Return the single device of a device map, or None; raise a `ValueError` for a map of several devices."""
     if isinstance(device_map, Mapping) and list(device_map) == [""]:
         device_map = device_map[""]
     if isinstance(device_map, Mapping) or device_map in ("auto", "balanced", "balanced_low_0", "sequential"):
@@ -160,21 +152,11 @@ def device_of_map(device_map: str | dict[str, Any] | None) -> Any:
     return device_map
 
 
-def check_original_config(original_config: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Raise a `ValueError` for an original config that is not a mapping of sizes."""
-    if original_config is not None and not isinstance(original_config, Mapping):
-        raise ValueError(
-            "original_config must be a dict of the model's official hyperparameters, such as {'num_heads': 12}, not "
-            f"{original_config!r}; sizes are read from the weights, so it may be left out."
-        )
-    return original_config if original_config is None else dict(original_config)
-
-
 def check_overrides(model_class: type, overrides: dict[str, Any]) -> dict[str, Any]:
-    """Hyperparameters by our names.
+    """Translate hyperparameters to our names.
 
     Raises:
-        ValueError: naming one that the model does not have, and the names next to it.
+        ValueError: if the model has no such hyperparameter; the message names similar ones.
     """
     translated = translate_overrides(overrides)
     known = [name for name in inspect.signature(model_class.__init__).parameters if name != "self"]
@@ -182,7 +164,7 @@ def check_overrides(model_class: type, overrides: dict[str, Any]) -> dict[str, A
         if name not in known:
             near = difflib.get_close_matches(name, [*known, *STANDARD_ARGUMENTS, *OFFICIAL_NAMES], n=3)
             hint = f"; did you mean {' or '.join(near)}?" if near else "."
-            raise ValueError(f"from_single_file has no argument {name!r}, and {model_class.__name__} neither{hint}")
+            raise ValueError(f"Neither from_single_file nor {model_class.__name__} has an argument {name!r}{hint}")
     return translated
 
 
@@ -198,54 +180,50 @@ def load_model_config(
     config: str | os.PathLike,
     subfolder: str | None,
     revision: str | None,
-    hub: dict[str, Any],
+    hub_options: dict[str, Any],
 ) -> dict[str, Any]:
-    """The sizes in a Diffusers `config.json`: of a file, a folder or a Hub repository; of a pipeline, its `vae`.
+    """Load the Diffusers config of a file, a folder or a Hub repository; of a pipeline, the config of its `vae`.
 
     Raises:
-        ValueError: if `config` is not a path or repository, or is of another model.
-        OSError: if there is no such config.
+        ValueError: if `config` is no path or repository, or describes another model.
+        OSError: if the config does not exist.
     """
     if not isinstance(config, str | os.PathLike):
         raise ValueError(
             "config must be the path of a config.json, of a folder with one, or a repository on the Hub, not "
             f"{type(config).__name__}."
         )
-    config = os.fspath(config)
-    if subfolder is None and is_pipeline(config, revision, hub):
+    path = Path(config)
+    if not path.exists():
+        path = download(
+            os.fspath(config), ["model_index.json", "config.json", "*/config.json"], revision, **hub_options
+        )
+    if subfolder is None and (path / "model_index.json").is_file():
         subfolder = "vae"
-    sizes = model_class.load_config(config, subfolder=subfolder, revision=revision, **hub)
+    sizes = model_class.load_config(path, subfolder=subfolder)
     class_name = sizes.get("_class_name", model_class.__name__)
     if class_name != model_class.__name__:
-        raise ValueError(f"The config at {config} is of {class_name}, not of {model_class.__name__}.")
+        raise ValueError(f"The config at {config} describes {class_name}, not {model_class.__name__}.")
     return sizes
 
 
-def is_pipeline(config: str, revision: str | None, hub: dict[str, Any]) -> bool:
-    """Whether a folder or a Hub repository holds a pipeline."""
-    if os.path.exists(config):
-        return (Path(config) / "model_index.json").is_file()
-    found = Repository(config, revision, hub).find("model_index.json", "config.json")
-    return found is not None and found.name == "model_index.json"
-
-
-# --- where the file is ----------------------------------------------------------------------------------------------
+# --- the checkpoint file --------------------------------------------------------------------------------------------
 
 
 def locate_checkpoint(
-    address: str | os.PathLike, revision: str | None, subfolder: str | None, hub: dict[str, Any]
+    address: str | os.PathLike, revision: str | None, subfolder: str | None, hub_options: dict[str, Any]
 ) -> Path:
-    """A local file, or one of a Hub repository in the cache, downloaded where needed.
+    """Return the path of a local file, or of a file of a Hub repository in the cache.
 
     Args:
-        address: a path, "user/repository/path/to/file.safetensors", or the same as a link with `blob` or `resolve`.
-        revision: of the repository; None: that of the link, else "main".
-        subfolder: of the repository, before the file's path.
-        hub: options of `hf_hub_download`.
+        address: a path, "user/repository/path/to/file.safetensors", or a URL with `blob` or `resolve`.
+        revision: of the repository; None: the revision of the URL, else "main".
+        subfolder: of the repository, before the path of the file.
+        hub_options: options of `download`.
 
     Raises:
-        FileNotFoundError: if it is neither a file nor such an address, or the repository has no such file.
-        OSError: if the repository or the revision does not exist or cannot be reached.
+        FileNotFoundError: if `address` is neither a file nor a Hub address, or the repository has no such file.
+        OSError: if the repository or the revision does not exist, or the Hub cannot be reached.
     """
     address = os.fspath(address)
     if os.path.isfile(address):
@@ -253,26 +231,24 @@ def locate_checkpoint(
     parts = split_hub_address(address)
     if parts is None:
         raise FileNotFoundError(
-            f"No checkpoint file at {address}. A file on the Hub is given as user/repository/file.safetensors, or as "
-            "the link to it."
+            f"No checkpoint file at {address}. A file on the Hub is given as user/repository/file.safetensors, or by "
+            "its URL."
         )
-    repo_id, linked_revision, filename = parts
-    if subfolder:
-        filename = f"{subfolder.strip('/')}/{filename}"
-    repository = Repository(repo_id, revision or linked_revision, hub)
+    repo_id, url_revision, filename = parts
+    filename = f"{subfolder.strip('/')}/{filename}" if subfolder else filename
     try:
-        path = repository.find(filename)
+        path = download(repo_id, [glob.escape(filename)], revision or url_revision, **hub_options) / filename
     except OSError as error:
         if "://" in address:
             raise
         raise type(error)(f"No checkpoint file at {address}, and none on the Hub: {error}") from error
-    if path is None:
-        raise FileNotFoundError(f"{repository} has no file {filename}.")
+    if not path.is_file():
+        raise FileNotFoundError(f"{repo_id} has no file {filename}.")
     return path
 
 
 def split_hub_address(address: str) -> tuple[str, str | None, str] | None:
-    """(repository, revision or None, path of the file) of an address on the Hub; None for anything else."""
+    """Split an address on the Hub into repository, revision or None, and path of the file; None for anything else."""
     hosts = (*HUB_HOSTS, urlsplit(constants.ENDPOINT).netloc)
     if "://" in address:
         url = urlsplit(address)
@@ -283,7 +259,7 @@ def split_hub_address(address: str) -> tuple[str, str | None, str] | None:
         host, _, path = address.partition("/")
         if host not in hosts:
             path = address
-            if os.path.isdir(os.path.dirname(address)):  # a missing file of a folder here
+            if os.path.isdir(os.path.dirname(address)):  # a missing file in a local folder
                 return None
     match = re.fullmatch(r"([\w.-]+/[\w.-]+)/(?:(?:blob|resolve)/([^/]+)/)?(.+)", path)
     if match is None or match[1].startswith(".") or not match[3].endswith(SUFFIXES):

@@ -1,7 +1,7 @@
-"""Clips of any size on a model of one size: where the tiles lie and how much each counts where they overlap.
+"""Tiles for clips of any size: their positions, and their weights where they overlap.
 
-A tile is a clip of the model's own size; along time it is also called a window. Tiles lie a stride apart, the last one
-ends where the clip ends; an axis shorter than a tile is padded by its last frame, row or column.
+A tile has the size of the model's clips; along time it is also called a window. Tiles are a stride apart, and the last
+one ends with the clip. An axis shorter than a tile is padded with its last frame, row or column.
 """
 
 from __future__ import annotations
@@ -15,17 +15,16 @@ import torch
 from torch import nn
 
 Size = tuple[int, int, int]
-Place = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class ClipGeometry:
-    """The size of a clip and the tiles it was cut into; a latent of several tiles carries it.
+    """The size of a clip and of its tiles; latents of several tiles keep it.
 
     Attributes:
         size: (T, H, W) of the clip, in frames and pixels.
-        tile: (T, H, W) of a tile: the model's own clip.
-        stride: (frames, rows, columns) from one tile to the next, at most the tile's own size.
+        tile: (T, H, W) of a tile, the model's clip.
+        stride: (frames, rows, columns) from one tile to the next, at most the size of a tile.
 
     Raises:
         ValueError: if a size or a stride is not positive, or a stride leaves gaps between tiles.
@@ -51,16 +50,16 @@ class ClipGeometry:
 
     @property
     def num_tiles(self) -> int:
-        """Tiles in all."""
+        """Total number of tiles."""
         return torch.Size(self.grid).numel()
 
     @property
     def padded(self) -> Size:
-        """(T, H, W) of the clip once no axis is shorter than a tile."""
+        """(T, H, W) of the clip after padding every axis to at least a tile."""
         return tuple(max(size, tile) for size, tile in zip(self.size, self.tile, strict=True))
 
-    def places(self) -> list[Place]:
-        """(frame, row, column) where each tile starts, row-major: the order of a latent's tiles."""
+    def tile_starts(self) -> list[Size]:
+        """Return (frame, row, column) of each tile's start, row-major, which is the order of tiles in latents."""
         return list(itertools.product(*self._starts()))
 
     def _starts(self) -> list[list[int]]:
@@ -68,40 +67,37 @@ class ClipGeometry:
 
 
 def is_whole(value: Any) -> bool:
-    """Whether a value is a whole number; `True` and `False`, which Python counts among them, are not."""
+    """Return whether a value is a whole number, not counting `True` and `False`."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def check_stride(name: str, value: int, tile: int) -> int:
-    """The stride; a `ValueError` unless it is a whole number between 1 and the size of a tile."""
+    """Return the stride; raise a `ValueError` unless it is a whole number from 1 to the size of a tile."""
     if not is_whole(value) or not 1 <= value <= tile:
-        raise ValueError(
-            f"{name} must be a whole number between 1 and the size of a tile, {tile}, not {value!r}; larger strides "
-            "leave gaps."
-        )
+        raise ValueError(f"{name} must be a whole number between 1 and the size of a tile, {tile}, not {value!r}.")
     return int(value)
 
 
 def axis_starts(size: int, tile: int, stride: int) -> list[int]:
-    """Where the tiles along an axis start: a stride apart, the last one moved back to end with the axis."""
+    """Return the starts of the tiles along an axis: a stride apart, the last one moved back to end with the axis."""
     return [*range(0, size - tile, stride), max(size - tile, 0)]
 
 
 def ramp(overlap: int, length: int) -> torch.Tensor:
-    """The share of the later of two tiles over its own positions (length,): rising over `overlap` of them, then 1."""
+    """Return the weight of the later of two tiles at its positions (length,): rising over `overlap`, then 1."""
     return ((torch.arange(length, dtype=torch.float32) + 1) / (overlap + 1)).clamp(max=1.0)
 
 
 def axis_weights(starts: list[int], tile: int) -> torch.Tensor:
-    """How much each tile along an axis counts at each of its positions: (tiles, tile); 1 in sum everywhere.
+    """Return the weights of the tiles along an axis at their positions: (tiles, tile), with sum 1 everywhere.
 
-    Every tile is laid over those before it and rises over what it shares with the one before. So tiles can be blended
-    as they come, and one tile alone counts exactly 1.
+    Every tile covers the previous ones, with a weight that rises over the overlap with the one before. Tiles can thus
+    be blended one at a time, and a single tile has weight 1.
     """
     weights = torch.ones(len(starts), tile)
     for i, start in enumerate(starts[1:], start=1):
         rise = ramp(starts[i - 1] + tile - start, tile)
-        for j in range(i):  # more than two tiles overlap where the last one was moved back
+        for j in range(i):  # more than two tiles overlap if the last one was moved back
             shared = starts[j] + tile - start
             if shared > 0:
                 weights[j, tile - shared :] *= 1 - rise[:shared]
@@ -110,21 +106,17 @@ def axis_weights(starts: list[int], tile: int) -> torch.Tensor:
 
 
 def cut(clip: torch.Tensor, geometry: ClipGeometry) -> list[torch.Tensor]:
-    """The tiles (B, C, *tile) of a clip (B, C, T, H, W), in the order of `geometry.places()`."""
+    """Cut a clip (B, C, T, H, W) into tiles (B, C, *tile), in the order of `geometry.tile_starts()`."""
     missing = [padded - size for size, padded in zip(geometry.size, geometry.padded, strict=True)]
     if any(missing):
         last_axis_first = [n for pad in reversed(missing) for n in (0, pad)]
         clip = nn.functional.pad(clip, last_axis_first, mode="replicate")
     t, h, w = geometry.tile
-    return [clip[:, :, f : f + t, r : r + h, c : c + w] for f, r, c in geometry.places()]
+    return [clip[:, :, f : f + t, r : r + h, c : c + w] for f, r, c in geometry.tile_starts()]
 
 
 class Blender:
-    """Puts decoded tiles together, one at a time and in the order of `geometry.places()`.
-
-    Args:
-        geometry: of the clip.
-    """
+    """Blends decoded tiles to a clip, one at a time in the order of `geometry.tile_starts()`."""
 
     def __init__(self, geometry: ClipGeometry) -> None:
         self.geometry = geometry
@@ -135,11 +127,11 @@ class Blender:
         self._added = 0
 
     def add(self, tile: torch.Tensor) -> None:
-        """The next tile (B, C, *tile)."""
+        """Add the next tile (B, C, *tile)."""
         if self._canvas is None:
-            # Weights that add up to 1 in float32 leave seams in half precision.
-            self._dtype, blended_in = tile.dtype, torch.promote_types(tile.dtype, torch.float32)
-            self._canvas = tile.new_zeros(*tile.shape[:2], *self.geometry.padded, dtype=blended_in)
+            # Blend in float32, since in half precision the weights do not add up to 1.
+            self._dtype, blend_dtype = tile.dtype, torch.promote_types(tile.dtype, torch.float32)
+            self._canvas = tile.new_zeros(*tile.shape[:2], *self.geometry.padded, dtype=blend_dtype)
         (f, r, c), weights = self._tiles[self._added]
         along_t, along_h, along_w = (weight.to(tile.device) for weight in weights)
         weight = along_t[:, None, None] * along_h[:, None] * along_w
@@ -148,6 +140,6 @@ class Blender:
         self._added += 1
 
     def clip(self) -> torch.Tensor:
-        """The clip (B, C, T, H, W), in the tiles' dtype and without what was padded."""
+        """Return the clip (B, C, T, H, W) in the dtype of the tiles, without the padding."""
         t, h, w = self.geometry.size
         return self._canvas[:, :, :t, :h, :w].to(self._dtype)

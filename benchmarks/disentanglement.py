@@ -23,9 +23,9 @@ from PIL import Image
 
 from autoencoder import AutoencoderKLVidTwin, TwinLatents
 from vidgen.common.errors import UserError
+from vidgen.common.images import component_grid, reenactment_grid
 from vidgen.common.io import atomic_write
 from vidgen.common.loading import load_vae
-from vidgen.common.plots import component_grid, reenactment_grid
 from vidgen.data.dataset import ClipDataset, collate_clips
 from vidgen.data.sprites import MOTIONS
 from vidgen.data.types import VideoFile

@@ -22,17 +22,18 @@ from matplotlib.figure import Figure
 
 from autoencoder import AutoencoderKLVidTwin
 from vidgen.common.errors import UserError
+from vidgen.common.images import comparison_grid
 from vidgen.common.loading import load_vae
-from vidgen.common.plots import comparison_grid
 from vidgen.common.precision import place_model
 from vidgen.data.dataset import ClipDataset
 from vidgen.losses.lpips import BACKBONES
-from vidgen.metrics.detectors import Detector, named_detectors
+from vidgen.metrics.detectors import Detector
 from vidgen.metrics.evaluation import ProtocolClips, evaluate_pairs, evaluate_reconstruction
 from vidgen.metrics.protocols import get_protocol
 from vidgen.metrics.reconstruction import downsample_baseline
 
 from .common import paper, vae_runs
+from .common.detectors import parse_detectors
 from .common.figures import dot_chart
 from .common.generation import add_detector_options
 from .common.harness import Benchmark, Results
@@ -114,7 +115,7 @@ def check_combination(options: argparse.Namespace, protocol: str | None) -> None
 def detectors_of(options: argparse.Namespace, protocol: str | None) -> list[Detector]:
     """The options' detectors; by default one without weights, and none with the paper's protocol."""
     names = options.detector or ([] if protocol else [DEFAULT_DETECTOR])
-    return named_detectors(names, get_protocol(protocol or PAPER_PROTOCOL).detector, options.detector_sha256)
+    return parse_detectors(names, get_protocol(protocol or PAPER_PROTOCOL).detector, options.detector_sha256)
 
 
 def short_name(folder: str, taken: Collection[str]) -> str:

@@ -24,7 +24,8 @@ from matplotlib.figure import Figure
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from pipelines import VidTwinPipeline
-from pipelines.schedulers import normalize_latents, other_solver
+from pipelines.latents import normalize_latents
+from pipelines.schedulers import other_solver
 from vidgen.common.errors import UserError
 from vidgen.metrics.flops import clock
 from vidgen.metrics.fvd import Sampling, class_labels

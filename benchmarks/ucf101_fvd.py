@@ -19,8 +19,8 @@ from accelerate import Accelerator
 from matplotlib.figure import Figure
 
 from pipelines import VidTwinPipeline
-from vidgen.common.plots import class_grid
-from vidgen.metrics.fvd import Sampling, class_labels, generated_clips
+from vidgen.common.images import class_grid
+from vidgen.metrics.fvd import Sampling, class_labels, generate_clips
 from vidgen.metrics.protocols import Protocol
 
 from .common import generation, paper
@@ -72,7 +72,7 @@ def save_sample_grid(path: Path, pipeline: VidTwinPipeline, sampling: Sampling, 
     """PNG of the first samples, generated again: a sample depends on its number alone."""
     numbers = range(GRID)
     balanced = replace(sampling, class_sampling="balanced")
-    [batch] = generated_clips(pipeline, balanced, protocol)([numbers])
+    [batch] = generate_clips(pipeline, balanced, protocol)([numbers])
     names = {number: name for name, number in (pipeline.labels | pipeline.subclasses).items()}
     labels = class_labels(pipeline, numbers, balanced) or numbers
     class_grid(path, batch.clips.cpu(), [str(names.get(label, label)) for label in labels])

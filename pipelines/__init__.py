@@ -1,4 +1,4 @@
-"""What generates: the two-latent diffusion transformer, its samplers and `VidTwinPipeline`.
+"""Layer 2: video generation with the two-latent diffusion transformer, its schedulers and `VidTwinPipeline`.
 
 from pipelines import VidTwinPipeline
 frames = VidTwinPipeline.from_pretrained("runs/dit/final")(class_labels="Biking").frames
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .schedulers import default_scheduler
     from .transformer_vidtwin import VidTwinTransformer3DModel
 
-_HOMES = {
+_EXPORTS = {
     "VidTwinPipeline": "pipeline_vidtwin",
     "VidTwinPipelineOutput": "pipeline_output",
     "VidTwinTransformer3DModel": "transformer_vidtwin",
@@ -26,9 +26,9 @@ __all__ = ["VidTwinPipeline", "VidTwinPipelineOutput", "VidTwinTransformer3DMode
 
 
 def __getattr__(name: str):
-    if name not in _HOMES:
+    if name not in _EXPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    return getattr(importlib.import_module(f".{_EXPORTS[name]}", __name__), name)
 
 
 def __dir__() -> list[str]:

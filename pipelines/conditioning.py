@@ -1,91 +1,192 @@
-"""What a pipeline may be given to keep or to vary: clips, still images or latents, as one stream's latent."""
+"""Conditioning: clips, images or latents as one stream, kept or varied while sampling."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
 import torch
+from diffusers import SchedulerMixin
 
 from autoencoder.latents import TwinLatents
 
 from .finite import check_finite_output, check_finite_tensor
+from .latents import spread_streams
+from .schedulers import noise_levels
 
 if TYPE_CHECKING:
     from autoencoder.autoencoder_kl_vidtwin import AutoencoderKLVidTwin
 
-Given = TwinLatents | torch.Tensor | np.ndarray | PIL.Image.Image | list
-STREAMS = ("structure", "dynamics")
+ConditioningInput = TwinLatents | torch.Tensor | np.ndarray | PIL.Image.Image | list
 
 
-def given_latent(given: Given, stream: str, vae: AutoencoderKLVidTwin, device: torch.device) -> torch.Tensor:
-    """The latent of a stream, flat and not normalized, (B, values), float32.
+@dataclass(frozen=True)
+class StreamConditioning:
+    """Streams that start from conditioning latents instead of noise.
+
+    Attributes:
+        clean: conditioning latents, packed and normalized (B, L); arbitrary for a stream that starts at step 0.
+        start_steps: steps from which structure and dynamics are denoised; see `get_start_steps`.
+        sizes: number of values in the structure and in the dynamics latent, L in total.
+        keep: mask (L,) of values that are kept while the rest of their stream is generated around them, as in RePaint
+            (Lugmayr et al., arXiv 2201.09865); None: no value.
+    """
+
+    clean: torch.Tensor
+    start_steps: tuple[int, int]
+    sizes: tuple[int, int]
+    keep: torch.Tensor | None = None
+
+    def initialize(self, scheduler: SchedulerMixin, timesteps: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """Return the initial latents (B, L): each stream is noise, noisy conditioning or clean conditioning.
+
+        Args:
+            scheduler: states the noise levels.
+            timesteps: (N, 2), from `get_stream_timesteps`.
+            noise: standard normal (B, L).
+        """
+        alpha, sigma = noise_levels(scheduler, timesteps[0])
+        streams = []
+        for i, (clean, stream_noise) in enumerate(
+            zip(self.clean.split(self.sizes, 1), noise.split(self.sizes, 1), strict=True)
+        ):
+            if 0 < self.start_steps[i] < len(timesteps):
+                streams.append(alpha[i] * clean + sigma[i] * stream_noise)
+            else:
+                streams.append(clean if self.start_steps[i] else stream_noise)
+        return torch.cat(streams, dim=1)
+
+    def restore_kept(
+        self, scheduler: SchedulerMixin, timestep: torch.Tensor | None, latents: torch.Tensor, noise: torch.Tensor
+    ) -> torch.Tensor:
+        """Overwrite kept values of latents (B, L) at the noise level of a timestep (2,), or clean for None."""
+        if self.keep is None:
+            return latents
+        if timestep is None:
+            return torch.where(self.keep, self.clean, latents)
+        alpha, sigma = (spread_streams(level, self.sizes) for level in noise_levels(scheduler, timestep[None]))
+        return torch.where(self.keep, alpha * self.clean + sigma * noise, latents)
+
+
+def get_start_steps(scheduler: SchedulerMixin, num_timesteps: int, strengths: tuple[float, float]) -> tuple[int, int]:
+    """Return the steps from which structure and dynamics are denoised.
 
     Args:
-        given: `TwinLatents`; a latent of the stream (B, *its shape), as `vae.unpack` gives it; or clips or stills as
-            the pipeline puts them out: a PIL image, a list of T of them or a list of such lists, a float array
-            (B, T, H, W, 3) or tensor (B, T, 3, H, W) in [0, 1], either without B as well. One frame is a still, shown
-            for the whole clip. Images are scaled and cut to the model's size.
+        scheduler: its timesteps are those of the whole sampling.
+        num_timesteps: number of these.
+        strengths: of structure and dynamics, the fraction of steps applied: 0 keeps the conditioning latent, 1 ignores
+            it.
+
+    Raises:
+        ValueError: if the scheduler scales its latents (`init_noise_sigma`), so that a waiting stream would seem to
+            have another noise level.
+    """
+    if strengths != (1, 1) and getattr(scheduler, "init_noise_sigma", 1.0) != 1:
+        raise ValueError(
+            f"{type(scheduler).__name__} does not support conditioning; use DDIM, DPM-Solver++, UniPC or flow "
+            "matching."
+        )
+    structure, dynamics = (num_timesteps - round(num_timesteps * strength) for strength in strengths)
+    return structure, dynamics
+
+
+def get_stream_timesteps(timesteps: torch.Tensor, start_steps: tuple[int, int]) -> torch.Tensor:
+    """Return the timestep of each stream at each step: (N,) -> (N, 2).
+
+    A stream that starts later waits at its first timestep; a stream that never starts is clean, at 0.
+    """
+    padded = torch.cat([timesteps, timesteps.new_zeros(1)])
+    streams = [torch.cat([padded[start].expand(start), timesteps[start:]]) for start in start_steps]
+    return torch.stack(streams, dim=1)
+
+
+def get_keep_mask(
+    kept_frames: Sequence[int],
+    structure_shape: tuple[int, ...],
+    dynamics_shape: tuple[int, ...],
+    device: torch.device,
+) -> torch.Tensor | None:
+    """Return a mask (L,) over packed latents of the dynamics of some frames; None for no frames."""
+    if not kept_frames:
+        return None
+    structure = torch.zeros(structure_shape, dtype=torch.bool, device=device)
+    dynamics = torch.zeros(dynamics_shape, dtype=torch.bool, device=device)
+    dynamics[:, list(kept_frames)] = True
+    return torch.cat([structure.flatten(), dynamics.flatten()])
+
+
+def encode_conditioning(
+    condition: ConditioningInput, stream: str, vae: AutoencoderKLVidTwin, device: torch.device
+) -> torch.Tensor:
+    """Encode the conditioning input of one stream to latents (B, values), float32, not normalized.
+
+    Args:
+        condition: `TwinLatents`; a latent of the stream (B, *shape), as `vae.unpack` returns it; or clips or images:
+            a PIL image, a list of T of them or a list of such lists, a float array (B, T, H, W, 3) or tensor
+            (B, T, 3, H, W) in [0, 1], either without B as well. A single frame is repeated for the whole clip. PIL
+            images are resized and center-cropped to the model's size.
         stream: "structure" or "dynamics".
+        vae: the autoencoder.
         device: to encode on.
 
     Raises:
-        ValueError: if it is none of these, of another size than the model's, or not finite.
+        ValueError: if the type, the size or a value of the input is not supported.
         NonFiniteError: if its latent is not finite.
     """
     shape = tuple(getattr(vae, f"{stream}_shape"))
-    if isinstance(given, TwinLatents):
-        given = getattr(given, stream)
-        if tuple(given.shape[1:]) != shape:
-            raise ValueError(f"{stream} must be latents (B, {_sizes(shape)}), but they have shape {_of(given)}.")
-    if isinstance(given, torch.Tensor) and tuple(given.shape[1:]) == shape:
-        check_finite_tensor(stream, given)
-        return given.detach().to(device, torch.float32).flatten(1)
-    clips = _clips(given, stream, vae)
+    if isinstance(condition, TwinLatents):
+        condition = getattr(condition, stream)
+        if tuple(condition.shape[1:]) != shape:
+            raise ValueError(
+                f"{stream} latents must be (B, {', '.join(map(str, shape))}), but have shape {tuple(condition.shape)}."
+            )
+    if isinstance(condition, torch.Tensor) and tuple(condition.shape[1:]) == shape:
+        check_finite_tensor(stream, condition)
+        return condition.detach().to(device, torch.float32).flatten(1)
+    clips = prepare_clips(condition, stream, vae)
     latents = vae.encode(clips.to(device, vae.dtype)).latent_dist.mode()
     check_finite_output("the autoencoder", latents, vae)
     return getattr(vae.unpack(latents), stream).float().flatten(1)
 
 
-def _clips(given: Given, stream: str, vae: AutoencoderKLVidTwin) -> torch.Tensor:
-    """Clips (B, C, T, H, W) in [-1, 1]."""
+def prepare_clips(condition: ConditioningInput, stream: str, vae: AutoencoderKLVidTwin) -> torch.Tensor:
+    """Convert images, arrays or tensors to clips (B, C, T, H, W) in [-1, 1]; see `encode_conditioning`."""
     channels, frames, height, width = vae.clip_shape
-    if isinstance(given, PIL.Image.Image):
-        given = [given]
-    if isinstance(given, list):
-        clips = given if given and isinstance(given[0], list) else [given]
+
+    # Convert everything to a tensor (..., C, H, W) in [0, 1].
+    if isinstance(condition, PIL.Image.Image):
+        condition = [condition]
+    if isinstance(condition, list):
+        clips = condition if condition and isinstance(condition[0], list) else [condition]
         if not all(clip and all(isinstance(frame, PIL.Image.Image) for frame in clip) for clip in clips):
-            raise ValueError(f"{stream}: a list must hold PIL images, or lists of them, and at least one.")
+            raise ValueError(f"{stream}: a list must hold PIL images, or non-empty lists of PIL images.")
         if len({len(clip) for clip in clips}) > 1:
-            raise ValueError(f"{stream}: all clips must have as many frames, not {sorted({*map(len, clips)})}.")
+            raise ValueError(
+                f"{stream}: all clips must have the same length, not {sorted({*map(len, clips)})} frames."
+            )
         fitted = [[np.asarray(PIL.ImageOps.fit(f.convert("RGB"), (width, height))) for f in clip] for clip in clips]
-        given = np.stack([np.stack(clip) for clip in fitted]).astype(np.float32) / 255
-    if isinstance(given, np.ndarray):
-        given = torch.from_numpy(given).movedim(-1, -3) if given.ndim >= 3 else torch.from_numpy(given)
-    if not isinstance(given, torch.Tensor):
-        raise ValueError(f"{stream} must be clips, images or latents, not {type(given).__name__}.")
-    if not given.is_floating_point():
-        raise ValueError(f"{stream}: frames must be floats in [0, 1], not {given.dtype}.")
-    video = given if given.ndim == 5 else given[None]
-    size, shape = tuple(video.shape[1:]), getattr(vae, f"{stream}_shape")
-    if video.ndim != 5 or size not in ((frames, channels, height, width), (1, channels, height, width)):
+        condition = np.stack([np.stack(clip) for clip in fitted]).astype(np.float32) / 255
+    if isinstance(condition, np.ndarray):
+        condition = torch.from_numpy(condition)
+        condition = condition.movedim(-1, -3) if condition.ndim >= 3 else condition
+
+    # Check the tensor.
+    if not isinstance(condition, torch.Tensor):
+        raise ValueError(f"{stream} must be clips, images or latents, not {type(condition).__name__}.")
+    if not condition.is_floating_point():
+        raise ValueError(f"{stream}: frames must be floats in [0, 1], not {condition.dtype}.")
+    video = condition if condition.ndim == 5 else condition[None]
+    if video.ndim != 5 or video.shape[1] not in (1, frames) or video.shape[2:] != (channels, height, width):
+        shape = ", ".join(map(str, getattr(vae, f"{stream}_shape")))
         raise ValueError(
-            f"{stream} must be clips of {frames} frames, or of one, of {height} x {width}, (B, T, {channels}, H, W), "
-            f"or latents (B, {_sizes(shape)}), but has shape {_of(given)}."
+            f"{stream} must be clips (B, T, {channels}, {height}, {width}) of T = {frames} frames or one frame, or "
+            f"latents (B, {shape}), but has shape {tuple(condition.shape)}."
         )
     check_finite_tensor(stream, video)
     if video.min() < 0 or video.max() > 1:
-        raise ValueError(
-            f"{stream}: frames must lie in [0, 1], but reach from {video.min():.3g} to {video.max():.3g}."
-        )
+        raise ValueError(f"{stream}: frames must be in [0, 1], not in [{video.min():.3g}, {video.max():.3g}].")
     return video.expand(-1, frames, -1, -1, -1).transpose(1, 2) * 2 - 1
-
-
-def _of(tensor: torch.Tensor) -> str:
-    return f"({', '.join(map(str, tensor.shape))})"
-
-
-def _sizes(shape: tuple[int, ...]) -> str:
-    return ", ".join(map(str, shape))

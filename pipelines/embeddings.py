@@ -1,4 +1,4 @@
-"""From latents to tokens and back, and the vector that conditions each stream."""
+"""Conversion between latents and tokens, and the conditioning vector of each stream."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from autoencoder.blocks import sincos_1d
 
 
 def patchify(latent: torch.Tensor, patch_size: tuple[int, ...]) -> torch.Tensor:
-    """Cut a latent with n axes into row-major patches, the channel innermost.
+    """Cut a latent with n axes into row-major patches with the channel innermost.
 
     Args:
-        latent: (B, C, *sizes), n sizes that the patch divides.
+        latent: (B, C, *sizes), with n sizes that the patch sizes divide.
         patch_size: n numbers.
 
     Returns:
@@ -31,7 +31,7 @@ def patchify(latent: torch.Tensor, patch_size: tuple[int, ...]) -> torch.Tensor:
 
 
 def unpatchify(tokens: torch.Tensor, patch_size: tuple[int, ...], shape: tuple[int, ...]) -> torch.Tensor:
-    """The inverse of `patchify`: (B, number of patches, prod(patch_size) * C) -> (B, *shape), shape = (C, *sizes)."""
+    """Invert `patchify`: (B, number of patches, prod(patch_size) * C) -> (B, *shape), shape = (C, *sizes)."""
     n = len(patch_size)
     grid = [size // patch for size, patch in zip(shape[1:], patch_size, strict=True)]
     tokens = tokens.reshape(tokens.shape[0], *grid, *patch_size, shape[0])
@@ -40,9 +40,9 @@ def unpatchify(tokens: torch.Tensor, patch_size: tuple[int, ...], shape: tuple[i
 
 
 def sincos_positions(grid: tuple[int, ...], dim: int) -> torch.Tensor:
-    """Fixed sin-cos positions of a row-major grid with n axes: (prod(grid), dim), float32.
+    """Return fixed sin-cos positions of a row-major grid with n axes: (prod(grid), dim), float32.
 
-    Each axis has an equal, even share of the channels, in the order of the axes; channels left over are zero.
+    Axes have equal, even numbers of channels, in the order of the axes; remaining channels are zero.
     """
     share = dim // len(grid) // 2 * 2
     axes = []
@@ -54,15 +54,15 @@ def sincos_positions(grid: tuple[int, ...], dim: int) -> torch.Tensor:
 
 
 class StreamEmbedding(nn.Module):
-    """One stream's latent to tokens: a linear layer on each patch, plus fixed positions.
+    """Embeds one stream's latent to tokens: a linear layer on each patch, plus fixed positions.
 
-    The layer belongs to this stream alone, so its bias is the learned stream embedding.
+    Each stream has such a layer, whose bias is the learned stream embedding.
 
     Args:
         shape: (C, *sizes) of the latent.
         patch_size: one number per size.
         dim: token width D.
-        self_conditioning: also take a latent of the same shape, patch beside patch.
+        self_conditioning: whether to concatenate the patches of a second latent of the same shape.
     """
 
     def __init__(
@@ -78,16 +78,16 @@ class StreamEmbedding(nn.Module):
     def forward(self, *latents: torch.Tensor) -> torch.Tensor:
         """(B, C, *sizes), and once more where self-conditioned -> (B, number of patches, D)."""
         patches = torch.cat([patchify(latent, self.patch_size) for latent in latents], dim=-1)
-        # The latents' dtype, not the layer's: under autocast the residual stream stays in float32.
+        # In the latents' dtype, so that the residual stream stays float32 under autocast.
         return self.proj(patches) + self.position.to(patches)
 
 
 class TwinConditionEmbedding(nn.Module):
-    """A conditioning vector per stream: its own noise level first, then the other stream's, the stream and the class.
+    """A conditioning vector per stream: the sum of embeddings of both noise levels, the stream and the class.
 
     Args:
         dim: width D of the vectors.
-        num_classes: rows of the class table less one, whose last row is "no class"; None: no class.
+        num_classes: the class table has one more row for "no class"; None: no class table.
     """
 
     def __init__(self, dim: int, num_classes: int | None = None) -> None:
@@ -100,7 +100,7 @@ class TwinConditionEmbedding(nn.Module):
 
     def forward(self, timestep: torch.Tensor, class_labels: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
         """timestep (B, 2) and class_labels (B,) -> (B, 2, D), structure first."""
-        frequencies = self.time_proj(timestep.flatten()).to(dtype)  # made in float32
+        frequencies = self.time_proj(timestep.flatten()).to(dtype)  # computed in float32
         own = self.time_embedder(frequencies).unflatten(0, (-1, 2))
         conditioning = own + self.other_time_proj(own.flip(1)) + self.stream_embed
         if self.class_embed is not None:

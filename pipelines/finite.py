@@ -1,4 +1,4 @@
-"""Checks for NaN and infinite values, which a conversion to pixels would turn into black or white without a word."""
+"""Checks for NaN and infinite values, which conversion to pixels would silently turn into black or white."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def check_finite_number(name: str, value: float | Sequence[float]) -> None:
 
 
 def check_finite_tensor(name: str, values: torch.Tensor) -> None:
-    """Raise a `ValueError` if a tensor that the caller gave contains NaN or infinite values."""
+    """Raise a `ValueError` if a tensor of the caller contains NaN or infinite values."""
     if not values.isfinite().all():
         raise ValueError(f"{name} contains NaN or infinite values.")
 
@@ -35,16 +35,16 @@ def check_finite_output(source: str, values: torch.Tensor, model: ModelMixin) ->
     """Raise a `NonFiniteError` if a model's output contains NaN or infinite values; waits for the device.
 
     Args:
-        source: what the model is: "the transformer".
+        source: name of the model: "the transformer".
         values: its output, of any shape.
-        model: names the dtype in which it computed them.
+        model: the model, whose dtype the message names.
     """
     if not values.isfinite().all():
         raise NonFiniteError(non_finite_message(source, model))
 
 
 def non_finite_message(source: str, model: ModelMixin) -> str:
-    """Two sentences: what is not finite and in which dtype, and which dtype to use instead."""
+    """Return two sentences: which model is not finite in which dtype, and which dtype to use instead."""
     dtype = compute_dtype(model)
     message = f"{source[0].upper()}{source[1:]} produced NaN or infinite values in {str(dtype).removeprefix('torch.')}"
     if dtype == torch.float16:
@@ -54,6 +54,6 @@ def non_finite_message(source: str, model: ModelMixin) -> str:
 
 
 def compute_dtype(model: ModelMixin) -> torch.dtype:
-    """The dtype of a model's matrix products: autocast's where it is on, else that of the weights."""
+    """Return the dtype of a model's matrix products: that of autocast if enabled, else that of the weights."""
     device = model.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.dtype

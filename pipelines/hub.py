@@ -1,132 +1,82 @@
-"""A pipeline of ours on the Hub: which files it needs, fetched by huggingface_hub's own client.
+"""`VidTwinPipeline.from_pretrained("user/name")` without remote code: only JSON and safetensors are downloaded.
 
-Diffusers' `DiffusionPipeline.download` refuses a `model_index.json` that names modules outside Diffusers, as ours
-does, unless the repository brings code of its own to run. Here no code is fetched, run or even looked for: the modules
-are installed already, and beside JSON only safetensors are downloaded.
+Diffusers' own `download` refuses pipelines of classes outside Diffusers unless it may run code of the repository.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
-import logging
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
-import diffusers
+from autoencoder.hub import download
 
-from autoencoder.hub import Repository, read_json
-
-OUR_PACKAGES = ("autoencoder", "pipelines")
-
-logger = logging.getLogger(__name__)
+PACKAGES = ("diffusers", "autoencoder", "pipelines")
 
 
-def download_pipeline(
-    pipeline_class: type[diffusers.DiffusionPipeline],
-    repo_id: str,
-    revision: str | None = None,
-    variant: str | None = None,
-    passed: Iterable[str] = (),
-    **options: Any,
-) -> str:
-    """Fetch what a pipeline needs into the cache: `model_index.json`, and each component's config and safetensors.
+class SafeDownloadMixin:
+    """The `download` method of a pipeline; it must come before `DiffusionPipeline`."""
 
-    All files are of one commit. What the cache has already is not fetched again; with a warm cache nothing but the
-    revision is asked for, and offline nothing at all.
+    @classmethod
+    def download(
+        cls, pretrained_model_name: str, revision: str | None = None, variant: str | None = None, **kwargs: Any
+    ) -> str:
+        """Download a pipeline from the Hub into the cache.
 
-    Args:
-        pipeline_class: its constructor's required arguments are the components.
-        repo_id: "user/name".
-        revision: branch, tag or commit; None: "main".
-        variant: weights `diffusion_pytorch_model.<variant>.safetensors`, for the components that have such.
-        passed: components that the caller brings along, which are not fetched.
-        options: `token`, `cache_dir`, `local_files_only`, `force_download` and `proxies` of `hf_hub_download`.
+        Args:
+            pretrained_model_name: "user/name".
+            revision: branch, tag or commit; None: "main".
+            variant: of the weights, such as "bf16"; components without this variant have their default weights.
+            kwargs: `token`, `cache_dir`, `local_files_only`, `force_download` and the other arguments of
+                `from_pretrained`; components among them are not downloaded.
 
-    Returns:
-        The folder in the cache.
+        Returns:
+            The folder in the cache.
 
-    Raises:
-        ValueError: if the repository is of another pipeline, or names a class that is neither Diffusers' nor ours.
-        FileNotFoundError: if the repository lacks a file.
-        OSError: if the repository or revision does not exist or cannot be reached, or the connection breaks.
-    """
-    repository = Repository(repo_id, revision, options)
-    index_file = repository.find(pipeline_class.config_name)
-    if index_file is None:
-        raise FileNotFoundError(
-            f"{repository} has no {pipeline_class.config_name}, so it holds no pipeline; a single model is loaded by "
-            "its own class's from_pretrained."
-        )
-    folder = index_file.parent
-    repository = repository.at(folder.name)
-    classes = component_classes(pipeline_class, index_file, repository)
+        Raises:
+            ValueError: if the repository holds another pipeline or names a class of another package, or the arguments
+                request code or pickles.
+            OSError: if the repository, the revision or the pipeline does not exist, or the Hub cannot be reached.
+        """
+        unsafe = [name for name in ("custom_pipeline", "trust_remote_code", "use_onnx") if kwargs.get(name)]
+        unsafe += ["use_safetensors=False"] if kwargs.get("use_safetensors") is False else []
+        if unsafe:
+            raise ValueError(f"{cls.__name__} loads only JSON and safetensors: leave out {' and '.join(unsafe)}.")
+        repo_id, index_name = pretrained_model_name, cls.config_name
+        hub_options = ("token", "cache_dir", "local_files_only", "force_download")
+        options = {name: kwargs[name] for name in hub_options if kwargs.get(name) is not None}
 
-    names, _ = pipeline_class._get_signature_keys(pipeline_class)
-    missing = set(names) - set(classes) - set(passed)
-    if missing:
-        raise ValueError(
-            f"{pipeline_class.config_name} of {repository} names no {' and no '.join(sorted(missing))}; pass "
-            f"{', '.join(f'{name}=' for name in sorted(missing))} to from_pretrained."
-        )
-    variants = {}
-    for name in names:
-        if name in passed:
-            continue
-        config = f"{name}/{classes[name].config_name}"
-        if repository.find(config) is None:
-            raise FileNotFoundError(f"{repository} has no {config}, which its {name} needs.")
-        if issubclass(classes[name], diffusers.ModelMixin):
-            variants[name] = repository.fetch_weights(name, variant)
-    if variant is not None and variants:
-        plain = [name for name, found in variants.items() if found is None]
-        if len(plain) == len(variants):
-            raise ValueError(f"{repository} has no weights of variant {variant!r} for its {' or '.join(plain)}.")
-        if plain:
-            logger.warning(
-                "%s has no variant %r of its %s: the plain weights are used.", repository, variant, " and ".join(plain)
-            )
-    return str(folder)
+        # 1. Read the index, which names the class of each component. All other files come from the same commit.
+        folder = download(repo_id, [index_name], revision, **options)
+        if not (folder / index_name).is_file():
+            raise FileNotFoundError(f"{repo_id} holds no pipeline: it has no {index_name}.")
+        try:
+            index = json.loads((folder / index_name).read_text(encoding="utf-8"))
+        except ValueError:
+            index = None
+        if not isinstance(index, dict) or index.get("_class_name") not in [c.__name__ for c in cls.__mro__]:
+            raise ValueError(f"{index_name} of {repo_id} does not describe a {cls.__name__}.")
+        components = {name: entry for name, entry in index.items() if isinstance(entry, list) and any(entry)}
+        for name, entry in components.items():
+            if str(entry[0]).split(".")[0] not in PACKAGES:
+                raise ValueError(
+                    f"{index_name} of {repo_id} loads its {name} from {json.dumps(entry)}, but only classes of "
+                    f"{', '.join(PACKAGES)} are loaded from the Hub."
+                )
+        names = [name for name in cls._get_signature_keys(cls)[0] if name not in kwargs]
+        for name in names:
+            if name not in components:
+                raise ValueError(f"{index_name} of {repo_id} has no {name}: pass {name}= to from_pretrained.")
+
+        # 2. Download configs and weights, and default weights for components without the variant.
+        weights = [file for name in names for file in weight_files(name, variant)]
+        download(repo_id, [*(f"{name}/*.json" for name in names), *weights], folder.name, **options)
+        lacking = [n for n in names if not any(any(folder.glob(pattern)) for pattern in weight_files(n, variant))]
+        if variant is not None and lacking:
+            download(repo_id, [file for name in lacking for file in weight_files(name)], folder.name, **options)
+        return str(folder)
 
 
-def component_classes(
-    pipeline_class: type[diffusers.DiffusionPipeline], index_file: Path, repository: Repository
-) -> dict[str, type]:
-    """The classes that a `model_index.json` names, by component; nothing is imported but Diffusers and our packages.
-
-    Raises:
-        ValueError: if it is unreadable, of another pipeline, or names another class than a model or scheduler there.
-    """
-    where = f"{index_file.name} of {repository}"
-    index = read_json(index_file, where)
-    pipeline_name = index.get("_class_name")
-    known = [c.__name__ for c in pipeline_class.__mro__ if issubclass(c, diffusers.DiffusionPipeline)]
-    if pipeline_name not in known:
-        raise ValueError(f"{where} is of a pipeline {pipeline_name!r}, not of a {known[0]}.")
-    entries = {name: entry for name, entry in index.items() if isinstance(entry, list) and entry != [None, None]}
-    return {name: component_class(name, entry, where) for name, entry in entries.items()}
-
-
-def component_class(name: str, entry: list, where: str) -> type:
-    """The model or scheduler class of a `[module, class]` entry.
-
-    Raises:
-        ValueError: if the module is neither Diffusers nor ours, or has no such class.
-    """
-    module_name, class_name = entry if len(entry) == 2 and all(isinstance(e, str) for e in entry) else ("?", "?")
-    if module_name != "diffusers" and module_name.split(".")[0] not in OUR_PACKAGES:
-        raise ValueError(
-            f"{where} takes its {name} from {json.dumps(entry)}, but only classes of diffusers, "
-            f"{' and '.join(OUR_PACKAGES)} are loaded from the Hub."
-        )
-    try:
-        found = getattr(importlib.import_module(module_name), class_name, None)
-    except ImportError:
-        found = None
-    if not (isinstance(found, type) and issubclass(found, diffusers.ModelMixin | diffusers.SchedulerMixin)):
-        raise ValueError(
-            f"{where} takes its {name} from {module_name}.{class_name}, but the installed {module_name.split('.')[0]} "
-            "has no such model or scheduler."
-        )
-    return found
+def weight_files(component: str, variant: str | None = None) -> list[str]:
+    """Return the name of a component's weights file and the pattern of its shards."""
+    stem = f"{component}/diffusion_pytorch_model{f'.{variant}' if variant else ''}"
+    return [f"{stem}.safetensors", f"{stem}-?????-of-?????.safetensors"]

@@ -1,4 +1,4 @@
-"""The kinds of values that a pipeline is given: what Python would take silently for something else is refused."""
+"""Checks of a pipeline's arguments: values that Python would silently convert are refused."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ import torch
 
 from autoencoder.tiling import is_whole
 
+Generator = torch.Generator | list[torch.Generator] | None
+
 
 def check_whole_numbers(**values: Any) -> None:
     """Raise a `ValueError` for a value, or a value in a sequence, that is no whole number, such as True or 2.5."""
     for name, value in values.items():
-        several = isinstance(value, tuple | list | range)
-        if not all(is_whole(v) for v in (value if several else [value])):
-            what = "whole numbers" if several else "a whole number"
-            raise ValueError(f"{name} must be {what}, not {value!r}.")
+        is_sequence = isinstance(value, tuple | list | range)
+        if not all(is_whole(v) for v in (value if is_sequence else [value])):
+            expected = "whole numbers" if is_sequence else "a whole number"
+            raise ValueError(f"{name} must be {expected}, not {value!r}.")
 
 
 def check_numbers(**values: Any) -> None:
@@ -29,25 +31,33 @@ def check_numbers(**values: Any) -> None:
                 raise ValueError(f"{name} must be a number, not {v!r}.")
 
 
+def check_generators(generator: Generator, batch_size: int) -> None:
+    """Raise a `ValueError` for a list of generators whose length is not the number of videos."""
+    if isinstance(generator, list) and len(generator) != batch_size:
+        raise ValueError(
+            f"{len(generator)} generators were passed for {batch_size} videos: pass one, or one per video."
+        )
+
+
 def as_labels(class_labels: Any) -> list[Any]:
-    """One or several class labels as a list; those of a tensor or an array as Python's numbers."""
+    """Convert one or several class labels to a list; labels of a tensor or an array to Python numbers."""
     if isinstance(class_labels, torch.Tensor | np.ndarray):
         class_labels = class_labels.tolist()
     return list(class_labels) if isinstance(class_labels, list | tuple) else [class_labels]
 
 
-def as_generators(generator: Any) -> torch.Generator | list[torch.Generator] | None:
-    """A generator, or a list of some.
+def as_generators(generator: Any) -> Generator:
+    """Return a generator or a list of generators.
 
     Raises:
         ValueError: for anything else, such as a seed.
     """
     if isinstance(generator, tuple):
         generator = list(generator)
-    for one in generator if isinstance(generator, list) else [generator]:
-        if one is not None and not isinstance(one, torch.Generator):
+    for item in generator if isinstance(generator, list) else [generator]:
+        if item is not None and not isinstance(item, torch.Generator):
             raise ValueError(
-                f"generator must be a torch.Generator, or a list of them, not {one!r}; a seed is given as "
+                f"generator must be a torch.Generator or a list of them, not {item!r}; for a seed, pass "
                 "torch.Generator().manual_seed(seed)."
             )
     return generator

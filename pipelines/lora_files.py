@@ -1,65 +1,31 @@
-"""Where LoRA weights are read from: safetensors files here or on the Hub, or state dicts."""
+"""Reads the weights of a LoRA: safetensors files, local or on the Hub, or state dicts."""
 
 from __future__ import annotations
 
 import difflib
-import functools
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.loaders import CogVideoXLoraLoaderMixin
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
-from diffusers.utils import is_peft_available
-from huggingface_hub import model_info
 from safetensors import SafetensorError
 
-from autoencoder.hub import Repository, hub_errors
+from autoencoder.hub import download
 
 StateDict = dict[str, torch.Tensor]
 
-FETCH_OPTIONS = (
-    "cache_dir",
-    "force_download",
-    "proxies",
-    "local_files_only",
-    "token",
-    "revision",
-    "subfolder",
-    "weight_name",
-    "use_safetensors",
-)
-
-
-def require_peft() -> None:
-    """Raise an `ImportError` if peft is not installed."""
-    if not is_peft_available():
-        raise ImportError("LoRA needs the package peft: pip install peft.")
-
-
-def needs_peft(method: Callable) -> Callable:
-    """The method, with `require_peft` first."""
-
-    @functools.wraps(method)
-    def checked(*args: Any, **kwargs: Any) -> Any:
-        require_peft()
-        return method(*args, **kwargs)
-
-    return checked
-
-
-def refuse_pickle(safe_serialization: bool = True, **_: Any) -> None:
-    """Raise a `ValueError` if a LoRA is not to be saved as safetensors."""
-    if not safe_serialization:
-        raise ValueError("A LoRA is saved as safetensors only: leave out safe_serialization=False.")
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token")
+FETCH_OPTIONS = (*HUB_OPTIONS, "proxies", "revision", "subfolder", "weight_name", "use_safetensors")
 
 
 def read_lora(
     source: str | os.PathLike | Mapping[str, torch.Tensor], **options: Any
 ) -> tuple[StateDict, dict[str, Any]]:
-    """The weights of a LoRA, and the arguments of its `LoraConfig`, empty where they were not saved.
+    """Read the weights of a LoRA and the saved arguments of its `LoraConfig`, {} if they were not saved.
 
     Args:
         source: a .safetensors file, a folder or a Hub repository with one, or the weights themselves.
@@ -67,18 +33,16 @@ def read_lora(
 
     Raises:
         ValueError: if it is no safetensors file, or an option is unknown.
-        OSError: if there is no such file.
+        OSError: if the file does not exist.
     """
-    unknown = sorted(set(options) - set(FETCH_OPTIONS))
-    if unknown:
-        near = difflib.get_close_matches(unknown[0], [*FETCH_OPTIONS, "adapter_name"], n=1)
+    for name in sorted(set(options) - set(FETCH_OPTIONS)):
+        near = difflib.get_close_matches(name, [*FETCH_OPTIONS, "adapter_name"], n=1)
         hint = f"; did you mean {near[0]}?" if near else "."
-        raise ValueError(f"Loading a LoRA takes no argument {unknown[0]!r}{hint}")
+        raise ValueError(f"Loading a LoRA has no argument {name!r}{hint}")
     if isinstance(source, Mapping):
         return dict(source), {}
     source = os.fspath(source)
-    weight_name = options.get("weight_name")
-    name = weight_name or (source if os.path.isfile(source) else "")
+    name = options.get("weight_name") or (source if os.path.isfile(source) else "")
     if options.pop("use_safetensors", None) is False or (name and not name.endswith(".safetensors")):
         raise ValueError(f"A LoRA is read from safetensors only{f', not from {name}' if name else ''}.")
     if not os.path.exists(source):
@@ -89,38 +53,29 @@ def read_lora(
         )
     except SafetensorError as error:
         raise ValueError(f"The LoRA at {source} is not a readable .safetensors file: {error}.") from error
-    except IndexError as error:  # there are such files, but none is taken for a LoRA
-        raise ValueError(f"No file at {source} is taken for a LoRA: pass weight_name= with its name.") from error
+    except IndexError as error:  # none of the folder's files has the name of a LoRA
+        raise ValueError(f"No file in {source} is recognized as a LoRA: pass weight_name=.") from error
     return state, metadata or {}
 
 
-def download_lora(repo_id: str, options: dict[str, Any]) -> str:
-    """The path in the cache of a LoRA on the Hub, downloaded where needed.
-
-    Args:
-        repo_id: "user/name".
-        options: `FETCH_OPTIONS`. Without `weight_name` it is `pytorch_lora_weights.safetensors`, or, where there is no
-            such file, the repository's only .safetensors file.
+def download_lora(repo_id: str, options: dict[str, Any]) -> Path:
+    """Download a LoRA: `weight_name`, or the default file name, or the only .safetensors file of the folder.
 
     Raises:
-        ValueError: if there is no such file, or several.
-        OSError: if the repository does not exist or cannot be reached.
+        ValueError: if there are several files.
+        OSError: if there is no file, or the repository cannot be reached.
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
         raise FileNotFoundError(f"No LoRA at {repo_id}: it is neither a file, a folder nor a repository user/name.")
-    hub = {k: v for k, v in options.items() if k not in ("revision", "subfolder", "weight_name") and v is not None}
-    repository = Repository(repo_id, options.get("revision"), hub)
-    folder = f"{options['subfolder'].strip('/')}/" if options.get("subfolder") else ""
-    wanted = folder + (options.get("weight_name") or LORA_WEIGHT_NAME_SAFE)
-    path = repository.find(wanted)
-    if path is None and options.get("weight_name") is None:
-        with hub_errors(repo_id, options.get("revision"), "the list of files"):
-            info = model_info(repo_id, revision=options.get("revision"), token=options.get("token"))
-        names = [file.rfilename for file in info.siblings]
-        found = [n for n in names if n.endswith(".safetensors") and n.rpartition("/")[0] == folder.rstrip("/")]
-        if len(found) > 1:
-            raise ValueError(f"{repository} has {', '.join(sorted(found))}: pass weight_name= with the LoRA's name.")
-        path = repository.find(found[0]) if found else None
-    if path is None:
-        raise FileNotFoundError(f"{repository} has no {wanted}, the weights of a LoRA.")
-    return str(path)
+    hub_options = {name: options[name] for name in HUB_OPTIONS if options.get(name) is not None}
+    subfolder = (options.get("subfolder") or "").strip("/")
+    names = [options["weight_name"]] if options.get("weight_name") else [LORA_WEIGHT_NAME_SAFE, "*.safetensors"]
+    for name in names:
+        patterns = [f"{subfolder}/{name}" if subfolder else name]
+        folder = download(repo_id, patterns, options.get("revision"), **hub_options) / subfolder
+        files = sorted(folder.glob(name))
+        if len(files) > 1:
+            raise ValueError(f"{repo_id} has {', '.join(file.name for file in files)}: pass weight_name=.")
+        if files:
+            return files[0]
+    raise FileNotFoundError(f"{repo_id} has no {names[0]}, the weights of a LoRA.")

@@ -1,4 +1,4 @@
-"""The layers of a model that take adapters, and the names by which configs and files of LoRA mean them."""
+"""Names of layers in configs and files of LoRA, checked against the layers of a model that can have adapters."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ StateDict = dict[str, torch.Tensor]
 
 
 def adapted_layers(model: nn.Module) -> dict[str, Any]:
-    """Layers that have an adapter, by name: `BaseTunerLayer`s of peft."""
+    """Return the layers with adapters by name: `BaseTunerLayer`s of peft."""
     if not is_peft_available():
         return {}
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -25,7 +25,7 @@ def adapted_layers(model: nn.Module) -> dict[str, Any]:
 
 
 def adaptable_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Linear layers and embeddings by name; of those with an adapter the layer without it."""
+    """Return linear layers and embeddings by name; for a layer with an adapter, the base layer."""
     layers = {name: layer.get_base_layer() for name, layer in adapted_layers(model).items()}
     inner = tuple(f"{name}." for name in layers)
     for name, module in model.named_modules():
@@ -38,32 +38,32 @@ def adaptable_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def resolve_config(model: nn.Module, config: Any) -> tuple[Any, set[str]]:
-    """A copy of an adapter's config by the model's names, and the layers that it matches.
+    """Return a copy of an adapter's config with the model's names, and the layers that it matches.
 
     Raises:
-        ValueError: naming a target or a pattern that matches nothing.
+        ValueError: if a target or a pattern matches nothing.
     """
-    config, layers, own = copy.copy(config), adaptable_layers(model), type(model).__name__
+    config, layers, model_name = copy.copy(config), adaptable_layers(model), type(model).__name__
     targets, matched = config.target_modules, set()
     if isinstance(targets, str):
         matched = set(layers) if targets.lower() == "all-linear" else match_expression(targets, layers)
         if not matched:
             raise ValueError(
-                f"target_modules={targets!r}, a regular expression for whole names, matches no layer of {own}"
+                f"target_modules={targets!r}, a regular expression for whole names, matches no layer of {model_name}"
                 f"{nearest_names(targets, layers)}. A list, such as ['to_q'], matches the ends of names."
             )
     elif targets:
         config.target_modules = type(targets)(resolve_name(target, layers) for target in targets)
         for target in config.target_modules:
-            found = match_suffix(target, layers)
-            if not found:
+            names = match_suffix(target, layers)
+            if not names:
                 raise ValueError(
-                    f"The target {target!r} matches no layer of {own} that takes an adapter"
+                    f"The target {target!r} matches no layer of {model_name} that can have an adapter"
                     f"{nearest_names(target, layers)}."
                 )
-            matched |= found
+            matched |= names
     elif not getattr(config, "target_parameters", None):
-        raise ValueError(f"target_modules is empty: name some of {', '.join(layer_kinds(layers))}.")
+        raise ValueError(f"target_modules is empty: choose from {', '.join(layer_kinds(layers))}.")
     for name in ("rank_pattern", "alpha_pattern"):
         for key in getattr(config, name, None) or {}:
             if not match_expression(rf"(.*\.)?({key})", matched):
@@ -71,12 +71,12 @@ def resolve_config(model: nn.Module, config: Any) -> tuple[Any, set[str]]:
     modules = dict(model.named_modules())
     for name in getattr(config, "modules_to_save", None) or []:
         if not match_suffix(name, modules):
-            raise ValueError(f"modules_to_save has {name!r}, which {own} lacks{nearest_names(name, layers)}.")
+            raise ValueError(f"modules_to_save has {name!r}, which {model_name} lacks{nearest_names(name, layers)}.")
     return config, matched
 
 
 def resolve_metadata(model: nn.Module, metadata: dict[str, Any]) -> dict[str, Any]:
-    """The saved arguments of a `LoraConfig` by the model's names."""
+    """Return the saved arguments of a `LoraConfig` with the model's names."""
     layers, targets = adaptable_layers(model), metadata.get("target_modules")
     if not isinstance(targets, Sequence) or isinstance(targets, str):
         return metadata
@@ -86,11 +86,11 @@ def resolve_metadata(model: nn.Module, metadata: dict[str, Any]) -> dict[str, An
 # --- weights --------------------------------------------------------------------------------------------------------
 
 
-def without_prefix(values: Mapping[str, Any], prefix: str | None) -> dict[str, Any]:
-    """The values whose names begin with a prefix, without it; all of them where no name does.
+def remove_prefix(values: Mapping[str, Any], prefix: str | None) -> dict[str, Any]:
+    """Remove a prefix from names; names that all lack it are unchanged.
 
     Raises:
-        ValueError: if only some names do.
+        ValueError: if only some names have it.
     """
     if prefix is None or not any(name.startswith(f"{prefix}.") for name in values):
         return dict(values)
@@ -101,20 +101,20 @@ def without_prefix(values: Mapping[str, Any], prefix: str | None) -> dict[str, A
 
 
 def resolve_state(model: nn.Module, state: StateDict, metadata: Mapping[str, Any]) -> StateDict:
-    """The weights of a LoRA by the model's names.
+    """Return the weights of a LoRA with the model's names.
 
     Args:
         model: with or without other adapters.
         state: matrices of layers; also whole parameters of the model, if `metadata` has `bias` or `modules_to_save`.
-        metadata: the saved arguments of its `LoraConfig`, or nothing.
+        metadata: the saved arguments of its `LoraConfig`, or {}.
 
     Raises:
-        ValueError: if there are none, or they do not fit the model.
+        ValueError: if there are no weights, or they do not fit the model.
     """
     if not state:
         raise ValueError("The LoRA has no weights.")
     if not any("lora_A" in key or ".lokr_" in key for key in state):
-        state = convert_unet_state_dict_to_peft(state)  # older names: to_q.lora.down
+        state = convert_unet_state_dict_to_peft(state)  # old names: to_q.lora.down
     layers, resolved, unknown = adaptable_layers(model), {}, {}
     trains_parameters = metadata.get("modules_to_save") or metadata.get("bias", "none") != "none"
     parameters = {base_name(name) for name, _ in model.named_parameters()} if trains_parameters else set()
@@ -138,7 +138,7 @@ def resolve_state(model: nn.Module, state: StateDict, metadata: Mapping[str, Any
 
 
 def check_shapes(state: StateDict, layers: Mapping[str, nn.Module]) -> None:
-    """Raise a `ValueError` if a layer has one matrix of a LoRA's two, or they have not the layer's sizes."""
+    """Raise a `ValueError` if a layer has only one of a LoRA's two matrices, or their sizes do not fit it."""
     for name in dict.fromkeys(split_key(key)[0] for key in state):
         layer = layers.get(name)
         down, up = (state.get(f"{name}.lora_{part}.weight") for part in "AB")
@@ -150,8 +150,8 @@ def check_shapes(state: StateDict, layers: Mapping[str, nn.Module]) -> None:
         if down.shape != (rank, layer.in_features) or up.shape != (layer.out_features, rank):
             raise ValueError(
                 f"The LoRA is of another model: its matrices for {name} are {tuple(down.shape)} and "
-                f"{tuple(up.shape)}, but that layer has {layer.in_features} inputs and {layer.out_features} outputs "
-                "here. Nothing was loaded."
+                f"{tuple(up.shape)}, but that layer has {layer.in_features} inputs and {layer.out_features} outputs. "
+                "Nothing was loaded."
             )
 
 
@@ -159,18 +159,18 @@ def check_shapes(state: StateDict, layers: Mapping[str, nn.Module]) -> None:
 
 
 def resolve_name(name: str, layers: Mapping[str, nn.Module]) -> str:
-    """The name of a layer here: `to_out.0`, as other models of Diffusers have it, is `to_out`."""
+    """Translate the name of a layer in other Diffusers models: `to_out.0` is `to_out` here."""
     short = name.removesuffix(".0")
     return short if short != name and not match_suffix(name, layers) and match_suffix(short, layers) else name
 
 
 def match_suffix(name: str, modules: Mapping[str, nn.Module]) -> set[str]:
-    """Modules whose names end with one, at a dot."""
+    """Return the modules whose names end with a name, at a dot."""
     return {module for module in modules if module == name or module.endswith(f".{name}")}
 
 
 def match_expression(expression: str, modules: Iterable[str]) -> set[str]:
-    """Names that match a regular expression as a whole; a `ValueError` if that is none."""
+    """Return the names that fully match a regular expression; raise a `ValueError` if that is invalid."""
     try:
         return {module for module in modules if re.fullmatch(expression, module)}
     except re.error as error:
@@ -178,27 +178,27 @@ def match_expression(expression: str, modules: Iterable[str]) -> set[str]:
 
 
 def base_name(name: str) -> str:
-    """The name of a parameter without what peft puts around its layer."""
+    """Return the name of a parameter without the wrappers of peft."""
     return re.sub(r"\.(base_layer|original_module)(?=\.)", "", name)
 
 
 def split_key(key: str) -> tuple[str, str | None]:
-    """A weight's layer, and the rest of its name: `to_q.lora_A.weight` -> `to_q`, `.lora_A.weight`; else None."""
+    """Split the name of a weight into layer and rest, or None: `to_q.lora_A.weight` -> `to_q`, `.lora_A.weight`."""
     match = re.search(r"\.(lora_|lokr_)", key)
     return (key, None) if match is None else (key[: match.start()], key[match.start() :])
 
 
 def layer_kinds(layers: Iterable[str]) -> list[str]:
-    """The ends of layers' names that tell them apart: `to_q`, `net.2`."""
+    """Return the distinct ends of layer names: `to_q`, `net.2`."""
     parts = (name.split(".") for name in layers)
     return sorted({".".join(p[-2:] if p[-1].isdigit() else p[-1:]) for p in parts})
 
 
 def nearest_names(name: str, layers: Mapping[str, nn.Module]) -> str:
-    """What a name that matches no layer may have meant, as the end of a sentence; else all kinds of layers."""
+    """Return the end of a sentence with the names nearest to an unknown one, or all kinds of layers."""
     kinds = layer_kinds(layers)
     if re.search(r"to_q?kv$", name):
-        return "; it is there after fuse_qkv_projections"
+        return "; it exists after fuse_qkv_projections"
     candidates = [*layers, *kinds] if "." in name else kinds
     near = difflib.get_close_matches(name, candidates, n=3)
     near = near or difflib.get_close_matches(name.split(".")[-1], kinds, n=3)

@@ -1,23 +1,20 @@
-"""Switches of a pipeline's models, by the names that Diffusers' pipelines have for them."""
+"""Options of a pipeline's models, by the names that Diffusers' pipelines have for them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from autoencoder.autoencoder_kl_vidtwin import AutoencoderKLVidTwin
-
-    from .transformer_vidtwin import VidTwinTransformer3DModel
+from autoencoder.autoencoder_kl_vidtwin import AutoencoderKLVidTwin
 
 
 class OptionsMixin:
-    """Slicing and tiling of the autoencoder, a `ValueError` without one; fused projections of the transformer."""
+    """Slicing and tiling of the autoencoder, and fused projections of the transformer."""
 
     vae: AutoencoderKLVidTwin | None
-    transformer: VidTwinTransformer3DModel
+    transformer: Any
 
     def enable_vae_slicing(self) -> None:
-        """Encode and decode one clip of a batch at a time, in less memory."""
+        """Encode and decode one clip of a batch at a time, to save memory."""
         self._require_vae("enable_vae_slicing").enable_slicing()
 
     def disable_vae_slicing(self) -> None:
@@ -25,15 +22,15 @@ class OptionsMixin:
         self._require_vae("disable_vae_slicing").disable_slicing()
 
     def enable_vae_tiling(self, *args: Any, **kwargs: Any) -> None:
-        """Take clips of any size through tiles; the default. The arguments are those of `vae.enable_tiling`."""
+        """Accept clips of any size; the default. The arguments are those of `vae.enable_tiling`."""
         self._require_vae("enable_vae_tiling").enable_tiling(*args, **kwargs)
 
     def disable_vae_tiling(self) -> None:
-        """Take clips of the model's own size only."""
+        """Accept only clips of the model's size."""
         self._require_vae("disable_vae_tiling").disable_tiling()
 
     def fuse_qkv_projections(self) -> None:
-        """Compute query, key and value of the transformer by one product; see its method."""
+        """Compute query, key and value of the transformer's attention by one matrix product."""
         self.transformer.fuse_qkv_projections()
 
     def unfuse_qkv_projections(self) -> None:
@@ -42,5 +39,5 @@ class OptionsMixin:
 
     def _require_vae(self, method: str) -> AutoencoderKLVidTwin:
         if self.vae is None:
-            raise ValueError(f"{method} needs a vae, but this pipeline has none.")
+            raise ValueError(f"{method} requires a vae, but this pipeline has none.")
         return self.vae

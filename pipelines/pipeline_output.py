@@ -1,4 +1,4 @@
-"""What `VidTwinPipeline` returns."""
+"""Output of `VidTwinPipeline`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class VidTwinPipelineOutput(BaseOutput):
     """Generated videos.
 
     Attributes:
-        frames: by `output_type`,
+        frames: depending on `output_type`,
             "pil": a list of B lists of T images;
             "np": a float array (B, T, H, W, 3) in [0, 1];
             "pt": a float tensor (B, T, 3, H, W) in [0, 1];

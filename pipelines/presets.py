@@ -1,4 +1,4 @@
-"""Sizes of the diffusion transformer: constructor arguments by name."""
+"""Presets of the diffusion transformer: constructor arguments by name."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 # fmt: off
 PRESETS: dict[str, dict[str, Any]] = {
-    # Seconds per test and minutes per training on two cores.
+    # For tests (seconds) and small trainings (minutes on two cores).
     "tiny-test": dict(num_layers=2, num_attention_heads=2, attention_head_dim=24),
     "tiny": dict(num_layers=6, num_attention_heads=3, attention_head_dim=64),
     # DiT (Peebles and Xie 2023, Table 1).
@@ -25,10 +25,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def preset_config(name: str) -> dict[str, Any]:
-    """Constructor arguments of `VidTwinTransformer3DModel` for a size.
+    """Return the constructor arguments of `VidTwinTransformer3DModel` for a size.
 
     Raises:
-        ValueError: if the size is unknown; names the nearest known one.
+        ValueError: if the size is unknown; the message has the nearest one.
     """
     if name not in PRESETS:
         nearest = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.0)[0]

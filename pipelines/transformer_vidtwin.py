@@ -1,10 +1,11 @@
-"""The diffusion transformer over VidTwin's two latents (DESIGN section 5)."""
+"""The diffusion transformer (DiT) over VidTwin's two latents (VidTwin, arXiv 2412.17726)."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,11 +22,10 @@ from torch import nn
 
 from autoencoder.attention import ProcessorMixin, attention
 from autoencoder.latents import TwinLatents
-from autoencoder.model_card import ModelCardMixin
+from autoencoder.model_card import ModelCardMixin, count_parameters, render_card
 
 from .embeddings import StreamEmbedding, TwinConditionEmbedding, unpatchify
 from .lora import LoraAdapterMixin
-from .model_card import transformer_card
 from .presets import preset_config
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class VidTwinAttnProcessor:
 
 
 class QKNorm(nn.RMSNorm):
-    """RMSNorm over a head that keeps the dtype of its input, so autocast neither slows it nor widens attention."""
+    """RMSNorm over a head that keeps the dtype of its input, which autocast would make float32."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         weight = self.weight.to(x.dtype)
@@ -100,7 +100,7 @@ def modulate(
         hidden_states: (B, S, D), S = sum(lengths).
         lengths: numbers of structure and of dynamics tokens.
         scale, shift: (B, 2, D).
-        dtype: of the result; None: as PyTorch promotes those of the arguments.
+        dtype: dtype of the result; None: as PyTorch promotes the arguments.
     """
     streams = []
     for i, tokens in enumerate(hidden_states.split(lengths, dim=1)):
@@ -111,16 +111,16 @@ def modulate(
 
 
 def widen_float16(modulation: torch.Tensor) -> tuple[torch.Tensor, torch.dtype | None]:
-    """A float16 modulation in float32, and the dtype that layers then need their input in; others unchanged and None.
+    """Convert a float16 modulation to float32, and return the dtype of the layers' input; others unchanged, and None.
 
-    Gated branches and the residual stream of trained models exceed 65504, the largest value of float16. In float32
-    they also make what they are added to or multiplied with float32.
+    Gated branches and the residual stream of trained models exceed 65504, the largest value of float16. A float32
+    modulation makes both float32.
     """
     return (modulation.float(), modulation.dtype) if modulation.dtype == torch.float16 else (modulation, None)
 
 
 class VidTwinTransformerBlock(nn.Module):
-    """A DiT block with adaLN-Zero (Peebles and Xie 2023), modulated per stream; class cross-attention on request."""
+    """A DiT block with adaLN-Zero (Peebles and Xie 2023) per stream and optional class cross-attention."""
 
     def __init__(
         self,
@@ -137,7 +137,7 @@ class VidTwinTransformerBlock(nn.Module):
         self.attn1 = VidTwinAttention(dim, heads, dim_head, qk_norm)
         self.attn2 = None
         if cross_attention_dim is not None:
-            self.norm2 = FP32LayerNorm(dim, eps=1e-6)  # its input is float32 also where its weights are float16
+            self.norm2 = FP32LayerNorm(dim, eps=1e-6)  # its input is float32 even if its weights are float16
             self.attn2 = VidTwinAttention(dim, heads, dim_head, qk_norm, cross_attention_dim)
         self.norm3 = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
         self.ff = FeedForward(dim, mult=mlp_ratio, activation_fn="gelu-approximate")
@@ -153,7 +153,7 @@ class VidTwinTransformerBlock(nn.Module):
         """(B, S, D), conditioning (B, 2, D), encoder_hidden_states (B, N, class_embed_dim) -> (B, S, D).
 
         Args:
-            modulation: (B, 2, 6 D), what `self.modulation` makes of `conditioning`, where that was done before.
+            modulation: (B, 2, 6 D), the precomputed output of `self.modulation`; None: computed from `conditioning`.
         """
         x = hidden_states
         modulation = self.modulation(conditioning) if modulation is None else modulation
@@ -167,31 +167,32 @@ class VidTwinTransformerBlock(nn.Module):
         return x + modulate(self.ff(modulate(self.norm3(x), lengths, 1 + scale_m, shift_m, dtype)), lengths, gate_m)
 
 
-# Diffusers' hooks that skip whole blocks (FirstBlockCache, MagCache, layer skip) ask here what a block returns.
+# Tells Diffusers' hooks that skip whole blocks (FirstBlockCache, MagCache, layer skip) what a block returns.
 TransformerBlockRegistry.register(VidTwinTransformerBlock, TransformerBlockMetadata(return_hidden_states_index=0))
 
 
 class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, ConfigMixin, ProcessorMixin, CacheMixin):
     """A diffusion transformer over packed VidTwin latents, with a noise level for each of the two streams.
 
-    Structure is read as a video (d_S, n_q, h_S, w_S) and dynamics as a one-frame video (d_D, T, w_D + h_D); the tokens
-    of both stand in one sequence (VidTwin, arXiv 2412.17726). What the output means (x0, noise, v,
-    flow) is the scheduler's business.
+    Structure is a video (d_S, n_q, h_S, w_S) and dynamics a one-frame video (d_D, T, w_D + h_D); the tokens of both
+    form one sequence (VidTwin, arXiv 2412.17726). The scheduler defines the meaning of the output (x0, noise, v,
+    flow).
 
     Args:
         structure_shape: (d_S, n_q, h_S, w_S) of the autoencoder.
         dynamics_shape: (d_D, T, w_D + h_D) of the autoencoder.
         structure_patch_size: over (query, row, column).
         dynamics_patch_size: over (frame, position).
-        num_layers: blocks.
+        num_layers: number of blocks.
         num_attention_heads, attention_head_dim: their product is the hidden size D.
         mlp_ratio: width of the feed-forward layer over D.
         num_classes: None for an unconditional model; the id `num_classes` means "no class".
-        class_conditioning: "adaln" adds a class vector to the timestep's (DiT); "cross_attention" lets every block
-            attend to a class vector of `class_embed_dim` numbers (the paper).
+        class_conditioning: "adaln" adds a class vector to that of the timestep (DiT); in "cross_attention" every block
+            attends to a class vector of `class_embed_dim` numbers (the paper).
         class_embed_dim: size of that vector.
         qk_norm: "rms_norm" per head, or None.
-        self_conditioning: also take the previous estimate of the clean latents (Chen et al., arXiv 2208.04202).
+        self_conditioning: whether the previous estimate of the clean latents is an input (Chen et al., arXiv
+            2208.04202).
 
     Raises:
         ValueError: if a patch does not divide its latent, or an option is unknown.
@@ -220,8 +221,8 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
         self_conditioning: bool = False,
     ) -> None:
         super().__init__()
-        structure_grid = _grid("structure", structure_shape, structure_patch_size, "(query, row, column)")
-        dynamics_grid = _grid("dynamics", dynamics_shape, dynamics_patch_size, "(frame, position)")
+        structure_grid = compute_grid("structure", structure_shape, structure_patch_size, "(query, row, column)")
+        dynamics_grid = compute_grid("dynamics", dynamics_shape, dynamics_patch_size, "(frame, position)")
         if class_conditioning not in ("adaln", "cross_attention"):
             raise ValueError(f'class_conditioning must be "adaln" or "cross_attention", not {class_conditioning!r}.')
         if qk_norm not in ("rms_norm", None):
@@ -269,12 +270,12 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
     def from_preset(
         cls, name: str, vae: AutoencoderKLVidTwin | None = None, **overrides: Any
     ) -> VidTwinTransformer3DModel:
-        """A new model of a named size (`pipelines/presets.py`).
+        """Build a newly initialized model of a named size (`pipelines/presets.py`).
 
         Args:
             name: "tiny-test", "tiny", "S", "B", "L", "XL" or "paper".
-            vae: the autoencoder to take the latents' shapes from.
-            overrides: constructor arguments that replace the preset's.
+            vae: the autoencoder that gives the latent shapes.
+            overrides: constructor arguments that replace those of the preset.
 
         Raises:
             ValueError: if the name is unknown or the sizes do not fit together.
@@ -285,15 +286,29 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
         return cls(**{**preset_config(name), **shapes, **overrides})
 
     def model_card(self, repo_id: str) -> ModelCard:
-        """What `push_to_hub` writes as README.md, unless the repository has one with a text.
+        """Render the README.md that `push_to_hub` uploads.
 
         Args:
-            repo_id: "user/name", which the card's script loads.
+            repo_id: "user/name", which the card's example loads.
         """
-        return transformer_card(self, repo_id)
+        conditioning = "unconditional" if self.config.num_classes is None else "class-conditional"
+        tags = ["vidtwin", "video-generation", conditioning]
+        facts = {**self.card_facts(), "labels": {}, "subclasses": {}, "compression_rate": None}
+        return render_card(Path(__file__).with_name("transformer_card.md.jinja"), repo_id, tags, **facts)
+
+    def card_facts(self) -> dict[str, Any]:
+        """Return the facts that a model card states of the transformer."""
+        return {
+            "num_layers": self.config.num_layers,
+            "num_tokens": self.num_tokens,
+            "num_classes": self.config.num_classes,
+            "parameters": count_parameters(self),
+            "structure_shape": self.structure_shape,
+            "dynamics_shape": self.dynamics_shape,
+        }
 
     def reset_parameters(self) -> None:
-        """DiT's initialization: every block starts as the identity and the output is zero."""
+        """Initialize as in DiT: every block starts as the identity, and the output is zero."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -316,40 +331,40 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
             nn.init.zeros_(layer.bias)
 
     def enable_cache(self, config: Any) -> None:
-        """Reuse work between denoising steps, by a config of one of Diffusers' caches.
+        """Reuse activations between denoising steps with one of Diffusers' caches.
 
-        FasterCache also guesses the unconditional half of a batch, from the frequencies of images. Packed latents are
-        no images, so only its reuse of attention is used here.
+        FasterCache also approximates the unconditional half of a batch from the frequencies of images. Packed latents
+        are not images, so only its reuse of attention is enabled.
 
         Args:
-            config: any of those that `CacheMixin` knows.
+            config: any config that `CacheMixin` supports.
 
         Raises:
-            ValueError: if a cache is enabled already, or the config is TaylorSeer's lite mode.
+            ValueError: if a cache is enabled already, or the config has TaylorSeer's lite mode.
         """
         if isinstance(config, FasterCacheConfig):
             config = dataclasses.replace(config, is_guidance_distilled=True)
         elif isinstance(config, TaylorSeerCacheConfig):
             if config.use_lite_mode:
-                raise ValueError("TaylorSeer's lite mode needs one output layer; this model has one for each stream.")
+                raise ValueError("TaylorSeer's lite mode requires one output layer; this model has one per stream.")
             if config.cache_identifiers is None:  # Diffusers' default would match nothing here
                 config = dataclasses.replace(config, cache_identifiers=[r"transformer_blocks\.\d+\.attn\d"])
         super().enable_cache(config)
 
     def check_cache_can_restart(self) -> None:
-        """Raise a ValueError if the enabled cache cannot begin anew in the middle of a call.
+        """Raise a `ValueError` if the enabled cache cannot restart in the middle of a call.
 
-        What caches keep is of one batch, so a batch of another size, as where guidance begins or ends, needs empty
-        ones. MagCache and TaylorSeer's last steps go by the number of the step in a call, and FasterCache can only
-        begin outside the timesteps in which it skips.
+        Caches hold activations of one batch size, so they restart empty where guidance begins or ends. MagCache and
+        the last steps of TaylorSeer depend on the number of the step in a call, and FasterCache can only start outside
+        the timesteps in which it skips.
         """
         config = self._cache_config
         name = type(config).__name__
         numbered = getattr(config, "disable_cache_after_step", None) is not None
         if numbered or name in ("MagCacheConfig", "FasterCacheConfig"):
-            what = f"{name} with disable_cache_after_step" if numbered else name
+            cache = f"{name} with disable_cache_after_step" if numbered else name
             raise ValueError(
-                f"{what} cannot begin anew where guidance begins or ends: guide all steps or none, or cache otherwise."
+                f"{cache} cannot restart where guidance begins or ends: guide all steps or none, or use another cache."
             )
 
     def forward(
@@ -365,17 +380,17 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
 
         Args:
             hidden_states: packed noisy latents (B, L), normalized per stream.
-            timestep: (B,), or (B, 2) with one for structure and one for dynamics; whole or not, as schedulers give.
-            class_labels: (B,) long; the id `num_classes` means "no class". None for an unconditional model only.
-            self_condition: the previous estimate of the clean latents (B, L); zeros where None.
+            timestep: (B,), or (B, 2) with one for structure and one for dynamics; whole numbers or floats.
+            class_labels: (B,) long; the id `num_classes` means "no class". None only for an unconditional model.
+            self_condition: the previous estimate of the clean latents (B, L); None: zeros.
             return_dict: whether to return a `Transformer2DModelOutput` or a tuple.
-            modulations: what `self.modulations(timestep, class_labels)` returns, where that was done before.
+            modulations: the precomputed `self.modulations(timestep, class_labels)`; None: computed here.
 
         Returns:
-            A `Transformer2DModelOutput` whose `sample` is packed (B, L), or a tuple of it.
+            A `Transformer2DModelOutput` whose `sample` is packed (B, L), or a tuple with it.
 
         Raises:
-            ValueError: if a shape is wrong, or labels or an estimate are given or missing against the configuration.
+            ValueError: if a shape is wrong, or labels or an estimate are passed or missing against the config.
         """
         batch = hidden_states.shape[0]
         if timestep.shape not in ((batch,), (batch, 2)):
@@ -386,7 +401,7 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
             estimate = torch.zeros_like(hidden_states) if self_condition is None else self_condition
             latents.append(TwinLatents.unpack(estimate, self.structure_shape, self.dynamics_shape))
         elif self_condition is not None:
-            raise ValueError("This model was made without self_conditioning: give no self_condition.")
+            raise ValueError("This model has no self_conditioning: leave self_condition out.")
 
         # 1. Tokens and conditions
         structure = self.structure_embed(*(latent.structure for latent in latents))
@@ -394,10 +409,10 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
         x = torch.cat([structure, dynamics], dim=1)
         conditioning = self._condition(timestep, class_labels, hidden_states.dtype) if modulations is None else None
         encoder_hidden_states = None if self.class_embed is None else self.class_embed(class_labels)[:, None]
-        *of_blocks, of_output = modulations or [None] * (len(self.transformer_blocks) + 1)
+        *block_modulations, output_modulation = modulations or [None] * (len(self.transformer_blocks) + 1)
 
         # 2. Blocks
-        for block, modulation in zip(self.transformer_blocks, of_blocks, strict=True):
+        for block, modulation in zip(self.transformer_blocks, block_modulations, strict=True):
             conditions = (conditioning, self.num_tokens, encoder_hidden_states, modulation)
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 x = self._gradient_checkpointing_func(block, x, *conditions)
@@ -405,7 +420,7 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
                 x = block(x, *conditions)
 
         # 3. Output
-        modulation = self.modulation_out(conditioning) if of_output is None else of_output
+        modulation = self.modulation_out(conditioning) if output_modulation is None else output_modulation
         modulation, dtype = widen_float16(modulation)
         shift, scale = modulation.chunk(2, dim=-1)
         x = modulate(self.norm_out(x), self.num_tokens, 1 + scale, shift, dtype)
@@ -417,16 +432,16 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
     def modulations(self, timestep: torch.Tensor, class_labels: torch.Tensor | None = None) -> list[torch.Tensor]:
-        """How timesteps and classes modulate every block and the output, for `forward` to be given.
+        """Compute the modulations of every block and of the output, an argument of `forward`.
 
-        A third of the weights meet nothing but these two, which a sampler knows for all its steps beforehand: asked
-        for all at once, those weights are read once.
+        They depend only on timesteps and classes, which a sampler knows in advance for all steps, and use a third of
+        the weights: computed for all steps at once, these weights are read once.
 
         Args:
-            timestep, class_labels: as `forward` takes them.
+            timestep, class_labels: as in `forward`.
 
         Returns:
-            (B, 2, 6 D) of each block, and (B, 2, 2 D) of the output.
+            (B, 2, 6 D) for each block, and (B, 2, 2 D) for the output.
         """
         self._check_labels(class_labels)
         conditioning = self._condition(timestep, class_labels, self.dtype)
@@ -443,13 +458,13 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
     def _check_labels(self, class_labels: torch.Tensor | None) -> None:
         if (class_labels is None) != (self.config.num_classes is None):
             raise ValueError(
-                "This model is unconditional: give no class_labels."
+                "This model is unconditional: leave class_labels out."
                 if self.config.num_classes is None
-                else f"This model has classes: give class_labels (B,), {self.config.num_classes} for none."
+                else f"This model requires class_labels (B,), {self.config.num_classes} for no class."
             )
 
 
-def _grid(stream: str, shape: tuple[int, ...], patch_size: tuple[int, ...], axes: str) -> tuple[int, ...]:
+def compute_grid(stream: str, shape: tuple[int, ...], patch_size: tuple[int, ...], axes: str) -> tuple[int, ...]:
     sizes = tuple(shape[1:])
     if len(sizes) != len(patch_size) or any(size % patch for size, patch in zip(sizes, patch_size, strict=True)):
         raise ValueError(

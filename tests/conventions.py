@@ -1,11 +1,11 @@
-"""What the tests of Diffusers' conventions share, of models and of pipelines."""
+"""Shared by the tests of Diffusers' conventions, for models and pipelines."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-# How a model is saved, and a file that must be there then.
+# Arguments of save_pretrained, and a file that it must write.
 every_kind_of_file = pytest.mark.parametrize(
     ("how", "file"),
     [
@@ -19,5 +19,5 @@ every_kind_of_file = pytest.mark.parametrize(
 
 
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    """Root mean square of the difference over that of what is expected."""
+    """Return the root mean square of the difference relative to that of the expected values."""
     return ((actual.float() - expected).square().mean() / expected.square().mean()).sqrt().item()

@@ -14,13 +14,14 @@ from vidgen.common.errors import UserError
 from vidgen.common.loading import load_pipeline
 from vidgen.common.precision import place_model
 from vidgen.data.sprites import write_sprites
-from vidgen.metrics.detectors import Detector, named_detectors
+from vidgen.metrics.detectors import Detector
 from vidgen.metrics.fvd import CLASS_SAMPLING, CLASS_SAMPLING_OF, FVDResult, Sampling, evaluate_pipeline
 from vidgen.metrics.protocols import PROTOCOLS, Protocol, get_protocol
 from vidgen.training.config import DiTTrainingConfig, VAETrainingConfig
 from vidgen.training.dit_trainer import train_dit
 from vidgen.training.vae_trainer import train_vae
 
+from .detectors import parse_detectors
 from .harness import REPOSITORY
 from .vae_runs import sprite_data
 
@@ -130,7 +131,7 @@ def protocol_of(options: argparse.Namespace) -> Protocol:
 def detectors_of(options: argparse.Namespace, protocol: Protocol) -> list[Detector]:
     """The options' detectors, or the scale's, or the protocol's."""
     names = options.detector or DETECTORS[options.scale] or [protocol.detector]
-    return named_detectors(names, protocol.detector, options.detector_sha256)
+    return parse_detectors(names, protocol.detector, options.detector_sha256)
 
 
 def write_reference_sprites(work_dir: Path, scale: str) -> Path:
@@ -155,7 +156,12 @@ def train_tiny_pipeline(folder: Path) -> Path:
     shared = [f"data.root={data}", "data.fps=4", "model.preset=tiny-test", "train.max_train_steps=4"]
     shared += ["train.train_batch_size=4", "train.mixed_precision=no", "train.report_to=none", "train.ema_decay=0"]
     shared += ["train.dataloader_num_workers=0"]
-    settings = ["perceptual.weight=0", "gan.weight=0", "model.overrides={heads: residual}", f"output_dir={folder}/vae"]
+    settings = [
+        "perceptual.weight=0",
+        "gan.weight=0",
+        "model.overrides={bottleneck: residual}",
+        f"output_dir={folder}/vae",
+    ]
     settings += ["data.resolution=32", "data.num_frames=4"]
     vae = train_vae(load_config(VAETrainingConfig, [*shared, *settings]))
     settings = [f"vae={vae}", "diffusion.num_inference_steps=2", f"output_dir={folder}/dit"]

@@ -22,7 +22,9 @@ from autoencoder import AutoencoderKLVidTwin
 from vidgen.common.config import load_config
 from vidgen.common.errors import UserError
 from vidgen.common.io import atomic_write
-from vidgen.data.dataset import ClipDataset, find_videos, list_train_and_validation
+from vidgen.data.dataset import ClipDataset
+from vidgen.data.listing import find_videos
+from vidgen.data.splits import list_train_and_validation
 from vidgen.data.sprites import write_sprites
 from vidgen.losses.lpips import LPIPS
 from vidgen.metrics.evaluation import evaluate_reconstruction

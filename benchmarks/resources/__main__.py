@@ -22,12 +22,12 @@ from matplotlib.figure import Figure
 
 from pipelines import VidTwinTransformer3DModel
 from vidgen.common.errors import UserError
-from vidgen.metrics.flops import training_flops
 
 from ..common import paper
 from ..common.figures import DARK_BLUE, LIGHT_BLUE, TEAL, new_figure
 from ..common.harness import Benchmark, Results, main
 from ..common.tables import markdown_table
+from ..speed.flops import training_flops
 from ..speed.memory import ATTENTION, Build, training_memory
 from ..speed.pseudo_dit import PseudoDiT
 from .latents import (

@@ -24,12 +24,12 @@ from vidgen.losses.adversarial import DiscriminatorLoss, PatchDiscriminator
 from vidgen.losses.diffusion import DiffusionLoss
 from vidgen.losses.lpips import LPIPS
 from vidgen.losses.vae import VAELoss
-from vidgen.metrics.flops import training_flops
 from vidgen.training.config import DiTTrainingConfig, VAETrainingConfig
 from vidgen.training.dit_trainer import build_scheduler, build_transformer
 
 from ..common.harness import REPOSITORY, Results
 from ..common.tables import markdown_table
+from ..speed.flops import training_flops
 from ..speed.memory import Build, training_memory
 
 

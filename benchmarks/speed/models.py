@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from autoencoder import AutoencoderKLVidTwin
 from pipelines import VidTwinPipeline, VidTwinTransformer3DModel
 from pipelines.schedulers import default_scheduler
-from vidgen.data.dataset import frames_to_clip
 from vidgen.data.sprites import render_sprite, sample_factors
+from vidgen.data.transforms import frames_to_clip
 from vidgen.metrics.flops import decode_flops, encode_flops, matmul_rate, transformer_flops
 from vidgen.metrics.reconstruction import psnr
 

@@ -29,8 +29,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipelines.finite import NonFiniteError
 from vidgen.common.progress import progress
-from vidgen.data.dataset import frames_to_clip
 from vidgen.data.sprites import MOTIONS, render_sprite, sample_factors
+from vidgen.data.transforms import frames_to_clip
 
 from .latent_swap import CLASSES, split_motion, sprite_targets
 

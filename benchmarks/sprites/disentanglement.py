@@ -14,9 +14,9 @@ import torch.nn.functional as F
 
 from autoencoder import AutoencoderKLVidTwin, TwinLatents
 from vidgen.common.progress import progress
-from vidgen.data.dataset import frames_to_clip
 from vidgen.data.sprites import MOTIONS, render_sprite, sample_factors
-from vidgen.metrics.reconstruction import psnr, shrink_grids
+from vidgen.data.transforms import frames_to_clip
+from vidgen.metrics.reconstruction import downsample_grids, psnr
 from vidgen.metrics.stats import Score, mean, ratio, share
 
 from .latent_swap import (
@@ -64,7 +64,7 @@ class EncodedSprites:
         clips = render([self.factors[i] for i in batch.tolist()]).to(vae.device)
         packed = vae.encode(clips).latent_dist.mode().float()
         latents = vae.unpack(packed)
-        _, height, width = shrink_grids(tuple(clips.shape[1:]), packed.shape[1])[-1]
+        _, height, width = downsample_grids(tuple(clips.shape[1:]), packed.shape[1])[-1]
         small = F.interpolate(clips.flatten(1, 2), size=(height, width), mode="bilinear", antialias=True)
         values = (latents.structure, latents.dynamics, packed, small)
         features = {name: x.flatten(1).cpu() for name, x in zip(FEATURES, values, strict=True)}

@@ -22,10 +22,10 @@ import torch.nn.functional as F
 
 from pipelines import VidTwinPipeline
 from vidgen.common.errors import UserError, run_program
+from vidgen.common.images import class_grid
 from vidgen.common.io import atomic_write
 from vidgen.common.loading import load_pipeline
 from vidgen.common.options import check_options
-from vidgen.common.plots import class_grid
 from vidgen.data.sprites import MOTIONS, SHAPES
 
 from ..common.tables import markdown_table

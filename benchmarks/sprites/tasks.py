@@ -16,7 +16,8 @@ from diffusers import SchedulerMixin
 from autoencoder import TwinLatents
 from pipelines import VidTwinPipeline
 from pipelines.classes import superclass_name
-from pipelines.schedulers import estimate_clean, noise_levels, normalize_latents
+from pipelines.latents import normalize_latents
+from pipelines.schedulers import estimate_clean, noise_levels
 from vidgen.common.progress import progress
 from vidgen.data.sprites import MOTIONS, SHAPES, subclass
 from vidgen.metrics.frechet import FeatureStatistics, frechet_distance, quiet_about_rank

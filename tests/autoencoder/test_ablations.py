@@ -9,27 +9,27 @@ from autoencoder import AutoencoderKLVidTwin
 from autoencoder.presets import ABLATIONS, SIZES
 
 
-def tiny(name: str, heads: str) -> AutoencoderKLVidTwin:
+def tiny(name: str, bottleneck: str) -> AutoencoderKLVidTwin:
     torch.manual_seed(0)
-    return AutoencoderKLVidTwin.from_preset("tiny-test", heads=heads, **ABLATIONS[name])
+    return AutoencoderKLVidTwin.from_preset("tiny-test", bottleneck=bottleneck, **ABLATIONS[name])
 
 
-@pytest.mark.parametrize("heads", ["official", "residual"])
+@pytest.mark.parametrize("bottleneck", ["plain", "residual"])
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", ABLATIONS)
-def test_parameters_and_rate_are_within_a_tenth_of_the_full_models(name, size, heads):
+def test_parameters_and_rate_are_within_a_tenth_of_the_full_models(name, size, bottleneck):
     with torch.device("meta"):
-        full = AutoencoderKLVidTwin.from_preset(size, heads=heads)
-        ablated = AutoencoderKLVidTwin.from_preset(size, heads=heads, **ABLATIONS[name])
+        full = AutoencoderKLVidTwin.from_preset(size, bottleneck=bottleneck)
+        ablated = AutoencoderKLVidTwin.from_preset(size, bottleneck=bottleneck, **ABLATIONS[name])
     assert ablated.num_parameters() != full.num_parameters()
     assert ablated.num_parameters() == pytest.approx(full.num_parameters(), rel=0.1)
     assert ablated.latent_size == pytest.approx(full.latent_size, rel=0.1)
 
 
-@pytest.mark.parametrize("heads", ["official", "residual"])
+@pytest.mark.parametrize("bottleneck", ["plain", "residual"])
 @pytest.mark.parametrize("name", ABLATIONS)
-def test_ablations_train_and_round_trip(name, heads, tmp_path):
-    model = tiny(name, heads)
+def test_ablations_train_and_round_trip(name, bottleneck, tmp_path):
+    model = tiny(name, bottleneck)
     clip = torch.rand(2, *model.clip_shape, generator=torch.Generator().manual_seed(1)) * 2 - 1
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     losses = []
@@ -52,10 +52,10 @@ def test_ablations_train_and_round_trip(name, heads, tmp_path):
         assert loaded.config[option] == value
 
 
-@pytest.mark.parametrize("heads", ["official", "residual"])
+@pytest.mark.parametrize("bottleneck", ["plain", "residual"])
 @torch.no_grad()
-def test_a_single_latent_is_all_there_is(heads):
-    model = tiny("single", heads).eval()
+def test_a_single_latent_has_an_empty_dynamics_latent(bottleneck):
+    model = tiny("single", bottleneck).eval()
     latents = model.unpack(model.encode(torch.rand(2, *model.clip_shape)).latent_dist.mode())
     assert latents.structure.shape == (2, 11, 4, 2, 2) and latents.dynamics.numel() == 0
     both, structure, dynamics = (model.decode(latents, c).sample for c in ("both", "structure", "dynamics"))
@@ -64,8 +64,8 @@ def test_a_single_latent_is_all_there_is(heads):
 
 
 @torch.no_grad()
-def test_queries_over_space_see_the_whole_frame_and_no_other():
-    model = tiny("dynamics_qformer", "official").eval()
+def test_spatial_queries_attend_to_one_whole_frame():
+    model = tiny("dynamics_qformer", "plain").eval()
     z = torch.randn(1, 32, 4, 4, 4)
     changed = z.clone()
     changed[:, :, 2, 3, 3] += 1
@@ -76,14 +76,14 @@ def test_queries_over_space_see_the_whole_frame_and_no_other():
 
 
 @torch.no_grad()
-def test_pools_over_time_see_what_they_should():
+def test_temporal_pools_depend_on_the_right_locations():
     """The paper's Q-Former keeps places apart; folded ones do not; the convolution sees one place further."""
     z = torch.randn(1, 32, 4, 4, 4)
     changed = z.clone()
     changed[:, :, 2, 0, 0] += 1
     reach = {}
     for name in ("dynamics_qformer", "structure_conv", "structure_hidden"):
-        pool = tiny(name, "official").eval().structure_encoder.temporal_pool
+        pool = tiny(name, "plain").eval().structure_encoder.temporal_pool
         before, after = pool(z), pool(changed)
         assert before.shape == (3, 16, 4, 4)
         reach[name] = (before != after).any(dim=1).any(dim=0).sum().item()
@@ -94,5 +94,5 @@ def test_unknown_values_are_named():
     for option in ("structure_pool", "structure_fold", "dynamics_pool"):
         with pytest.raises(ValueError, match=f"{option} must be one of"):
             AutoencoderKLVidTwin.from_preset("tiny-test", **{option: "other"})
-    with pytest.raises(ValueError, match="only a Q-Former"):
+    with pytest.raises(ValueError, match="requires structure_pool"):
         AutoencoderKLVidTwin.from_preset("tiny-test", structure_pool="conv", structure_fold="hidden")

@@ -1,6 +1,8 @@
-"""The model as Diffusers' users meet it, with either kind of heads."""
+"""The autoencoder as a Diffusers model, with both bottlenecks."""
 
 from __future__ import annotations
+
+import json
 
 import pytest
 import torch
@@ -17,9 +19,9 @@ def tiny(**overrides) -> AutoencoderKLVidTwin:
     return AutoencoderKLVidTwin.from_preset("tiny-test", **overrides)
 
 
-@pytest.fixture(params=["official", "residual"])
+@pytest.fixture(params=["plain", "residual"])
 def model(request) -> AutoencoderKLVidTwin:
-    return tiny(heads=request.param).eval()
+    return tiny(bottleneck=request.param).eval()
 
 
 @pytest.fixture
@@ -32,7 +34,7 @@ def test_save_and_load_is_bit_equal(model, clip, tmp_path):
     model.register_to_config(latents_mean=[0.1, -0.2], latents_std=[1.5, 0.5])
     model.save_pretrained(tmp_path)
     loaded = AutoencoderKLVidTwin.from_pretrained(tmp_path)
-    assert loaded.config.heads == model.config.heads
+    assert loaded.config.bottleneck == model.config.bottleneck
     assert loaded.config.latents_std == [1.5, 0.5]
     assert torch.equal(loaded(clip).sample, model(clip).sample)
     assert torch.equal(loaded.encode(clip).latent_dist.mean, model.encode(clip).latent_dist.mean)
@@ -64,7 +66,7 @@ def test_shapes_and_return_types(model, clip):
 
 
 @torch.no_grad()
-def test_components_use_their_own_latent_only(model, clip):
+def test_components_depend_on_one_latent(model, clip):
     latents = model.unpack(model.encode(clip).latent_dist.mode())
     other = TwinLatents(latents.structure, latents.dynamics + 1)
     assert torch.equal(model.decode(latents, "structure").sample, model.decode(other, "structure").sample)
@@ -102,7 +104,7 @@ def test_slicing_and_batches_equal_singles(model, clip):
 
 def test_gradient_checkpointing_changes_nothing(clip):
     def gradients(checkpointing: bool) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        model = tiny(heads="residual", qformer_dropout=0.1).train()
+        model = tiny(bottleneck="residual", qformer_dropout=0.1).train()
         if checkpointing:
             model.enable_gradient_checkpointing()
         torch.manual_seed(3)
@@ -178,20 +180,20 @@ def test_default_latent_has_the_papers_shape():
 
 
 @pytest.mark.parametrize(
-    ("name", "setting", "heads"),
-    [(name, None, "official") for name in SIZES] + [("small", s, "residual") for s in LATENT_SETTINGS],
+    ("name", "setting", "bottleneck"),
+    [(name, None, "plain") for name in SIZES] + [("small", s, "residual") for s in LATENT_SETTINGS],
 )
-def test_every_preset_and_setting_runs(name, setting, heads):
+def test_every_preset_and_setting_runs(name, setting, bottleneck):
     with torch.device("meta"):
-        model = AutoencoderKLVidTwin.from_preset(name, setting, heads=heads, num_layers=1)
+        model = AutoencoderKLVidTwin.from_preset(name, setting, bottleneck=bottleneck, num_layers=1)
         out = model(torch.empty(1, *model.clip_shape)).sample
     assert tuple(out.shape[1:]) == model.clip_shape
 
 
-@pytest.mark.parametrize("heads", ["official", "residual"])
+@pytest.mark.parametrize("bottleneck", ["plain", "residual"])
 @torch.no_grad()
-def test_odd_grids_come_back_whole(heads):
-    model = tiny(sample_size=40, structure_downsamples=2, dynamics_downsamples=2, heads=heads).eval()
+def test_odd_grids_keep_their_size(bottleneck):
+    model = tiny(sample_size=40, structure_downsamples=2, dynamics_downsamples=2, bottleneck=bottleneck).eval()
     assert model(torch.zeros(1, 3, 4, 40, 40)).sample.shape == (1, 3, 4, 40, 40)
 
 
@@ -201,10 +203,10 @@ def test_odd_grids_come_back_whole(heads):
         (dict(sample_size=33), "multiple of patch_size"),
         (dict(hidden_size=30), "hidden_size"),
         (dict(query_dim=15), "query_dim"),
-        (dict(heads="other"), "official, residual"),
+        (dict(bottleneck="other"), "plain, residual"),
     ],
 )
-def test_sizes_that_do_not_fit_are_named(arguments, message):
+def test_invalid_sizes_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         tiny(**arguments)
 
@@ -222,17 +224,17 @@ def test_wrong_inputs_are_named(model, clip):
         AutoencoderKLVidTwin.from_preset("base", 4)
 
 
-@pytest.mark.parametrize("heads", ["official", "residual"])
-def test_frozen_weights_are_not_repeated_for_every_row(heads):
-    """PyTorch multiplies strided input with as many copies of a weight that needs no gradient: three times the time.
+@pytest.mark.parametrize("bottleneck", ["plain", "residual"])
+def test_frozen_weights_are_not_repeated_for_every_row(bottleneck):
+    """For a strided input, PyTorch copies a weight without gradient for every row, which takes three times as long.
 
-    Under autocast in `inference_mode` no weight needs one.
+    Under autocast in `inference_mode` no weight has a gradient.
     """
-    model = AutoencoderKLVidTwin.from_preset("tiny-test", heads=heads).eval()
+    model = AutoencoderKLVidTwin.from_preset("tiny-test", bottleneck=bottleneck).eval()
     clip = torch.rand(1, *model.clip_shape)
 
     def products() -> tuple[int, int]:
-        """FLOPs of batched matrix products, which attention has a few of, and of everything."""
+        """FLOPs of batched matrix products, of which attention has a few, and all FLOPs."""
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             model(clip)
         counts = counter.get_flop_counts()["Global"]
@@ -242,3 +244,17 @@ def test_frozen_weights_are_not_repeated_for_every_row(heads):
     model.requires_grad_(False)
     frozen, everything = products()
     assert frozen - trained < 0.02 * everything
+
+
+@pytest.mark.parametrize(("heads", "bottleneck"), [("official", "plain"), ("residual", "residual")])
+def test_configs_of_older_versions_load(heads, bottleneck, tmp_path):
+    """`bottleneck` was called `heads`, and "plain" was called "official"."""
+    model = tiny(bottleneck=bottleneck)
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    assert config.pop("bottleneck") == bottleneck
+    path.write_text(json.dumps({**config, "heads": heads}))
+    for loaded in (AutoencoderKLVidTwin.from_pretrained(tmp_path), tiny(heads=heads)):
+        assert loaded.config.bottleneck == bottleneck and "heads" not in loaded.config
+        assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), model.parameters(), strict=True))

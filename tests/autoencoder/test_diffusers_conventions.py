@@ -1,4 +1,4 @@
-"""What Diffusers' users take for granted of a model: saving, offloading, casting, attention choice, compilation."""
+"""Diffusers' conventions for a model: saving, offloading, casting, attention backends, compilation."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
-@pytest.fixture(params=["official", "residual"])
+@pytest.fixture(params=["plain", "residual"])
 def model(request) -> AutoencoderKLVidTwin:
     """A tiny model whose temporal attention, zero at first, does something."""
     torch.manual_seed(0)
-    model = AutoencoderKLVidTwin.from_preset("tiny-test", heads=request.param).eval()
+    model = AutoencoderKLVidTwin.from_preset("tiny-test", bottleneck=request.param).eval()
     for module in model.modules():
         if isinstance(module, SelfAttention):
             torch.nn.init.normal_(module.proj.weight, std=0.1)
@@ -50,7 +50,7 @@ def expected(model, clip) -> torch.Tensor:
 # --- saving and loading --------------------------------------------------------------------------------------------
 
 
-def test_the_config_is_json_and_rebuilds_the_model(model):
+def test_the_config_is_json_and_builds_the_same_model(model):
     config = json.loads(json.dumps(dict(model.config)))
     again = AutoencoderKLVidTwin.from_config(config)
     assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in model.state_dict().items()}
@@ -158,7 +158,7 @@ def test_layerwise_casting_to_eight_bits(model, clip, expected, compute_dtype):
     assert relative_error(model(clip.to(compute_dtype)).sample, expected) < 0.04
 
 
-def test_gradient_checkpointing_is_switched_on_and_off(model):
+def test_gradient_checkpointing_is_enabled_and_disabled(model):
     assert not model.is_gradient_checkpointing
     model.enable_gradient_checkpointing()
     switches = {
@@ -173,7 +173,7 @@ def test_gradient_checkpointing_is_switched_on_and_off(model):
 
 
 @torch.no_grad()
-def test_the_backend_is_the_users_choice(model, clip, expected, backends):
+def test_the_backend_can_be_set(model, clip, expected, backends):
     model.set_attention_backend("_native_math")
     out = model(clip).sample
     assert len(backends) == sum(isinstance(m, SelfAttention | QFormerAttention) for m in model.modules())

@@ -11,13 +11,13 @@ from autoencoder.matmul_speed import is_clearly_faster, matmul_speedup
 
 
 @pytest.fixture(autouse=True)
-def _measure_anew():
+def _clear_cache():
     module._measure_speedup.cache_clear()
     yield
     module._measure_speedup.cache_clear()
 
 
-def test_float32_is_as_fast_as_itself():
+def test_the_speedup_of_float32_is_one():
     assert matmul_speedup(torch.float32) == 1.0
 
 
@@ -29,7 +29,7 @@ def test_clearly_faster_is_a_ratio_of_times(half_seconds, faster, monkeypatch):
     assert is_clearly_faster(torch.bfloat16) is faster
 
 
-def test_it_is_measured_once_and_outside_of_the_callers_modes(monkeypatch):
+def test_it_is_measured_once_without_the_callers_modes(monkeypatch):
     products = []
 
     def record(a, b):
@@ -46,14 +46,14 @@ def test_it_is_measured_once_and_outside_of_the_callers_modes(monkeypatch):
     assert not any(autocast for _, _, autocast in products)
 
 
-def test_the_number_of_threads_stays():
+def test_the_number_of_threads_is_restored():
     before = torch.get_num_threads()
     matmul_speedup(torch.bfloat16)
     in_a_new_thread = ThreadPoolExecutor(1).submit(torch.get_num_threads).result()
     assert torch.get_num_threads() == in_a_new_thread == before
 
 
-def test_a_type_without_products_is_not_faster(monkeypatch):
+def test_an_unsupported_dtype_is_not_faster(monkeypatch):
     def refuse(a, b):
         raise RuntimeError('"addmm" not implemented')
 
@@ -71,7 +71,7 @@ def test_a_slow_product_is_not_repeated(monkeypatch):
     assert len(count) == 2
 
 
-def test_a_compiled_function_takes_the_answer_as_a_constant(monkeypatch):
+def test_the_result_is_a_constant_in_compiled_functions(monkeypatch):
     monkeypatch.setattr(module, "_time_product", lambda a, b: 1.0 if a.dtype == torch.float32 else 0.25)
     compiled = torch.compile(lambda x: x * matmul_speedup(torch.bfloat16), fullgraph=True, backend="eager")
     assert torch.equal(compiled(torch.ones(2)), torch.full((2,), 4.0))

@@ -75,7 +75,7 @@ def test_released_size_and_layout():
     assert converted == expected
 
 
-def test_heads_default_to_hidden_size_over_64_and_to_the_papers_eight():
+def test_default_heads_are_hidden_size_over_64_and_eight():
     state = load_file(GOLDEN / "mini_weights.safetensors")
     from autoencoder.convert_official import infer_config
 

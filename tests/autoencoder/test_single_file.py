@@ -67,18 +67,18 @@ def test_standard_arguments_do_not_change_the_model(model, options):
 
 
 @pytest.mark.parametrize("low_cpu_mem_usage", [None, True, False])
-def test_weights_are_not_initialized_unless_told_so(low_cpu_mem_usage):
+def test_weights_are_initialized_only_without_low_cpu_mem_usage(low_cpu_mem_usage):
     with mock.patch("accelerate.init_empty_weights", wraps=accelerate.init_empty_weights) as empty:
         AutoencoderKLVidTwin.from_single_file(WEIGHTS, low_cpu_mem_usage=low_cpu_mem_usage, **HEADS)
     assert empty.called == (low_cpu_mem_usage is not False)
     with mock.patch("autoencoder.single_file.is_accelerate_available", return_value=False):
         AutoencoderKLVidTwin.from_single_file(WEIGHTS, **HEADS)
-        with pytest.raises(ValueError, match="needs the package accelerate"):
+        with pytest.raises(ValueError, match="requires accelerate"):
             AutoencoderKLVidTwin.from_single_file(WEIGHTS, low_cpu_mem_usage=True, **HEADS)
 
 
 @pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
-def test_the_dtype_is_the_users(name):
+def test_the_dtype_is_an_argument(name):
     half = AutoencoderKLVidTwin.from_single_file(WEIGHTS, **HEADS, **{name: torch.bfloat16})
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
     assert AutoencoderKLVidTwin.from_single_file(WEIGHTS, dtype=None, torch_dtype=None, **HEADS).dtype == torch.float32
@@ -86,7 +86,7 @@ def test_the_dtype_is_the_users(name):
 
 @pytest.mark.parametrize("low_cpu_mem_usage", [True, False])
 @pytest.mark.parametrize("nested", [0, 1, 2])
-def test_a_state_dict_instead_of_a_path_stays_as_it_is(model, state, nested, low_cpu_mem_usage):
+def test_a_state_dict_is_not_changed(model, state, nested, low_cpu_mem_usage):
     before, given = {name: value.clone() for name, value in state.items()}, state
     for _ in range(nested):
         given = {"state_dict": given, "epoch": 3}
@@ -118,7 +118,7 @@ def test_a_config_gives_the_sizes(model, tmp_path, place):
 
 
 def test_the_layout_of_diffusers_loads_with_its_config(tmp_path):
-    model = AutoencoderKLVidTwin.from_preset("tiny-test", heads="residual")
+    model = AutoencoderKLVidTwin.from_preset("tiny-test", bottleneck="residual")
     model.save_pretrained(tmp_path)
     path = tmp_path / "diffusion_pytorch_model.safetensors"
     assert equal(AutoencoderKLVidTwin.from_single_file(path, config=tmp_path), model)
@@ -142,12 +142,12 @@ def test_the_layout_of_diffusers_loads_with_its_config(tmp_path):
         ({"device_map": "auto"}, "loads onto one device"),
         ({"device_map": {"encoder": "cpu", "decoder": "cpu"}}, "loads onto one device"),
         ({"quantization_config": "any"}, "does not quantize"),
-        ({"num_head": 4}, "no argument 'num_head'.*num_heads"),
+        ({"num_head": 4}, "an argument 'num_head'.*num_heads"),
         ({"local_file_only": True}, "did you mean local_files_only"),
     ],
     ids=str,
 )
-def test_what_cannot_be_had_is_named(options, message):
+def test_invalid_arguments_are_named(options, message):
     with pytest.raises(ValueError, match=message) as raised:
         AutoencoderKLVidTwin.from_single_file(WEIGHTS, **options)
     assert "\n" not in str(raised.value)
@@ -155,7 +155,7 @@ def test_what_cannot_be_had_is_named(options, message):
 
 def test_a_config_of_another_model_and_a_dict_without_tensors(tmp_path):
     (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderKLWan"}')
-    with pytest.raises(ValueError, match="is of AutoencoderKLWan, not of AutoencoderKLVidTwin"):
+    with pytest.raises(ValueError, match="describes AutoencoderKLWan, not AutoencoderKLVidTwin"):
         AutoencoderKLVidTwin.from_single_file(WEIGHTS, config=tmp_path)
     for given in ({}, {"state_dict": {}}, {"a": 1}):
         with pytest.raises(ValueError, match="The state dict holds no state dict"):
@@ -164,11 +164,11 @@ def test_a_config_of_another_model_and_a_dict_without_tensors(tmp_path):
         AutoencoderKLVidTwin.from_single_file({"a": torch.zeros(1)})
 
 
-def test_a_missing_file_of_a_folder_here_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
+def test_a_missing_file_of_a_local_folder_is_not_searched_on_the_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "vae").mkdir(parents=True)
     with (
-        mock.patch("autoencoder.hub.hf_hub_download", side_effect=AssertionError("was looked for")),
+        mock.patch("autoencoder.hub.snapshot_download", side_effect=AssertionError("was looked for")),
         pytest.raises(FileNotFoundError, match=r"No checkpoint file at runs/vae/last\.ckpt"),
     ):
         AutoencoderKLVidTwin.from_single_file("runs/vae/last.ckpt")
@@ -197,7 +197,7 @@ def test_addresses_on_the_hub(address, parts):
     assert split_hub_address(address) == parts
 
 
-def test_bytes_of_a_file_are_read_as_a_whole_without_mmap(tmp_path, state, model):
+def test_disable_mmap_reads_the_whole_file(tmp_path, state, model):
     path = tmp_path / "copy.safetensors"
     save_file(state, path)
     loaded = AutoencoderKLVidTwin.from_single_file(path, disable_mmap=True, **HEADS)

@@ -24,7 +24,7 @@ def tiny(**overrides) -> AutoencoderKLVidTwin:
 
 @pytest.fixture(scope="module")
 def model() -> AutoencoderKLVidTwin:
-    return tiny(heads="residual")
+    return tiny(bottleneck="residual")
 
 
 def clip(*size: int, batch: int = 1) -> torch.Tensor:
@@ -53,7 +53,7 @@ def test_cutting_and_blending_are_inverses(size, stride):
     x = clip(*size, batch=2)
     blender = Blender(geometry)
     tiles = cut(x, geometry)
-    assert len(tiles) == geometry.num_tiles == len(geometry.places())
+    assert len(tiles) == geometry.num_tiles == len(geometry.tile_starts())
     for tile in tiles:
         assert tile.shape == (2, 3, 4, 12, 12)
         blender.add(tile)
@@ -62,7 +62,7 @@ def test_cutting_and_blending_are_inverses(size, stride):
 
 @pytest.mark.parametrize("size", [(1, 8, 8), (1, 32, 32), (4, 33, 32), (5, 40, 70), (11, 16, 64), (4, 31, 9)])
 @torch.no_grad()
-def test_every_size_comes_back_as_it_went_in(model, size):
+def test_output_shape_equals_input_shape(model, size):
     x = clip(*size, batch=2)
     latents = model.encode(x).latent_dist.mode()
     assert isinstance(latents, TwinLatents) and latents.geometry.size == size
@@ -74,10 +74,10 @@ def test_every_size_comes_back_as_it_went_in(model, size):
     assert model(x, sample_posterior=True, generator=torch.Generator().manual_seed(0)).sample.shape == x.shape
 
 
-@pytest.mark.parametrize("heads", ["official", "residual"])
+@pytest.mark.parametrize("bottleneck", ["plain", "residual"])
 @torch.no_grad()
-def test_one_tile_equals_the_plain_model(heads):
-    model, x = tiny(heads=heads), clip(*TILE)
+def test_one_tile_equals_the_model(bottleneck):
+    model, x = tiny(bottleneck=bottleneck), clip(*TILE)
     plain = model(x).sample
     still = clip(3, 20, 27)
     padded = torch.nn.functional.pad(still, (0, 5, 0, 12, 0, 1), mode="replicate")
@@ -87,12 +87,12 @@ def test_one_tile_equals_the_plain_model(heads):
 
 
 @torch.no_grad()
-def test_each_tile_is_the_plain_model_of_its_cut(model):
+def test_each_tile_equals_the_model_on_its_crop(model):
     x = clip(6, 50, 32)
     latents = model.encode(x).latent_dist.mode()
     geometry = latents.geometry
     assert geometry.grid == (2, 2, 1)
-    for (f, r, c), tile in zip(geometry.places(), latents.tiles(), strict=True):
+    for (f, r, c), tile in zip(geometry.tile_starts(), latents.tiles(), strict=True):
         part = x[:, :, f : f + 4, r : r + 32, c : c + 32]
         torch.testing.assert_close(tile.pack(), model.encode(part).latent_dist.mode(), rtol=1e-4, atol=1e-5)
     # Where only one tile reaches, the clip is that tile's.
@@ -101,7 +101,7 @@ def test_each_tile_is_the_plain_model_of_its_cut(model):
 
 
 @torch.no_grad()
-def test_no_border_can_be_seen_where_tiles_agree_or_differ_by_a_shade():
+def test_blending_leaves_no_visible_seams():
     """Blended tiles pass from one's shade to the next's in small steps, in every direction and dtype."""
     geometry = ClipGeometry((7, 50, 50), TILE, (3, 24, 24))
     for dtype in (torch.float32, torch.bfloat16):
@@ -116,7 +116,7 @@ def test_no_border_can_be_seen_where_tiles_agree_or_differ_by_a_shade():
 
 
 @torch.no_grad()
-def test_a_constant_clip_steps_no_more_at_borders_than_within_a_tile(model):
+def test_a_constant_clip_has_no_seams(model):
     x = torch.full((1, 3, 10, 80, 80), 0.2)
     geometry = model.geometry(10, 80, 80)
     out = model(x).sample
@@ -127,7 +127,7 @@ def test_a_constant_clip_steps_no_more_at_borders_than_within_a_tile(model):
 
 @pytest.mark.parametrize("size", [TILE, (6, 40, 33)])
 @torch.no_grad()
-def test_latents_in_a_file_decode_on_their_own(model, size, tmp_path):
+def test_saved_latents_decode_without_the_clip(model, size, tmp_path):
     x = clip(*size, batch=2)
     latents = model.encode(x).latent_dist.mode()
     latents = latents if isinstance(latents, TwinLatents) else model.unpack(latents)
@@ -163,7 +163,7 @@ def test_kl_and_nll_of_a_tiled_clip_are_sums_over_its_tiles(model):
     assert torch.equal(posterior.nll(sample), posterior.nll(sample.pack()))
 
 
-def test_strides_are_the_users(model):
+def test_strides_are_arguments(model):
     tiled = tiny()
     tiled.enable_tiling(tile_sample_stride_width=16, tile_sample_stride_num_frames=4)
     assert tiled.geometry(8, 32, 64).stride == (4, 24, 16)
@@ -174,7 +174,7 @@ def test_strides_are_the_users(model):
     assert model.geometry(*TILE) is None
 
 
-def test_tiling_is_switched_by_true_and_false_and_sized_as_in_diffusers():
+def test_tiling_arguments_are_those_of_diffusers():
     tiled = tiny()
     tiled.enable_tiling(tile_sample_stride_width=16)
     for on in (dict(use_tiling=True), dict(tile_sample_min_height=True), {}):
@@ -211,25 +211,25 @@ def test_a_tile_has_the_models_size(value, axis):
 
 
 @pytest.mark.parametrize("stride", [(True, 8, 8), (1.0, 8, 8), (0, 8, 8)])
-def test_geometries_are_of_whole_numbers(stride):
+def test_geometries_require_whole_numbers(stride):
     with pytest.raises(ValueError, match="three positive numbers"):
         ClipGeometry((8, 32, 64), TILE, stride)
 
 
-def test_what_cannot_be_served_is_named(model, tmp_path):
+def test_unsupported_clips_and_latents_are_named(model, tmp_path):
     for size in ((4, 7, 32), (4, 32, 7), (0, 32, 32)):
         with pytest.raises(ValueError, match="8 x 8 pixels or more"):
             model.encode(torch.zeros(1, 3, *size))
     with pytest.raises(ValueError, match=r"\(B, 3, 4, 32, 32\)"):
         model.encode(torch.zeros(1, 1, 4, 40, 40))
-    with pytest.raises(ValueError, match=r"was given \(0, 3, 4, 32, 32\)"):
+    with pytest.raises(ValueError, match=r"have shape \(0, 3, 4, 32, 32\)"):
         model.encode(torch.zeros(0, 3, 4, 32, 32))
     strict = tiny()
     strict.disable_tiling()
-    with pytest.raises(ValueError, match=r"not \(5, 32, 32\), while tiling is off"):
+    with pytest.raises(ValueError, match=r"not \(5, 32, 32\): call enable_tiling"):
         strict.encode(torch.zeros(1, 3, 5, 32, 32))
     latents = model.encode(clip(5, 32, 32)).latent_dist.mode()
-    with pytest.raises(ValueError, match=r"tiles of \(T, H, W\) = \(4, 32, 32\), but this VidTwin's are of"):
+    with pytest.raises(ValueError, match=r"tiles \(T, H, W\) = \(4, 32, 32\), but this model has tiles"):
         tiny(sample_size=64, patch_size=16).decode(latents)
     with pytest.raises(ValueError, match="in 2 tiles"):
         model.unpack(latents.pack()[:, :-1], latents.geometry)
@@ -239,8 +239,8 @@ def test_what_cannot_be_served_is_named(model, tmp_path):
     from safetensors.torch import save_file
 
     for shape in ("abc", ["a", 1, 1, 1], 3):
-        said = json.dumps({"structure_shape": shape, "dynamics_shape": [1, 1, 1], "geometry": None})
-        save_file({"latents": torch.zeros(1, 3)}, tmp_path / "odd.safetensors", {"vidtwin_latents": said})
+        layout = json.dumps({"structure_shape": shape, "dynamics_shape": [1, 1, 1], "geometry": None})
+        save_file({"latents": torch.zeros(1, 3)}, tmp_path / "odd.safetensors", {"vidtwin_latents": layout})
         with pytest.raises(ValueError, match="cannot be read"):
             TwinLatents.load(tmp_path / "odd.safetensors")
     save_file({"latents": torch.zeros(1, 3)}, tmp_path / "other.safetensors")
@@ -248,6 +248,6 @@ def test_what_cannot_be_served_is_named(model, tmp_path):
         TwinLatents.load(tmp_path / "other.safetensors")
 
 
-def test_a_geometry_of_numpys_numbers_is_saved():
+def test_a_geometry_of_numpy_integers_is_saved():
     geometry = ClipGeometry((8, 32, 64), TILE, tuple(np.array([2, 16, 8])))
     assert json.loads(layout_metadata((1,), (1,), geometry)["vidtwin_latents"])["geometry"]["stride"] == [2, 16, 8]

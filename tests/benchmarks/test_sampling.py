@@ -28,7 +28,7 @@ def pipeline() -> VidTwinPipeline:
     """A pipeline with large random weights and few tokens."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    vae = AutoencoderKLVidTwin.from_preset("tiny-test", heads="residual").eval()
+    vae = AutoencoderKLVidTwin.from_preset("tiny-test", bottleneck="residual").eval()
     structure, dynamics = vae.structure_shape, vae.dynamics_shape
     patches = {"structure_patch_size": (structure[1], 2, 2), "dynamics_patch_size": (2, dynamics[2])}
     transformer = VidTwinTransformer3DModel.from_preset("tiny-test", vae=vae, num_classes=8, **patches).eval()

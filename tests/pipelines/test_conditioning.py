@@ -1,4 +1,4 @@
-"""Streams that are given: kept, varied, and what a pipeline takes for one."""
+"""Conditioning: streams that are kept or varied, and the inputs that encode to a stream."""
 
 from __future__ import annotations
 
@@ -7,20 +7,13 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from stub import denoise
 
 from autoencoder.latents import TwinLatents
 from pipelines import VidTwinPipeline, default_scheduler
-from pipelines.conditioning import given_latent
-from pipelines.schedulers import (
-    GivenStreams,
-    denoise,
-    guided,
-    noise_levels,
-    other_solver,
-    retrieve_timesteps,
-    stream_begins,
-    stream_timesteps,
-)
+from pipelines.conditioning import encode_conditioning, get_start_steps, get_stream_timesteps
+from pipelines.guidance import apply_guidance
+from pipelines.schedulers import noise_levels, other_solver, retrieve_timesteps
 
 STEPS, SIZES = 4, (24, 16)
 STREAMS = ("structure", "dynamics")
@@ -39,17 +32,17 @@ def latents(pipe) -> TwinLatents:
 
 @pytest.fixture
 def clips(pipe) -> torch.Tensor:
-    """(2, T, 3, H, W) in [0, 1], as the pipeline puts them out."""
+    """(2, T, 3, H, W) in [0, 1], as the pipeline returns them."""
     channels, frames, height, width = pipe.vae.clip_shape
     return torch.rand(2, frames, channels, height, width, generator=torch.Generator().manual_seed(6))
 
 
 @pytest.fixture
 def timesteps(pipe):
-    """What the transformer is told in each call."""
-    told = []
-    hook = pipe.transformer.register_forward_pre_hook(lambda _, args: told.append(args[1]))
-    yield told
+    """Timesteps of each call of the transformer."""
+    timesteps = []
+    hook = pipe.transformer.register_forward_pre_hook(lambda _, args: timesteps.append(args[1]))
+    yield timesteps
     hook.remove()
 
 
@@ -59,7 +52,7 @@ def timesteps(pipe):
 @pytest.mark.parametrize("stream", STREAMS)
 @pytest.mark.parametrize("solver", [None, diffusers.DPMSolverMultistepScheduler, diffusers.UniPCMultistepScheduler])
 @pytest.mark.parametrize("prediction_type", ["sample", "v_prediction", "flow_prediction"])
-def test_a_stream_that_is_given_stays_as_it_is(pipe, latents, timesteps, stream, solver, prediction_type):
+def test_a_conditioned_stream_is_unchanged(pipe, latents, timesteps, stream, solver, prediction_type):
     pipe.scheduler = default_scheduler(prediction_type)
     pipe.scheduler = pipe.scheduler if solver is None else other_solver(pipe.scheduler, solver)
     given = getattr(latents, stream)
@@ -67,19 +60,21 @@ def test_a_stream_that_is_given_stays_as_it_is(pipe, latents, timesteps, stream,
     torch.testing.assert_close(getattr(out, stream), given, atol=1e-5, rtol=1e-5)
     other = STREAMS[1 - STREAMS.index(stream)]
     assert (getattr(out, other)[0] - getattr(out, other)[1]).abs().max() > 0.1
-    for told, t in zip(timesteps, pipe.scheduler.timesteps, strict=True):
-        assert told.shape == (4, 2)
-        assert (told[:, STREAMS.index(stream)] == 0).all() and (told[:, STREAMS.index(other)] == t).all()
+    for timestep, t in zip(timesteps, pipe.scheduler.timesteps, strict=True):
+        assert timestep.shape == (4, 2)
+        assert (timestep[:, STREAMS.index(stream)] == 0).all() and (timestep[:, STREAMS.index(other)] == t).all()
 
 
-def test_nothing_given_is_both_streams_made_anew(pipe, latents):
+def test_strength_one_equals_no_conditioning(pipe, latents):
     free = generate(pipe, [0, 2])
-    anew = generate(pipe, [0, 2], structure=latents, dynamics=latents, structure_strength=1.0, dynamics_strength=1.0)
+    ignored = generate(
+        pipe, [0, 2], structure=latents, dynamics=latents, structure_strength=1.0, dynamics_strength=1.0
+    )
     for stream in STREAMS:
-        torch.testing.assert_close(getattr(anew, stream), getattr(free, stream), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(getattr(ignored, stream), getattr(free, stream), atol=1e-5, rtol=1e-5)
 
 
-def test_strength_is_the_share_of_steps(pipe, latents, timesteps):
+def test_strength_is_the_fraction_of_steps(pipe, latents, timesteps):
     def change(strength):
         timesteps.clear()
         out = generate(pipe, [0, 2], structure=latents, dynamics=latents, structure_strength=strength)
@@ -89,18 +84,17 @@ def test_strength_is_the_share_of_steps(pipe, latents, timesteps):
     none, some = change(0.0), change(0.75)
     assert none < 1e-9 and some > 0.01
     steps = pipe.scheduler.timesteps
-    assert [int(told[0, 0]) for told in timesteps] == [int(steps[max(i, 1)]) for i in range(STEPS)]
+    assert [int(timestep[0, 0]) for timestep in timesteps] == [int(steps[max(i, 1)]) for i in range(STEPS)]
 
 
 @pytest.mark.parametrize("solver", [None, diffusers.DPMSolverMultistepScheduler, diffusers.UniPCMultistepScheduler])
 @pytest.mark.parametrize("prediction_type", ["sample", "v_prediction", "flow_prediction"])
-def test_a_varied_stream_ends_where_its_noise_leads(prediction_type, solver):
+def test_a_varied_stream_follows_its_noise(prediction_type, solver):
     """Of normal data the best prediction is known, and so is the end: the same number of deviations from the mean."""
     scheduler = default_scheduler(prediction_type)
     scheduler = scheduler if solver is None else other_solver(scheduler, solver)
     steps, deviation = retrieve_timesteps(scheduler, 50), 0.3
     clean, noise = torch.randn(2, 8, sum(SIZES), generator=torch.Generator().manual_seed(0))
-    given = GivenStreams(deviation * clean, (25, 0), SIZES)
 
     def levels(timestep):
         return (level.repeat_interleave(torch.tensor(SIZES), dim=1) for level in noise_levels(scheduler, timestep))
@@ -111,7 +105,7 @@ def test_a_varied_stream_ends_where_its_noise_leads(prediction_type, solver):
         eps = (noisy - alpha * x0) / sigma
         return {"sample": x0, "v_prediction": alpha * eps - sigma * x0, "flow_prediction": eps - x0}[prediction_type]
 
-    out = denoise(model_fn, scheduler, noise, steps, given=given)
+    out = denoise(model_fn, scheduler, noise, 50, SIZES, structure=deviation * clean, structure_strength=0.5)
     alpha, sigma = levels(torch.stack([steps[25], steps[0]])[None])
     start = torch.cat([(alpha * deviation * clean + sigma * noise)[:, : SIZES[0]], noise[:, SIZES[0] :]], dim=1)
     start_deviation = (alpha**2 * deviation**2 + sigma**2).sqrt()
@@ -119,17 +113,18 @@ def test_a_varied_stream_ends_where_its_noise_leads(prediction_type, solver):
 
 
 @pytest.mark.parametrize("prediction_type", ["sample", "v_prediction", "flow_prediction"])
-def test_a_waiting_stream_is_what_is_given_with_its_timesteps_noise(prediction_type):
+def test_a_waiting_stream_has_the_noise_level_of_its_first_timestep(prediction_type):
     scheduler = default_scheduler(prediction_type)
     steps = retrieve_timesteps(scheduler, STEPS)
     clean, noise = torch.randn(2, 3, sum(SIZES))
-    given, seen = GivenStreams(clean, (2, STEPS), SIZES), []
+    seen = []
 
     def model_fn(noisy, timestep, estimate):
         seen.append((noisy, timestep))
         return noisy
 
-    out = denoise(model_fn, scheduler, noise, steps, given=given, self_conditioning=True)
+    conditions = dict(structure=clean, structure_strength=0.5, dynamics=clean)
+    out = denoise(model_fn, scheduler, noise, STEPS, SIZES, self_conditioning=True, **conditions)
     alpha, sigma = noise_levels(scheduler, steps[2])
     for noisy, timestep in seen[:3]:
         structure, dynamics = noisy.split(SIZES, dim=1)
@@ -140,34 +135,34 @@ def test_a_waiting_stream_is_what_is_given_with_its_timesteps_noise(prediction_t
     assert torch.equal(out[:, SIZES[0] :], clean[:, SIZES[0] :])
 
 
-def test_no_step_with_given_streams_looks_at_what_a_device_computes():
-    scheduler = default_scheduler()
-    given = GivenStreams(torch.randn(3, sum(SIZES), device="meta"), (2, STEPS), SIZES)
-    noise = torch.randn(3, sum(SIZES), device="meta")
-    denoise(lambda x, t, _: x, scheduler, noise, retrieve_timesteps(scheduler, STEPS), given=given)
+def test_no_conditioned_step_reads_values_from_the_device(unchecked):
+    clean, noise = torch.randn(2, 3, sum(SIZES), device="meta")
+    conditions = dict(structure=clean, structure_strength=0.5, dynamics=clean)
+    denoise(lambda x, t, _: x, default_scheduler(), noise, STEPS, SIZES, **conditions)
 
 
 @pytest.mark.parametrize("prediction_type", ["sample", "flow_prediction"])
-def test_frames_that_are_kept_are_and_the_others_fit_themselves_to_them(pipe, latents, prediction_type):
+def test_kept_frames_are_kept_and_others_depend_on_them(pipe, latents, prediction_type):
     pipe.scheduler = default_scheduler(prediction_type)
     out = generate(pipe, [0, 2], dynamics=latents, dynamics_strength=1.0, kept_frames=[0, 2])
     torch.testing.assert_close(out.dynamics[:, :, [0, 2]], latents.dynamics[:, :, [0, 2]], atol=1e-5, rtol=1e-5)
     free = generate(pipe, [0, 2])
     assert (out.dynamics[:, :, 1] - latents.dynamics[:, :, 1]).abs().max() > 0.1
     assert (out.dynamics[:, :, 1] - free.dynamics[:, :, 1]).abs().max() > 1e-3
-    with pytest.raises(ValueError, match=r"kept_frames must be of 0 to 3, not \[4\]"):
+    with pytest.raises(ValueError, match=r"kept_frames must be in 0 to 3, not \[4\]"):
         generate(pipe, 0, dynamics=latents, kept_frames=[4])
-    with pytest.raises(ValueError, match="kept_frames are of dynamics: give some"):
+    with pytest.raises(ValueError, match="kept_frames requires `dynamics`"):
         generate(pipe, 0, structure=latents, kept_frames=[1])
 
 
-def test_known_values_are_as_noisy_as_the_step():
+def test_kept_values_have_the_noise_level_of_the_step(monkeypatch):
     scheduler = default_scheduler()
     steps = retrieve_timesteps(scheduler, STEPS)
     clean, noise = torch.randn(2, 3, sum(SIZES))
-    known = torch.rand(sum(SIZES)) < 0.5
-    given, seen = GivenStreams(clean, (0, 0), SIZES, known), []
-    out = denoise(lambda x, t, _: seen.append(x) or 0.3 * x, scheduler, noise, steps, given=given)
+    known, seen = torch.rand(sum(SIZES)) < 0.5, []
+    monkeypatch.setattr("pipelines.pipeline_vidtwin.get_keep_mask", lambda *_: known)
+    conditions = dict(dynamics=clean, dynamics_strength=1.0)
+    out = denoise(lambda x, t, _: seen.append(x) or 0.3 * x, scheduler, noise, STEPS, SIZES, **conditions)
     for noisy, t in zip(seen, steps, strict=True):
         alpha, sigma = noise_levels(scheduler, t)
         torch.testing.assert_close(noisy[:, known], (alpha * clean + sigma * noise)[:, known])
@@ -176,14 +171,14 @@ def test_known_values_are_as_noisy_as_the_step():
 
 def test_timesteps_of_streams():
     steps = torch.tensor([9, 6, 3])
-    assert stream_timesteps(steps, (0, 0)).tolist() == [[9, 9], [6, 6], [3, 3]]
-    assert stream_timesteps(steps, (1, 3)).tolist() == [[6, 0], [6, 0], [3, 0]]
-    assert stream_begins(default_scheduler(), 50, (0.0, 0.5)) == (50, 25)
+    assert get_stream_timesteps(steps, (0, 0)).tolist() == [[9, 9], [6, 6], [3, 3]]
+    assert get_stream_timesteps(steps, (1, 3)).tolist() == [[6, 0], [6, 0], [3, 0]]
+    assert get_start_steps(default_scheduler(), 50, (0.0, 0.5)) == (50, 25)
 
 
-def test_a_solver_of_other_latents_keeps_no_stream(pipe, latents):
+def test_a_solver_with_scaled_latents_refuses_conditioning(pipe, latents):
     pipe.scheduler = diffusers.EulerDiscreteScheduler.from_config(pipe.scheduler.config)
-    with pytest.raises(ValueError, match="EulerDiscreteScheduler cannot keep or vary a stream: use DDIM"):
+    with pytest.raises(ValueError, match="EulerDiscreteScheduler does not support conditioning; use DDIM"):
         generate(pipe, 0, structure=latents)
     generate(pipe, 0)
 
@@ -191,18 +186,20 @@ def test_a_solver_of_other_latents_keeps_no_stream(pipe, latents):
 # --- guidance per stream ---------------------------------------------------------------------------------------------
 
 
-def test_guidance_weighs_each_stream_by_itself():
-    def predict(latents, timestep, labels, self_condition):
-        return labels[:, None].float().expand(-1, sum(SIZES))
-
-    labels, noise = torch.tensor([3, 5]), torch.zeros(2, sum(SIZES))
-    out = guided(predict, noise, torch.zeros(2), labels, 1, (4.0, 0.5), sizes=SIZES)
+def test_guidance_scales_each_stream_separately():
+    predictions = torch.tensor([[3.0], [5.0], [1.0], [1.0]]).expand(-1, sum(SIZES))
+    out = apply_guidance(predictions, (4.0, 0.5), SIZES)
     assert (out[:, : SIZES[0]] == torch.tensor([[1 + 4.0 * 2], [1 + 4.0 * 4]])).all()
     assert (out[:, SIZES[0] :] == torch.tensor([[1 + 0.5 * 2], [1 + 0.5 * 4]])).all()
-    assert (guided(predict, noise, torch.zeros(2), labels, 1, (1.0, 0.5), sizes=SIZES) == labels[:, None]).all()
 
 
-def test_a_pair_of_equal_weights_is_one_weight(pipe):
+def test_scales_up_to_one_do_not_guide(pipe):
+    torch.testing.assert_close(
+        generate(pipe, [0, 1], guidance_scale=(1.0, 0.5)).pack(), generate(pipe, [0, 1], guidance_scale=1.0).pack()
+    )
+
+
+def test_two_equal_guidance_scales_equal_one(pipe):
     one, two = (generate(pipe, [0, 1], guidance_scale=scale) for scale in (3.0, (3.0, 3.0)))
     torch.testing.assert_close(one.pack(), two.pack(), atol=1e-5, rtol=1e-5)
     assert pipe.guidance_scale == (3.0, 3.0) and pipe.do_classifier_free_guidance
@@ -210,7 +207,7 @@ def test_a_pair_of_equal_weights_is_one_weight(pipe):
     assert not torch.allclose(apart.dynamics, one.dynamics, atol=1e-3)
 
 
-# --- what may be given -----------------------------------------------------------------------------------------------
+# --- conditioning inputs ---------------------------------------------------------------------------------------------
 
 
 def images(clip: torch.Tensor) -> list[PIL.Image.Image]:
@@ -218,7 +215,7 @@ def images(clip: torch.Tensor) -> list[PIL.Image.Image]:
 
 
 @pytest.mark.parametrize("stream", STREAMS)
-def test_clips_in_every_form_are_the_same_latent(pipe, clips, stream):
+def test_clips_in_every_format_have_the_same_latent(pipe, clips, stream):
     vae, device = pipe.vae, torch.device("cpu")
     clips = (clips * 255).round() / 255
     with torch.no_grad():
@@ -233,35 +230,35 @@ def test_clips_in_every_form_are_the_same_latent(pipe, clips, stream):
     }
     with torch.no_grad():
         for given in forms.values():
-            torch.testing.assert_close(given_latent(given, stream, vae, device), expected, atol=1e-5, rtol=1e-5)
-        alone = [given_latent(given, stream, vae, device) for given in (clips[0], images(clips[0]))]
+            torch.testing.assert_close(encode_conditioning(given, stream, vae, device), expected, atol=1e-5, rtol=1e-5)
+        alone = [encode_conditioning(given, stream, vae, device) for given in (clips[0], images(clips[0]))]
     for latent in alone:
         torch.testing.assert_close(latent, expected[:1], atol=1e-5, rtol=1e-5)
 
 
-def test_a_still_is_shown_for_the_whole_clip(pipe, clips):
+def test_an_image_is_repeated_for_the_whole_clip(pipe, clips):
     still = clips[:1, :1]
     whole = still.expand(-1, clips.shape[1], -1, -1, -1)
     [image] = images(still[0])
     with torch.no_grad():
-        expected = given_latent(whole, "structure", pipe.vae, torch.device("cpu"))
+        expected = encode_conditioning(whole, "structure", pipe.vae, torch.device("cpu"))
         for given in (still, still[0], still.permute(0, 1, 3, 4, 2).numpy()):
-            assert torch.equal(given_latent(given, "structure", pipe.vae, torch.device("cpu")), expected)
-        latent = given_latent(image, "structure", pipe.vae, torch.device("cpu"))
+            assert torch.equal(encode_conditioning(given, "structure", pipe.vae, torch.device("cpu")), expected)
+        latent = encode_conditioning(image, "structure", pipe.vae, torch.device("cpu"))
         large = image.resize((image.width * 3, image.height * 2), PIL.Image.Resampling.NEAREST)
-        cut = given_latent(large, "structure", pipe.vae, torch.device("cpu"))
+        cut = encode_conditioning(large, "structure", pipe.vae, torch.device("cpu"))
     torch.testing.assert_close(latent, expected, atol=0.05, rtol=0.05)
     assert cut.shape == latent.shape
 
 
-def test_one_is_given_to_all_and_many_to_as_many(pipe, latents):
+def test_one_condition_serves_all_videos(pipe, latents):
     one = TwinLatents(latents.structure[:1], latents.dynamics[:1])
     assert generate(pipe, [0, 1, 2], structure=one).structure.shape[0] == 3
     assert generate(pipe, 0, structure=latents).structure.shape[0] == 2
     assert generate(pipe, structure=latents, dynamics=one, dynamics_strength=0.5).structure.shape[0] == 2
     out = generate(pipe, [0, 1], structure=latents, num_videos_per_prompt=2).structure
     torch.testing.assert_close(out, latents.structure.repeat_interleave(2, dim=0), atol=1e-5, rtol=1e-5)
-    with pytest.raises(ValueError, match="structure are 2, but there are to be 3 videos: give one, or 3"):
+    with pytest.raises(ValueError, match="structure has length 2, but the batch size is 3: pass one, or 3"):
         generate(pipe, [0, 1, 2], structure=latents)
 
 
@@ -270,27 +267,27 @@ WRONG = {
     "empty": ([], "structure: a list must hold PIL images"),
     "numbers": ([1, 2], "structure: a list must hold PIL images"),
     "bytes": (np.zeros((1, 16, 64, 64, 3), np.uint8), r"frames must be floats in \[0, 1\], not torch.uint8"),
-    "signed": (lambda clips: clips * 2 - 1, r"frames must lie in \[0, 1\], but reach from -"),
-    "frames": (lambda clips: clips[:, :2], "structure must be clips of .* frames, or of one"),
+    "signed": (lambda clips: clips * 2 - 1, r"frames must be in \[0, 1\], not in \[-"),
+    "frames": (lambda clips: clips[:, :2], "structure must be clips .* frames or one frame"),
     "size": (lambda clips: clips[..., :-1], "but has shape"),
-    "flat": (torch.zeros(5), r"but has shape \(5\)"),
-    "lengths": (lambda clips: [images(clips[0]), images(clips[0])[:-1]], "all clips must have as many frames"),
-    "other latents": (TwinLatents(torch.zeros(1, 1, 1, 1, 1), torch.zeros(1, 1, 1, 1)), "structure must be latents"),
+    "flat": (torch.zeros(5), r"but has shape \(5,\)"),
+    "lengths": (lambda clips: [images(clips[0]), images(clips[0])[:-1]], "all clips must have the same length"),
+    "other latents": (TwinLatents(torch.zeros(1, 1, 1, 1, 1), torch.zeros(1, 1, 1, 1)), "structure latents must be"),
 }
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_what_cannot_be_a_stream_is_told(pipe, clips, name):
+def test_invalid_conditioning_is_refused(pipe, clips, name):
     given, sentence = WRONG[name]
     with pytest.raises(ValueError, match=sentence):
         generate(pipe, 0, structure=given(clips) if callable(given) else given)
 
 
-def test_values_out_of_range_are_told(pipe, latents, vae):
-    with pytest.raises(ValueError, match=r"dynamics_strength must be between 0 .kept. and 1 .made anew., not 1.5"):
+def test_values_out_of_range_are_refused(pipe, latents, vae):
+    with pytest.raises(ValueError, match=r"dynamics_strength must be between 0 and 1, not 1\.5"):
         generate(pipe, 0, dynamics=latents, dynamics_strength=1.5)
-    with pytest.raises(ValueError, match=r"guidance_scale must be a number, or .structure's, dynamics'."):
+    with pytest.raises(ValueError, match=r"guidance_scale must be a number or .structure, dynamics."):
         generate(pipe, 0, guidance_scale=(1.0, 2.0, 3.0))
     alone = VidTwinPipeline(None, pipe.transformer, pipe.scheduler)
-    with pytest.raises(ValueError, match="Without a vae no structure can be given"):
+    with pytest.raises(ValueError, match="structure: conditioning requires a vae"):
         alone(0, structure=latents, output_type="latent", num_inference_steps=1)

@@ -26,7 +26,7 @@ def test_patches_are_row_major_with_the_channel_innermost():
 
 
 @pytest.mark.parametrize(("grid", "dim"), [((16, 7, 7), 1152), ((16, 7, 7), 64), ((16, 14), 192), ((3, 2, 2), 48)])
-def test_positions_tell_every_place_apart(grid, dim):
+def test_positions_are_distinct(grid, dim):
     position = sincos_positions(grid, dim)
     assert position.shape == (torch.Size(grid).numel(), dim)
     assert position.dtype == torch.float32
@@ -43,7 +43,7 @@ def test_positions_give_each_axis_its_own_channels():
         assert not torch.equal(moved[0], moved[1])
 
 
-def test_conditioning_knows_own_noise_level_other_noise_level_stream_and_class():
+def test_conditioning_depends_on_both_noise_levels_stream_and_class():
     torch.manual_seed(0)
     embed = TwinConditionEmbedding(16, num_classes=2)
 
@@ -58,7 +58,7 @@ def test_conditioning_knows_own_noise_level_other_noise_level_stream_and_class()
     assert not torch.allclose(same[0], same[1])
 
 
-def test_timestep_frequencies_are_made_in_float32():
+def test_timestep_frequencies_are_computed_in_float32():
     embed = TwinConditionEmbedding(16).to(torch.bfloat16)
     one, next_one = (embed(torch.tensor([[t, t]]), None, torch.bfloat16) for t in (996, 997))
     assert torch.tensor(996, dtype=torch.bfloat16) == torch.tensor(997, dtype=torch.bfloat16)

@@ -1,4 +1,4 @@
-"""NaN and infinite values: refused with the dtype and what works instead, and kept from arising in float16."""
+"""NaN and infinite values: refused with the dtype and an alternative, and avoided in float16."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_float16_autocast_keeps_the_residual_stream_finite(wide):
 
 
 @pytest.mark.parametrize("output_type", OUTPUT_TYPES)
-def test_an_overflow_names_its_dtype_and_one_that_works(vae, make_transformer, output_type):
+def test_an_overflow_names_its_dtype_and_a_better_one(vae, make_transformer, output_type):
     model = make_transformer()
     with torch.no_grad():
         model.transformer_blocks[0].ff.net[2].weight *= 1e5
@@ -118,7 +118,7 @@ def test_a_number_that_is_not_finite_is_refused_by_name(pipe, name, value):
     ],
     ids=lambda option: "-".join(option),
 )
-def test_numbers_of_which_one_is_not_finite_are_refused_by_name(pipe, option):
+def test_sequences_with_non_finite_numbers_are_refused_by_name(pipe, option):
     if "latents" in option:
         option = {"latents": torch.full((1, pipe.transformer.latent_size), NAN)}
     with pytest.raises(ValueError, match=next(iter(option))):

@@ -1,4 +1,4 @@
-"""What a pipeline's call takes in more than one form, and what Python would take silently for something else."""
+"""Arguments of the pipeline in several types, and types that are refused."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def test_one_label_as_a_tensor_is_one_video(pipe):
 
 @pytest.mark.parametrize("label", [True, 1.0, 1.7, NAN, b"Biking", [0], None, torch.tensor([0, 1])], ids=str)
 def test_a_label_is_a_name_or_a_whole_number(pipe, label):
-    with pytest.raises(ValueError, match="by its name or its whole number"):
+    with pytest.raises(ValueError, match="must be a name or a whole number"):
         pipe.get_label_ids([label])
 
 
-def test_generators_may_be_a_tuple_but_no_seed(pipe):
+def test_generators_can_be_a_tuple_but_not_a_seed(pipe):
     made = [
         generate(pipe, generator=kind(torch.Generator().manual_seed(i) for i in range(2))) for kind in (list, tuple)
     ]
@@ -48,7 +48,7 @@ def test_generators_may_be_a_tuple_but_no_seed(pipe):
 
 @pytest.mark.parametrize("name", ["num_inference_steps", "num_videos_per_prompt"])
 @pytest.mark.parametrize("value", [True, 2.0, 2.5, NAN, "2", None])
-def test_numbers_of_things_are_whole(pipe, name, value):
+def test_counts_are_whole_numbers(pipe, name, value):
     with pytest.raises(ValueError, match=f"{name} must be a whole number, not"):
         generate(pipe, **{name: value})
 
@@ -61,7 +61,7 @@ def test_scales_are_numbers(pipe, name, value):
 
 
 @pytest.mark.parametrize("value", [3, np.float32(3), torch.tensor(3.0), [3.0, 3.0]], ids=str)
-def test_scales_may_be_numbers_of_any_kind(pipe, value):
+def test_scales_can_be_numbers_of_any_type(pipe, value):
     torch.testing.assert_close(generate(pipe, guidance_scale=value), generate(pipe, guidance_scale=3.0))
 
 
@@ -87,7 +87,7 @@ def test_a_callback_returns_a_dict(pipe):
     assert torch.equal(generate(pipe, callback_on_step_end=lambda *_: {}), generate(pipe))
 
 
-def test_the_pipelines_names_of_its_models_switches(pipe):
+def test_options_of_the_models(pipe):
     try:
         pipe.enable_vae_slicing()
         assert pipe.vae.use_slicing
@@ -107,5 +107,5 @@ def test_the_pipelines_names_of_its_models_switches(pipe):
         pipe.vae.enable_tiling(tile_sample_stride_height=24)
     pipe.vae = None
     for name in ("enable_vae_slicing", "disable_vae_slicing", "enable_vae_tiling", "disable_vae_tiling"):
-        with pytest.raises(ValueError, match=f"{name} needs a vae"):
+        with pytest.raises(ValueError, match=f"{name} requires a vae"):
             getattr(pipe, name)()

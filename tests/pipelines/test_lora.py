@@ -1,4 +1,4 @@
-"""LoRA on the transformer and the pipeline: every name takes effect or is refused, and what is fused comes apart."""
+"""LoRA on the transformer and the pipeline: names are checked, and adapters are fused and unfused."""
 
 from __future__ import annotations
 
@@ -82,20 +82,20 @@ def test_to_out_0_means_to_out(model):
     ("targets", "more", "message"),
     [
         (["to_q", "to_queue"], {}, "'to_queue' matches no layer .*nearest are to_q"),
-        (["attn1"], {}, "'attn1' matches no layer .*that takes an adapter"),
+        (["attn1"], {}, "'attn1' matches no layer .*that can have an adapter"),
         (["norm_q"], {}, "'norm_q' matches no layer"),
         (["nothing_like_it"], {}, "it has .*to_k, to_out, to_q, to_v"),
         ("to_q", {}, "regular expression for whole names.*nearest are to_q.*A list"),
         (".*(to_q", {}, "no regular expression"),
         ([], {}, "target_modules is empty"),
         (None, {}, "target_modules is empty"),
-        (["to_qkv"], {}, "there after fuse_qkv_projections"),
+        (["to_qkv"], {}, "exists after fuse_qkv_projections"),
         (["to_q"], {"rank_pattern": {"to_v": 2}}, "rank_pattern has 'to_v'"),
         (["to_q"], {"alpha_pattern": {"attn1.too_q": 2}}, "alpha_pattern has 'attn1.too_q'"),
         (["to_q"], {"modules_to_save": ["proj_out"]}, "modules_to_save has 'proj_out'"),
     ],
 )
-def test_a_target_that_matches_nothing_is_named_and_changes_nothing(model, targets, more, message):
+def test_an_unknown_target_is_named_and_changes_nothing(model, targets, more, message):
     plain = predict(model)
     with pytest.raises(ValueError, match=message):
         model.add_adapter(config(targets, **more))
@@ -104,7 +104,7 @@ def test_a_target_that_matches_nothing_is_named_and_changes_nothing(model, targe
     assert adapted(model) == {"to_q"}
 
 
-def test_an_adapter_that_peft_refuses_leaves_room_for_another(model):
+def test_another_adapter_can_be_added_after_an_error(model):
     with pytest.raises(ValueError, match=r"not found in the base model|No modules"):
         model.add_adapter(config(["to_q"], layers_to_transform=[77]))
     model.add_adapter(config(["to_q"]))
@@ -146,7 +146,7 @@ def test_a_saved_lora_loads_into_the_pipeline_and_unloads(pipe, saved, layout):
     assert pipe.get_list_adapters() == {}
 
 
-def test_metadata_with_other_names_counts(model, saved, tmp_path):
+def test_metadata_with_other_names_is_translated(model, saved, tmp_path):
     """Another model of Diffusers calls the layer `to_out.0`, in the file's weights and in its config alike."""
     state = load_file(saved[0] / "pipeline" / WEIGHTS)
     arguments = {"r": 4, "lora_alpha": 8, "target_modules": ["to_q", "to_out.0"]}
@@ -173,7 +173,7 @@ def test_metadata_with_other_names_counts(model, saved, tmp_path):
     ],
     ids=str,
 )
-def test_every_kind_of_lora_comes_back_from_its_file(base, targets, more, tmp_path):
+def test_every_kind_of_lora_is_saved_and_loaded(base, targets, more, tmp_path):
     torch.manual_seed(0)
     model, other = copy.deepcopy(base), copy.deepcopy(base)
     model.add_adapter(config(targets, **more))
@@ -278,7 +278,7 @@ def test_adapters_by_name(pipe, saved):
 
 
 @pytest.mark.parametrize("owner", ["pipeline", "transformer"])
-def test_a_fused_lora_comes_apart_whatever_its_scale(pipe, saved, owner):
+def test_a_lora_fused_at_any_scale_is_unfused(pipe, saved, owner):
     plain, expected = predict(pipe), saved[1]
     owner = pipe if owner == "pipeline" else pipe.transformer
     pipe.load_lora_weights(saved[0] / "pipeline", adapter_name="a")
@@ -314,7 +314,7 @@ def test_a_fused_lora_stays_after_unloading(pipe, saved):
 
 @pytest.mark.parametrize("how", ["add", "load"])
 @pytest.mark.parametrize("conditioning", ["adaln", "cross_attention"])
-def test_a_lora_after_fusing_projections_acts(make_transformer, how, conditioning, tmp_path):
+def test_a_lora_after_fusing_projections_has_an_effect(make_transformer, how, conditioning, tmp_path):
     plain = make_transformer(class_conditioning=conditioning)
     fused, separate = copy.deepcopy(plain), copy.deepcopy(plain)
     torch.manual_seed(3)
@@ -354,8 +354,8 @@ def test_fusing_projections_that_have_a_lora_is_refused(model):
 # --- without peft ----------------------------------------------------------------------------------------------------
 
 
-def test_without_peft_there_is_one_sentence(pipe, saved, monkeypatch):
-    monkeypatch.setattr("pipelines.lora_files.is_peft_available", lambda: False)
+def test_without_peft_errors_are_one_sentence(pipe, saved, monkeypatch):
+    monkeypatch.setattr("pipelines.lora.is_peft_available", lambda: False)
     monkeypatch.setattr("pipelines.lora_names.is_peft_available", lambda: False)
     monkeypatch.setattr("diffusers.loaders.lora_base.USE_PEFT_BACKEND", False)
     model = pipe.transformer

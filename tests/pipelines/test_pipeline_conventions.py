@@ -1,4 +1,4 @@
-"""What Diffusers' users take for granted of a denoiser and a pipeline: saving, offloading, casting, caches, LoRA."""
+"""Diffusers' conventions for a denoiser and a pipeline: saving, offloading, casting, caches, LoRA."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from diffusers.models.attention_dispatch import AttentionBackendName
 
 from autoencoder import AutoencoderKLVidTwin
 from pipelines import VidTwinPipeline, VidTwinTransformer3DModel, default_scheduler
-from pipelines.schedulers import denormalize_latents
+from pipelines.latents import denormalize_latents
 from pipelines.transformer_vidtwin import VidTwinAttention, VidTwinAttnProcessor
 
 CPU = torch.device("cpu")
@@ -43,7 +43,7 @@ def expected(model, inputs) -> torch.Tensor:
 
 @pytest.fixture
 def pipe(vae, make_transformer) -> VidTwinPipeline:
-    """A pipeline that may be changed: its parts are its own."""
+    """A pipeline with copies of the models, which a test can change."""
     pipeline = VidTwinPipeline(
         copy.deepcopy(vae), make_transformer(), default_scheduler(), id2label={0: "Biking", 1: "Diving", 2: "Yo Yo"}
     )
@@ -119,7 +119,7 @@ def test_layerwise_casting_to_eight_bits(model, inputs, expected, compute_dtype)
 
 
 @torch.no_grad()
-def test_the_backend_is_the_users_choice(model, inputs, expected, backends):
+def test_the_backend_can_be_set(model, inputs, expected, backends):
     model.set_attention_backend("_native_math")
     out = model(**inputs).sample
     assert backends == [AttentionBackendName._NATIVE_MATH] * len(model.attn_processors)
@@ -146,7 +146,7 @@ def test_processors_are_set_and_reset(model, inputs, expected):
 
 
 @torch.no_grad()
-def test_projections_are_fused_and_taken_apart_again(model, inputs, expected):
+def test_projections_are_fused_and_unfused(model, inputs, expected):
     keys = model.state_dict().keys()
     model.fuse_qkv_projections()
     torch.testing.assert_close(model(**inputs).sample, expected, rtol=1e-5, atol=1e-5)
@@ -205,7 +205,7 @@ def test_lora_adapters_are_added_saved_and_loaded(model, inputs, expected, tmp_p
 
 # --- caches --------------------------------------------------------------------------------------------------------
 
-# By name: the config, what it spares, and how often the last block does that in 8 steps.
+# By name: the config, the module that it skips, and how often the last block calls it in 8 steps.
 CACHES = {
     "first_block": (diffusers.FirstBlockCacheConfig(threshold=100.0), "ff", 1),
     "taylorseer": (diffusers.TaylorSeerCacheConfig(cache_interval=3, disable_cache_before_step=1), "attn1", 3),
@@ -237,7 +237,7 @@ if hasattr(diffusers, "MagCacheConfig"):
 
 
 @pytest.mark.parametrize("name", CACHES)
-def test_caches_spare_work_and_leave_no_trace(pipe, name):
+def test_caches_skip_work_and_are_removed(pipe, name):
     config, part, expected_calls = copy.copy(CACHES[name][0]), *CACHES[name][1:]
     if hasattr(config, "current_timestep_callback"):
         config.current_timestep_callback = lambda: pipe.current_timestep
@@ -273,8 +273,8 @@ def enable(pipe, config):
 
 
 @pytest.mark.parametrize("name", RESTARTS)
-def test_caches_begin_anew_where_guidance_begins_and_ends(pipe, name):
-    """One class and no more: what was kept of its single row would broadcast, and nothing would tell."""
+def test_caches_restart_where_guidance_begins_and_ends(pipe, name):
+    """With one class, cached activations of its single row would broadcast without an error."""
     computed = []
     part = pipe.transformer.transformer_blocks[-1].get_submodule(CACHES[name][1])
     spared = part.to_q if CACHES[name][1] == "attn1" else part
@@ -299,7 +299,7 @@ def test_caches_begin_anew_where_guidance_begins_and_ends(pipe, name):
     assert len(computed) < 10, "and others are not"
     assert torch.equal(cached(guidance_interval=(0.3, 0.7)), out)
 
-    # Where the interval ends, the step is what it is without anything kept.
+    # At the end of the interval the step equals the step without a cache.
     inputs = []
     hook = pipe.transformer.register_forward_hook(
         lambda _, args, out: inputs.append((args, out[0])) if pipe.num_seen == 7 else None
@@ -312,7 +312,7 @@ def test_caches_begin_anew_where_guidance_begins_and_ends(pipe, name):
         torch.testing.assert_close(prediction, pipe.transformer(*args).sample)
 
 
-def test_a_call_after_one_that_broke_off_begins_with_empty_caches(pipe):
+def test_a_call_after_an_error_starts_with_empty_caches(pipe):
     enable(pipe, CACHES["first_block"][0])
     whole = generate(pipe, num_inference_steps=4)
 
@@ -330,14 +330,14 @@ REFUSED = {name: CACHES[name][0] for name in CACHES if name not in RESTARTS} | {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_caches_that_cannot_begin_anew_refuse_an_interval(pipe, name):
+def test_caches_that_cannot_restart_refuse_an_interval(pipe, name):
     enable(pipe, REFUSED[name])
     steps = []
     hook = pipe.transformer.register_forward_pre_hook(lambda *_: steps.append(1))
-    with pytest.raises(ValueError, match=f"{type(REFUSED[name]).__name__}.* cannot begin anew"):
+    with pytest.raises(ValueError, match=f"{type(REFUSED[name]).__name__}.* cannot restart"):
         generate(pipe, guidance_interval=(0.2, 0.8))
     hook.remove()
-    assert not steps, "it is said before anything is done"
+    assert not steps, "the error is raised before the first step"
     for interval in ((0.0, 1.0), (0.0, 0.0)):
         assert generate(pipe, guidance_interval=interval).isfinite().all()
     assert generate(pipe, guidance_interval=(0.2, 0.8), guidance_scale=1.0).isfinite().all()
@@ -346,11 +346,11 @@ def test_caches_that_cannot_begin_anew_refuse_an_interval(pipe, name):
         pipeline._guidance_scale = 0.0
         return tensors
 
-    with pytest.raises(ValueError, match="cannot begin anew"):
+    with pytest.raises(ValueError, match="cannot restart"):
         generate(pipe, callback_on_step_end=end_guidance)
 
 
-def test_a_cache_that_cannot_serve_says_so(transformer):
+def test_an_unsupported_cache_is_refused(transformer):
     with pytest.raises(ValueError, match="lite mode"):
         transformer.enable_cache(diffusers.TaylorSeerCacheConfig(use_lite_mode=True))
     assert not transformer.is_cache_enabled
@@ -359,7 +359,7 @@ def test_a_cache_that_cannot_serve_says_so(transformer):
 # --- the pipeline --------------------------------------------------------------------------------------------------
 
 
-def test_the_call_takes_what_video_pipelines_take():
+def test_the_call_has_the_arguments_of_video_pipelines():
     parameters = inspect.signature(VidTwinPipeline.__call__).parameters
     common = ("num_inference_steps", "guidance_scale", "generator", "latents", "output_type", "return_dict")
     callbacks = ("callback_on_step_end", "callback_on_step_end_tensor_inputs", "num_videos_per_prompt")
@@ -376,7 +376,7 @@ def test_saved_pipelines_load_bit_equal(pipe, tmp_path, how):
     assert torch.equal(generate(loaded), generate(pipe))
 
 
-def test_a_variant_that_is_not_there_is_an_error(pipe, tmp_path):
+def test_a_missing_variant_is_an_error(pipe, tmp_path):
     pipe.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="variant=fp16"):
         VidTwinPipeline.from_pretrained(tmp_path, variant="fp16")
@@ -428,7 +428,7 @@ def test_without_a_vae_latents_come_out_normalized(pipe, tmp_path):
     assert VidTwinPipeline.from_pretrained(tmp_path / "alone", vae=None).vae is None
 
 
-def test_guidance_is_what_was_asked_for_and_acts_only_on_classes(pipe):
+def test_guidance_is_readable_and_requires_classes(pipe):
     def more(pipeline, step, timestep, tensors):
         pipeline._guidance_scale += 1.0
         return tensors
@@ -446,7 +446,7 @@ def test_model_offload_wakes_and_frees_both_models(pipe):
         assert torch.equal(generate(pipe), expected)
         assert isinstance(pipe.transformer._hf_hook, CpuOffload)
         assert isinstance(pipe.vae._hf_hook, CpuOffload)
-        # A hook frees the model before its own, in the order of use.
+        # A hook frees the model that was used before.
         assert pipe.vae._hf_hook.prev_module_hook.model is pipe.transformer
 
 

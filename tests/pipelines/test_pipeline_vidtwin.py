@@ -42,7 +42,7 @@ def batch_sizes(pipe):
 
 @pytest.fixture
 def modulated(pipe, monkeypatch):
-    """How many rows the modulations of whole samplings were asked for, in turn."""
+    """Numbers of rows of precomputed modulations, in turn."""
     rows, modulations = [], pipe.transformer.modulations
 
     def counted(timestep, class_labels=None):
@@ -53,7 +53,7 @@ def modulated(pipe, monkeypatch):
     return rows
 
 
-# --- what comes out ------------------------------------------------------------------------------------------------
+# --- outputs -------------------------------------------------------------------------------------------------------
 
 
 def test_output_types_agree(pipe):
@@ -120,7 +120,7 @@ def test_num_videos_per_prompt_keeps_a_class_together(pipe):
     assert not torch.allclose(grouped[0], grouped[1])
 
 
-def test_given_latents_are_the_noise(pipe):
+def test_latents_are_the_initial_noise(pipe):
     noise = torch.randn(1, pipe.vae.latent_size, generator=seeded(7))
     torch.testing.assert_close(sample(pipe, 0, latents=noise), sample(pipe, 0, generator=seeded(7)))
 
@@ -136,7 +136,7 @@ def test_classes_by_name_and_by_id(pipe):
     assert not torch.allclose(sample(pipe, "Diving"), sample(pipe, "Biking"))
 
 
-def test_sub_classes_stand_apart_and_are_known_by_name(pipe_of_kinds):
+def test_subclasses_by_name(pipe_of_kinds):
     assert pipe_of_kinds.labels == {"jump": 0, "run": 1} and pipe_of_kinds.class_ids == [0, 1]
     assert pipe_of_kinds.subclasses == {"jump/cat": 3, "jump/dog": 2, "run/dog": 4}
     assert pipe_of_kinds.get_label_ids(["jump/dog", "run", 3]) == [2, 1, 3]
@@ -144,8 +144,8 @@ def test_sub_classes_stand_apart_and_are_known_by_name(pipe_of_kinds):
         pipe_of_kinds.get_label_ids("jumps/dog")
 
 
-def test_a_class_gives_each_video_one_of_its_sub_classes(pipe_of_kinds):
-    """As if that had been asked for; drawn by the generator, for each video anew; a sub-class gives itself."""
+def test_each_video_of_a_class_is_of_a_random_subclass(pipe_of_kinds):
+    """The generator draws one per video; a subclass is unchanged."""
     noise = torch.randn(12, pipe_of_kinds.vae.latent_size, generator=seeded())
     drawn = pipe_of_kinds.draw_subclasses([0] * 12, seeded(3))
     assert set(drawn) == {2, 3} and drawn == pipe_of_kinds.draw_subclasses([0] * 12, seeded(3))
@@ -153,15 +153,15 @@ def test_a_class_gives_each_video_one_of_its_sub_classes(pipe_of_kinds):
     assert torch.equal(made, sample(pipe_of_kinds, drawn, latents=noise))
     assert not torch.equal(made, sample(pipe_of_kinds, "jump", num_videos_per_prompt=12, latents=noise))
     assert pipe_of_kinds.draw_subclasses([2, 1, 4], [seeded(i) for i in range(3)]) == [2, 4, 4]
-    with pytest.raises(ValueError, match="1 generators were given for 3 videos"):
+    with pytest.raises(ValueError, match="1 generators were passed for 3 videos"):
         sample(pipe_of_kinds, [0, 0, 0], generator=[seeded(0)])
     together = sample(pipe_of_kinds, [0, 0, 0], generator=[seeded(i) for i in range(3)])
     alone = torch.cat([sample(pipe_of_kinds, "jump", generator=seeded(i)) for i in range(3)])
     torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
 
 
-def test_around_a_given_stream_a_class_is_itself(pipe_of_kinds, monkeypatch):
-    """What is given says which of its sub-classes it is."""
+def test_conditioned_videos_keep_the_class(pipe_of_kinds, monkeypatch):
+    """The conditioning determines the subclass."""
     seen = []
     forward = pipe_of_kinds.transformer.forward
     monkeypatch.setattr(
@@ -215,7 +215,7 @@ def test_guidance_acts_in_an_interval_of_noise_levels(pipe, batch_sizes, solver)
     assert batch_sizes == [4, 2, 2, 2]
 
 
-def test_a_step_outside_the_interval_is_of_the_class_and_not_of_none(pipe):
+def test_a_step_outside_the_interval_is_conditional(pipe):
     given = []
     hook = pipe.transformer.register_forward_pre_hook(lambda _, args: given.append(args[2].tolist()))
     sample(pipe, [0, 1], guidance_scale=4.0, num_inference_steps=2, guidance_interval=(0.0, 0.5))
@@ -224,7 +224,7 @@ def test_a_step_outside_the_interval_is_of_the_class_and_not_of_none(pipe):
 
 
 @pytest.mark.parametrize("interval", [(0.5, 0.4), (-0.1, 1.0), (0.0, 1.1), (0.5,), (float("nan"), 1.0)])
-def test_a_guidance_interval_that_is_none(pipe, interval):
+def test_invalid_guidance_intervals_are_refused(pipe, interval):
     with pytest.raises(ValueError, match="guidance_interval must be"):
         sample(pipe, 0, guidance_interval=interval)
 
@@ -255,7 +255,7 @@ def test_self_conditioning_shows_the_previous_estimate(vae, make_transformer):
         torch.testing.assert_close(estimate, previous)  # x0 prediction: the estimate is the prediction
 
 
-def test_a_bfloat16_transformer_is_given_bfloat16(vae, make_transformer):
+def test_a_bfloat16_transformer_gets_bfloat16_inputs(vae, make_transformer):
     half = make_transformer().to(torch.bfloat16)
     pipe = VidTwinPipeline(vae, half, default_scheduler())
     pipe.set_progress_bar_config(disable=True)
@@ -365,7 +365,7 @@ def test_a_saved_pipeline_is_bit_equal_in_a_fresh_process(pipe, tmp_path):
     assert not unneeded & set(saved["modules"]), "imported for nothing"
 
 
-def test_a_pipeline_of_a_pipeline_keeps_its_labels(pipe):
+def test_from_pipe_keeps_labels(pipe):
     assert VidTwinPipeline.from_pipe(pipe).labels == pipe.labels
 
 
@@ -374,7 +374,7 @@ def test_components_make_a_second_pipeline(pipe):
     assert again.labels == pipe.labels
 
 
-def test_the_face_is_lazy():
+def test_the_package_imports_lazily():
     code = "import sys, pipelines; sys.exit(any(m in sys.modules for m in ('torch', 'diffusers')))"
     subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
 
@@ -395,7 +395,7 @@ def test_the_face_is_lazy():
         ({"eta": 1.5}, "between 0 and 1"),
         ({"output_type": "gif"}, "pil, np, pt, latent"),
         ({"latents": torch.zeros(1, 5)}, r"\(1, 176\)"),
-        ({"generator": [seeded(), seeded()]}, "2 generators were given for 1 videos"),
+        ({"generator": [seeded(), seeded()]}, "2 generators were passed for 1 videos"),
         ({"generator": [seeded(), seeded()], "latents": torch.zeros(1, 176)}, "2 generators"),
         ({"callback_on_step_end_tensor_inputs": ["prompt_embeds"]}, "prompt_embeds"),
     ],
@@ -405,12 +405,12 @@ def test_mistakes_are_named(pipe, arguments, message):
         pipe(**{"class_labels": 0, **arguments})
 
 
-def test_a_pipeline_without_names_says_so(vae, transformer):
+def test_a_pipeline_without_id2label_has_no_names(vae, transformer):
     with pytest.raises(ValueError, match="no id2label; use 0 to 2"):
         VidTwinPipeline(vae, transformer, default_scheduler()).get_label_ids("Biking")
 
 
-def test_parts_that_do_not_fit_are_refused(vae, transformer, make_transformer):
+def test_incompatible_components_are_refused(vae, transformer, make_transformer):
     with pytest.raises(ValueError, match=r"dynamics latents \(8, 4, 8\)"):
         VidTwinPipeline(vae, make_transformer(dynamics_shape=(8, 4, 8)), default_scheduler())
     with pytest.raises(ValueError, match="'Walking' as 3"):
@@ -430,15 +430,15 @@ def test_parts_that_do_not_fit_are_refused(vae, transformer, make_transformer):
     ],
     ids=["guided", "interval", "unguided", "no class"],
 )
-def test_modulations_kept_for_all_steps_change_nothing(pipe, modulated, monkeypatch, how):
+def test_precomputed_modulations_change_nothing(pipe, modulated, monkeypatch, how):
     kept = sample(pipe, **how)
     videos = 2 if kept.shape[0] == 2 else 1
     assert modulated == [STEPS * 2 * videos]
-    monkeypatch.setattr(VidTwinPipeline, "_kept_modulations", lambda *_: None)
+    monkeypatch.setattr(VidTwinPipeline, "prepare_modulations", lambda *_: None)
     torch.testing.assert_close(sample(pipe, **how), kept, atol=1e-5, rtol=1e-5)
 
 
-def test_guidance_that_a_callback_begins_has_its_modulations(pipe, modulated, batch_sizes):
+def test_guidance_enabled_by_a_callback_has_modulations(pipe, modulated, batch_sizes):
     def begin(pipeline, step, timestep, tensors):
         pipeline._guidance_scale = 4.0
         return tensors
@@ -447,7 +447,7 @@ def test_guidance_that_a_callback_begins_has_its_modulations(pipe, modulated, ba
     assert batch_sizes == [1, 2, 2] and modulated == [STEPS * 2]
 
 
-def test_modulations_are_kept_only_where_they_are_smaller_than_the_weights(pipe, modulated):
+def test_modulations_are_precomputed_only_if_smaller_than_the_weights(pipe, modulated):
     width = pipe.transformer.config.num_attention_heads * pipe.transformer.config.attention_head_dim
     sample(pipe, 0, num_inference_steps=width // 4)
     assert modulated == [width // 2]

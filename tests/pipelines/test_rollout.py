@@ -1,4 +1,4 @@
-"""Roll-outs, loops, and the way from one clip to another."""
+"""Roll-outs, loops and interpolation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from autoencoder.latents import TwinLatents
 from pipelines import VidTwinPipeline
-from pipelines.rollout import faded, interpolate, rollout
+from pipelines.rollout import crossfade, interpolate, rollout
 
 STEPS, FRAMES, OVERLAP = 2, 4, 2  # of the tiny model
 
@@ -19,15 +19,15 @@ def options(seed: int = 0) -> dict:
 
 
 @pytest.fixture
-def told(pipe, monkeypatch):
-    """What the pipeline is asked for, window by window."""
+def windows(pipe, monkeypatch):
+    """The calls of the pipeline with their outputs, window by window."""
     calls = []
     original = type(pipe).__call__
 
     def call(self, *args, **kwargs):
-        made = original(self, *args, **kwargs)
-        calls.append(SimpleNamespace(made=made.frames, **kwargs))
-        return made
+        output = original(self, *args, **kwargs)
+        calls.append(SimpleNamespace(frames=output.frames, **kwargs))
+        return output
 
     monkeypatch.setattr(type(pipe), "__call__", call)
     return calls
@@ -37,33 +37,33 @@ def told(pipe, monkeypatch):
 
 
 @pytest.mark.parametrize("num_frames", [1, 4, 5, 6, 11])
-def test_videos_have_as_many_frames_as_asked_for(pipe, num_frames):
+def test_videos_have_num_frames_frames(pipe, num_frames):
     video = rollout(pipe, num_frames, [0, 1], overlap=OVERLAP, **options())
     assert video.shape == (2, num_frames, 3, 32, 32)
     assert video.min() >= 0 and video.max() <= 1
 
 
-def test_no_window_is_made_that_is_not_shown(pipe, told):
+def test_only_needed_windows_are_generated(pipe, windows):
     rollout(pipe, 2 * FRAMES - OVERLAP, 0, overlap=OVERLAP, **options())
-    assert len(told) == 2
+    assert len(windows) == 2
     rollout(pipe, 2 * FRAMES - OVERLAP + 1, 0, overlap=OVERLAP, **options())
-    assert len(told) == 2 + 3
+    assert len(windows) == 2 + 3
 
 
-def test_a_window_continues_what_the_one_before_showed_last(pipe, told):
+def test_a_window_continues_the_previous_one(pipe, windows):
     strengths = dict(structure_strength=0.5, dynamics_strength=0.75)
     video = rollout(pipe, 8, 0, overlap=OVERLAP, **strengths, **options())
-    first, second, third = told
-    for before, after in ((first.made, second), (faded(first.made, second.made, OVERLAP), third)):
+    first, second, third = windows
+    for before, after in ((first.frames, second), (crossfade(first.frames, second.frames, OVERLAP), third)):
         assert torch.equal(after.structure, after.dynamics)
-        assert torch.equal(after.structure, before[:, [-2, -1, -2, -3]])  # and back again
+        assert torch.equal(after.structure, before[:, [-2, -1, -2, -3]])  # then in reverse
         assert list(after.kept_frames) == [0, 1]
         assert after.structure_strength == 0.5 and after.dynamics_strength == 0.75
-    assert torch.equal(video[:, : FRAMES - OVERLAP], first.made[:, : FRAMES - OVERLAP])
-    assert torch.equal(video[:, -(FRAMES - OVERLAP) :], third.made[:, OVERLAP:])
+    assert torch.equal(video[:, : FRAMES - OVERLAP], first.frames[:, : FRAMES - OVERLAP])
+    assert torch.equal(video[:, -(FRAMES - OVERLAP) :], third.frames[:, OVERLAP:])
 
 
-def test_all_windows_are_of_one_sub_class(pipe_of_kinds, monkeypatch):
+def test_all_windows_have_the_same_subclass(pipe_of_kinds, monkeypatch):
     asked = []
     original = type(pipe_of_kinds).__call__
     monkeypatch.setattr(
@@ -77,13 +77,13 @@ def test_all_windows_are_of_one_sub_class(pipe_of_kinds, monkeypatch):
     asked.clear()
     first = torch.rand(1, FRAMES, 3, 32, 32)
     rollout(pipe_of_kinds, 6, "jump", overlap=OVERLAP, first=first, **options())
-    assert asked == [[0]]  # which one is seen in what is given
+    assert asked == [[0]]  # conditioning determines the subclass
 
 
-def test_a_given_clip_is_continued(pipe, told):
+def test_a_first_clip_is_continued(pipe, windows):
     clip = torch.rand(1, FRAMES, 3, 32, 32)
     video = rollout(pipe, 6, 0, overlap=OVERLAP, first=clip, **options())
-    assert len(told) == 1
+    assert len(windows) == 1
     assert torch.equal(video[:, : FRAMES - OVERLAP], clip[:, : FRAMES - OVERLAP])
 
 
@@ -91,7 +91,7 @@ def test_a_given_clip_is_continued(pipe, told):
     ("labels", "each", "windows", "videos"),
     [([0, 1], 1, 1, 2), (0, 2, 1, 2), (None, 2, 1, 2), (0, 1, 3, 3), ([0, 1], 1, 2, 2)],
 )
-def test_a_given_clip_serves_every_video(pipe, make_transformer, labels, each, windows, videos):
+def test_one_first_clip_serves_all_videos(pipe, make_transformer, labels, each, windows, videos):
     clip = torch.rand(windows, FRAMES, 3, 32, 32)
     if labels is None:
         pipe = VidTwinPipeline(pipe.vae, make_transformer(num_classes=None), pipe.scheduler)
@@ -101,31 +101,31 @@ def test_a_given_clip_serves_every_video(pipe, make_transformer, labels, each, w
     assert torch.equal(video[:, :kept], clip.expand(videos, -1, -1, -1, -1)[:, :kept])
 
 
-def test_fading_goes_from_one_to_the_other_in_equal_steps():
+def test_crossfade_has_equal_steps():
     zeros, ones = torch.zeros(1, 5, 1, 1, 1), torch.ones(1, 6, 1, 1, 1)
-    assert faded(zeros, ones, 3).flatten().tolist() == [0, 0, 0.25, 0.5, 0.75, 1, 1, 1]
+    assert crossfade(zeros, ones, 3).flatten().tolist() == [0, 0, 0.25, 0.5, 0.75, 1, 1, 1]
 
 
-def test_a_loop_ends_where_it_begins(pipe, told):
+def test_a_loop_of_two_windows_closes(pipe, windows):
     overlap = 1
     video = rollout(pipe, 6, 0, overlap=overlap, loop=True, **options())
-    first, closing = told
+    first, closing = windows
     assert video.shape[1] == 6
     assert list(closing.kept_frames) == [0, 3]
-    assert torch.equal(closing.structure, first.made[:, [3, 2, 1, 0]])
-    # The frame after the last would be the closing window's own last, which has faded into the first.
-    assert torch.equal(video[:, :1], torch.lerp(closing.made[:, -1:], first.made[:, :1], 0.5))
-    assert torch.equal(video[:, 4:], closing.made[:, 1:3])
+    assert torch.equal(closing.structure, first.frames[:, [3, 2, 1, 0]])
+    # The frame after the last would be the closing window's own last, which has crossfade into the first.
+    assert torch.equal(video[:, :1], torch.lerp(closing.frames[:, -1:], first.frames[:, :1], 0.5))
+    assert torch.equal(video[:, 4:], closing.frames[:, 1:3])
 
 
-def test_a_loop_of_many_windows_ends_where_the_first_began(pipe, told):
+def test_a_loop_of_many_windows_closes(pipe, windows):
     clip = torch.rand(1, FRAMES, 3, 32, 32)
     video = rollout(pipe, 9, 0, overlap=1, loop=True, first=clip, **options())
-    before, closing = told
+    before, closing = windows
     assert torch.equal(before.structure, clip[:, [3, 2, 1, 0]]) and list(before.kept_frames) == [0]
     assert torch.equal(closing.structure[:, -1:], clip[:, :1]) and list(closing.kept_frames) == [0, 3]
-    assert torch.equal(closing.structure[:, :1], before.made[:, -1:])
-    assert torch.equal(video[:, :1], torch.lerp(closing.made[:, -1:], clip[:, :1], 0.5))
+    assert torch.equal(closing.structure[:, :1], before.frames[:, -1:])
+    assert torch.equal(video[:, :1], torch.lerp(closing.frames[:, -1:], clip[:, :1], 0.5))
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_a_loop_of_many_windows_ends_where_the_first_began(pipe, told):
         (dict(first=torch.zeros(1, 3, 3, 32, 32)), "first must be a window of 4 frames, not of 3"),
     ],
 )
-def test_what_makes_no_video_is_refused(pipe, wrong, says):
+def test_invalid_rollouts_are_refused(pipe, wrong, says):
     with pytest.raises(ValueError, match=says):
         rollout(pipe, **{"num_frames": 8, "class_labels": 0, "overlap": OVERLAP, **options(), **wrong})
 
@@ -162,7 +162,7 @@ def shown(pipe, latents: TwinLatents) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("streams", [("structure", "dynamics"), ("structure",), ("dynamics",)])
-def test_the_way_begins_and_ends_at_the_clips_in_the_streams_that_go(pipe, ends, streams):
+def test_interpolation_starts_and_ends_at_the_clips(pipe, ends, streams):
     a, b = ends
     end = TwinLatents(*((b if s in streams else a).__dict__[s] for s in ("structure", "dynamics")))
     middle = TwinLatents(*((getattr(a, s) + getattr(end, s)) / 2 for s in ("structure", "dynamics")))
@@ -172,7 +172,7 @@ def test_the_way_begins_and_ends_at_the_clips_in_the_streams_that_go(pipe, ends,
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
 
 
-def test_a_strength_makes_the_way_anew_in_part(pipe, ends):
+def test_strength_varies_the_interpolation(pipe, ends):
     given = dict(shares=[0, 0.5], class_labels=0)
     kept = interpolate(pipe, *ends, shares=[0, 0.5])
     changed = interpolate(pipe, *ends, strength=0.5, **given, **options())
@@ -182,7 +182,7 @@ def test_a_strength_makes_the_way_anew_in_part(pipe, ends):
     assert not torch.allclose(changed, kept, atol=1e-3)
 
 
-def test_clips_and_stills_are_ends_too(pipe):
+def test_clips_and_images_can_be_interpolated(pipe):
     clips = torch.rand(2, FRAMES, 3, 32, 32)
     found = interpolate(pipe, clips[:1], clips[1:, :1], [0, 1])
     with torch.no_grad():
@@ -190,8 +190,8 @@ def test_clips_and_stills_are_ends_too(pipe):
     torch.testing.assert_close(found[:1], shown(pipe, pipe.vae.unpack(encoded)), atol=1e-5, rtol=0)
 
 
-def test_what_has_no_way_is_refused(pipe, ends):
-    with pytest.raises(ValueError, match="must be of structure, dynamics, not motion"):
+def test_invalid_interpolations_are_refused(pipe, ends):
+    with pytest.raises(ValueError, match="must be among structure, dynamics, not motion"):
         interpolate(pipe, *ends, [0.5], streams=["motion"])
     with pytest.raises(ValueError, match="one clip each, not 2 and 1"):
         interpolate(pipe, torch.rand(2, FRAMES, 3, 32, 32), ends[1], [0.5])

@@ -1,24 +1,22 @@
+"""Schedulers, guidance and normalization, and the denoising loop with every scheduler."""
+
 from __future__ import annotations
 
 import diffusers
 import pytest
 import torch
+from stub import denoise
 
+from pipelines.guidance import apply_guidance, find_guided_steps
+from pipelines.latents import denormalize_latents, normalize_latents, spread_streams
 from pipelines.schedulers import (
     PREDICTION_TYPES,
     default_scheduler,
-    denoise,
-    denormalize_latents,
     estimate_clean,
-    guidance_steps,
-    guided,
-    initial_noise,
     noise_levels,
-    normalize_latents,
     other_solver,
     prediction_type_of,
     retrieve_timesteps,
-    spread_streams,
 )
 
 SHAPE = (3, 40)
@@ -63,25 +61,24 @@ def oracle(scheduler, clean):
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_every_scheduler_reaches_what_the_model_knows(name):
+def test_every_scheduler_reaches_the_clean_latents(name):
     scheduler = SCHEDULERS[name]()
     clean = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1)) * 2
-    steps = retrieve_timesteps(scheduler, 8)
     seen, generator = [], torch.Generator().manual_seed(0)
     out = denoise(
         oracle(scheduler, clean),
         scheduler,
-        initial_noise(SHAPE, generator),
-        steps,
+        torch.randn(SHAPE, generator=generator),
+        8,
         generator=generator,
-        callback=lambda i, t, latents: (seen.append(i), latents)[1],
+        callback_on_step_end=lambda pipe, i, t, tensors: seen.append(i) or tensors,
     )
     torch.testing.assert_close(out, clean, atol=1e-4, rtol=1e-4)
-    assert seen == list(range(len(steps)))
+    assert seen == list(range(len(scheduler.timesteps)))
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_the_model_is_first_shown_noise_of_unit_variance(name):
+def test_the_first_model_input_has_unit_variance(name):
     scheduler = SCHEDULERS[name]()
     noise, seen = torch.randn(SHAPE), []
 
@@ -89,12 +86,12 @@ def test_the_model_is_first_shown_noise_of_unit_variance(name):
         seen.append(noisy)
         return torch.zeros_like(noisy)
 
-    denoise(model_fn, scheduler, noise, retrieve_timesteps(scheduler, 8))
+    denoise(model_fn, scheduler, noise, 8)
     torch.testing.assert_close(seen[0], noise, atol=5e-3, rtol=5e-3)
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_the_estimate_of_clean_latents_is_what_the_model_meant(name):
+def test_clean_estimates_equal_the_clean_latents(name):
     scheduler = SCHEDULERS[name]()
     clean = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
     estimates = []
@@ -103,15 +100,14 @@ def test_the_estimate_of_clean_latents_is_what_the_model_meant(name):
         estimates.append(estimate)
         return oracle(scheduler, clean)(noisy, timestep, estimate)
 
-    steps = retrieve_timesteps(scheduler, 6)
-    denoise(model_fn, scheduler, initial_noise(SHAPE), steps, self_conditioning=True)
+    denoise(model_fn, scheduler, torch.randn(SHAPE), 6, self_conditioning=True)
     assert estimates[0] is None
     for estimate in estimates[1:]:
         torch.testing.assert_close(estimate, clean, atol=2e-3, rtol=2e-3)
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_no_step_looks_at_what_a_device_computes(name):
+def test_no_step_reads_values_from_the_device(name, unchecked):
     scheduler = SCHEDULERS[name]()
     shown = []
 
@@ -119,25 +115,25 @@ def test_no_step_looks_at_what_a_device_computes(name):
         shown.append(timestep)
         return noisy
 
-    noise = torch.randn(SHAPE, device="meta")  # has no values: to look at one is an error
-    denoise(model_fn, scheduler, noise, retrieve_timesteps(scheduler, 5), self_conditioning=True)
+    noise = torch.randn(SHAPE, device="meta")  # has no values: reading one is an error
+    denoise(model_fn, scheduler, noise, 5, self_conditioning=True)
     assert all(timestep.device.type == "meta" for timestep in shown)
 
 
 def test_thresholding_works_on_packed_latents():
     scheduler = default_scheduler(thresholding=True, sample_max_value=3.0)
     clean = torch.randn(SHAPE).clamp(-1, 1)
-    out = denoise(oracle(scheduler, clean), scheduler, torch.randn(SHAPE), retrieve_timesteps(scheduler, 4))
+    out = denoise(oracle(scheduler, clean), scheduler, torch.randn(SHAPE), 4)
     torch.testing.assert_close(out, clean, atol=1e-5, rtol=1e-5)
 
 
 def test_eta_adds_noise_from_the_generator():
     scheduler = default_scheduler("epsilon")
-    noise, steps = torch.randn(SHAPE), retrieve_timesteps(scheduler, 4)
+    noise = torch.randn(SHAPE)
 
     def run(eta, seed):
         generator = torch.Generator().manual_seed(seed)
-        return denoise(lambda x, t, _: 0.5 * x, scheduler, noise, steps, generator=generator, eta=eta)
+        return denoise(lambda x, t, _: 0.5 * x, scheduler, noise, 4, generator=generator, eta=eta)
 
     assert torch.equal(run(0.0, 0), run(0.0, 1))
     assert torch.equal(run(1.0, 0), run(1.0, 0))
@@ -145,25 +141,10 @@ def test_eta_adds_noise_from_the_generator():
 
 
 @pytest.mark.parametrize("steps", [3, 10, 50])
-def test_fully_random_steps_from_pure_noise_stay_finite(steps):
+def test_steps_with_eta_one_from_pure_noise_are_finite(steps):
     scheduler = default_scheduler()
-    timesteps = retrieve_timesteps(scheduler, steps)
-    out = denoise(lambda x, t, _: torch.zeros_like(x), scheduler, torch.randn(SHAPE), timesteps, eta=1.0)
+    out = denoise(lambda x, t, _: torch.zeros_like(x), scheduler, torch.randn(SHAPE), steps, eta=1.0)
     torch.testing.assert_close(out, torch.zeros(SHAPE))
-
-
-def test_denoise_stops_when_interrupted():
-    scheduler = default_scheduler()
-    seen = []
-    denoise(
-        lambda x, t, _: x,
-        scheduler,
-        torch.randn(SHAPE),
-        retrieve_timesteps(scheduler, 8),
-        callback=lambda i, t, x: (seen.append(i), x)[1],
-        interrupted=lambda: len(seen) == 3,
-    )
-    assert seen == [0, 1, 2]
 
 
 def test_default_scheduler_starts_in_pure_noise():
@@ -184,11 +165,11 @@ def test_noise_prediction_from_pure_noise_is_refused():
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
 def test_an_unknown_option_of_the_default_scheduler_is_refused(prediction_type):
     assert prediction_type_of(default_scheduler(prediction_type)) == prediction_type
-    with pytest.raises(ValueError, match="cannot be made so"):
+    with pytest.raises(ValueError, match="Invalid arguments for"):
         default_scheduler(prediction_type, beta_schedul="linear")
 
 
-def test_zero_terminal_snr_is_a_choice():
+def test_zero_terminal_snr_is_optional():
     assert default_scheduler("v_prediction", rescale_betas_zero_snr=False).alphas_cumprod[-1] > 0
     assert default_scheduler("v_prediction", beta_schedule="linear").alphas_cumprod[-1] == 0
 
@@ -208,14 +189,14 @@ def test_noise_levels_are_those_of_diffusers(prediction_type):
     assert noise_levels(scheduler, timestep.reshape(3, 2))[0].shape == (3, 2)
 
 
-def test_a_value_per_stream_is_laid_over_packed_latents():
+def test_values_per_stream_expand_to_packed_latents():
     assert spread_streams(torch.tensor([1, 2]), (2, 3)).tolist() == [[1], [2]]
     spread = spread_streams(torch.tensor([[1, 2], [3, 4]]), (2, 3))
     assert spread.tolist() == [[1, 1, 2, 2, 2], [3, 3, 4, 4, 4]]
 
 
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
-def test_the_clean_estimate_takes_a_timestep_for_every_value(prediction_type):
+def test_clean_estimates_take_a_timestep_per_value(prediction_type):
     scheduler = default_scheduler(prediction_type)
     clean, noise = torch.randn(2, 3, 5).unbind()
     timestep = spread_streams(torch.tensor([[100, 900], [500, 20], [7, 600]]), (2, 3))
@@ -234,7 +215,7 @@ def test_retrieve_timesteps():
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
     assert retrieve_timesteps(scheduler, 5, sigmas=[1.0, 0.5]).tolist() == [1000.0, 500.0]
     assert retrieve_timesteps(diffusers.DDPMScheduler(), 5, timesteps=[900, 3]).tolist() == [900, 3]
-    with pytest.raises(ValueError, match="DDIMScheduler does not take custom timesteps"):
+    with pytest.raises(ValueError, match="DDIMScheduler does not support custom timesteps"):
         retrieve_timesteps(default_scheduler(), 5, timesteps=[3])
     with pytest.raises(ValueError, match="not both"):
         retrieve_timesteps(scheduler, 5, timesteps=[3], sigmas=[0.3])
@@ -267,8 +248,7 @@ def test_a_solver_of_second_order_needs_fewer_steps(prediction_type, solver):
     noise, deviation = torch.randn(1, 2000, generator=torch.Generator().manual_seed(0)), 0.5
 
     def error(scheduler, steps):
-        timesteps = retrieve_timesteps(scheduler, steps)
-        out = denoise(ideal(scheduler, deviation), scheduler, noise, timesteps)
+        out = denoise(ideal(scheduler, deviation), scheduler, noise, steps)
         return (out - deviation * noise).abs().mean().item()
 
     first_order = default_scheduler(prediction_type)
@@ -280,7 +260,7 @@ def test_a_solver_of_second_order_needs_fewer_steps(prediction_type, solver):
     assert error(second_order, 100) < 2e-3
 
 
-def test_another_solver_keeps_the_noise_and_its_end():
+def test_another_solver_keeps_the_noise_schedule():
     theirs = other_solver(default_scheduler(), diffusers.UniPCMultistepScheduler, solver_order=3)
     assert theirs.config.solver_order == 3 and theirs.config.timestep_spacing == "trailing"
     torch.testing.assert_close(theirs.alphas_cumprod[:-1], default_scheduler().alphas_cumprod[:-1])
@@ -295,25 +275,35 @@ def test_another_solver_keeps_the_noise_and_its_end():
 @pytest.mark.parametrize(
     ("prediction_type", "solver", "overrides", "sentence"),
     [
-        ("sample", diffusers.HeunDiscreteScheduler, {}, "knows no rescale_betas_zero_snr: this model was trained so"),
-        ("flow_prediction", diffusers.DDIMScheduler, {}, "knows no use_flow_sigmas: this model was trained so"),
-        ("sample", diffusers.FlowMatchEulerDiscreteScheduler, {}, "knows no prediction_type"),
-        ("sample", diffusers.UniPCMultistepScheduler, {"order": 2}, "knows no order: leave it out"),
+        (
+            "sample",
+            diffusers.HeunDiscreteScheduler,
+            {},
+            "support rescale_betas_zero_snr, which this model requires",
+        ),
+        (
+            "flow_prediction",
+            diffusers.DDIMScheduler,
+            {},
+            "support use_flow_sigmas, which this model requires",
+        ),
+        ("sample", diffusers.FlowMatchEulerDiscreteScheduler, {}, "does not support prediction_type"),
+        ("sample", diffusers.UniPCMultistepScheduler, {"order": 2}, "does not support order: leave it out"),
     ],
 )
-def test_a_solver_that_cannot_serve_says_so(prediction_type, solver, overrides, sentence):
+def test_unsupported_solvers_are_refused(prediction_type, solver, overrides, sentence):
     with pytest.raises(ValueError, match=sentence):
         other_solver(default_scheduler(prediction_type), solver, **overrides)
 
 
 @pytest.mark.parametrize("solver", [None, *SOLVERS])
 @pytest.mark.parametrize("prediction_type", ["sample", "flow_prediction"])
-def test_an_interval_is_a_share_of_the_training_timesteps(prediction_type, solver):
+def test_a_guidance_interval_is_a_fraction_of_training_timesteps(prediction_type, solver):
     scheduler = default_scheduler(prediction_type)
     scheduler = other_solver(scheduler, solver) if solver else scheduler
 
     def steps(lower, upper, count=10):
-        return guidance_steps(scheduler, retrieve_timesteps(scheduler, count), (lower, upper))
+        return find_guided_steps(scheduler, retrieve_timesteps(scheduler, count), (lower, upper))
 
     assert steps(0, 1) == [True] * 10
     assert steps(0.3, 0.3) == [False] * 10
@@ -329,57 +319,25 @@ def test_bounds_on_the_grid_of_steps_are_exact():
     scheduler = default_scheduler()
     timesteps = retrieve_timesteps(scheduler, 10)
     assert timesteps.tolist() == list(range(999, 0, -100))
-    assert guidance_steps(scheduler, timesteps, (0.3, 0.7)) == [False] * 3 + [True] * 4 + [False] * 3
-    assert guidance_steps(scheduler, timesteps, (0.9995, 1.0)) == [True] + [False] * 9, "pure noise is 1"
+    assert find_guided_steps(scheduler, timesteps, (0.3, 0.7)) == [False] * 3 + [True] * 4 + [False] * 3
+    assert find_guided_steps(scheduler, timesteps, (0.9995, 1.0)) == [True] + [False] * 9, "pure noise is 1"
     flow = default_scheduler("flow_prediction")
     timesteps = torch.tensor([1.0, 0.7, 0.5, 0.3]).nextafter(torch.tensor(2.0)) * 1000  # a little off, as sigmas are
-    assert guidance_steps(flow, timesteps, (0.3, 0.7)) == [False, True, True, False]
+    assert find_guided_steps(flow, timesteps, (0.3, 0.7)) == [False, True, True, False]
 
 
-def test_timesteps_that_say_nothing_of_noise_have_the_whole_interval_only():
+def test_schedulers_without_noise_levels_support_only_the_whole_interval():
     scheduler = diffusers.EDMEulerScheduler()
     timesteps = retrieve_timesteps(scheduler, 4)
-    assert guidance_steps(scheduler, timesteps, (0.0, 1.0)) == [True] * 4
-    with pytest.raises(ValueError, match="EDMEulerScheduler has timesteps of its own"):
-        guidance_steps(scheduler, timesteps, (0.1, 0.9))
+    assert find_guided_steps(scheduler, timesteps, (0.0, 1.0)) == [True] * 4
+    with pytest.raises(ValueError, match="EDMEulerScheduler does not support guidance_interval"):
+        find_guided_steps(scheduler, timesteps, (0.1, 0.9))
 
 
-def test_guidance_weighs_the_class_against_none_in_one_batch():
-    batches = []
-
-    def predict(latents, timestep, labels, estimate):
-        batches.append((len(latents), timestep.tolist(), labels.tolist()))
-        return latents * labels[:, None].float() + estimate
-
-    latents, timestep, labels = torch.randn(2, 4), torch.tensor([5, 6]), torch.tensor([0, 1])
-    estimate = torch.randn(2, 4)
-    out = guided(predict, latents, timestep, labels, 9, 3.0, estimate)
-    expected = 9 * latents + 3.0 * (labels[:, None] - 9) * latents + estimate
-    torch.testing.assert_close(out, expected)
-    assert batches == [(4, [5, 6, 5, 6], [0, 1, 9, 9])]
-
-
-@pytest.mark.parametrize(("labels", "scale"), [(torch.tensor([0, 1]), 1.0), (torch.tensor([0, 1]), 0.0), (None, 5.0)])
-def test_no_guidance_leaves_the_batch_alone(labels, scale):
-    sizes = []
-
-    def predict(latents, timestep, labels, estimate):
-        sizes.append(len(latents))
-        return latents
-
-    guided(predict, torch.randn(2, 4), torch.tensor([5, 6]), labels, 9, scale)
-    assert sizes == [2]
-
-
-def test_guidance_takes_a_timestep_per_stream():
-    seen = []
-
-    def predict(latents, timestep, labels, estimate):
-        seen.append(timestep)
-        return latents
-
-    guided(predict, torch.randn(2, 4), torch.tensor([[5, 0], [6, 0]]), torch.tensor([0, 1]), 9, 2.0)
-    assert seen[0].shape == (4, 2)
+def test_guidance_extrapolates_from_the_unconditional_prediction():
+    conditional, unconditional = torch.randn(2, 2, 4)
+    out = apply_guidance(torch.cat([conditional, unconditional]), 3.0, (3, 1))
+    torch.testing.assert_close(out, unconditional + 3.0 * (conditional - unconditional))
 
 
 def test_normalization_is_per_stream_and_invertible(vae):
@@ -398,15 +356,6 @@ def test_an_autoencoder_without_statistics_leaves_latents_alone():
     packed = torch.randn(2, vae.latent_size)
     assert torch.equal(normalize_latents(packed, vae), packed)
     assert torch.equal(denormalize_latents(packed, vae), packed)
-
-
-def test_a_list_of_generators_makes_each_row_alone():
-    seeds = [3, 4]
-    together = initial_noise((2, 6), [torch.Generator().manual_seed(s) for s in seeds])
-    alone = [initial_noise((1, 6), torch.Generator().manual_seed(s)) for s in seeds]
-    assert torch.equal(together, torch.cat(alone))
-    with pytest.raises(ValueError, match="2 generators were given for 3 videos"):
-        initial_noise((3, 6), [torch.Generator(), torch.Generator()])
 
 
 def test_a_scheduler_without_noise_levels_cannot_self_condition():

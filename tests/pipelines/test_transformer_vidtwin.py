@@ -6,8 +6,8 @@ from diffusers import PyramidAttentionBroadcastConfig
 
 from autoencoder import TwinLatents
 from pipelines import VidTwinPipeline, VidTwinTransformer3DModel, default_scheduler
+from pipelines.latents import normalize_latents
 from pipelines.presets import PRESETS
-from pipelines.schedulers import normalize_latents
 from pipelines.transformer_vidtwin import modulate
 
 BATCH = 2
@@ -96,7 +96,7 @@ def test_qk_norm_makes_the_scale_of_queries_and_keys_irrelevant(make_transformer
 
 
 @pytest.mark.parametrize("conditioning", ["adaln", "cross_attention"])
-def test_the_class_matters(make_transformer, inputs, conditioning):
+def test_the_output_depends_on_the_class(make_transformer, inputs, conditioning):
     model = make_transformer(class_conditioning=conditioning)
     labels = [model(**{**inputs, "class_labels": torch.full((BATCH,), i)}).sample for i in range(4)]
     for i in range(3):
@@ -105,7 +105,7 @@ def test_the_class_matters(make_transformer, inputs, conditioning):
 
 @pytest.mark.parametrize("conditioning", ["adaln", "cross_attention"])
 @pytest.mark.parametrize("per_stream", [False, True])
-def test_modulations_of_many_steps_at_once_are_those_of_each(make_transformer, inputs, conditioning, per_stream):
+def test_modulations_of_many_steps_equal_those_of_each(make_transformer, inputs, conditioning, per_stream):
     model = make_transformer(class_conditioning=conditioning)
     timesteps = torch.tensor([[900.0, 100.0], [3.0, 3.0]]) if per_stream else torch.tensor([900.0, 3.0])
     labels = inputs["class_labels"]
@@ -128,7 +128,7 @@ def test_every_latent_value_reaches_both_streams(transformer, inputs):
         assert (grad.abs() > 0).all()
 
 
-def test_places_are_told_apart(transformer, inputs):
+def test_locations_are_distinguished(transformer, inputs):
     """Without positions, moving the latents' values about would only move the prediction about."""
     latents = TwinLatents.unpack(inputs["hidden_states"], transformer.structure_shape, transformer.dynamics_shape)
     turned = TwinLatents(latents.structure.flip(2), latents.dynamics.flip(2))
@@ -277,7 +277,7 @@ def test_unknown_preset_names_the_nearest():
         ({"hidden_states": torch.zeros(BATCH, 5)}, r"\(B, 176\)"),
         ({"timestep": torch.zeros(BATCH, 3)}, r"\(2,\) or \(2, 2\)"),
         ({"timestep": torch.zeros(())}, r"\(2,\) or \(2, 2\)"),
-        ({"class_labels": None}, "give class_labels"),
+        ({"class_labels": None}, "requires class_labels"),
         ({"self_condition": torch.zeros(BATCH, 176)}, "self_conditioning"),
     ],
 )

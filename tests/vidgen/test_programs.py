@@ -1,4 +1,4 @@
-"""The programs as a shell sees them: exit codes, one sentence, no traceback; and the faces' weight."""
+"""Programs in a shell: exit codes, errors of one sentence without a traceback, and light imports."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def test_a_mistake_is_one_sentence_and_a_nonzero_exit(command, sentence, tmp_pat
     assert "Traceback" not in result.stderr
 
 
-def test_faces_are_light():
+def test_package_imports_are_light():
     code = "import sys, vidgen, autoencoder, pipelines; print(any(m in sys.modules for m in ('torch', 'diffusers')))"
     assert run("-c", code).stdout.strip() == "False"
 
 
-def test_lower_floors_do_not_import_upper_ones():
+def test_lower_layers_do_not_import_upper_ones():
     code = (
         "import sys, autoencoder.autoencoder_kl_vidtwin; "
         "assert not any(m.split('.')[0] in ('pipelines', 'vidgen') for m in sys.modules); "
@@ -52,7 +52,7 @@ def test_lower_floors_do_not_import_upper_ones():
     assert result.returncode == 0, result.stderr
 
 
-def test_the_demo_runs_whole(tmp_path):
+def test_the_demo_runs(tmp_path):
     quick = [
         "--clips-per-class=2",
         "--samples-per-class=1",

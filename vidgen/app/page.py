@@ -1,25 +1,20 @@
-"""The page of `vidgen app`: a trained model to try in a browser. What its buttons do is `vidgen.app.service`.
+"""The page of `vidgen app`: a Gradio demo of a trained model. `vidgen.app.service` does the work of its buttons.
 
-All files lie in one private folder, which is gone when the page is; nothing else can be read through the page, and
-nothing is fetched for it.
+All files are in one private folder, which is deleted with the page. No other file can be read through the page, and
+uploads by address are refused.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import gradio as gr
 from gradio import processing_utils
 from PIL import Image
-from starlette.middleware import Middleware
-from starlette.responses import PlainTextResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from autoencoder import AutoencoderKLVidTwin
 from pipelines import VidTwinPipeline
@@ -27,11 +22,11 @@ from pipelines import VidTwinPipeline
 from ..common.errors import UserError
 from ..data.sprites import write_sprites
 from ..data.streams import FrameReader
-from .service import GENERATED_FPS, Studio
+from .service import GENERATED_FPS, InferenceService
 from .uploads import UploadLimits
 
-MOST_WAITING = 32  # runs in the queue
-KEPT_SECONDS = 3600  # uploads and results
+MAX_QUEUED_RUNS = 32
+FILE_LIFETIME = 3600  # seconds for which uploads and results are kept
 EXAMPLE_MOTIONS = ("orbit", "bounce", "spin", "swap")
 
 STYLE = """
@@ -40,182 +35,162 @@ STYLE = """
 """
 
 
-class _NoAddressServed:
-    """Refuses what would make Gradio fetch an address, and hand on what is there."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope.get("path", "")
-        if "/proxy=" in path or re.search(r"/file=\s*[a-z][a-z0-9+.-]*:/", path, re.IGNORECASE):
-            await PlainTextResponse("Addresses are not fetched.", 403)(scope, receive, send)
-        else:
-            await self.app(scope, receive, send)
-
-
-def build_app(studio: Studio, name: str) -> gr.Blocks:
-    """The page, with two tabs for a VAE and four for a pipeline.
+def build_app(service: InferenceService, name: str) -> gr.Blocks:
+    """Build the page, with two tabs for a VAE and four for a pipeline.
 
     Args:
-        studio: what is behind it; its folder must be Gradio's, as in `serve`.
+        service: does the work; its folder must be Gradio's, as in `serve`.
         name: of the model, for the heading.
     """
-    clips, stills = _write_examples(studio.folder / "examples", studio.vae)
-    taken = f"at most {studio.limits.megabytes:g} MB and {studio.limits.seconds:g} s"
-    with gr.Blocks(title="vidgen", analytics_enabled=False, delete_cache=(600, KEPT_SECONDS)) as page:
+    clips, images = _write_examples(service.folder / "examples", service.vae)
+    with gr.Blocks(title="vidgen", analytics_enabled=False, delete_cache=(600, FILE_LIFETIME)) as page:
         gr.Markdown(
-            f"# vidgen\nVideos as two latents, *structure*: what is there, and *dynamics*: how it moves. Model: {name}"
+            "# vidgen\nA video is encoded as two latents: *structure* (appearance and slow motion) and *dynamics* "
+            f"(per-frame detail and fast motion). Model: {name}"
         )
-        with gr.Tab("Reconstruct"):
-            gr.Markdown("A video through the autoencoder and back, from both of its latents and from each alone.")
-            with gr.Row():
-                with gr.Column(scale=2):
-                    video = _video_input(f"Video ({taken})", "reconstruct-video")
-                    gr.Examples([[clip] for clip in clips], [video], label="Or one of these")
-                    buttons = _buttons("Reconstruct")
-                with gr.Column(scale=3):
-                    result = _video_output("reconstruct-result")
-                    numbers = gr.Markdown(elem_id="reconstruct-numbers")
-            _connect(studio.reconstruct, studio, buttons, [video], [result, numbers])
-        with gr.Tab("Reenact"):
-            gr.Markdown("What A looks like, moving as B does: the structure of A with the dynamics of B.")
-            with gr.Row():
-                with gr.Column(scale=2):
-                    with gr.Row():
-                        a = _video_input("A: the look", "reenact-a", height=200)
-                        b = _video_input("B: the motion", "reenact-b", height=200)
-                    gr.Examples([clips[:2], clips[2:4]], [a, b], label="Or one of these")
-                    strength = gr.Slider(0, 1, 1, step=0.05, label="Strength", info="0: A's own motion, 1: B's")
-                    buttons = _buttons("Reenact")
-                with gr.Column(scale=3):
-                    result = _video_output("reenact-result")
-            _connect(studio.reenact, studio, buttons, [a, b, strength], [result])
-        if studio.pipeline is not None:
-            with gr.Tab("Generate"):
-                gr.Markdown("New videos, from noise alone." + " A class to a row." * bool(studio.classes))
-                with gr.Row():
-                    with gr.Column(scale=2):
-                        labels = _class_input(studio.classes, several=True)
-                        settings = _sampling_settings(bool(studio.classes))
-                        buttons = _buttons("Generate")
-                    with gr.Column(scale=3):
-                        result = _video_output("generate-result")
-                _connect(studio.generate, studio, buttons, [labels, *settings], [result])
-            with gr.Tab("Animate"):
-                gr.Markdown("The structure of an image or video, with a motion that is generated.")
-                with gr.Row():
-                    with gr.Column(scale=2):
-                        given = gr.File(  # of any name: Gradio would judge by that, `Studio` does by the content
-                            label="Image or video, or one of these",
-                            height=140,
-                            elem_id="animate-given",
-                        )
-                        gallery = gr.Gallery(
-                            stills, columns=4, height=130, show_label=False, allow_preview=False, buttons=[]
-                        )
-                        label = _class_input(studio.classes, several=False)
-                        change = gr.Slider(
-                            0,
-                            1,
-                            0,
-                            step=0.05,
-                            label="Change",
-                            info="0: its own look is kept, 1: nothing of it is left",
-                        )
-                        settings = _sampling_settings(bool(studio.classes))
-                        buttons = _buttons("Animate")
-                    with gr.Column(scale=3):
-                        result = _video_output("animate-result")
+        _add_reconstruct_tab(service, clips)
+        _add_reenact_tab(service, clips)
+        if service.pipeline is not None:
+            _add_generate_tab(service)
+            _add_animate_tab(service, images)
+        page.unload(service.end_session)
+    return page.queue(max_size=MAX_QUEUED_RUNS)
 
-                def choose(chosen: gr.SelectData) -> str:
-                    return stills[chosen.index]
 
-                gallery.select(choose, None, given, queue=False, api_visibility="private")
-                _connect(studio.animate, studio, buttons, [given, label, change, *settings], [result])
-        page.unload(studio.leave)
-    return page.queue(max_size=MOST_WAITING)
+def _add_reconstruct_tab(service: InferenceService, clips: list[str]) -> None:
+    with _tab("Reconstruct", "Decode a video from both of its latents, from structure alone and from dynamics alone."):
+        with gr.Column(scale=2):
+            limits = f"at most {service.limits.megabytes:g} MB and {service.limits.seconds:g} s"
+            video = _video_input(f"Video ({limits})", "reconstruct-video")
+            gr.Examples([[clip] for clip in clips], [video], label="Examples")
+            buttons = _buttons("reconstruct")
+        with gr.Column(scale=3):
+            outputs = [_video_output("reconstruct-result"), gr.Markdown(elem_id="reconstruct-numbers")]
+        _connect(service, service.reconstruct, buttons, [video], outputs)
+
+
+def _add_reenact_tab(service: InferenceService, clips: list[str]) -> None:
+    with _tab("Reenact", "Latent swap: decode the structure of video A with the dynamics of video B."):
+        with gr.Column(scale=2):
+            with gr.Row():
+                a = _video_input("A: structure", "reenact-a", height=200)
+                b = _video_input("B: dynamics", "reenact-b", height=200)
+            gr.Examples([clips[:2], clips[2:4]], [a, b], label="Examples")
+            strength = gr.Slider(0, 1, 1, step=0.05, label="Strength", info="0: dynamics of A, 1: dynamics of B")
+            buttons = _buttons("reenact")
+        with gr.Column(scale=3):
+            result = _video_output("reenact-result")
+        _connect(service, service.reenact, buttons, [a, b, strength], [result])
+
+
+def _add_generate_tab(service: InferenceService) -> None:
+    with _tab("Generate", "Generate videos from noise." + " Each row shows one class." * bool(service.classes)):
+        with gr.Column(scale=2):
+            labels = _class_input(service.classes, several=True)
+            settings = _sampling_settings(bool(service.classes))
+            buttons = _buttons("generate")
+        with gr.Column(scale=3):
+            result = _video_output("generate-result")
+        _connect(service, service.generate, buttons, [labels, *settings], [result])
+
+
+def _add_animate_tab(service: InferenceService, images: list[str]) -> None:
+    with _tab("Animate", "Image-to-video: generate dynamics for the structure of an image or video."):
+        with gr.Column(scale=2):
+            # A file of any name: the service judges by the content, Gradio's image and video inputs by the name.
+            source = gr.File(label="Image or video", height=140, elem_id="animate-source")
+            gallery = gr.Gallery(images, columns=4, height=130, show_label=False, allow_preview=False, buttons=[])
+            label = _class_input(service.classes, several=False)
+            strength = gr.Slider(
+                0, 1, 0, step=0.05, label="Strength", info="0: the structure is unchanged, 1: it is ignored"
+            )
+            settings = _sampling_settings(bool(service.classes))
+            buttons = _buttons("animate")
+        with gr.Column(scale=3):
+            result = _video_output("animate-result")
+
+        def select_example(selection: gr.SelectData) -> str:
+            return images[selection.index]
+
+        gallery.select(select_example, None, source, queue=False, api_visibility="private")
+        _connect(service, service.animate, buttons, [source, label, strength, *settings], [result])
+
+
+# --- components -----------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def _no_address_uploaded() -> Iterator[None]:
-    """What is uploaded by its address Gradio fetches, if it is a public one; here it is refused."""
-
-    async def refuse(url: str, cache_dir: str) -> str:
-        raise gr.Error("Upload the file itself: addresses are not fetched.", print_exception=False)
-
-    fetch = processing_utils.async_ssrf_protected_download
-    processing_utils.async_ssrf_protected_download = refuse
-    try:
-        yield
-    finally:
-        processing_utils.async_ssrf_protected_download = fetch
+def _tab(title: str, text: str) -> Iterator[None]:
+    """A tab with a text above one row."""
+    with gr.Tab(title):
+        gr.Markdown(text)
+        with gr.Row():
+            yield
 
 
-def _video_input(label: str, name: str, height: int = 240, **options: Any) -> gr.Video:
-    return gr.Video(sources=["upload"], height=height, label=label, elem_id=name, **options)
+def _video_input(label: str, element_id: str, height: int = 240) -> gr.Video:
+    return gr.Video(sources=["upload"], height=height, label=label, elem_id=element_id)
 
 
-def _video_output(name: str) -> gr.Video:
+def _video_output(element_id: str) -> gr.Video:
+    """A video that plays in a loop; its label is hidden because it would cover a caption."""
     return gr.Video(
-        show_label=False,  # it would cover a caption
-        interactive=False,
-        autoplay=True,
-        loop=True,
-        elem_id=name,
-        buttons=["download"],
+        show_label=False, interactive=False, autoplay=True, loop=True, elem_id=element_id, buttons=["download"]
     )
 
 
 def _class_input(classes: list[tuple[str, int]], several: bool) -> gr.Dropdown:
-    """Hidden where the model has no classes."""
+    """A choice of classes; hidden for an unconditional model."""
     first = classes[0][1] if classes else None
     value = [first] * bool(classes) if several else first
-    label = "Classes" if several else "Class of the motion"
+    label = "Classes" if several else "Class"
     return gr.Dropdown(classes, value=value, multiselect=several, label=label, visible=bool(classes))
 
 
 def _sampling_settings(conditional: bool) -> list[gr.components.Component]:
-    """Fields for `count`, `steps`, `guidance` and `seed`; without classes there is no guidance to choose."""
+    """Fields for `count`, `steps`, `guidance` and `seed`; guidance is hidden for an unconditional model."""
     with gr.Row():
-        count = gr.Slider(1, 4, 2, step=1, label="Videos of each")
+        count = gr.Slider(1, 4, 2, step=1, label="Videos per class")
         steps = gr.Slider(1, 200, 50, step=1, label="Steps")
     with gr.Row():
-        guidance = gr.Slider(1, 15, 3, step=0.1, label="Guidance", info="To the class; 1: none", visible=conditional)
-        seed = gr.Number(0, minimum=0, maximum=2**32 - 1, precision=0, label="Seed", info="The same gives the same")
+        guidance = gr.Slider(1, 15, 3, step=0.1, label="Guidance", info="1: no guidance", visible=conditional)
+        seed = gr.Number(0, minimum=0, maximum=2**32 - 1, precision=0, label="Random seed")
     return [count, steps, guidance, seed]
 
 
-def _buttons(word: str) -> tuple[str, gr.Button, gr.Button]:
-    name = word.lower()
+def _buttons(command: str) -> tuple[str, gr.Button, gr.Button]:
+    """The command, its button and its Cancel button."""
     with gr.Row():
-        begin = gr.Button(word, variant="primary", elem_id=name)
-        cancel = gr.Button("Cancel", elem_id=f"{name}-cancel")
-    return name, begin, cancel
+        start = gr.Button(command.capitalize(), variant="primary", elem_id=command)
+        cancel = gr.Button("Cancel", elem_id=f"{command}-cancel")
+    return command, start, cancel
 
 
 def _connect(
+    service: InferenceService,
     work: Callable,
-    studio: Studio,
     buttons: tuple[str, gr.Button, gr.Button],
     inputs: list[gr.components.Component],
     outputs: list[gr.components.Component],
 ) -> None:
-    """Clicks: one run of all at a time; cancelling takes a waiting run from the queue, and stops one that runs."""
-    word, begin, cancel = buttons
-    running = begin.click(work, inputs, outputs, concurrency_limit=1, concurrency_id="model", api_visibility="private")
-    cancel.click(studio.stop(word), cancels=running, queue=False, api_visibility="private")
+    """Connect buttons: runs of all visitors are queued; Cancel removes a queued run, and stops one in progress."""
+    command, start, cancel = buttons
+    run = start.click(work, inputs, outputs, concurrency_limit=1, concurrency_id="model", api_visibility="private")
+    cancel.click(service.make_cancel(command), cancels=run, queue=False, api_visibility="private")
 
 
 def _write_examples(folder: Path, vae: AutoencoderKLVidTwin) -> tuple[list[str], list[str]]:
-    """Sprites of the model's size, so that there is something to click at once: clips, and their first frames."""
+    """Write sprites of the model's size, and return the paths of clips and of their first frames."""
     side = 2 * (vae.config.sample_size // 2)
-    written = write_sprites(folder, 1, seed=2026, resolution=side, num_frames=16, fps=GENERATED_FPS)
-    clips = [path for motion in EXAMPLE_MOTIONS for path in written if path.parent.name == motion]
+    paths = write_sprites(folder, 1, seed=2026, resolution=side, num_frames=16, fps=GENERATED_FPS)
+    clips = [path for motion in EXAMPLE_MOTIONS for path in paths if path.parent.name == motion]
     for clip in clips:
         with FrameReader(clip) as reader:
             Image.fromarray(next(iter(reader))).save(clip.with_suffix(".png"))
     return [str(clip) for clip in clips], [str(clip.with_suffix(".png")) for clip in clips]
+
+
+# --- server ---------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -228,24 +203,24 @@ def serve(
     port: int = 7860,
     share: bool = False,
 ) -> Iterator[str]:
-    """The page, for as long as the block lasts; yields its address. Afterwards its folder is gone.
+    """Serve the page while the block runs, and yield its address; its folder is deleted afterwards.
 
     Args:
-        model: a VAE or a pipeline, in evaluation mode, where it is to compute.
+        model: a VAE or a pipeline, in evaluation mode, on the device of the computation.
         name: of the model, for the heading.
         limits: of uploads.
-        host, port: where it listens; with 0.0.0.0 others on the network reach it.
-        share: also through a public address of Gradio's.
+        host, port: address to bind; 0.0.0.0 admits other machines of the network.
+        share: also serve at a public address of Gradio's.
 
     Raises:
-        UserError: if the port is taken, or the pipeline has no autoencoder.
+        UserError: if the port is in use, or the pipeline has no autoencoder.
     """
     with tempfile.TemporaryDirectory(prefix="vidgen-app-", ignore_cleanup_errors=True) as temporary:
         folder = Path(temporary).resolve()
         settings = {"GRADIO_TEMP_DIR": str(folder), "GRADIO_EXAMPLES_CACHE": str(folder / "cached-examples")}
-        with _environment(**settings), _no_address_uploaded():
-            studio = Studio(model, folder, limits)
-            page = build_app(studio, name)
+        with _environment(**settings), _refuse_addresses():
+            service = InferenceService(model, folder, limits)
+            page = build_app(service, name)
             try:
                 _, local, public = page.launch(
                     server_name=host,
@@ -254,7 +229,6 @@ def serve(
                     quiet=True,
                     prevent_thread_lock=True,
                     max_file_size=int(limits.megabytes * 1e6),
-                    app_kwargs={"middleware": [Middleware(_NoAddressServed)]},
                     theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
                     css=STYLE,
                     footer_links=[],
@@ -262,27 +236,41 @@ def serve(
                     enable_monitoring=False,
                     ssr_mode=False,
                     mcp_server=False,
-                    pwa=False,
-                    _frontend=False,  # it would ask itself, by any proxy, and give up where the answer is slow
-                    inbrowser=False,
+                    _frontend=False,  # skips Gradio's request to its own server, which fails behind a proxy
                 )
             except OSError as error:
-                raise UserError(f"{host}:{port} cannot be listened at: {error}") from error
+                raise UserError(f"cannot bind to {host}:{port}: {error}") from error
             try:
                 yield public or local
             finally:
-                studio.turns.stop_all()
+                service.queue.cancel_all()
                 page.close(verbose=False)
 
 
 @contextmanager
+def _refuse_addresses() -> Iterator[None]:
+    """Refuse uploads that are given by an address, which Gradio would download if it is public."""
+
+    async def refuse(url: str, cache_dir: str) -> str:
+        raise gr.Error("Upload the file itself: addresses are not fetched.", print_exception=False)
+
+    download = processing_utils.async_ssrf_protected_download
+    processing_utils.async_ssrf_protected_download = refuse
+    try:
+        yield
+    finally:
+        processing_utils.async_ssrf_protected_download = download
+
+
+@contextmanager
 def _environment(**values: str) -> Iterator[None]:
-    former = {name: os.environ.get(name) for name in values}
+    """Set environment variables within the block."""
+    previous = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
         yield
     finally:
-        for name, value in former.items():
+        for name, value in previous.items():
             if value is None:
                 del os.environ[name]
             else:

@@ -1,4 +1,4 @@
-"""What strangers upload: looked at before it costs time or memory, and refused in one sentence."""
+"""Upload validation: files are checked before they cost time or memory, and refused with one sentence."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from ..data.streams import FrameReader
 from ..data.video import VideoError, probe, read_header
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-MOST_ELONGATED = 8  # the longer side over the shorter; of several thinner ones in a row little could be seen
+NOT_AN_IMAGE = "it is not a whole PNG, JPEG, WebP or BMP image"
+MAX_ASPECT = 8  # longer side over shorter side; several thinner videos side by side would be too small to see
 
 
 @dataclass(frozen=True)
 class UploadLimits:
-    """What is taken, and how it is read.
+    """Which files are accepted, and how videos are read.
 
     Attributes:
-        megabytes: of a file, at most.
-        seconds: of a video, at most.
-        side: in pixels, of the longer side, at most.
-        short_side: in pixels; what is larger is scaled down to it.
-        fps: what has more frames a second is read at this rate.
+        megabytes: maximum size of a file.
+        seconds: maximum length of a video.
+        side: maximum longer side in pixels.
+        short_side: short side in pixels to which larger videos are downscaled.
+        fps: frame rate to which faster videos are reduced.
     """
 
     megabytes: float = 50
@@ -37,27 +38,28 @@ class UploadLimits:
 
 
 def open_video(path: str | os.PathLike, limits: UploadLimits, fps: float | None = None) -> FrameReader:
-    """A video within the limits, its sides even and its short one at most `limits.short_side`.
+    """Open a video within the limits, with even sides and a short side of at most `limits.short_side`.
 
-    `fps`: read it at this rate; by default at its own, `limits.fps` at most.
+    Args:
+        fps: frame rate at which it is read; by default the video's, at most `limits.fps`.
 
     Raises:
         UserError: for any other file.
     """
     path = Path(path)
     _check_bytes(path, limits)
-    for read in (read_header, probe):  # what the header says, before a frame is decoded; then what is there
-        found = read(path)
-        _check_size(path, found.width, found.height, limits)
-        if found.duration > limits.seconds:
-            raise UserError(f"{path}: it lasts {found.duration:.1f} s, and at most {limits.seconds:g} s are taken.")
-    if fps is None and found.fps > limits.fps:
+    for read in (read_header, probe):  # check the header before a frame is decoded, then the actual frames
+        info = read(path)
+        _check_size(path, info.width, info.height, limits)
+        if info.duration > limits.seconds:
+            raise UserError(f"{path}: it lasts {info.duration:.1f} s; the maximum is {limits.seconds:g} s.")
+    if fps is None and info.fps > limits.fps:
         fps = limits.fps
-    return FrameReader(path, fps=fps, size=min(found.width, found.height, limits.short_side))
+    return FrameReader(path, fps=fps, size=min(info.width, info.height, limits.short_side))
 
 
 def open_image(path: str | os.PathLike, limits: UploadLimits) -> Image.Image:
-    """A still image within the limits, upright, RGB.
+    """Open an image within the limits, upright, as RGB.
 
     Raises:
         UserError: for any other file.
@@ -72,16 +74,16 @@ def open_image(path: str | os.PathLike, limits: UploadLimits) -> Image.Image:
                 return ImageOps.exif_transpose(image).convert("RGB")
     except UserError:
         raise
-    except Image.DecompressionBombError as error:  # Pillow's own limit, met before the size is known
-        raise UserError(f"{path}: at most {limits.side} pixels a side are taken, and it has many more.") from error
+    except Image.DecompressionBombError as error:  # Pillow's limit, which applies before the size is known
+        raise UserError(f"{path}: it has far more than the maximum of {limits.side} pixels per side.") from error
     except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{path}: it is not a whole PNG, JPEG, WebP or BMP image.") from error
+        raise UserError(f"{path}: {NOT_AN_IMAGE}.") from error
 
 
 def open_image_or_video(
     path: str | os.PathLike, limits: UploadLimits, fps: float | None = None
 ) -> Image.Image | FrameReader:
-    """As `open_image` or `open_video`, whichever the content is for, whatever the name.
+    """Open a file by `open_image` or `open_video`, depending on its content, whatever its name.
 
     Raises:
         UserError: for any other file.
@@ -94,26 +96,25 @@ def open_image_or_video(
     try:
         read_header(path)
     except VideoError as error:
-        raise UserError(f"{path}: it is not a whole PNG, JPEG, WebP or BMP image, and {error.reason}.") from error
+        raise UserError(f"{path}: {NOT_AN_IMAGE}, and {error.reason}.") from error
     return open_video(path, limits, fps)
 
 
 def _check_bytes(path: Path, limits: UploadLimits) -> None:
     try:
         size = path.stat().st_size
-    except FileNotFoundError as error:  # uploads go after a while, also from under a page that is still open
-        raise UserError(f"{path}: the file is no longer kept, and must be uploaded again.") from error
+    except FileNotFoundError as error:  # uploads are deleted after a while, also those of a page that is still open
+        raise UserError(f"{path}: the file has expired; upload it again.") from error
     if size == 0:
         raise UserError(f"{path}: the file is empty.")
     if size > limits.megabytes * 1e6:
-        raise UserError(f"{path}: it has {size / 1e6:.0f} MB, and at most {limits.megabytes:g} MB are taken.")
+        raise UserError(f"{path}: it has {size / 1e6:.0f} MB; the maximum is {limits.megabytes:g} MB.")
 
 
 def _check_size(path: Path, width: int, height: int, limits: UploadLimits) -> None:
     if max(width, height) > limits.side:
-        raise UserError(f"{path}: it has {width} x {height} pixels, and at most {limits.side} a side are taken.")
-    if max(width, height) > MOST_ELONGATED * min(width, height):
+        raise UserError(f"{path}: it has {width} x {height} pixels; the maximum is {limits.side} per side.")
+    if max(width, height) > MAX_ASPECT * min(width, height):
         raise UserError(
-            f"{path}: it has {width} x {height} pixels, and its longer side may be at most {MOST_ELONGATED} times "
-            "the shorter."
+            f"{path}: it has {width} x {height} pixels; the longer side may be at most {MAX_ASPECT} times the shorter."
         )

@@ -40,10 +40,10 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; a user's mistake ends with one sentence and exit code 2."""
     parsed = vars(build_parser().parse_args(arguments))
-    command = parsed.pop("run")
+    run_command = parsed.pop("run")
 
     def run() -> None:
-        options = check_options(parsed)
+        options = argparse.Namespace(**check_options(parsed))
         # Import first what every command uses: libraries swallow a KeyboardInterrupt while they are being imported.
         with handle_signals(_end_now, INTERRUPTS):
             import torch
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         try:
             # A KeyboardInterrupt unwinds the stack, so no half-written file is left.
             with handle_signals(signal.default_int_handler, INTERRUPTS):
-                command(**options)
+                run_command(options)
         except (ValueError, OSError) as error:
             raise error if isinstance(error, UserError) else UserError(str(error)) from error
         except (MemoryError, torch.OutOfMemoryError) as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from .options import VIDEO_IN, VIDEO_OUT, add_command, add_components_option, add_model_options, add_video_options
 
@@ -19,7 +18,6 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     )
     encode.add_argument("video", help=VIDEO_IN)
     encode.add_argument("latents", help="the .safetensors file to write")
-    add_video_options(encode)
 
     decode = add_command(
         commands,
@@ -32,9 +30,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     add_model_options(decode)
     add_components_option(decode)
     decode.add_argument("--fps", type=float, help="frame rate of the video (default: that of the latents)")
-    decode.add_argument(
-        "--any-model", action="store_true", help="accept latents of another model with the same latent shapes"
-    )
+    decode.add_argument("--any-model", action="store_true", help="accept latents of another model of these shapes")
 
     reconstruct = add_command(
         commands,
@@ -42,9 +38,6 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         "video -> latents -> video",
         "Encodes and decodes in one pass: reading, the model and writing run concurrently, window by window.",
     )
-    reconstruct.add_argument("video", help=VIDEO_IN)
-    reconstruct.add_argument("output", help=VIDEO_OUT)
-    add_video_options(reconstruct)
     add_components_option(reconstruct)
 
     reenact = add_command(
@@ -55,35 +48,27 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         "the result is as long as the shorter video.",
     )
     reenact.add_argument("structure", metavar="A", help="the video whose structure is kept")
-    reenact.add_argument("dynamics", metavar="B", help="the video whose dynamics is taken")
+    reenact.add_argument("dynamics", metavar="B", help="the video whose dynamics are used")
     reenact.add_argument("output", help=VIDEO_OUT)
     reenact.add_argument(
-        "--strength",
-        type=float,
-        default=1.0,
-        help="interpolation from A's dynamics (0) to B's (1) (default: 1)",
+        "--strength", type=float, default=1.0, help="interpolation from A's dynamics (0) to B's dynamics (1)"
     )
-    add_video_options(reenact)
 
     components = add_command(
         commands, "components", "original | both | structure | dynamics, side by side in one video"
     )
-    components.add_argument("video", help=VIDEO_IN)
-    components.add_argument("output", help=VIDEO_OUT)
-    add_video_options(components)
-
-    for name, parser in (
-        ("encode", encode),
-        ("decode", decode),
-        ("reconstruct", reconstruct),
-        ("reenact", reenact),
-        ("components", components),
-    ):
-        parser.set_defaults(run=_run, operation=name)
+    for parser in (reconstruct, components):
+        parser.add_argument("video", help=VIDEO_IN)
+        parser.add_argument("output", help=VIDEO_OUT)
+    for parser in (encode, reconstruct, reenact, components):
+        add_video_options(parser)
+    for parser in (encode, decode, reconstruct, reenact, components):
+        parser.set_defaults(run=run, operation=parser.prog.split()[-1])
 
 
-def _run(operation: str, **options: Any) -> None:
-    """Run the function of this name in `vidgen.inference.operations`."""
+def run(options: argparse.Namespace) -> None:
+    """Call the function of the command's name in `vidgen.inference.operations`."""
     from ..inference import operations
 
-    getattr(operations, operation)(**options)
+    keywords = vars(options)
+    getattr(operations, keywords.pop("operation"))(**keywords)

@@ -22,13 +22,14 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("checkpoint", help="an official VidTwin checkpoint, .ckpt or .safetensors")
     parser.add_argument("folder", help="the folder to write")
-    parser.add_argument("--attention-heads", type=int, metavar="N", help="attention heads (default: hidden size / 64)")
+    parser.add_argument("--attention-heads", type=int, metavar="N", help="(default: hidden size / 64)")
     parser.add_argument("--qformer-heads", type=int, metavar="N", help="attention heads of the Q-Former (default: 8)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="dtype of the written weights")
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=run)
 
 
-def _run(checkpoint: str, folder: str, attention_heads: int | None, qformer_heads: int | None, dtype: str) -> None:
+def run(options: argparse.Namespace) -> None:
+    """Convert the checkpoint."""
     import torch
 
     from autoencoder import AutoencoderKLVidTwin
@@ -36,12 +37,13 @@ def _run(checkpoint: str, folder: str, attention_heads: int | None, qformer_head
     from ..common.errors import UserError
     from ..common.io import atomic_dir, refuse_to_replace
 
-    if not Path(checkpoint).is_file():
-        raise UserError(f"{checkpoint}: no such file; convert reads an official .ckpt or .safetensors file.")
-    refuse_to_replace(Path(folder), SAVED_MODEL)
-    overrides = {"num_attention_heads": attention_heads, "qformer_heads": qformer_heads}
+    if not Path(options.checkpoint).is_file():
+        raise UserError(f"{options.checkpoint}: no such file; convert reads an official .ckpt or .safetensors file.")
+    refuse_to_replace(Path(options.folder), SAVED_MODEL)
+    overrides = {"num_attention_heads": options.attention_heads, "qformer_heads": options.qformer_heads}
     overrides = {name: value for name, value in overrides.items() if value is not None}
-    vae = AutoencoderKLVidTwin.from_single_file(checkpoint, dtype=getattr(torch, dtype), **overrides)
-    with atomic_dir(folder) as unfinished:
+    dtype = getattr(torch, options.dtype)
+    vae = AutoencoderKLVidTwin.from_single_file(options.checkpoint, dtype=dtype, **overrides)
+    with atomic_dir(options.folder) as unfinished:
         vae.save_pretrained(unfinished)
-    print(f"{folder}: {vae.num_parameters():,} parameters, compression rate {vae.compression_rate:.3%}")
+    print(f"{options.folder}: {vae.num_parameters():,} parameters, compression rate {vae.compression_rate:.3%}")

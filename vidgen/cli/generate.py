@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from .options import VIDEO_OUT, add_command, add_model_options
 
@@ -26,32 +25,31 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         help="class, or subclass such as orbit/star, by name or number; may be repeated; not for an unconditional "
         "model (default: every class once)",
     )
-    parser.add_argument("--num", type=int, default=1, metavar="N", help="videos per class (default: 1)")
-    parser.add_argument("--steps", type=int, default=50, metavar="N", help="denoising steps (default: 50)")
-    parser.add_argument("--guidance", type=float, default=5.0, metavar="W", help="guidance scale (default: 5)")
+    parser.add_argument("--num", type=int, default=1, metavar="N", help="videos per class")
+    parser.add_argument("--steps", type=int, default=50, metavar="N", help="denoising steps")
+    parser.add_argument("--guidance", type=float, default=5.0, metavar="W", help="guidance scale")
     parser.add_argument(
         "--guidance-interval",
         type=float,
         nargs=2,
         default=(0.0, 1.0),
         metavar=("LOW", "HIGH"),
-        help="noise levels in which guidance is applied, from 0 (clean) to 1 (pure noise); steps outside cost half "
-        "(default: 0 1)",
+        help="noise levels, from 0 (clean) to 1 (pure noise), at which guidance is applied; steps outside cost half",
     )
-    parser.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
-    parser.add_argument("--fps", type=float, default=8.0, help="frames per second (default: 8)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed")
+    parser.add_argument("--fps", type=float, default=8.0, help="frames per second")
     parser.add_argument(
         "--frames",
         type=int,
         metavar="N",
-        help="frames per video; more than the model's clip length are generated window by window (default: the "
-        "model's clip length)",
+        help="frames per video; long ones are generated window by window (default: the model's clip length)",
     )
     parser.add_argument("--loop", action="store_true", help="generate a seamless loop")
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=run)
 
 
-def _run(**options: Any) -> None:
+def run(options: argparse.Namespace) -> None:
+    """Generate the videos."""
     from ..inference.operations import generate
 
-    generate(**options)
+    generate(**vars(options))

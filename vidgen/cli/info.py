@@ -12,14 +12,15 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     """Declare the command and its option."""
     parser = add_command(commands, "info", "a model's config, parameters, compression rate and FLOPs")
     parser.add_argument("model", help=MODEL)
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=run)
 
 
-def _run(model: str) -> None:
+def run(options: argparse.Namespace) -> None:
+    """Print the facts about a model."""
     from ..common.loading import is_pipeline, load_pipeline, load_vae, weights_hash
     from ..metrics.flops import decode_flops, encode_flops
 
-    vae = load_vae(model)
+    vae = load_vae(options.model)
     facts: dict[str, object] = {
         "parameters": vae.num_parameters(),
         "clip": "{} x {} x {} x {}".format(*vae.clip_shape),
@@ -31,8 +32,8 @@ def _run(model: str) -> None:
         "decode": f"{decode_flops(vae) / 1e9:,.1f} GFLOPs per clip",
         "sha256": weights_hash(vae),
     }
-    if is_pipeline(model):
-        pipeline = load_pipeline(model)
+    if is_pipeline(options.model):
+        pipeline = load_pipeline(options.model)
         facts["DiT parameters"] = pipeline.transformer.num_parameters()
         facts["DiT tokens"] = " + ".join(map(str, pipeline.transformer.num_tokens))
         facts["scheduler"] = type(pipeline.scheduler).__name__

@@ -1,9 +1,9 @@
-"""Training configs: typed dataclasses, a YAML file, and dotted overrides on the command line.
+"""Configs of the programs: typed dataclasses, a YAML file, and dotted overrides on the command line.
 
     train_vae.py --config configs/vae/paper.yaml data.root=FOLDER train.max_train_steps=1000
 
-Each dataclass is declared beside the code that it configures. One `key(...)` holds a key's default, help, range and
-choices; an unknown key is an error that names the nearest known one. Names follow Diffusers' training scripts.
+Each dataclass is declared beside the code that it configures. One `key(...)` holds the default, help, range and
+choices of a key. Names follow Diffusers' training scripts.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterator, Sequence
 from dataclasses import Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +24,16 @@ from .errors import UserError
 from .options import expand_home
 
 Config = TypeVar("Config")
+REQUIRED = MISSING
+BOUNDS = {
+    "minimum": (operator.ge, "{} or more"),
+    "above": (operator.gt, "above {}"),
+    "maximum": (operator.le, "{} or less"),
+    "below": (operator.lt, "below {}"),
+}
+
+
+# --- Declaration -----------------------------------------------------------------------------------------------------
 
 
 def key(
@@ -30,28 +41,28 @@ def key(
     help: str,
     *,
     minimum: float | None = None,
+    above: float | None = None,
     maximum: float | None = None,
+    below: float | None = None,
     choices: Sequence[Any] = (),
 ) -> Any:
     """Declare one key of a config dataclass.
 
     Args:
-        default: its value where none is given; `REQUIRED` where one must be.
+        default: its default value, or a function that creates it; `REQUIRED` if it must be set.
         help: one sentence for docs/config.md.
-        minimum, maximum: the range of a number, both ends included.
-        choices: the values it can have, where these are few.
+        minimum, above, maximum, below: the range of a number; `above` and `below` exclude the bound.
+        choices: the allowed values, where they are few.
     """
-    metadata = {"help": help, "minimum": minimum, "maximum": maximum, "choices": tuple(choices)}
+    bounds = {"minimum": minimum, "above": above, "maximum": maximum, "below": below}
+    metadata = {"help": help, "choices": tuple(choices), **bounds}
     if callable(default):
         return dataclasses.field(default_factory=default, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 
-REQUIRED = MISSING
-
-
 class PathConfig:
-    """A config with paths: expands the home folder in every text, since only paths begin with `~`."""
+    """A config with paths: expands a leading `~` in every text, since only paths begin with it."""
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -59,24 +70,30 @@ class PathConfig:
                 setattr(self, f.name, expand_home(value))
 
 
+# --- Loading and saving ----------------------------------------------------------------------------------------------
+
+
 def load_config(config_class: type[Config], arguments: Sequence[str]) -> Config:
-    """A config from command-line arguments: an optional `--config FILE` and any number of `dotted.key=value`.
+    """Create a config from command-line arguments: `--config FILE`, and any number of `dotted.key=value`.
+
+    The overrides have priority over the file, which has priority over the defaults.
 
     Raises:
-        UserError: if the file is missing or malformed, a key is unknown, or a value does not fit its type or is out
-            of its range.
+        UserError: if the file is missing or malformed, a key is unknown (the nearest known one is named), or a value
+            does not have its type or is out of its range.
     """
+    # Merge the files.
     arguments = list(arguments)
-    files: list[str] = []
+    config = OmegaConf.structured(config_class)
     while "--config" in arguments:
         at = arguments.index("--config")
         if at + 1 >= len(arguments):
-            raise UserError("--config wants the path of a YAML recipe after it.")
-        files.append(expand_home(arguments[at + 1]))
+            raise UserError("--config requires a path to a YAML file.")
+        file = expand_home(arguments[at + 1])
+        config = _merge(config, _read_yaml(file), config_class, source=file)
         del arguments[at : at + 2]
-    merged = OmegaConf.structured(config_class)
-    for file in files:
-        merged = _merge(merged, _read_yaml(file), config_class, where=file)
+
+    # Merge the overrides. Texts are kept as typed: a folder may be called 007, or no.
     for argument in arguments:
         if "=" not in argument or argument.startswith("-"):
             raise UserError(f"{argument!r} is not an override; write key=value, for example data.root=FOLDER.")
@@ -86,68 +103,84 @@ def load_config(config_class: type[Config], arguments: Sequence[str]) -> Config:
             raise UserError(f"{argument!r} on the command line is not a readable value.") from error
         key, text = argument.split("=", 1)
         if key in _text_keys(config_class) and text not in ("", "null", "None"):
-            OmegaConf.update(override, key, text)  # as it was typed: a folder may be called 007, or no
-        merged = _merge(merged, override, config_class, where="the command line")
-    missing = sorted(OmegaConf.missing_keys(merged))
+            OmegaConf.update(override, key, text)
+        config = _merge(config, override, config_class, source="the command line")
+
+    # Check the result.
+    missing = sorted(OmegaConf.missing_keys(config))
     if missing:
-        raise UserError(f"{missing[0]} is not set; give it as {missing[0]}=... on the command line or in the recipe.")
-    _check_values(merged, config_class)
-    return OmegaConf.to_object(merged)
+        raise UserError(f"{missing[0]} is not set; add {missing[0]}=... on the command line or set it in the config.")
+    config = OmegaConf.to_object(config)
+    check_config(config)
+    return config
 
 
 def save_config(config: Any, path: str | Path) -> None:
-    """The resolved config as YAML that `--config` reads back."""
+    """Write a config as YAML that `--config` reads."""
     Path(path).write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
 
 
-def _check_values(config: Any, config_class: type) -> None:
-    """Raise a `UserError` for a number that is not finite or out of its range, an empty text, or an unknown choice."""
-    known = config_fields(config_class)
-    for key, value in _leaves(OmegaConf.to_container(config)):
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{key} must be a finite number, not {value}.")
-        if value == "" and key in _text_keys(config_class):
-            raise UserError(f"{key} is empty; give it a value, or null where it may have none.")
-        limits = known[key].metadata if key in known and value is not None else {}
-        if (least := limits.get("minimum")) is not None and value < least:
-            raise UserError(f"{key} must be {least} or more, not {value}.")
-        if (most := limits.get("maximum")) is not None and value > most:
-            raise UserError(f"{key} must be {most} or less, not {value}.")
-        if (choices := limits.get("choices")) and value not in choices:
+def check_config(config: Any, name: str = "") -> None:
+    """Check the values of a config dataclass against the declarations of its keys.
+
+    Args:
+        config: an instance.
+        name: the key under which a program's config holds it, for errors.
+
+    Raises:
+        UserError: for a number that is not finite or out of range, an empty text, or a value that is no choice.
+    """
+    prefix = f"{name}." if name else ""
+    known = config_fields(type(config), prefix)
+    for key, value in config_values(config, prefix).items():
+        for part, number in _flatten(value, key):  # also within constructor arguments
+            if isinstance(number, float) and not math.isfinite(number):
+                raise UserError(f"{part} must be a finite number, not {number}.")
+        if value == "":
+            raise UserError(f"{key} is empty; set a value, or null where none is needed.")
+        metadata = known[key].metadata
+        for bound, (is_within, text) in BOUNDS.items():
+            if value is not None and (limit := metadata.get(bound)) is not None and not is_within(value, limit):
+                raise UserError(f"{key} must be {text.format(limit)}, not {value}.")
+        if value is not None and (choices := metadata.get("choices")) and value not in choices:
             raise UserError(f"{key} must be one of {', '.join(map(str, choices))}, not {value!r}.")
 
 
 def _read_yaml(file: str) -> Any:
     if not Path(file).is_file():
-        raise UserError(f"No recipe at {file}; --config wants a YAML file such as configs/vae/base.yaml.")
+        raise UserError(f"No config at {file}; --config requires a YAML file such as configs/vae/paper.yaml.")
     try:
         content = OmegaConf.load(file)
     except Exception as error:
         raise UserError(f"{file} is not valid YAML: {str(error).splitlines()[0]}.") from error
     if not OmegaConf.is_dict(content):
-        raise UserError(f"{file} must hold keys and values, as the recipes in configs/ do.")
+        raise UserError(f"{file} must hold keys and values, as the files in configs/ do.")
     return content
 
 
-def _merge(config: Any, update: Any, config_class: type, where: str) -> Any:
-    known = list(config_fields(config_class))
-    for key in _leaf_keys(OmegaConf.to_container(update)):
-        if key not in known and not any(key.startswith(f"{open_key}.") for open_key in _open_keys(config_class)):
-            nearest = _nearest(key, known)
-            raise UserError(f"Unknown key {key!r} in {where}; did you mean {nearest!r}?")
+def _merge(config: Any, update: Any, config_class: type, source: str) -> Any:
+    known = config_fields(config_class)
+    open_keys = tuple(f"{key}." for key, f in known.items() if f.default_factory is dict)  # of constructor arguments
+    for key, _ in _flatten(OmegaConf.to_container(update), lists=False):
+        if key not in known and not key.startswith(open_keys):
+            nearest = _find_nearest(key, list(known))
+            raise UserError(f"Unknown key {key!r} in {source}; did you mean {nearest!r}?")
     for key in _text_keys(config_class):
         value = OmegaConf.select(update, key)
-        if isinstance(value, bool):  # YAML's own words for these: mixed_precision: no
+        if isinstance(value, bool):  # YAML reads `mixed_precision: no` as a boolean
             OmegaConf.update(update, key, "yes" if value else "no")
     try:
         return OmegaConf.merge(config, update)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or "a key"
-        raise UserError(f"{key} in {where} does not fit: {str(error).splitlines()[0].rstrip('.')}.") from error
+        raise UserError(f"{key} in {source} does not fit: {str(error).splitlines()[0].rstrip('.')}.") from error
+
+
+# --- Keys ------------------------------------------------------------------------------------------------------------
 
 
 def config_fields(config_class: type, prefix: str = "") -> dict[str, Field]:
-    """Every field below a config by its dotted key."""
+    """The fields of a config dataclass and of those nested in it, by dotted key."""
     found: dict[str, Field] = {}
     for f in fields(config_class):
         found[prefix + f.name] = f
@@ -156,44 +189,44 @@ def config_fields(config_class: type, prefix: str = "") -> dict[str, Field]:
     return found
 
 
-def _open_keys(config_class: type) -> list[str]:
-    """Keys below which anything goes: dictionaries of constructor arguments, which the model itself checks."""
-    return [key for key, f in config_fields(config_class).items() if f.default_factory is dict]
-
-
-def _text_keys(config_class: type) -> list[str]:
-    """Keys whose value is text, or text or nothing."""
-    return [key for key, f in config_fields(config_class).items() if f.type in ("str", "str | None")]
+def config_values(config: Any, prefix: str = "") -> dict[str, Any]:
+    """The values of a config by dotted key; a dictionary of constructor arguments is one value."""
+    values: dict[str, Any] = {}
+    for f in fields(config):
+        value = getattr(config, f.name)
+        values |= config_values(value, f"{prefix}{f.name}.") if is_dataclass(value) else {prefix + f.name: value}
+    return values
 
 
 def nested_config(f: Field) -> type | None:
+    """The dataclass of a field that holds a config."""
     default = f.default_factory() if callable(f.default_factory) else None
     return type(default) if is_dataclass(default) else None
 
 
-def _leaf_keys(container: Any, prefix: str = "") -> list[str]:
-    if not isinstance(container, dict) or (prefix and not container):
-        return [prefix.rstrip(".")]
-    return [leaf for key, value in container.items() for leaf in _leaf_keys(value, f"{prefix}{key}.")]
+def _text_keys(config_class: type) -> list[str]:
+    return [key for key, f in config_fields(config_class).items() if f.type in ("str", "str | None")]
 
 
-def _leaves(container: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    """Every value below a container of dictionaries and lists, by its dotted key."""
-    if isinstance(container, dict):
-        items = container.items()
-    elif isinstance(container, list):
-        items = enumerate(container)
+def _flatten(value: Any, key: str = "", lists: bool = True) -> Iterator[tuple[str, Any]]:
+    """Every value in nested dictionaries and `lists`, by dotted key; an empty dictionary is a value."""
+    if isinstance(value, dict) and (value or not key):
+        items = value.items()
+    elif isinstance(value, list) and lists:
+        items = enumerate(value)
     else:
-        return [(prefix.rstrip("."), container)]
-    return [leaf for key, value in items for leaf in _leaves(value, f"{prefix}{key}.")]
+        yield key, value
+        return
+    for name, part in items:
+        yield from _flatten(part, f"{key}.{name}".lstrip("."), lists)
 
 
-def _nearest(key: str, known: list[str]) -> str:
-    """The known key most like this one: as a whole, or by its last word."""
+def _find_nearest(key: str, known: list[str]) -> str:
+    """The known key that is most similar to this one, as a whole or by its last word."""
 
-    def likeness(other: str) -> float:
+    def similarity(other: str) -> float:
         whole = difflib.SequenceMatcher(None, key, other).ratio()
         last = difflib.SequenceMatcher(None, key.rsplit(".", 1)[-1], other.rsplit(".", 1)[-1]).ratio()
         return max(whole, 0.99 * last)
 
-    return max(known, key=likeness)
+    return max(known, key=similarity)

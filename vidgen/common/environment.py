@@ -1,4 +1,4 @@
-"""What a run or a number was made with: saved beside it, so that it can be made again."""
+"""Software, hardware and command of a run, saved with its results; number of CPU threads."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 
 PACKAGES = ("vidgen", "torch", "diffusers", "transformers", "accelerate", "torchmetrics", "numpy", "scipy", "av")
-LAUNCHERS = ("accelerate", "torchrun", "torch.distributed")  # in the command lines of what starts processes
+LAUNCHERS = ("accelerate", "torchrun", "torch.distributed")  # words in the command lines of launchers
 LAUNCHED_VARIABLES = {"LOCAL_RANK", "ACCELERATE_MIXED_PRECISION"}  # each launcher sets one of them
 
 
@@ -34,7 +34,7 @@ def environment() -> dict[str, str]:
 
 
 def git_commit() -> str:
-    """The commit of the checkout that this package is run from, with "(modified)" if files differ from it."""
+    """The commit of the checkout that contains this package, with "(modified)" if files differ from it."""
     package = Path(__file__).resolve().parents[1]
     try:
         if Path(_git(package, "rev-parse", "--show-toplevel")) != package.parent:
@@ -46,7 +46,7 @@ def git_commit() -> str:
 
 
 def device() -> str:
-    """The accelerator's name, or the processor's and the number of threads PyTorch uses."""
+    """The name of the accelerator, or that of the processor with the number of threads."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     if torch.backends.mps.is_available():
@@ -60,11 +60,11 @@ def get_process_state() -> PartialState:
 
 
 def set_cpu_threads() -> None:
-    """Let a launched process compute on its share of the machine's cores, unless the user chose a number of threads.
+    """Set the number of CPU threads to this process's share of the cores, unless the user chose a number.
 
-    `accelerate launch` and `torchrun` set OMP_NUM_THREADS to 1 where the user did not. A single process takes every
-    core it may run on, several on one machine share them. The main process prints the number. Changes nothing where
-    an accelerator computes.
+    `accelerate launch` and `torchrun` set OMP_NUM_THREADS to 1 if the user did not. A single process takes all cores
+    that it may run on; several processes on one machine share them. The main process prints the number. Does nothing
+    on an accelerator.
     """
     state = get_process_state()
     if state.device.type != "cpu":
@@ -81,7 +81,7 @@ def count_cores() -> int:
 
 
 def _launcher_chose_threads() -> bool:
-    """Whether OMP_NUM_THREADS is a launcher's default: neither the launcher's own option nor set before it started."""
+    """Whether OMP_NUM_THREADS is a launcher's default, set neither by an option nor before the launcher started."""
     if os.environ.get("OMP_NUM_THREADS") != "1" or not LAUNCHED_VARIABLES & os.environ.keys():
         return False
     try:
@@ -91,7 +91,7 @@ def _launcher_chose_threads() -> bool:
                 options = {word.split("=")[0].strip("-").replace("-", "_") for word in words}
                 return "num_cpu_threads_per_process" not in options and "OMP_NUM_THREADS" not in parent.environ()
     except psutil.Error:
-        pass  # another user's process, which tells nothing
+        pass  # a process of another user
     return False
 
 

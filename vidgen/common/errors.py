@@ -1,4 +1,4 @@
-"""User-facing errors: programs print one sentence and exit with a non-zero code; and the signals that end them."""
+"""User-facing errors, signals and exit codes of programs."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import NoReturn
 
 
 class UserError(ValueError):
-    """Something the user gave is wrong; the message says what, where, and what would be right."""
+    """A mistake in the user's input; the message says what is wrong, where, and what would be right."""
 
 
 class TrainingInterrupted(Exception):
-    """The program was asked to end by a signal, and did so in good order; the message says how to go on."""
+    """A signal ended the program after it saved its state; the message says how to continue."""
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
@@ -24,23 +25,23 @@ class TrainingInterrupted(Exception):
 
 @contextmanager
 def handle_signals(handler: object, numbers: Sequence[int]) -> Iterator[None]:
-    """Handle signals by `handler` within the block, unless they are ignored, as SIGINT is under `nohup ... &`.
+    """Handle signals with `handler` within the block, unless they are ignored, as SIGINT is under `nohup ... &`.
 
-    In another thread than the main one, where Python receives no signals, it changes nothing.
+    Does nothing outside the main thread, where Python receives no signals.
     """
-    former = {}
+    previous = {}
     if threading.current_thread() is threading.main_thread():
-        heard = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
-        former = {number: signal.signal(number, handler) for number in heard}
+        handled = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+        previous = {number: signal.signal(number, handler) for number in handled}
     try:
         yield
     finally:
-        for number, handler_before in former.items():
-            signal.signal(number, handler_before)
+        for number, previous_handler in previous.items():
+            signal.signal(number, previous_handler)
 
 
 def run_program(main: Callable[[], None]) -> None:
-    """Run a program's `main`, and leave the process group it may have joined.
+    """Run a program's `main`, and leave the process group that it may have joined.
 
     A `UserError` becomes one line on stderr and exit code 2, without a traceback.
     """
@@ -50,19 +51,19 @@ def run_program(main: Callable[[], None]) -> None:
         main()
         _leave_process_group()
     except UserError as error:
-        sys.exit(_say(f"error: {error}", code=2))
+        _exit(f"error: {error}", code=2)
     except TrainingInterrupted as stop:
         _leave_process_group()
-        sys.exit(_say(str(stop), code=stop.code))
+        _exit(str(stop), code=stop.code)
     except KeyboardInterrupt:
-        sys.exit(_say("interrupted", code=130))
+        _exit("interrupted", code=130)
 
 
 def _leave_process_group() -> None:
-    """At the end of all processes' work.
+    """Destroy the process group, after a pause.
 
-    Gloo's threads let go of the last tensors a moment after their work is done, which takes Python's lock; its
-    destructor waits for them holding it. So they get that moment first, or a run in a few hundred would never end.
+    Gloo's threads need Python's lock to release the last tensors, shortly after the work is done, and Gloo's
+    destructor holds that lock while it waits for them. Without the pause one run in a few hundred hangs.
     """
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
@@ -70,6 +71,6 @@ def _leave_process_group() -> None:
         distributed.destroy_process_group()
 
 
-def _say(message: str, code: int) -> int:
+def _exit(message: str, code: int) -> NoReturn:
     print(message, file=sys.stderr, flush=True)
-    return code
+    sys.exit(code)

@@ -1,4 +1,4 @@
-"""Where clips and results meet files: uint8 pixels, and files that appear whole or not at all."""
+"""Atomic file writing: files and folders appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -10,31 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-
-from pipelines.finite import NonFiniteError
-
 from .errors import UserError
-
-
-def to_uint8(clip: torch.Tensor) -> torch.Tensor:
-    """The pixels a file would hold: a float tensor of any shape in [-1, 1] as uint8 [0, 255], clamped and rounded.
-
-    Raises:
-        NonFiniteError: a ValueError, if a value is not finite, which no pixel can show.
-    """
-    if clip.numel() and not torch.stack(clip.detach().aminmax()).isfinite().all():
-        raise NonFiniteError(
-            f"a clip of shape {tuple(clip.shape)} holds NaN or infinite values; pixels must be finite."
-        )
-    return (clip.detach().float() + 1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
 
 
 @contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a temporary path beside `path`, with its suffix; what is written there becomes `path` at the end.
+    """Yield a temporary path beside `path`, with the same suffix; it is renamed to `path` at the end of the block.
 
-    Folders are made as needed. If the block raises, `path` is left as it was and the temporary file is removed.
+    Parent folders are created. If the block raises, `path` is unchanged and the temporary file is removed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,7 +31,7 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextmanager
 def atomic_dir(folder: str | os.PathLike) -> Iterator[Path]:
-    """As `atomic_write` for a whole folder: what is written into the yielded one replaces `folder` at the end."""
+    """Yield a temporary folder path beside `folder`; it replaces `folder` at the end of the block."""
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
@@ -62,10 +45,15 @@ def atomic_dir(folder: str | os.PathLike) -> Iterator[Path]:
 
 
 def refuse_to_replace(folder: Path, ours: re.Pattern[str]) -> None:
-    """Raise `UserError` unless `folder` is missing, empty, or holds only files whose names are `ours`."""
+    """Raise `UserError` unless `folder` is missing, empty, or holds only files whose names match `ours`."""
     if folder.is_dir():
         others = sorted(entry.name for entry in folder.iterdir() if not ours.fullmatch(entry.name))
         if others:
             raise UserError(f"{folder}: the folder holds other things ({others[0]}); name a new or empty one")
     elif folder.exists():
-        raise UserError(f"{folder}: it is a file, so no folder of that name can be written")
+        raise UserError(f"{folder} is a file; name a new or empty one")
+
+
+def file_url(path: str | os.PathLike) -> str:
+    """The path as a URL for FFmpeg, which takes `12:30.mp4` without a prefix for the address of a protocol `12`."""
+    return f"file:{os.fspath(path)}"

@@ -1,4 +1,4 @@
-"""Trained models by name: a folder on disk or a repository on the Hub."""
+"""Loading of trained models from a folder or a repository on the Hub."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from autoencoder import AutoencoderKLVidTwin
-from autoencoder.hub import Repository
+from autoencoder.hub import download
 from pipelines import VidTwinPipeline
 
 from .errors import UserError
@@ -22,13 +22,13 @@ SHIPPED_MODEL = Path(__file__).parents[2] / "pretrained" / "sprites"  # a pipeli
 
 
 def load_vae(name: str) -> AutoencoderKLVidTwin:
-    """A VidTwin in evaluation mode and float32: the model of a VAE folder or repository, or that of a pipeline's.
+    """Load a VAE in evaluation mode and float32, from a VAE or a pipeline.
 
     Args:
-        name: a folder, as train_vae.py, train_dit.py or `vidgen convert` leaves it, or "user/name" on the Hub.
+        name: a folder written by train_vae.py, train_dit.py or `vidgen convert`, or "user/name" on the Hub.
 
     Raises:
-        UserError: if there is none, or it cannot be loaded.
+        UserError: if it does not exist or cannot be loaded.
     """
     name = expand_home(name)
     folder = Path(name)
@@ -36,41 +36,41 @@ def load_vae(name: str) -> AutoencoderKLVidTwin:
         folder = folder / "vae"
     if folder.is_file():
         raise UserError(
-            f"{name} is a file; make a folder of an official checkpoint first: vidgen convert {name} FOLDER"
+            f"{name} is a file; convert an official checkpoint to a folder first: vidgen convert {name} FOLDER"
         )
     if folder.exists() or not _names_a_repository(name):
         if not (folder / "config.json").is_file():
-            raise UserError(f"No VAE in {name}; a folder as train_vae.py leaves it in OUTPUT_DIR/final is wanted.")
-        vae, keys = _loaded(_vae_with_keys, name, folder)
+            raise UserError(f"No VAE in {name}; name a folder such as OUTPUT_DIR/final of train_vae.py.")
+        vae, keys = _load(_vae_with_keys, name, folder)
     else:
-        vae, keys = _loaded(_vae_of_repository, name, name)
+        vae, keys = _load(_vae_of_repository, name, name)
     wrong = {kind: sorted(keys[kind]) for kind in ("missing_keys", "unexpected_keys") if keys[kind]}
     if wrong:
-        said = "; ".join(
+        counts = "; ".join(
             f"{kind.split('_')[0]} {len(names)} keys, the first {names[0]}" for kind, names in wrong.items()
         )
-        raise UserError(f"The weights in {name} are not those of a VidTwin with this config: {said}.")
+        raise UserError(f"The weights in {name} are not those of a VidTwin with this config: {counts}.")
     return vae.eval().requires_grad_(False)
 
 
 def load_pipeline(name: str) -> VidTwinPipeline:
-    """A pipeline, in float32.
+    """Load a pipeline in float32.
 
     Args:
-        name: a folder, as train_dit.py leaves it in OUTPUT_DIR/final, or "user/name" on the Hub.
+        name: a folder written by train_dit.py, or "user/name" on the Hub.
 
     Raises:
-        UserError: if there is none, or it cannot be loaded.
+        UserError: if it does not exist or cannot be loaded.
     """
     name = expand_home(name)
     folder = Path(name)
     if (folder.exists() or not _names_a_repository(name)) and not (folder / "model_index.json").is_file():
-        raise UserError(f"No pipeline in {name}; a folder as train_dit.py leaves it in OUTPUT_DIR/final is wanted.")
-    return _loaded(VidTwinPipeline.from_pretrained, name, name)
+        raise UserError(f"No pipeline in {name}; name a folder such as OUTPUT_DIR/final of train_dit.py.")
+    return _load(VidTwinPipeline.from_pretrained, name, name)
 
 
 def weights_hash(model: nn.Module) -> str:
-    """SHA-256 over a model's parameters and buffers, by name, in the dtype they are in."""
+    """SHA-256 of a model's parameters and buffers, in the order of their names and in their dtype."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
@@ -79,32 +79,34 @@ def weights_hash(model: nn.Module) -> str:
 
 
 def is_pipeline(name: str) -> bool:
-    """Whether a folder or repository that `load_vae` takes holds a whole pipeline."""
+    """Whether a folder or repository for `load_vae` holds a pipeline."""
     name = expand_home(name)
     if Path(name).exists() or not _names_a_repository(name):
         return (Path(name) / "model_index.json").is_file()
-    return Repository(name, None).find("model_index.json") is not None
+    return (download(name, ["model_index.json"]) / "model_index.json").is_file()
 
 
 def _names_a_repository(name: str) -> bool:
-    """user/name; but "runs/typo" beside a folder "runs" is a mistyped path."""
+    """Whether it has the form user/name; "runs/typo" beside a folder "runs" is a mistyped path."""
     plain = name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/")
     return plain and not Path(name).parent.is_dir()
 
 
 def _vae_with_keys(source: str | Path, **options: str) -> tuple[AutoencoderKLVidTwin, dict[str, list[str]]]:
-    # In memory at once: what is missing would else be left without values.
+    # With low memory usage, missing tensors would stay without values.
     return AutoencoderKLVidTwin.from_pretrained(source, output_loading_info=True, low_cpu_mem_usage=False, **options)
 
 
 def _vae_of_repository(name: str) -> tuple[AutoencoderKLVidTwin, dict[str, list[str]]]:
-    config = Repository(name, None).find("config.json", "vae/config.json")
-    if config is None:
+    folder = download(name, ["config.json", "vae/config.json"])
+    if (folder / "config.json").is_file():
+        return _vae_with_keys(name)
+    if not (folder / "vae" / "config.json").is_file():
         raise OSError("the repository has neither config.json nor vae/config.json, so no VAE.")
-    return _vae_with_keys(name, **({"subfolder": "vae"} if config.parent.name == "vae" else {}))
+    return _vae_with_keys(name, subfolder="vae")
 
 
-def _loaded(load: Callable[..., Model], name: str, source: str | Path) -> Model:
+def _load(load: Callable[..., Model], name: str, source: str | Path) -> Model:
     try:
         return load(source)
     except Exception as error:

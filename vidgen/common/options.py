@@ -1,4 +1,4 @@
-"""What every program does with the values of its options: home folders and numbers that are not finite.
+"""Checks of command-line options: home folders are expanded, numbers must be finite.
 
 A shell expands `~` only at the beginning of a word, and not within quotes, after `=`, or in a YAML file.
 """
@@ -17,12 +17,12 @@ _NAMED_PATH = re.compile(r"([\w.-]+=)(~.*)", re.DOTALL)  # NAME=FILE
 
 
 def expand_home(path: str | os.PathLike) -> str:
-    """`path` with a leading `~` or `~user` replaced by the home folder; other paths as they are."""
+    """Replace a leading `~` or `~user` by the home folder."""
     return os.path.expanduser(os.fspath(path))
 
 
 def check_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Options of a command line, by name, with home folders expanded in texts, paths and lists of them.
+    """Expand home folders in the values of options by name: texts, paths, and lists of them.
 
     Raises `UserError` for a number that is NaN or infinite.
     """

@@ -1,4 +1,4 @@
-"""The precision that programs compute in: chosen for the device, or checked against it where a user chose."""
+"""Numerical precision of training and inference: chosen for the device, or checked against it."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ class PrecisionChoice(NamedTuple):
 def choose_mixed_precision(device: torch.device | str) -> PrecisionChoice:
     """Return the mixed precision that suits a device.
 
-    It is bf16 where the device multiplies bf16 clearly faster than float32, fp16 on CUDA GPUs without bf16, and no
-    mixed precision elsewhere. PyTorch knows this of CUDA GPUs; on other devices it is measured, in under a second.
+    It is bf16 if the device multiplies bf16 matrices clearly faster than float32, fp16 on CUDA GPUs without bf16, and
+    no mixed precision elsewhere. PyTorch knows the support of CUDA GPUs; other devices are measured in under a
+    second.
     """
     device = torch.device(device)
     if device.type == "cuda":
@@ -42,38 +43,37 @@ def choose_mixed_precision(device: torch.device | str) -> PrecisionChoice:
     return PrecisionChoice("bf16" if speedup >= CLEARLY_FASTER else "no", reason)
 
 
-def resolve_mixed_precision(name: str, device: torch.device | str) -> PrecisionChoice:
+def resolve_mixed_precision(name: str, device: torch.device | str, saved: str | None = None) -> PrecisionChoice:
     """Return the precision for a value of `train.mixed_precision`, which may be `auto`.
 
-    With `auto`, a precision that `accelerate launch --mixed_precision` asks for comes before the device's own. The
-    reason includes a warning where the precision was asked for and is slow on the device.
+    With `auto`, the precision of the resumed run has priority, so that resuming is exact; then that of `accelerate
+    launch --mixed_precision`; then that which suits the device. The reason includes a warning if a precision that was
+    set is slow on the device.
     """
     reason = "set by train.mixed_precision"
     if name == "auto":
         launcher = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
-        if launcher in ("", "no"):
+        if saved is not None:
+            name, reason = saved, "that of the resumed run"
+        elif launcher not in ("", "no"):
+            name, reason = launcher, "set by accelerate launch"
+        else:
             return choose_mixed_precision(device)
-        name, reason = launcher, "set by accelerate launch"
     warning = describe_slowness(torch.bfloat16, device) if name == "bf16" else None
     return PrecisionChoice(name, f"{reason}; warning: {warning}" if warning else reason)
 
 
 def agree_on_mixed_precision(name: str, saved: str | None = None) -> PrecisionChoice:
-    """Return the main process's choice on every process, and print it with its reason on the main process.
+    """Return the choice of the main process on every process; the main process prints it with its reason.
 
     Args:
         name: a value of `train.mixed_precision`.
-        saved: the precision of the run that is resumed, which `auto` keeps so that resuming is exact.
+        saved: the precision of the resumed run.
     """
     state = get_process_state()
     choice = None
     if state.is_main_process:
-        if name == "auto" and saved is not None:
-            warning = describe_slowness(torch.bfloat16, state.device) if saved == "bf16" else None
-            reason = "as the run began"
-            choice = PrecisionChoice(saved, f"{reason}; warning: {warning}" if warning else reason)
-        else:
-            choice = resolve_mixed_precision(name, state.device)
+        choice = resolve_mixed_precision(name, state.device, saved)
         print(f"Mixed precision: {choice.precision} ({choice.reason}).", flush=True)
     [choice] = broadcast_object_list([choice])
     return choice
@@ -82,8 +82,8 @@ def agree_on_mixed_precision(name: str, saved: str | None = None) -> PrecisionCh
 def resolve_dtype(name: str, device: torch.device | str) -> torch.dtype:
     """Return the dtype for inference by name: `float32`, `bfloat16`, `float16`, or `auto`.
 
-    `auto` is bfloat16 where the device multiplies it clearly faster than float32, else float32. It is never float16,
-    in which values beyond 65504 overflow. Prints a warning where half precision was asked for and is slow.
+    `auto` is bfloat16 if the device multiplies it clearly faster than float32, else float32. It is never float16, in
+    which values beyond 65504 overflow. Prints a warning if half precision was set and is slow.
 
     Raises:
         UserError: if the name is unknown.

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar with rate and remaining time in a terminal, a line now and then in a log."""
+"""Progress bars with rate and remaining time; in a log file a line every 15 seconds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LOG_SECONDS = 15.0
 
 
 def progress(over: Iterable[Any] | None = None, description: str = "", **options: Any) -> tqdm:
-    """A tqdm bar over an iterable, or one to update by hand with `total=`; shown on the main process only."""
+    """A tqdm bar over an iterable, or with `total=` one to update by hand; shown on the main process only."""
     terminal = sys.stderr.isatty()
     return tqdm(
         over,
@@ -28,7 +28,7 @@ def progress(over: Iterable[Any] | None = None, description: str = "", **options
 
 
 class _Lines:
-    """Stderr where it is no terminal: every state of a bar on a line of its own."""
+    """Stderr that is not a terminal: every state of a bar is a separate line."""
 
     def write(self, text: str) -> None:
         if text := text.replace("\r", "").strip():

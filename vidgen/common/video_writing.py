@@ -1,4 +1,4 @@
-"""Frames into mp4 files that appear whole or not at all."""
+"""Writing of mp4 files, atomically."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ import av
 import numpy as np
 import torch
 
-from ..data.video_file import file_url
 from .errors import UserError
-from .io import atomic_write
+from .io import atomic_write, file_url
 
-HIGHEST_RATE = 1000  # frames a second; a slip of the finger would else ask for gigabytes of frames
+HIGHEST_RATE = 1000  # frames/s; a typing error could otherwise request gigabytes of frames
 
 
 def write_video(
@@ -25,9 +24,14 @@ def write_video(
 ) -> Path:
     """Write `frames` as an H.264 (yuv420p) mp4 of exactly this size, frame count and rate.
 
-    `frames`: uint8 (T, H, W, 3), RGB. H and W must be even: yuv420p halves the color planes, and the alternative,
-    yuv444p, does not play in browsers. `crf`: x264's quality, lower is better. The file is written beside `path` and
-    renamed when complete. Raises `UserError` for frames or a rate that cannot be written.
+    Args:
+        frames: uint8 (T, H, W, 3), RGB. H and W must be even, because yuv420p halves the color planes; yuv444p does
+            not play in browsers.
+        fps: frames per second.
+        crf: x264's quality; lower is better.
+
+    Raises:
+        UserError: for frames or a rate that cannot be written.
     """
     path = Path(path)
     frames = np.asarray(frames)
@@ -36,7 +40,7 @@ def write_video(
     _, height, width, _ = frames.shape
     if height % 2 or width % 2:
         raise UserError(f"{path}: H.264 with yuv420p needs an even height and width, got {height}x{width}")
-    # The same frames give the same bytes with one thread only.
+    # Only with one thread do equal frames give equal bytes.
     with mp4_file(path, fps=fps, width=width, height=height, crf=crf, threads=1) as add:
         for frame in frames:
             add(frame)
@@ -47,21 +51,24 @@ def write_video(
 def mp4_file(
     path: str | os.PathLike, *, fps: float | Fraction, width: int, height: int, crf: int = 16, threads: int = 0
 ) -> Iterator[Callable[[np.ndarray], None]]:
-    """Yield a function that adds a frame, uint8 (H, W, 3), RGB, to an H.264 mp4 written beside `path`.
+    """Yield a function that adds a frame, uint8 (H, W, 3), RGB, to an H.264 mp4, which is written atomically.
 
-    It becomes `path` when the block ends, and vanishes if the block raises. yuv420p where both sides are even, which
-    browsers play; yuv444p, which they do not, where one is odd. `threads`: 0 is one for each core.
+    The pixel format is yuv420p if both sides are even; otherwise yuv444p, which browsers do not play.
+
+    Args:
+        crf: x264's quality; lower is better.
+        threads: 0 is one per core.
     """
     with (
         atomic_write(path) as unfinished,
         av.open(file_url(unfinished), "w", format="mp4", options={"movflags": "faststart"}) as container,
     ):
-        # Without x264's macroblock tree, which on small frames decides differently from run to run.
+        # x264's macroblock tree is not deterministic on small frames.
         options = {"crf": str(crf), "threads": str(threads), "x264-params": "mbtree=0"}
         stream = container.add_stream("libx264", rate=exact_rate(fps, path), options=options)
         stream.width, stream.height = width, height
         stream.pix_fmt = "yuv444p" if width % 2 or height % 2 else "yuv420p"
-        # Name the matrix that PyAV converts with, BT.601; players would guess BT.709 for large frames.
+        # State the matrix that PyAV converts with, BT.601; players assume BT.709 for large frames.
         colors = stream.codec_context
         colors.color_range, colors.colorspace, colors.color_primaries, colors.color_trc = 1, 6, 6, 6
 
@@ -73,7 +80,7 @@ def mp4_file(
 
 
 def exact_rate(fps: float | Fraction, path: str | os.PathLike) -> Fraction:
-    """Frames per second as the nearest plain fraction: 29.97 is 2997/100, the float 30000/1001 is that again.
+    """The simplest fraction near a frame rate: 2997/100 for 29.97, 30000/1001 for the float of it.
 
     Raises `UserError`, naming `path`, if it is not a positive number.
     """

@@ -1,4 +1,4 @@
-"""Files of other people's weights: found, checked by their hash, and read without running or unpickling anything."""
+"""Published files of weights: where they are, checks by hash, and reading without unpickling code."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class WeightsFile:
     """A published file.
 
     Attributes:
-        name: what it is called, and what torch hub's cache keeps it under.
-        publisher: whose file it is.
+        name: the file name, also in torch hub's cache.
+        publisher: who published it.
         url: where it can be downloaded.
-        size: in bytes, or None where nobody states it.
-        sha256: its hash, and then those of other files known to hold the same weights; empty where nobody states it.
-        mirrored: where the publisher states no hash, those of copies that others pass on under its name. They may be
-            the file or not; no file is refused for having another.
+        size: in bytes, if it is published.
+        sha256: its hash, and hashes of other files with the same weights; empty if no hash is published.
+        mirrored: without a published hash, those of copies of the same name. They may be the file; they are no reason
+            to refuse another.
     """
 
     name: str
@@ -36,11 +36,11 @@ class WeightsFile:
 
     @property
     def cached(self) -> Path:
-        """Where it is looked for by default: torch hub's cache, `$TORCH_HOME/hub/checkpoints`."""
+        """Its default path, in torch hub's cache: `$TORCH_HOME/hub/checkpoints`."""
         return Path(torch.hub.get_dir()) / "checkpoints" / self.name
 
     def knows(self, sha256: str | None) -> bool:
-        """Whether a file of this hash is the published one, or passes for it."""
+        """Whether a file of this hash is the published one, or a copy of the same name."""
         return sha256 in (*self.sha256, *self.mirrored)
 
     def __str__(self) -> str:
@@ -61,21 +61,21 @@ def check_weights(
     sha256_option: str,
     otherwise: str = "",
 ) -> str:
-    """The sha256 of a file, after a check that it is the one that is meant.
+    """Check that a file is the expected one; returns its sha256.
 
     Args:
-        known: the published file. Where it has hashes, the file must have one of them, unless `sha256` is given.
-        sha256: what the user says the file's hash is.
-        needed: the first words of the error: "LPIPS needs the ImageNet weights of its vgg backbone".
-        path_option, sha256_option: how the user names another file and its hash: "perceptual.weights=".
-        otherwise: the last words of the error for a missing file: how to do without it.
+        known: the published file. If it has hashes, the file must have one of them, unless `sha256` is given.
+        sha256: the hash that the user states.
+        needed: begin of the error: "LPIPS needs the ImageNet weights of its vgg backbone".
+        path_option, sha256_option: options that set another file and its hash: "perceptual.weights=".
+        otherwise: end of the error for a missing file: how to work without it.
 
     Raises:
         UserError: if there is no such file, or it has another hash.
     """
     if not path.is_file():
         raise UserError(
-            f"{needed}, and {path} is no file: save {known} there, or name your copy with {path_option}FILE"
+            f"{needed}, and {path} is no file: save {known} there, or set the path of a copy with {path_option}FILE"
             f"{otherwise}."
         )
     found = file_sha256(path)
@@ -85,13 +85,13 @@ def check_weights(
     if sha256:
         raise UserError(f"{path} has the sha256 {found}, not {sha256}, which {sha256_option.strip(' =')} asks for.")
     raise UserError(
-        f"{path} has the sha256 {found}, so it is not {known.publisher}'s file: save {known} instead, or, if these "
-        f"weights are meant all the same, say so with {sha256_option}{found}."
+        f"{path} has the sha256 {found}, so it is not {known.publisher}'s file: save {known} instead, or use these "
+        f"weights with {sha256_option}{found}."
     )
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a .safetensors file, or of a `torch.save` file, by their names, on the CPU.
+    """Read the tensors of a .safetensors file or a `torch.save` file by name, on the CPU.
 
     Raises `UserError` if the file holds anything else.
     """
@@ -99,19 +99,19 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that it may be a program in TorchScript: then it is refused
+            warnings.simplefilter("ignore")  # that it may be TorchScript, which is refused
             state = torch.load(path, map_location="cpu", weights_only=True)
         if all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
             return state
-    except Exception as error:  # a broken file raises nearly anything
+    except Exception as error:  # a damaged file can raise any error
         raise UserError(f"{path} cannot be read as tensors by their names ({type(error).__name__}).") from error
     raise UserError(f"{path} holds other things than tensors by their names.")
 
 
 def file_sha256(path: Path) -> str:
-    """The hash of a file's bytes, in hexadecimal digits."""
+    """The SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        digest = hashlib.sha256()
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()

@@ -1,1 +1,1 @@
-"""Video data: files in and out as clips or frame by frame, listing datasets, cutting clips, and sprites."""
+"""Video data: listing and splits, clip datasets, video files and streams, shards, sprites, and the latent cache."""

@@ -9,24 +9,24 @@ from ..common.config import REQUIRED, PathConfig, key
 
 @dataclass
 class DataConfig(PathConfig):
-    """Which videos, and how clips are cut from them."""
+    """The videos, and how clips are cut from them."""
 
     root: str = key(
         REQUIRED, "a folder of videos or of one subdirectory per class, a CSV with the columns path,label, or shards"
     )
     validation_root: str | None = key(
-        None, "VAE only: videos to validate on; otherwise `num_validation_videos` are held out of `root`"
+        None, "VAE only: validation videos; by default `num_validation_videos` are held out of `root`"
     )
     num_validation_videos: int = key(
-        8, "VAE only: videos held out if there is no validation_root; at most a fifth of all", minimum=0
+        8, "VAE only: videos held out without a validation_root; at most a fifth of all", minimum=0
     )
     ucf101_split: int | None = key(
         None, "train on this official training list of UCF-101, validate on its test list", choices=(1, 2, 3)
     )
     split_files: str | None = key(None, "folder of these lists; by default ucfTrainTestlist in or beside `root`")
     resolution: int | None = key(None, "height and width in pixels; by default those of the model's config", minimum=1)
-    num_frames: int | None = key(None, "frames of a clip; by default those of the model's config", minimum=1)
-    fps: float = key(8.0, "frames per second of a clip, whatever the rate of its file")
+    num_frames: int | None = key(None, "frames per clip; by default those of the model's config", minimum=1)
+    fps: float = key(8.0, "frames per second of a clip, at any frame rate of its file", above=0)
     decoder: str = key(
         "pyav",
         "video decoder; files that decord or torchcodec cannot read exactly are read by PyAV",
@@ -40,13 +40,13 @@ class DataConfig(PathConfig):
 class LatentsConfig:
     """How clips are encoded for the DiT, once (`vidgen.data.latent_cache`), and read back."""
 
-    sample: bool = key(False, "draw from the posterior at every visit; by default its mean, as in the paper")
+    sample: bool = key(False, "sample from the posterior at every visit; by default its mean, as in the paper")
     crops: int = key(
-        1, "crops of each clip: 1 is the center; of more, position and start are drawn at random, by seed", minimum=1
+        1, "crops per clip: 1 is the center crop; several have random positions and starts, by seed", minimum=1
     )
     flips: bool = key(False, "also encode every clip flipped horizontally")
     batch_size: int = key(8, "clips encoded at a time", minimum=1)
-    shard_size: int = key(256, "clips per file; at most these are encoded again after an interruption", minimum=1)
+    shard_size: int = key(256, "clips per file; at most this many are encoded again after an interruption", minimum=1)
 
 
 @dataclass

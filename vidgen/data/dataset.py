@@ -1,7 +1,7 @@
-"""From listed videos to batches of clips.
+"""Datasets of clips cut from videos.
 
-Nothing here is random but by (seed, epoch, index), and nothing is silently invented: a video that cannot give a clip
-is stood in for by the next one that can, and its name and the reason travel with the sample to the main process.
+All randomness is a function of (seed, epoch, index). A video that cannot give a clip is replaced by the next one that
+can; its path and the reason are returned with the sample.
 """
 
 from __future__ import annotations
@@ -13,91 +13,40 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch.utils.data import Dataset
 
-from ..common.io import atomic_write, to_uint8
+from ..common.io import atomic_write
 from .decoders import ClipReader
-from .listing import find_videos, list_train_and_validation, list_training_videos, list_videos, split_validation
+from .listing import list_videos
+from .transforms import crop, frames_to_clip, resize_to_cover
 from .types import VideoFile
 from .video import VideoError, probe
-
-__all__ = [
-    "BadVideos",
-    "ClipDataset",
-    "VideoFile",
-    "clip_to_frames",
-    "collate_clips",
-    "crop",
-    "find_videos",
-    "frames_to_clip",
-    "list_train_and_validation",
-    "list_training_videos",
-    "list_videos",
-    "resize_to_cover",
-    "split_validation",
-]
-
-# --- frames and clips -----------------------------------------------------------------------------------------------
-
-
-def frames_to_clip(frames: torch.Tensor) -> torch.Tensor:
-    """uint8 (..., T, H, W, 3) in [0, 255] to float32 (..., 3, T, H, W) in [-1, 1]."""
-    return rearrange(frames.to(torch.float32, copy=True).div_(127.5).sub_(1), "... t h w c -> ... c t h w")
-
-
-def clip_to_frames(clip: torch.Tensor) -> torch.Tensor:
-    """Float (..., 3, T, H, W) in [-1, 1] to uint8 (..., T, H, W, 3) on the CPU, rounded and clamped.
-
-    Raises `ValueError` if the clip is not finite: NaN would become black.
-    """
-    return rearrange(to_uint8(clip), "... c t h w -> ... t h w c").cpu()
-
-
-def resize_to_cover(clip: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Resize (C, T, H, W), float or uint8, keeping its proportions, until it just covers `size` (height, width).
-
-    With antialiasing.
-    """
-    scale = max(wanted / given for wanted, given in zip(size, clip.shape[-2:], strict=True))
-    covering = [max(wanted, round(given * scale)) for wanted, given in zip(size, clip.shape[-2:], strict=True)]
-    if covering == list(clip.shape[-2:]):
-        return clip
-    frames = rearrange(clip, "c t h w -> t c h w")
-    frames = F.interpolate(frames, size=covering, mode="bilinear", antialias=True, align_corners=False)
-    return rearrange(frames, "t c h w -> c t h w")
-
-
-def crop(clip: torch.Tensor, size: tuple[int, int], down: float, across: float) -> torch.Tensor:
-    """Cut `size` (height, width) out of (C, T, H, W); `down` and `across` run from 0 (top, left) to 1."""
-    (height, width), (full_height, full_width) = size, clip.shape[-2:]
-    top, left = round(down * (full_height - height)), round(across * (full_width - width))
-    return clip[..., top : top + height, left : left + width]
-
-
-# --- the dataset ----------------------------------------------------------------------------------------------------
 
 
 class ClipDataset(Dataset):
     """Clips of equal size, length and rate from the videos of a dataset.
 
+    Items are selected by index, or by (epoch, index), which draws the clip again for each epoch. A sample is a dict:
+
+    - `video`: float32 (3, T, H, W) in [-1, 1]; `label`: -1 where there is none; `index`: the requested one;
+    - `path` of the video that was read, and `start` in it, in seconds;
+    - `skipped`: (path, reason) of the videos before it that are unreadable or too short, in a list;
+    - `fallbacks`: (path, reason) of the video if PyAV read it although another decoder was chosen, in a list.
+
     Args:
-        root: what `list_videos` takes, or a list of `VideoFile` (then give `classes` too, if there are any).
+        root: a root as in `list_videos`, or a list of `VideoFile` (with their `classes`, if there are any).
         num_frames, fps: a clip's length and rate; frames are chosen by their timestamps.
         resolution: side of the square clip in pixels, or (height, width). The short side is resized to it, with
             antialiasing, and the rest cropped.
-        train: random start, random crop and (with `flip`) random mirroring, drawn from (seed, epoch, index) alone;
+        train: random start, random crop and (with `flip`) random horizontal flip, drawn from (seed, epoch, index);
             otherwise clips are cut from the middle of the video, in time and space.
         clips_per_video: how often each video is visited; without `train`, at evenly spaced starts.
-        decoder: what decodes the videos, one of `vidgen.data.decoders.DECODERS`.
+        decoder: one of `vidgen.data.decoders.DECODERS`.
 
-    Asked for by index, or by (epoch, index), which draws anew. A sample is a dict: `video` float32 (3, T, H, W) in
-    [-1, 1]; `label` (-1 where there is none); `index`, the one asked for; `path` of the video that was read and
-    `start` in it, in seconds; `skipped`, the list of (path, reason) of videos passed over because they are unreadable
-    or too short: the next readable video takes their place; `fallbacks`, the (path, reason) of the video if PyAV read
-    it although another decoder was chosen.
-    Raises what `list_videos` and `ClipReader` raise, and `VideoError` if no video at all is readable.
+    Raises:
+        UserError: the errors of `list_videos` and `ClipReader`.
+        VideoError: if no video is readable.
     """
 
     def __init__(
@@ -125,9 +74,9 @@ class ClipDataset(Dataset):
         self.size = (resolution, resolution) if isinstance(resolution, int) else tuple(resolution)
         self.train, self.flip, self.seed = train, flip, seed
         self.clips_per_video = clips_per_video
-        self._bad: dict[int, str] = {}  # number of a video -> reason; every process finds out for itself
+        self._bad: dict[int, str] = {}  # number of a video -> reason; each process has a separate one
         if not any(self._probe(number) for number in range(len(self.files))):
-            raise self._nothing_readable(self.check())
+            raise self._no_readable_video(self.check())
 
     @property
     def id2label(self) -> dict[int, str]:
@@ -135,18 +84,11 @@ class ClipDataset(Dataset):
 
     def centered(self) -> ClipDataset:
         """The same videos, one clip from the middle of each."""
-        return ClipDataset(
-            self.files,
-            self.num_frames,
-            self.fps,
-            self.size,
-            train=False,
-            classes=self.classes,
-            decoder=self.reader.decoder,
-        )
+        fixed = dict(train=False, classes=self.classes, decoder=self.reader.decoder)
+        return ClipDataset(self.files, self.num_frames, self.fps, self.size, **fixed)
 
     def check(self) -> list[tuple[str, str]]:
-        """Open every video and list (path, reason) of those that cannot give a clip; takes milliseconds for each."""
+        """Open every video, in milliseconds each, and list (path, reason) of those that cannot give a clip."""
         bad = [number for number in range(len(self.files)) if not self._probe(number)]
         return [(str(self.files[number].path), self._bad[number]) for number in bad]
 
@@ -164,12 +106,12 @@ class ClipDataset(Dataset):
             if self._probe(number):
                 try:
                     return {**self._read(number, visit, epoch, index), "skipped": skipped}
-                except VideoError as error:  # not remembered: another clip of the same video may be sound
+                except VideoError as error:  # not cached: another clip of the same video may be intact
                     reason = error.reason
             else:
                 reason = self._bad[number]
             skipped.append((str(self.files[number].path), reason))
-        raise self._nothing_readable(skipped)
+        raise self._no_readable_video(skipped)
 
     def _probe(self, number: int) -> bool:
         if number not in self._bad:
@@ -179,7 +121,7 @@ class ClipDataset(Dataset):
                 self._bad[number] = error.reason
         return number not in self._bad
 
-    def _nothing_readable(self, skipped: list[tuple[str, str]]) -> VideoError:
+    def _no_readable_video(self, skipped: list[tuple[str, str]]) -> VideoError:
         first = ": ".join(skipped[0]) if skipped else "it is empty"
         return VideoError(f"no readable video {self.where}: {first}")
 
@@ -187,12 +129,12 @@ class ClipDataset(Dataset):
         path, label = self.files[number]
         rng = np.random.default_rng([self.seed, epoch, index])
         if self.train:
-            in_time, down, across = rng.random(3)  # each from 0, the first place possible, to 1, the last
+            time, down, across = rng.random(3)  # each from 0, the first possible place, to 1, the last
         else:
-            in_time, down, across = (visit + 0.5) / self.clips_per_video, 0.5, 0.5
-        start = in_time * probe(path).latest_start(fps=self.fps, num_frames=self.num_frames)
+            time, down, across = (visit + 0.5) / self.clips_per_video, 0.5, 0.5
+        start = time * probe(path).latest_start(fps=self.fps, num_frames=self.num_frames)
         frames, fallback = self.reader.read(path, start=start, fps=self.fps, num_frames=self.num_frames)
-        # Resized as bytes, which is within one gray level of resizing floats, and five times as fast or more.
+        # Resize bytes, which is within one gray level of resizing floats, and at least five times as fast.
         pixels = crop(resize_to_cover(rearrange(frames, "t h w c -> c t h w"), self.size), self.size, down, across)
         if self.train and self.flip and rng.random() < 0.5:
             pixels = pixels.flip(-1)
@@ -209,14 +151,12 @@ class ClipDataset(Dataset):
 def collate_clips(samples: Sequence[dict]) -> dict:
     """Stack samples of `ClipDataset`: `video` (B, 3, T, H, W), `label`, `index` and `start` (B,), `path` a list.
 
-    `own` (B,) is false for a clip that stands in for an unreadable one, and will come again in its own place;
-    `skipped` and `fallbacks` list each (path, reason) once, in the order met.
+    `own` (B,) is false for a clip that replaces an unreadable one; that clip also occurs under its regular index.
+    `skipped` and `fallbacks` list each (path, reason) once, in order of occurrence.
     """
     return {
         "video": torch.stack([sample["video"] for sample in samples]),
-        "label": torch.tensor([sample["label"] for sample in samples]),
-        "index": torch.tensor([sample["index"] for sample in samples]),
-        "start": torch.tensor([sample["start"] for sample in samples]),
+        **{name: torch.tensor([sample[name] for sample in samples]) for name in ("label", "index", "start")},
         "path": [sample["path"] for sample in samples],
         "own": torch.tensor([not sample["skipped"] for sample in samples]),
         "skipped": list(dict.fromkeys(entry for sample in samples for entry in sample["skipped"])),
@@ -225,7 +165,7 @@ def collate_clips(samples: Sequence[dict]) -> dict:
 
 
 class BadVideos:
-    """The videos that had to be skipped, each once and with the reason, in a JSONL file that a resumed run goes on."""
+    """The skipped videos with the reasons, each once, in a JSONL file that resumed runs extend."""
 
     def __init__(self, file: str | os.PathLike):
         self.file = Path(file)
@@ -239,7 +179,7 @@ class BadVideos:
         return len(self.reasons)
 
     def add(self, skipped: Iterable[tuple[str, str]]) -> int:
-        """Record `skipped` as samples and batches carry it; returns how many were new."""
+        """Record `skipped` of samples or batches; returns how many are new."""
         new = {path: reason for path, reason in skipped if path not in self.reasons}
         if new:
             self.reasons.update(new)

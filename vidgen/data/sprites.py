@@ -1,8 +1,8 @@
-"""Sprites: a small labeled video set drawn by formula, for the demo and the tests.
+"""Sprites: a small labeled set of procedurally drawn videos, for the demo and the tests.
 
-One large shape (two in `swap`), a bright color and its tint, moves over a dark gradient of another. What it looks
-like is drawn independently of how it moves, so appearance is "structure" and the class is the motion; every factor is
-kept beside its clip. Few things are left to chance, so that a model of minutes can learn them all.
+One large shape (two in `swap`), in a bright color and its tint, moves over a dark gradient of another color. The
+appearance, the "structure", is drawn independently of the motion, which is the class; all factors are stored beside
+each clip. Few factors are random, so that a model can learn them in minutes.
 
 Lengths are in pixels (within `motion_parameters`, in frame widths), y points down, angles are in degrees and turn
 clockwise on the screen.
@@ -22,30 +22,30 @@ import numpy as np
 from ..common.errors import UserError
 from ..common.io import atomic_write
 from ..common.progress import progress
-from .video import write_video
+from ..common.video_writing import write_video
 
 MOTIONS = ("slide", "bounce", "orbit", "spin", "zoom", "shake", "swap", "still")
 SHAPES = ("disc", "square", "triangle", "star", "ring", "cross")
 TEXTURES = ("split", "stripes")
 
 
-# --- what a clip is ----------------------------------------------------------------------------------------------
+# --- factors ---------------------------------------------------------------------------------------------------------
 
 
 def sample_factors(
     rng: np.random.Generator, motion: str, *, resolution: int = 64, num_frames: int = 16, fps: float = 8
 ) -> dict:
-    """Draw everything `render_sprite` needs; a pure function of `rng`'s state, and plain JSON types throughout.
+    """Sample the factors of a clip for `render_sprite`, in JSON types, as a pure function of `rng`'s state.
 
-    The appearance is drawn before the motion, from the same numbers for every class. Per shape: `kind`, `size`
-    (diameter), `colors` (two, RGB in [0, 1]), `texture`, and for each frame `centers` (x, y), `angles`, `scales`.
-    Raises `UserError` for an unknown motion.
+    The appearance is sampled before the motion, from the same random numbers for every class. Per shape: `kind`,
+    `size` (diameter), `colors` (two, RGB in [0, 1]), `texture`, and for each frame `centers` (x, y), `angles`,
+    `scales`. Raises `UserError` for an unknown motion.
     """
     if motion not in MOTIONS:
         raise UserError(f"unknown motion {motion!r}, expected one of {', '.join(MOTIONS)}")
     background = _sample_background(rng)
     shapes = [_sample_shape(rng, resolution) for _ in range(2)]
-    parameters, tracks = _TRACKS[motion](rng, [s["size"] / resolution for s in shapes], num_frames)
+    parameters, tracks = _MOTIONS[motion](rng, [s["size"] / resolution for s in shapes], num_frames)
     for shape, (centers, angles, scales) in zip(shapes, tracks, strict=False):
         shape["centers"] = np.round(np.broadcast_to(centers, (num_frames, 2)) * resolution, 3).tolist()
         shape["angles"] = np.round(np.broadcast_to(angles, num_frames) + shape.pop("tilt"), 3).tolist()
@@ -83,16 +83,15 @@ def _sample_background(rng: np.random.Generator) -> dict:
 def _sample_shape(rng: np.random.Generator, resolution: int) -> dict:
     kind, size = str(rng.choice(SHAPES)), _uniform(rng, 0.32, 0.46) * resolution
     hue, saturation, value = _uniform(rng, 0, 1), _uniform(rng, 0.8, 1), _uniform(rng, 0.85, 1)
-    texture = {
-        "kind": str(rng.choice(TEXTURES)),
-        "angle": _uniform(rng, 0, 360),
-        "cycles": _uniform(rng, 1.2, 1.8),  # of stripes, across the shape
-    }
     return {
         "kind": kind,
         "size": round(size, 3),
         "colors": [_rgb(hue, saturation, value), _rgb(hue, 0.4 * saturation, value)],
-        "texture": texture,
+        "texture": {
+            "kind": str(rng.choice(TEXTURES)),
+            "angle": _uniform(rng, 0, 360),
+            "cycles": _uniform(rng, 1.2, 1.8),  # of stripes, across the shape
+        },
         "tilt": _uniform(rng, -25, 25),
     }
 
@@ -101,25 +100,25 @@ def _rgb(hue: float, saturation: float, value: float) -> list[float]:
     return [round(c, 4) for c in colorsys.hsv_to_rgb(hue, saturation, value)]
 
 
-# --- how it moves ------------------------------------------------------------------------------------------------
+# --- motions ---------------------------------------------------------------------------------------------------------
 # Each function takes (rng, sizes, num_frames), lengths in frame widths, and returns the parameters of the motion and,
-# for each shape shown, its (centers, angles, scales) over the frames. What repeats, repeats in step with the clip.
+# for each visible shape, its (centers, angles, scales) over the frames. Periodic motions have the period of the clip.
 
 Motion = tuple[dict, list[tuple]]
 
 
-def _turn(rng: np.random.Generator) -> int:
+def _sample_turn(rng: np.random.Generator) -> int:
     return int(rng.choice([-1, 1]))
 
 
-def _place(rng: np.random.Generator) -> list[float]:
-    """A center so near the middle that the largest shape stays in the frame, zoomed or shaken."""
+def _sample_center(rng: np.random.Generator) -> list[float]:
+    """A center so close to the middle that the largest shape stays in the frame, zoomed or shaken."""
     return [_uniform(rng, 0.35, 0.65), _uniform(rng, 0.35, 0.65)]
 
 
 def _slide(rng: np.random.Generator, sizes: list[float], num_frames: int) -> Motion:
     """Straight from one side to the opposite one, at constant speed."""
-    heading, margin, height = int(rng.choice([0, 90, 180, 270])), sizes[0] / 2, _place(rng)[1]
+    heading, margin, height = int(rng.choice([0, 90, 180, 270])), sizes[0] / 2, _sample_center(rng)[1]
     x = np.linspace(margin, 1 - margin, num_frames)
     path = np.stack([x, np.full_like(x, height)], -1)
     return {"heading": heading, "height": height}, [(_rotate(path - 0.5, heading) + 0.5, 0, 1)]
@@ -127,7 +126,7 @@ def _slide(rng: np.random.Generator, sizes: list[float], num_frames: int) -> Mot
 
 def _bounce(rng: np.random.Generator, sizes: list[float], num_frames: int) -> Motion:
     """Two jumps off the floor."""
-    x = _place(rng)[0]
+    x = _sample_center(rng)[0]
     floor, ceiling = 0.98 - sizes[0] / 2, 0.02 + sizes[0] / 2
     y = floor + (ceiling - floor) * np.abs(np.sin(2 * np.pi * np.arange(num_frames) / num_frames))
     return {"x": x, "jumps": 2}, [(np.stack([np.full_like(y, x), y], -1), 0, 1)]
@@ -135,34 +134,34 @@ def _bounce(rng: np.random.Generator, sizes: list[float], num_frames: int) -> Mo
 
 def _orbit(rng: np.random.Generator, sizes: list[float], num_frames: int) -> Motion:
     """Once around the middle of the frame, upright, from the top."""
-    turn, radius = _turn(rng), round(0.48 - sizes[0] / 2, 4)
-    path = _circle(radius, turn * _degrees(num_frames) - 90) + 0.5
+    turn, radius = _sample_turn(rng), round(0.48 - sizes[0] / 2, 4)
+    path = _circle(radius, turn * _one_turn(num_frames) - 90) + 0.5
     return {"turn": turn, "radius": radius}, [(path, 0, 1)]
 
 
 def _spin(rng: np.random.Generator, sizes: list[float], num_frames: int) -> Motion:
-    """One turn on the spot."""
-    turn, place = _turn(rng), _place(rng)
-    return {"turn": turn}, [(place, turn * _degrees(num_frames), 1)]
+    """One turn in place."""
+    turn, center = _sample_turn(rng), _sample_center(rng)
+    return {"turn": turn}, [(center, turn * _one_turn(num_frames), 1)]
 
 
 def _zoom(rng: np.random.Generator, sizes: list[float], num_frames: int) -> Motion:
     """Grows, then shrinks, once."""
-    scales = 1 + 0.4 * np.sin(np.radians(_degrees(num_frames)))
-    return {"amplitude": 0.4}, [(_place(rng), 0, scales)]
+    scales = 1 + 0.4 * np.sin(np.radians(_one_turn(num_frames)))
+    return {"amplitude": 0.4}, [(_sample_center(rng), 0, scales)]
 
 
 def _shake(rng: np.random.Generator, sizes: list[float], num_frames: int) -> Motion:
-    """Quick and short, sideways or up and down, a cycle every four frames."""
-    heading, place, amplitude = int(rng.choice([0, 90])), np.array(_place(rng)), 0.1
+    """A quick, short oscillation, horizontal or vertical, with a period of four frames."""
+    heading, center, amplitude = int(rng.choice([0, 90])), np.array(_sample_center(rng)), 0.1
     swing = amplitude * np.sin(np.pi / 2 * np.arange(num_frames))
-    path = place + _rotate(np.stack([swing, np.zeros_like(swing)], -1), heading)
+    path = center + _rotate(np.stack([swing, np.zeros_like(swing)], -1), heading)
     return {"heading": heading, "amplitude": amplitude, "period_frames": 4}, [(path, 0, 1)]
 
 
 def _swap(rng: np.random.Generator, sizes: list[float], num_frames: int) -> Motion:
-    """Two shapes, side by side, trade places, each along half a circle, slow at the ends."""
-    turn, radius = _turn(rng), round(0.48 - max(sizes[:2]) / 2, 4)
+    """Two shapes, side by side, swap places, each along half a circle, slow at the ends."""
+    turn, radius = _sample_turn(rng), round(0.48 - max(sizes[:2]) / 2, 4)
     t = np.linspace(0, 1, num_frames)
     angle = turn * 180 * (1 - np.cos(np.pi * t)) / 2
     tracks = [(_circle(radius, angle + offset) + 0.5, 0, 1) for offset in (0, 180)]
@@ -170,10 +169,10 @@ def _swap(rng: np.random.Generator, sizes: list[float], num_frames: int) -> Moti
 
 
 def _still(rng: np.random.Generator, sizes: list[float], num_frames: int) -> Motion:
-    return {}, [(_place(rng), 0, 1)]
+    return {}, [(_sample_center(rng), 0, 1)]
 
 
-def _degrees(num_frames: int) -> np.ndarray:
+def _one_turn(num_frames: int) -> np.ndarray:
     return 360 * np.arange(num_frames) / num_frames
 
 
@@ -186,34 +185,25 @@ def _rotate(points: np.ndarray, degrees: float) -> np.ndarray:
     return points @ np.array([[c, s], [-s, c]])
 
 
-_TRACKS = {
-    "slide": _slide,
-    "bounce": _bounce,
-    "orbit": _orbit,
-    "spin": _spin,
-    "zoom": _zoom,
-    "shake": _shake,
-    "swap": _swap,
-    "still": _still,
-}
+_MOTIONS = dict(zip(MOTIONS, (_slide, _bounce, _orbit, _spin, _zoom, _shake, _swap, _still), strict=True))
 
 
-# --- how it is drawn ---------------------------------------------------------------------------------------------
+# --- rendering -------------------------------------------------------------------------------------------------------
 
 
 def render_sprite(factors: dict) -> np.ndarray:
     """Draw a clip from its factors: uint8 (T, H, W, 3), RGB. A pure function; edges are antialiased."""
     resolution = factors["resolution"]
     y, x = np.mgrid[:resolution, :resolution].astype(np.float32) + 0.5
-    background = _background(factors["background"], x / resolution, y / resolution)
+    background = _draw_background(factors["background"], x / resolution, y / resolution)
     clip = np.repeat(background[None], factors["num_frames"], axis=0)
     for shape in factors["shapes"]:
-        _paint(clip, shape, x, y)
+        _draw_shape(clip, shape, x, y)
     return np.round(clip.clip(0, 1) * 255).astype(np.uint8)
 
 
-def _background(background: dict, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Two colors blending across the frame, with one faint wave of light on top; (H, W, 3) in [0, 1]."""
+def _draw_background(background: dict, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """A gradient of two colors with a faint wave of brightness, (H, W, 3) in [0, 1]."""
 
     def along(degrees: float) -> np.ndarray:
         angle = np.radians(degrees)
@@ -226,17 +216,17 @@ def _background(background: dict, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return (first * (1 - blend) + second * blend + light[..., None]).astype(np.float32)
 
 
-def _paint(clip: np.ndarray, shape: dict, x: np.ndarray, y: np.ndarray) -> None:
+def _draw_shape(clip: np.ndarray, shape: dict, x: np.ndarray, y: np.ndarray) -> None:
     """Draw one shape over every frame of `clip`, in place."""
     centers = np.array(shape["centers"], dtype=np.float32)[:, :, None, None]
     scales = np.array(shape["scales"], dtype=np.float32)[:, None, None]
     angles = np.radians(np.array(shape["angles"], dtype=np.float32))[:, None, None]
     dx, dy = (x - centers[:, 0]) / scales, (y - centers[:, 1]) / scales
-    u = dx * np.cos(angles) + dy * np.sin(angles)  # the shape's own axes
+    u = dx * np.cos(angles) + dy * np.sin(angles)  # along the axes of the shape
     v = dy * np.cos(angles) - dx * np.sin(angles)
     radius = shape["size"] / 2
 
-    # The distance to the edge in screen pixels says how much of a pixel is covered.
+    # The distance to the edge in screen pixels determines how much of a pixel is covered.
     coverage = np.clip(0.5 - _signed_distance(shape["kind"], u, v, radius) * scales, 0, 1)[..., None]
     texture = shape["texture"]
     angle = np.radians(texture["angle"])
@@ -251,7 +241,7 @@ def _paint(clip: np.ndarray, shape: dict, x: np.ndarray, y: np.ndarray) -> None:
 
 
 def _signed_distance(kind: str, u: np.ndarray, v: np.ndarray, radius: float) -> np.ndarray:
-    """Distance to the shape's edge, negative inside; exact near straight edges, which is all antialiasing needs."""
+    """Distance to the shape's edge, negative inside; exact near straight edges, as antialiasing requires."""
     rho = np.hypot(u, v)
     if kind == "disc":
         return rho - radius
@@ -262,11 +252,11 @@ def _signed_distance(kind: str, u: np.ndarray, v: np.ndarray, radius: float) -> 
         return np.maximum(np.maximum(u, v) - radius, np.minimum(u, v) - 0.4 * radius)
     corners = {"triangle": 3, "square": 4, "star": 5}[kind]
     sector = 2 * np.pi / corners
-    # Fold the plane into one sector, from a corner (angle 0) to halfway to the next; squares stand on a side.
+    # Fold the plane into one sector, from a corner (angle 0) to halfway to the next; squares rest on a side.
     start = np.pi / 4 if kind == "square" else -np.pi / 2
     fold = np.abs((np.arctan2(v, u) - start + sector / 2) % sector - sector / 2)
     a, b = rho * np.cos(fold), rho * np.sin(fold)
-    outer = radius * (1.2 if kind == "triangle" else 1.1)  # so that all kinds look about as large
+    outer = radius * (1.2 if kind == "triangle" else 1.1)  # so that all kinds look similarly large
     inner = outer * (0.5 if kind == "star" else np.cos(sector / 2))
     normal = np.array([inner * np.sin(sector / 2), outer - inner * np.cos(sector / 2)])
     normal /= np.linalg.norm(normal)
@@ -278,7 +268,7 @@ def subclass(factors: dict) -> str:
     return f"{factors['motion']}/{'-'.join(shape['kind'] for shape in factors['shapes'])}"
 
 
-# --- a folder of them --------------------------------------------------------------------------------------------
+# --- files -----------------------------------------------------------------------------------------------------------
 
 
 def write_sprites(
@@ -293,9 +283,9 @@ def write_sprites(
 ) -> list[Path]:
     """Write `root/<motion>/<motion>_<index:04d>.mp4` (H.264) and, beside each, its factors as .json.
 
-    As a data set the folder has the motions for classes; `root/shapes.csv` has the sub-classes of `subclass`. Clip i
-    of a class depends on (seed, class, i) only, so a larger set begins with the smaller one. `resolution` is in
-    pixels and even, `fps` in frames a second. Returns the clips' paths, class by class.
+    The folder is a data set with the motions as classes; `root/shapes.csv` lists it with the classes of `subclass`.
+    Clip i of a class depends on (seed, class, i) only, so a larger set begins with the smaller one. `resolution` is
+    even, in pixels, `fps` in frames per second. Returns the clips' paths, class by class.
     """
 
     def write(task: tuple[int, int]) -> tuple[Path, str]:
@@ -309,7 +299,7 @@ def write_sprites(
         return write_video(path, render_sprite(factors), fps), subclass(factors)
 
     tasks = [(label, index) for label in range(len(MOTIONS)) for index in range(clips_per_class)]
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # numpy and x264 both let go of the GIL
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # NumPy and x264 release the GIL
         done = pool.map(write, tasks)
         written = list(progress(done, "sprites", total=len(tasks)) if show_progress else done)
     with atomic_write(Path(root) / "shapes.csv") as unfinished, unfinished.open("w", newline="") as file:

@@ -1,4 +1,4 @@
-"""Types that listing, shards and the video readers share."""
+"""Types shared by listing, shards and the video readers."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ from typing import NamedTuple
 
 
 class ShardMember(NamedTuple):
-    """A video inside an uncompressed tar file, read in place; used instead of a path.
-
-    `offset` and `size` are those of its bytes.
-    """
+    """A video inside an uncompressed tar file, used in place of a path; `offset` and `size` are in bytes."""
 
     shard: Path
     name: str

@@ -1,4 +1,4 @@
-"""UCF-101's official splits: which videos are for training and which for testing, from the files that come with it.
+"""The official training and test splits of UCF-101, from the lists that come with it.
 
     ucfTrainTestlist/classInd.txt       1 ApplyEyeMakeup
     ucfTrainTestlist/trainlist01.txt    ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi 1
@@ -24,11 +24,10 @@ SPLITS = (1, 2, 3)
 def ucf101_split(
     root: str | os.PathLike, split: int, split_files: str | os.PathLike | None = None
 ) -> tuple[list[VideoFile], list[VideoFile], list[str]]:
-    """The training and the testing videos of an official split, and the 101 classes in the order of classInd.txt.
+    """The training and test videos of an official split, and the 101 classes in the order of classInd.txt.
 
-    A listed video is found by its class folder and its name, or where there is no such file, in any other container
-    (files may be re-encoded). One that is missing stays in the list, so that it will be reported like an unreadable
-    one.
+    A listed video is found by its class folder and its name or, where there is no such file, with another extension
+    (files may be re-encoded). A missing video stays in the list, so that it is reported like an unreadable one.
 
     Args:
         root: the folder that holds the class folders, at any depth.
@@ -42,39 +41,34 @@ def ucf101_split(
     if split not in SPLITS:
         raise UserError(f"data.ucf101_split: UCF-101 has the splits 1, 2 and 3, not {split}")
     if not root.is_dir():
-        raise UserError(f"{root}: an official split of UCF-101 needs the folder that its videos unpack into")
-    lists = _split_folder(root, split_files)
+        raise UserError(f"{root}: an official split of UCF-101 needs the folder of its unpacked videos")
+    lists = _find_split_folder(root, split_files)
     classes = _read_classes(lists / "classInd.txt")
     label_of = {name: label for label, name in enumerate(classes)}
     found = find_videos(root)
     videos = {(path.parent.name, path.stem): path for path in found}
     exact = {(path.parent.name, path.name): path for path in found}
 
-    def listed(name: str) -> list[VideoFile]:
+    def read_list(name: str) -> list[VideoFile]:
         files = []
-        for number, line in _lines(lists / name):
-            entry = Path(line.split()[0])  # the training lists say the class's number after it
+        for number, line in _read_lines(lists / name):
+            entry = Path(line.split()[0])  # the training lists give the class's number after it
             if entry.parent.name not in label_of:
                 raise UserError(f"{lists / name}, line {number}: expected CLASS/NAME with a class of classInd.txt")
             path = videos.get((entry.parent.name, entry.stem), root / entry)
-            path = exact.get((entry.parent.name, entry.name), path)  # not its preview of the same name
+            path = exact.get((entry.parent.name, entry.name), path)  # prefer the listed extension
             files.append(VideoFile(path, label_of[entry.parent.name]))
+        if not {file.path for file in files} & set(found):
+            raise UserError(f"none of the videos of {name} is in {root}")
         return files
 
-    train, test = listed(f"trainlist{split:02}.txt"), listed(f"testlist{split:02}.txt")
-    present = set(videos.values())
-    for name, files in (("trainlist", train), ("testlist", test)):
-        if not any(file.path in present for file in files):
-            raise UserError(f"none of the videos of {name}{split:02}.txt is in {root}")
-    return train, test, classes
+    return read_list(f"trainlist{split:02}.txt"), read_list(f"testlist{split:02}.txt"), classes
 
 
-def _split_folder(root: Path, given: str | os.PathLike | None) -> Path:
-    places = (
-        [Path(expand_home(given))]
-        if given is not None
-        else [root / SPLIT_FOLDER, root.absolute().parent / SPLIT_FOLDER]
-    )
+def _find_split_folder(root: Path, split_files: str | os.PathLike | None) -> Path:
+    places = [root / SPLIT_FOLDER, root.absolute().parent / SPLIT_FOLDER]
+    if split_files is not None:
+        places = [Path(expand_home(split_files))]
     for place in places:
         if place.is_dir():
             return place
@@ -86,7 +80,7 @@ def _split_folder(root: Path, given: str | os.PathLike | None) -> Path:
 
 def _read_classes(file: Path) -> list[str]:
     names: dict[int, str] = {}
-    for number, line in _lines(file):
+    for number, line in _read_lines(file):
         index, _, name = line.partition(" ")
         if not index.isdecimal() or not name.strip():
             raise UserError(f"{file}, line {number}: expected a number and a class, got {line!r}")
@@ -96,7 +90,7 @@ def _read_classes(file: Path) -> list[str]:
     return [names[index] for index in sorted(names)]
 
 
-def _lines(file: Path) -> list[tuple[int, str]]:
+def _read_lines(file: Path) -> list[tuple[int, str]]:
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -1,4 +1,4 @@
-"""Runs a training program in a process of its own, which ends when this one is asked to end."""
+"""Run a training program in a child process, which receives the signals of this one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if 
 def launch_training(program: str, config: str, settings: Sequence[str], overrides: Sequence[str]) -> None:
     """Run `train_vae.py` or `train_dit.py` by `accelerate launch`, as a user does.
 
-    SIGINT, SIGTERM and SIGHUP are passed on to the training, which writes a checkpoint and ends.
+    SIGINT, SIGTERM and SIGHUP are passed on to the training, which writes a checkpoint and exits.
 
     Args:
         program: file name of the program in the repository.
@@ -44,19 +44,19 @@ def launch_training(program: str, config: str, settings: Sequence[str], override
 
 
 def run_until_signal(command: Sequence[str]) -> int:
-    """Run a command in a process group of its own and return its exit code.
+    """Run a command in a new process group and return its exit code.
 
-    A signal that asks this process to end is passed on to the whole group, so nothing that was started runs on.
+    A signal that asks this process to end is passed on to the whole group, so no child process survives.
 
     Raises:
         TrainingInterrupted: if such a signal came, once the group has ended.
     """
-    with handle_signals(_raise_stop, SIGNALS):
+    with handle_signals(_raise_interrupted, SIGNALS):
         process = subprocess.Popen(command, start_new_session=True)
         try:
             return process.wait()
-        except TrainingInterrupted as stop:
-            _end_group(process, stop.code - 128)
+        except TrainingInterrupted as interruption:
+            _end_group(process, interruption.code - 128)
             raise
         except BaseException:
             _end_group(process, signal.SIGTERM)
@@ -64,7 +64,7 @@ def run_until_signal(command: Sequence[str]) -> int:
 
 
 def _end_group(process: subprocess.Popen, number: int) -> None:
-    """Pass a signal on to the group of a process, and kill what has not ended in time."""
+    """Pass a signal on to the group of a process, and kill the processes that have not ended in time."""
     with handle_signals(signal.SIG_IGN, SIGNALS):
         deadline = time.monotonic() + SECONDS_TO_STOP
         _signal_group(process, number)
@@ -76,7 +76,7 @@ def _end_group(process: subprocess.Popen, number: int) -> None:
 
 
 def _signal_group(process: subprocess.Popen, number: int) -> bool:
-    """Signal a process group; returns whether there is one."""
+    """Signal a process group; return whether it exists."""
     try:
         os.killpg(process.pid, number)
         return True
@@ -84,5 +84,5 @@ def _signal_group(process: subprocess.Popen, number: int) -> bool:
         return False
 
 
-def _raise_stop(number: int, frame: FrameType | None) -> NoReturn:
+def _raise_interrupted(number: int, frame: FrameType | None) -> NoReturn:
     raise TrainingInterrupted(f"stopped by {signal.Signals(number).name}", number)

@@ -27,8 +27,8 @@ from ..common.errors import UserError
 from ..common.loading import load_pipeline, load_vae, weights_hash
 from ..common.precision import place_model
 from ..common.progress import progress
+from ..common.video_writing import exact_rate
 from ..data.streams import FrameReader, open_writer
-from ..data.video import exact_rate
 from .latent_file import LatentFile, write_latents
 from .streaming import (
     Components,
@@ -73,19 +73,15 @@ class VideoOptions:
         """Place a model on the device, in the dtype, and enable tiling with these overlaps."""
         side, frames = vae.config.sample_size, vae.config.num_frames
         strides: dict[str, int] = {}
-        if self.tile_overlap is not None:
-            if not 0 <= self.tile_overlap < side:
-                raise UserError(
-                    f"--tile-overlap must be 0 to {side - 1} pixels for this model, not {self.tile_overlap}."
-                )
-            stride = side - self.tile_overlap
-            strides |= {"tile_sample_stride_height": stride, "tile_sample_stride_width": stride}
-        if self.window_overlap is not None:
-            if not 0 <= self.window_overlap < frames:
-                raise UserError(
-                    f"--window-overlap must be 0 to {frames - 1} frames for this model, not {self.window_overlap}."
-                )
-            strides["tile_sample_stride_num_frames"] = frames - self.window_overlap
+        for option, overlap, size, unit, axes in (
+            ("--tile-overlap", self.tile_overlap, side, "pixels", ("height", "width")),
+            ("--window-overlap", self.window_overlap, frames, "frames", ("num_frames",)),
+        ):
+            if overlap is None:
+                continue
+            if not 0 <= overlap < size:
+                raise UserError(f"{option} must be 0 to {size - 1} {unit} for this model, not {overlap}.")
+            strides |= {f"tile_sample_stride_{axis}": size - overlap for axis in axes}
         vae.enable_tiling(**strides)
         return place_model(vae, resolve_device(self.device), self.dtype)
 

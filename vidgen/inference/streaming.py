@@ -22,8 +22,8 @@ from autoencoder import AutoencoderKLVidTwin, TwinLatents
 from autoencoder.tiling import ClipGeometry, axis_starts, ramp
 from pipelines.finite import check_finite_output
 
-from ..data.dataset import clip_to_frames, crop, frames_to_clip, resize_to_cover
 from ..data.streams import FrameReader
+from ..data.transforms import clip_to_frames, crop, frames_to_clip, resize_to_cover
 
 Item = TypeVar("Item")
 Components = Literal["both", "structure", "dynamics"]
@@ -114,10 +114,7 @@ def _encode(frames: list[np.ndarray], vae: AutoencoderKLVidTwin) -> TwinLatents:
 
 @torch.no_grad()
 def decode_windows(
-    video: Iterable[WindowLatents],
-    vae: AutoencoderKLVidTwin,
-    geometry: ClipGeometry,
-    components: Components = "both",
+    video: Iterable[WindowLatents], vae: AutoencoderKLVidTwin, geometry: ClipGeometry, components: Components = "both"
 ) -> Iterator[np.ndarray]:
     """Decode windows to uint8 frames (T, H, W, 3), and blend successive windows where they overlap.
 

@@ -1,7 +1,7 @@
-"""What is minimized: the VAE's reconstruction objective and the DiT's denoising objective.
+"""Training losses: reconstruction losses of the VAE and the denoising loss of the DiT.
 
-Both are modules whose forward takes a batch and returns the loss with its terms, so that DDP, FSDP and mixed
-precision wrap one call per step.
+Both are modules whose forward takes a batch and returns the loss with its terms, so that DDP, FSDP and mixed precision
+wrap one call per step.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""A discriminator of patches, what it minimizes, and what the autoencoder minimizes against it."""
+"""Adversarial loss: the patch discriminator, its loss, and that of the autoencoder against it."""
 
 from __future__ import annotations
 
@@ -8,45 +8,40 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..common.config import check_config
 from ..common.errors import UserError
 from ..losses import Losses
 from .config import GANConfig
 
-LOSSES = ("hinge", "non_saturating")
 LECAM_DECAY = 0.99
 
 
 def gan_scale(step: int, config: GANConfig) -> float:
-    """How much of the GAN's weight counts after `step` optimizer steps: 0 before `start_step`, then growing to 1."""
+    """The factor on the GAN's weight after `step` optimizer steps: 0 before `start_step`, then growing to 1."""
     if config.weight == 0 or step < config.start_step:
         return 0.0
     return min((step - config.start_step + 1) / (config.warmup_steps + 1), 1.0)
 
 
 class PatchDiscriminator(nn.Module):
-    """PatchGAN (Isola et al. 2017, Section 3.2.2): logits of overlapping patches, of 70 x 70 pixels with 3 halvings.
+    """PatchGAN (Isola et al. 2017, Section 3.2.2): one logit per patch, of 70 x 70 pixels with 3 downsampling layers.
 
-    The first layer and `num_layers - 1` more halve the size, one more keeps it, and the last gives a logit per place.
-    In three dimensions (`"3d"`) the halvings span 3 frames and halve the clip's length too, so that with 3 of them a
-    logit sees 15 frames. GroupNorm where the original has BatchNorm, so that no clip is judged by its batch: a batch
-    in parts, on any number of processes, gives the gradients of the whole.
+    The first layer and `num_layers - 1` more halve the size, one more keeps it, and the last computes the logits. In
+    `"3d"` the downsampling layers span 3 frames and also halve the number of frames; 3 of them see 15 frames.
+    GroupNorm replaces the original's BatchNorm: then a clip's logits do not depend on its batch, and micro-batches on
+    any number of processes have the gradients of the complete batch.
 
     Args:
-        config: `discriminator`, `channels` and `num_layers` are read.
+        config: `discriminator`, `channels` and `num_layers` are used.
         in_channels: color channels of a clip.
 
     Raises:
-        UserError: if `discriminator` is unknown, or a size is less than 1.
+        UserError: if a value of the config is wrong.
     """
 
     def __init__(self, config: GANConfig, in_channels: int = 3) -> None:
         super().__init__()
-        if config.discriminator not in ("2d", "3d"):
-            raise UserError(f"gan.discriminator must be 2d or 3d, not {config.discriminator!r}.")
-        if min(config.channels, config.num_layers) < 1:
-            raise UserError(
-                f"gan.channels and gan.num_layers must be 1 or more, not {config.channels} and {config.num_layers}."
-            )
+        check_config(config, "gan")
         self.frames = config.discriminator == "2d"
         self.num_layers = config.num_layers
         widths = [config.channels * min(2**i, 8) for i in range(config.num_layers + 1)]
@@ -61,7 +56,7 @@ class PatchDiscriminator(nn.Module):
         self.layers = nn.Sequential(*layers, self._conv(widths[-1], 1, stride=1))
 
     def check_size(self, height: int, width: int) -> None:
-        """Raises `UserError` if frames of this size are too small for its layers."""
+        """Raise a `UserError` if frames of this size are too small."""
         least = 3 * 2**self.num_layers
         if min(height, width) < least:
             raise UserError(
@@ -82,8 +77,8 @@ class PatchDiscriminator(nn.Module):
         if self.frames:
             conv = nn.Conv2d(in_channels, out_channels, 4, stride, padding=1, bias=bias)
         else:
-            # One frame where nothing is halved: over a padded length of two, oneDNN's bfloat16 gradient of a kernel of
-            # three reads memory that nobody wrote (PyTorch 2.13 on a CPU).
+            # Layers without downsampling span one frame: with a kernel of three over two padded frames, oneDNN's
+            # bfloat16 gradient reads uninitialized memory (PyTorch 2.13 on a CPU).
             span = 3 if stride == 2 else 1
             kernel, padding = (span, 4, 4), (span // 2, 1, 1)
             conv = nn.Conv3d(in_channels, out_channels, kernel, stride, padding, bias=bias)
@@ -92,7 +87,7 @@ class PatchDiscriminator(nn.Module):
 
 
 class DiscriminatorLoss(nn.Module):
-    """Both sides of the game, so that one wrapped call, and one mixed precision, serves either.
+    """Adversarial losses of the discriminator and of the generator, in one module.
 
     | `gan.loss` | discriminator | generator |
     |---|---|---|
@@ -100,21 +95,20 @@ class DiscriminatorLoss(nn.Module):
     | `non_saturating` (Goodfellow et al. 2014) | softplus(-real) and softplus(fake), halved | softplus(-fake) |
 
     LeCAM (Tseng et al., "Regularizing Generative Adversarial Networks under Limited Data", 2021, Equation 4, one-sided
-    as in the authors' code) keeps logits of real clips from rising above the running mean of fake ones', and those of
-    fake clips from falling below that of real ones', from the second step on.
+    as in the authors' code) penalizes real logits above the running mean of fake logits, and fake logits below that of
+    real logits, from the second step on.
 
     Attributes:
         lecam_means: running means (2,) of real and fake logits.
-        lecam_updates: how many went into them.
+        lecam_updates: number of updates of these means.
 
     Raises:
-        UserError: if `gan.loss` is unknown.
+        UserError: if a value of the config is wrong.
     """
 
     def __init__(self, discriminator: PatchDiscriminator, config: GANConfig) -> None:
         super().__init__()
-        if config.loss not in LOSSES:
-            raise UserError(f"gan.loss must be one of {', '.join(LOSSES)}, not {config.loss!r}.")
+        check_config(config, "gan")
         self.discriminator = discriminator
         self.loss = config.loss
         self.lecam_weight = config.lecam_weight
@@ -122,19 +116,19 @@ class DiscriminatorLoss(nn.Module):
         self.register_buffer("lecam_updates", torch.zeros((), dtype=torch.long))
 
     def check_size(self, height: int, width: int) -> None:
-        """Raises `UserError` if frames of this size are too small for the discriminator."""
+        """Raise a `UserError` if frames of this size are too small for the discriminator."""
         self.discriminator.check_size(height, width)
 
     def forward(self, fake: torch.Tensor, real: torch.Tensor | None = None) -> Losses:
-        """What the discriminator minimizes, given both; what the generator minimizes, given `fake` alone.
+        """The discriminator's loss, given both clips; the generator's loss, given `fake` only.
 
         Args:
-            fake: reconstructions (B, C, T, H, W) in about [-1, 1]; detach them for the discriminator's own step.
+            fake: reconstructions (B, C, T, H, W) in about [-1, 1]; detach them for the discriminator's loss.
             real: clips of the same shape.
 
         Returns:
-            `loss`; and with `real` its terms `d_loss` and, where it has a weight, `lecam`, with `d_real` and
-            `d_fake`, the mean logits.
+            `loss`; with `real` also its terms `d_loss` and, if weighted, `lecam`, and the mean logits `d_real` and
+            `d_fake`.
         """
         if real is None:
             logits = self.discriminator(fake)
@@ -160,14 +154,14 @@ class DiscriminatorLoss(nn.Module):
 
     @torch.no_grad()
     def update_lecam(self, d_real: torch.Tensor, d_fake: torch.Tensor) -> None:
-        """Move LeCAM's running means on, once per optimizer step.
+        """Update LeCAM's running means, once per optimizer step. Values that are not finite are ignored.
 
         Args:
-            d_real, d_fake: mean logits over the whole batch: over all processes and accumulated parts.
+            d_real, d_fake: mean logits of the global batch, over all processes and micro-batches.
         """
-        # The mean of all so far at first, so that no early step counts a hundred times.
+        # At first the mean of all steps, so that the first steps do not dominate.
         decay = (self.lecam_updates / (self.lecam_updates + 1)).clamp(max=LECAM_DECAY)
         means = self.lecam_means.lerp(torch.stack([d_real, d_fake]).float(), 1 - decay)
-        finite = means.isfinite().all()  # else the step does not count
+        finite = means.isfinite().all()
         self.lecam_means.copy_(torch.where(finite, means, self.lecam_means))
         self.lecam_updates += finite

@@ -1,8 +1,8 @@
-"""What the autoencoder minimizes. Every term is a mean over elements and a scalar tensor, kept on the device.
+"""Training loss of the VAE. Every term is a mean over elements and a scalar on the device.
 
-The terms of the reconstruction are differentiated down to the reconstruction first, each through its own network
-alone, and the model is walked back once, from their sum. So the adaptive weight of the GAN is known before the model's
-backward begins, activations of LPIPS live for a few frames at a time, and nothing here cares how the model is wrapped.
+The gradients of the reconstruction terms are computed at the reconstruction first, each through its network only; then
+one backward pass through the model starts from their sum. So the adaptive weight of the GAN is known before the
+model's backward pass, activations of LPIPS exist for a few frames at a time, and a wrapped model needs no other code.
 """
 
 from __future__ import annotations
@@ -29,27 +29,25 @@ class VAELoss(nn.Module):
 
         loss = l1_weight * l1 + l2_weight * l2 + perceptual.weight * lpips + gan_weight * gan + kl_weight * kl
 
-    `l1` is the mean absolute error per value of clips in [-1, 1]. `l2`, the mean squared error, is ours, for short
-    trainings: under L1 alone small things are long painted over by what surrounds them. `lpips` is the mean over
-    frames. `kl` is the KL divergence summed over a clip's latent and divided by the values of the clip: nats per pixel
-    value, so that the weights mean the same at every size of clip and latent. The released code sums both absolute
-    errors and KL over a clip; its gradients are ours times the values of a clip, so its `kl_weight` is ours.
+    `l1` is the mean absolute error per value of clips in [-1, 1]. `l2`, the mean squared error, is an addition for
+    short trainings: L1 alone ignores small objects for a long time. `lpips` is the mean over frames. `kl` is the KL
+    divergence summed over a clip's latent and divided by the number of the clip's values (nats per value), so that
+    the weights have the same meaning for all sizes of clip and latent. The released code sums both absolute errors and
+    KL over a clip; its gradients are ours times the number of values, so its `kl_weight` is ours.
 
-    `gan_weight` is `gan.weight`, times what of it counts at this step, and, where `gan.adaptive`, times the ratio of
-    the norms of two gradients at the decoder's last layer, that of the terms of reconstruction (l1, l2 and lpips with
-    their weights) over that of the GAN (Esser et al., "Taming Transformers", 2021, Equation 7). With several
-    processes both gradients are averaged over them first, so that the ratio is the global batch's; accumulated parts
-    of a batch have each their own.
+    `gan_weight` is `gan.weight` times the warmup factor of the step and, with `gan.adaptive`, times the ratio of two
+    gradient norms at the decoder's last layer: that of the reconstruction terms (l1, l2 and lpips, weighted) to that
+    of the GAN (Esser et al., "Taming Transformers", 2021, Equation 7). Both gradients are averaged over the processes
+    first, so that the ratio is that of the global batch; each micro-batch has a different ratio.
 
     Args:
         vae: the model.
-        loss: weights of the other terms.
-        perceptual: of `lpips`; not needed without it.
-        gan: of `discriminator`; not needed without it.
-        lpips: where given, its term is part of the loss.
-            Used, not owned: not saved with this module, and to be moved to a device by its owner.
-        discriminator: where given, the GAN is. It is trained here, too, so that one call, one wrapper and one
-            optimizer serve both players; neither's gradient reaches the other's parameters.
+        loss: weights of l1, l2 and KL.
+        perceptual: config of `lpips`.
+        gan: config of `discriminator`.
+        lpips: adds the perceptual term. It is not a submodule: it is not saved, and the caller moves it to a device.
+        discriminator: adds the GAN term. Its loss is part of the same call, so that one wrapper and one optimizer
+            serve both; neither loss has a gradient in the other's parameters.
 
     Raises:
         UserError: if the model's clips are too small for LPIPS or the discriminator.
@@ -69,10 +67,10 @@ class VAELoss(nn.Module):
         self.loss = loss
         self.perceptual = perceptual or PerceptualConfig()
         self.gan = gan or GANConfig()
-        self._lpips = (lpips,)  # a tuple, which nn.Module does not look into
+        self._lpips = (lpips,)  # a tuple hides it from nn.Module
         self.discriminator = discriminator
-        for judge in filter(None, (lpips, discriminator)):
-            judge.check_size(*vae.clip_shape[-2:])
+        for critic in filter(None, (lpips, discriminator)):
+            critic.check_size(*vae.clip_shape[-2:])
         self._last_layer_input: list[torch.Tensor] = []
         if discriminator is not None and self.gan.adaptive:
             vae.decoder.proj_out.register_forward_pre_hook(self._keep_last_layer_input)
@@ -80,25 +78,27 @@ class VAELoss(nn.Module):
     def forward(
         self, video: torch.Tensor, noise: torch.Tensor | None = None, gan_scale: torch.Tensor | None = None
     ) -> Losses:
-        """One step's loss.
+        """The loss on a batch.
 
         Args:
             video: clips (B, C, T, H, W) in [-1, 1].
-            noise: standard normal (B, L), what the latents are sampled with; drawn here where not given.
-            gan_scale: how much of the GAN's weight counts, a scalar; where not given the discriminator is not run,
-                and its gradients are zero.
+            noise: standard normal (B, L), with which the latents are sampled; drawn here if not given.
+            gan_scale: factor on the GAN's weight, a scalar. If not given, the discriminator is not run and its
+                gradients are zero.
 
         Returns:
-            `loss`, to go backward from, for both players, though its value is the VAE's; and its terms, detached:
-            `l1`, `l2`, `kl`, `lpips` with LPIPS, and while the GAN counts `gan`, `gan_weight` and what
-            `DiscriminatorLoss` gives, its `loss` left out.
+            `loss`, whose gradient is that of both the VAE and the discriminator and whose value is the VAE's; and its
+            terms, detached: `l1`, `l2`, `kl`, with LPIPS `lpips`, and with `gan_scale` also `gan`, `gan_weight` and
+            the terms of `DiscriminatorLoss`.
         """
         (lpips,), discriminator = self._lpips, self.discriminator
+        # Reconstruct the clips.
         posterior = self.vae.encode(video).latent_dist
         noise = torch.randn_like(posterior.mean) if noise is None else noise
         reconstruction = self.vae.decode(posterior.mean + posterior.std * noise).sample.float()
         fake = reconstruction.detach()
 
+        # Sum the terms of the reconstruction, and their gradients at it.
         l1, l1_gradient = value_and_gradient(lambda x: F.l1_loss(x, video), fake)
         l2, l2_gradient = value_and_gradient(lambda x: F.mse_loss(x, video), fake)
         kl = posterior.kl().float().mean() / video[0].numel()
@@ -118,19 +118,23 @@ class VAELoss(nn.Module):
             value = value + weight * losses["gan"]
             gradient = gradient + weight * gan_gradient
         self._last_layer_input.clear()
+
+        # Continue the gradient into the model; add the KL divergence.
         losses["loss"] = _KnownGradient.apply(reconstruction, value, gradient) + self.loss.kl_weight * kl
+
+        # Add the gradient of the discriminator's loss, but not its value.
         if discriminator is not None:
             if gan_scale is not None:
-                judged = discriminator(fake, video)
-                discriminator_loss = judged.pop("loss")
-                losses |= judged
-            else:  # wrappers that share gradients expect one of every parameter
+                terms = discriminator(fake, video)
+                discriminator_loss = terms.pop("loss")
+                losses |= terms
+            else:  # DDP expects a gradient of every parameter
                 discriminator_loss = sum(0.0 * parameter.sum() for parameter in discriminator.parameters())
             losses["loss"] = losses["loss"] + (discriminator_loss - discriminator_loss.detach())
         return losses
 
     def _perceptual(self, fake: torch.Tensor, video: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean LPIPS over frames and its gradient, a few frames at a time."""
+        """Mean LPIPS over frames and its gradient, computed in chunks of frames."""
         (lpips,), size = self._lpips, self.perceptual.chunk_size
         images, targets = (clips.transpose(1, 2).flatten(0, 1) for clips in (fake, video))
         value, gradients = fake.new_zeros(()), []
@@ -152,8 +156,8 @@ class VAELoss(nn.Module):
         if not self._last_layer_input or self._last_layer_input[0].shape[:-1] != tokens[0].shape[:-1]:
             raise ValueError(
                 "gan.adaptive=true needs a decoder that runs once per batch, on clips of the model's own size (T, H, "
-                f"W) = {self.vae.clip_shape[1:]}, without slicing, and that was not compiled before its objective was "
-                "built."
+                f"W) = {self.vae.clip_shape[1:]}, without slicing, and that was not compiled before its loss was "
+                "created."
             )
         with torch.autocast(gradient.device.type, enabled=False):
             inputs = self._last_layer_input[0].float().flatten(0, -2)
@@ -168,21 +172,21 @@ class VAELoss(nn.Module):
 def value_and_gradient(
     function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A scalar function's value at x and its gradient there, both detached; zeros for it where gradients are off.
+    """The value and the gradient of a scalar function at x, both detached; a zero gradient under `no_grad`.
 
-    Only x gets a gradient, whatever parameters the function has.
+    The parameters of the function get no gradient.
     """
     x = x.detach().requires_grad_(torch.is_grad_enabled())
     value = function(x)
     if not x.requires_grad:
         return value, torch.zeros_like(x)
-    # Of a mean over many values, each one's gradient is too small for float16; about 1 it is not.
+    # The gradient of a mean over many values is too small for float16; scale it to about 1.
     (gradient,) = torch.autograd.grad(value, x, torch.full_like(value, x.numel()))
     return value.detach(), gradient / x.numel()
 
 
 class _KnownGradient(torch.autograd.Function):
-    """A scalar `value` whose gradient in x is known already."""
+    """A scalar `value` with a given gradient in x."""
 
     @staticmethod
     def forward(ctx, x: torch.Tensor, value: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:

@@ -1,1 +1,1 @@
-"""What a reconstruction, or a set of generated clips, is worth in numbers."""
+"""Reconstruction metrics, Fréchet video distances and FLOPs."""

@@ -1,8 +1,8 @@
-"""Detectors: what turns clips into the feature vectors that a Fréchet distance compares.
+"""Detectors: networks that turn clips into the feature vectors that a Fréchet distance compares.
 
-A distance means nothing without the name of its detector and the hash of its weights. `get_detector(name)` knows:
+A distance is only meaningful with the name of its detector and the hash of its weights. `get_detector(name)` returns:
 
-| name | weights | a row of features is | length |
+| name | weights | a row of features describes | length |
 |---|---|---|---|
 | `i3d` | VideoGPT's and TATS's `i3d_pretrained_400.pt` | a clip | 400 |
 | `i3d_imagenet` | pytorch-i3d's `rgb_imagenet.pt` | a clip | 400 |
@@ -10,10 +10,10 @@ A distance means nothing without the name of its detector and the hash of its we
 | `squeezenet` | torchvision's SqueezeNet 1.1 | a frame | 512 |
 | `pooled_pixels` | none | a clip | 128 |
 
-`i3d` and `i3d_torchscript` hold the same weights, those of TensorFlow Hub's i3d-kinetics-400 which the first FVD used
-(Unterthiner et al. 2018); `rgb_imagenet.pt` was trained from ImageNet and is another detector. VideoGPT's network has
-another epsilon in its batch normalization than the original (see `vidgen.metrics.i3d`), so that the first two differ a
-little.
+`i3d` and `i3d_torchscript` have the same weights, those of TensorFlow Hub's i3d-kinetics-400 that the first FVD used
+(Unterthiner et al. 2018). Their features differ slightly, because VideoGPT's network has another epsilon in its batch
+normalization than the original (see `vidgen.metrics.i3d`). `rgb_imagenet.pt` was initialized from ImageNet and is
+another detector.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ from .i3d import I3D, MIN_FRAMES, NUM_CLASSES, SIZE, load_i3d
 
 
 class Detector(nn.Module):
-    """Clips to feature vectors, frozen, in evaluation mode, in true float32 whatever autocast and TF32 say.
+    """A frozen network from clips to feature vectors, in float32 without TF32, independent of autocast.
 
     Attributes:
         name: as `get_detector` takes it.
-        dim: the length of a feature vector.
-        min_frames: the least number of frames of a clip.
-        min_size: the least height and width of its frames.
-        per_frame: whether a row of features belongs to a frame and not to a clip.
-        weights: the published file of its weights; None for one without.
-        sha256: of the file that is loaded; None without one.
-        published: whether that file is the published one, by its hash; True without one.
+        dim: length of a feature vector.
+        min_frames: minimum number of frames of a clip.
+        min_size: minimum height and width of its frames.
+        per_frame: whether a row of features describes a frame instead of a clip.
+        weights: the published file of its weights; None for a detector without weights.
+        sha256: hash of the loaded file; None without one.
+        published: whether the loaded file is the published one, by its hash; True without one.
     """
 
     name: str
@@ -63,26 +63,26 @@ class Detector(nn.Module):
 
     @torch.no_grad()
     def forward(self, clips: torch.Tensor) -> torch.Tensor:
-        """Features (B, dim), or (B * T, dim) of one clip's frames after the other's, of clips (B, 3, T, H, W).
+        """Return features (B, dim), or (B * T, dim) if they are per frame, clip by clip.
 
         Args:
-            clips: of any float type, in [-1, 1].
+            clips: (B, 3, T, H, W) of any float type, in [-1, 1].
 
         Raises:
             UserError: if the clips are too short or too small.
             ValueError: if they are of another shape.
         """
         with torch.autocast(clips.device.type, enabled=False), _without_tf32():
-            return self.features(self._checked(clips).float())
+            return self.features(self._check_shape(clips).float())
 
     @abstractmethod
     def features(self, clips: torch.Tensor) -> torch.Tensor:
-        """What `forward` returns, of clips in float32 that were checked."""
+        """Return the features of clips that are in float32 and were checked."""
 
     def describe(self) -> dict:
-        """What must be told with a number: name, length, what a row is, and the file and hash of the weights.
+        """Describe the detector for reports: name, length, kind of row, and file and hash of the weights.
 
-        `published` is None where the file that is loaded is not known to be the published one.
+        `published` is None if the loaded file is not known to be the published one.
         """
         known = self.weights if self.published else None
         return {
@@ -94,14 +94,14 @@ class Detector(nn.Module):
         }
 
     def load(self, path: Path) -> None:
-        """Load a file of weights that was checked to be the one that is meant. Raises `UserError` if it cannot."""
+        """Load a file of weights whose hash was checked. Raises `UserError` if it cannot be loaded."""
         raise UserError(f"the detector {self.name} has no weights, so {path} cannot be loaded into it.")
 
     def train(self, mode: bool = True) -> Detector:
-        """Stays in evaluation mode."""
+        """Stay in evaluation mode."""
         return super().train(False)
 
-    def _checked(self, clips: torch.Tensor) -> torch.Tensor:
+    def _check_shape(self, clips: torch.Tensor) -> torch.Tensor:
         if clips.ndim != 5 or clips.shape[1] != 3:
             raise ValueError(f"the detector {self.name} needs clips (B, 3, T, H, W), not {tuple(clips.shape)}.")
         frames, height, width = clips.shape[2:]
@@ -118,7 +118,7 @@ LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 @contextmanager
 def _without_tf32() -> Iterator[None]:
-    """Inside, cuDNN's convolutions keep all digits of float32; by default they drop some on GPUs since Ampere."""
+    """Let cuDNN's convolutions compute in full float32; on GPUs since Ampere the default is TF32."""
     conv = getattr(torch.backends.cudnn, "conv", None)  # since PyTorch 2.9
     owner, flag, value = (
         (torch.backends.cudnn, "allow_tf32", False) if conv is None else (conv, "fp32_precision", "ieee")
@@ -132,11 +132,11 @@ def _without_tf32() -> Iterator[None]:
 
 
 class PooledPixels(Detector):
-    """A clip as 128 coarse measurements of color, place, detail and motion. No weights: the same numbers everywhere.
+    """128 handcrafted features of color, position, detail and motion, without weights.
 
-    Each is one value per cell of a 4 x 4 grid over the frame, in units of the [-1, 1] pixel range:
+    Each feature has one value per cell of a 4 x 4 grid over the frame, in units of the [-1, 1] pixel range:
 
-    | features | length | what |
+    | features | length | value |
     |---|---|---|
     | 0..47 | 3 x 16 | mean of R, G, B over the whole clip |
     | 48..63 | 16 | mean luma over the first third of the frames (rounded up) |
@@ -145,9 +145,9 @@ class PooledPixels(Detector):
     | 96..111 | 16 | motion: root mean square of RGB differences between frames 1 apart |
     | 112..127 | 16 | the same between frames 4 apart (the longest possible lag in shorter clips) |
 
-    It tells noise, blur, frozen or flickering clips, wrong colors and wrong places from real ones. It cannot see what
-    is inside a cell: which shape, which texture, whether a face is a face; nor the direction of motion within a third.
-    Distances depend on frame size, rate and length: compare clips of one kind. Only for quick checks: report I3D.
+    They distinguish noise, blur, frozen or flickering clips, wrong colors and wrong positions from real clips. They
+    do not distinguish contents of a cell, such as shapes, textures or faces, nor the direction of motion within a
+    third. Distances depend on frame size, rate and length: compare clips of one kind. For quick checks; report I3D.
     """
 
     name = "pooled_pixels"
@@ -176,18 +176,18 @@ class PooledPixels(Detector):
         return torch.cat(features, dim=1)
 
     def _pool(self, images: torch.Tensor) -> torch.Tensor:
-        """Means over the cells of a 4 x 4 grid: (B, C, H, W) -> (B, 16 C)."""
+        """Average over the cells of a 4 x 4 grid: (B, C, H, W) -> (B, 16 C)."""
         return F.adaptive_avg_pool2d(images, self.grid).flatten(1)
 
 
 class I3DLogits(Detector):
     """The 400 logits of I3D for Kinetics, averaged over time, as VideoGPT and TATS compute FVD.
 
-    Frames of other sizes are squashed to 224 x 224, bilinear, without antialiasing, as both do.
+    Frames of other sizes are squashed to 224 x 224, bilinear, without antialiasing, as in both projects.
 
-    Neither states a hash of its file. The one here is of a copy in another repository, as a Git LFS pointer states it
-    (camenduru/Open-Sora-Plan-v1.0.0-hf, opensora/eval/fvd/videogpt/i3d_pretrained_400.pt, 50 939 526 bytes), so it is
-    no proof: a file with another hash is loaded too, but not said to be the published one.
+    Neither project publishes a hash of its file. The hash here is of a copy in another repository, from a Git LFS
+    pointer (camenduru/Open-Sora-Plan-v1.0.0-hf, opensora/eval/fvd/videogpt/i3d_pretrained_400.pt, 50 939 526 bytes).
+    A file with another hash is loaded too, but not described as the published one.
     """
 
     name = "i3d"
@@ -207,15 +207,15 @@ class I3DLogits(Detector):
         self.network: I3D = load_i3d(path, self.bn_eps)
 
     def features(self, clips: torch.Tensor) -> torch.Tensor:
-        return self.network(squash(clips, SIZE))
+        return self.network(resize_frames(clips, (SIZE, SIZE)))
 
     def probabilities(self, features: torch.Tensor) -> torch.Tensor:
-        """Of the classes (B, 400), of features (B, 400): for an inception-style score."""
+        """Return class probabilities (B, 400) of features (B, 400), for an inception-style score."""
         return features.softmax(dim=1)
 
 
 class I3DImageNetLogits(I3DLogits):
-    """`I3DLogits` of the network that DeepMind trained from ImageNet, as pytorch-i3d converted it."""
+    """`I3DLogits` of the network that DeepMind initialized from ImageNet, as pytorch-i3d converted it."""
 
     name = "i3d_imagenet"
     weights = WeightsFile(
@@ -229,18 +229,18 @@ class I3DImageNetLogits(I3DLogits):
 
 
 class I3DTorchScript(I3DLogits):
-    """`I3DLogits` by the program that StyleGAN-V published, a file of TorchScript.
+    """`I3DLogits` by the TorchScript program that StyleGAN-V published.
 
-    The file holds code, which `torch.jit.load` compiles and TorchScript's interpreter runs: tensor operations, no
-    Python, nothing unpickled. Even so only the published file is loaded, or one whose hash the user gives.
+    `torch.jit.load` compiles the code in the file, and TorchScript's interpreter runs it: tensor operations only, no
+    Python, nothing unpickled. Still, only the published file is loaded, or one whose hash the user gives.
 
-    It is called as `program(clips, rescale, resize, return_features)`: `rescale` expects [0, 255] and maps it to
-    [-1, 1], which is left off here, since clips are in [-1, 1]; `resize` squashes frames to 224 x 224, bilinear;
-    `return_features` gives the logits, before the softmax.
+    It is called as `program(clips, rescale, resize, return_features)`: `rescale` maps [0, 255] to [-1, 1] and is off,
+    because clips are in [-1, 1]; `resize` squashes frames to 224 x 224, bilinear; `return_features` returns the
+    logits, before the softmax.
     """
 
     name = "i3d_torchscript"
-    min_frames = 10  # the least that its users report (JunyaoHu/common_metrics_on_video_quality)
+    min_frames = 10  # the minimum that its users report (JunyaoHu/common_metrics_on_video_quality)
     weights = WeightsFile(
         "i3d_torchscript.pt",
         "StyleGAN-V",
@@ -252,7 +252,7 @@ class I3DTorchScript(I3DLogits):
     def load(self, path: Path) -> None:
         try:
             self.network = torch.jit.load(path, map_location="cpu").eval()
-        except Exception as error:  # a broken file raises nearly anything
+        except Exception as error:  # a broken file raises almost any exception
             raise UserError(f"{path} is not a program in TorchScript ({type(error).__name__}).") from error
 
     def features(self, clips: torch.Tensor) -> torch.Tensor:
@@ -266,9 +266,9 @@ class I3DTorchScript(I3DLogits):
 
 
 class SqueezeNet(Detector):
-    """Each frame by the 512 last feature maps of SqueezeNet 1.1, averaged over the frame; blind to motion.
+    """The 512 last feature maps of SqueezeNet 1.1, averaged over each frame; they do not depend on motion.
 
-    A distance on its rows is a Fréchet distance of frames, not of clips: small, for CPUs and CI.
+    The distance is one of frames, not of clips. It is small enough for CPUs and CI.
     """
 
     name = "squeezenet"
@@ -283,7 +283,7 @@ class SqueezeNet(Detector):
         self.register_buffer("scale", torch.tensor(SCALE).view(3, 1, 1), persistent=False)
 
     def load(self, path: Path) -> None:
-        with torch.random.fork_rng(devices=[]):  # weights that are replaced at once
+        with torch.random.fork_rng(devices=[]):  # the initial weights are replaced below
             self.network = BACKBONES["squeeze"].build()
         load_features(self.network, path, "squeeze")
         self.requires_grad_(False)
@@ -293,12 +293,12 @@ class SqueezeNet(Detector):
         return self.network((frames - self.shift) / self.scale).mean(dim=(2, 3))
 
 
-def squash(clips: torch.Tensor, size: int, antialias: bool = False) -> torch.Tensor:
-    """Resize the frames of (B, C, T, H, W) to `size` x `size`, bilinear, whatever becomes of their proportions."""
-    if clips.shape[-2:] == (size, size):
+def resize_frames(clips: torch.Tensor, size: tuple[int, int], antialias: bool = False) -> torch.Tensor:
+    """Resize the frames of (B, C, T, H, W) to (height, width), bilinear."""
+    if clips.shape[-2:] == size:
         return clips
     frames = clips.transpose(1, 2).flatten(0, 1)
-    frames = F.interpolate(frames, size=(size, size), mode="bilinear", align_corners=False, antialias=antialias)
+    frames = F.interpolate(frames, size=size, mode="bilinear", align_corners=False, antialias=antialias)
     return frames.unflatten(0, (clips.shape[0], clips.shape[2])).transpose(1, 2)
 
 
@@ -308,26 +308,27 @@ DETECTORS: dict[str, type[Detector]] = {
 
 
 def get_detector(name: str, path: str | os.PathLike | None = None, sha256: str | None = None) -> Detector:
-    """The detector of this name, in evaluation mode on the CPU. Nothing is downloaded.
+    """Return the detector of this name, in evaluation mode on the CPU. Nothing is downloaded.
 
     Args:
         name: see the module's table.
-        path: file of its weights; without it the published file in torch hub's cache (`$TORCH_HOME/hub/checkpoints`).
-        sha256: of that file, where it is not the published one: weights that were saved again.
+        path: file of its weights; by default the published file in torch hub's cache
+            (`$TORCH_HOME/hub/checkpoints`).
+        sha256: hash of that file, if it is not the published one.
 
     Raises:
-        UserError: if there is no such detector or file, or the file is not what its hash says, is another detector's,
-            or does not fit.
+        UserError: if there is no such detector or file, or the file has another hash, belongs to another detector, or
+            does not fit.
     """
     if name not in DETECTORS:
         near = difflib.get_close_matches(name, DETECTORS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(DETECTORS))}."
+        hint = f"did you mean {near[0]!r}?" if near else f"the detectors are {', '.join(sorted(DETECTORS))}."
         raise UserError(f"unknown detector {name!r}: {hint}")
     detector = DETECTORS[name]().eval()
     known = detector.weights
     if known is None:
         if path is not None:
-            detector.load(Path(path))  # which refuses it
+            detector.load(Path(path))  # raises the error
         return detector
     path = Path(path) if path is not None else known.cached
     detector.sha256 = check_weights(
@@ -340,41 +341,13 @@ def get_detector(name: str, path: str | os.PathLike | None = None, sha256: str |
     )
     for other in DETECTORS.values():
         if other.name != name and other.weights and other.weights.knows(detector.sha256):
-            raise UserError(f"{path} is the file of the detector {other.name}, not of {name}: ask for {other.name}.")
+            raise UserError(f"{path} is the file of the detector {other.name}, not of {name}: select {other.name}.")
     detector.load(path)
     return detector
 
 
-def named_detectors(asked: Sequence[str], default: str, sha256: str | None = None) -> list[Detector]:
-    """The detectors that a command line asks for, each as NAME, NAME=FILE, or the FILE of the detector `default`.
-
-    Args:
-        sha256: of the one FILE; where none is given, of the one detector that has weights.
-
-    Raises:
-        UserError: for one detector twice, for a hash that may be of several files, or what `get_detector` raises.
-    """
-    chosen = [_name_and_file(one, default) for one in asked]
-    refuse_namesakes([name for name, _ in chosen])
-    files = [name for name, path in chosen if path]
-    files = files or [name for name, _ in chosen if name in DETECTORS and DETECTORS[name].weights]
-    if sha256 is not None and len(files) != 1:
-        raise UserError(
-            f"--detector-sha256 is of one file, but {len(files)} of these detectors have one: give one --detector "
-            "with a file."
-        )
-    return [get_detector(name, path, sha256 if name in files else None) for name, path in chosen]
-
-
-def refuse_namesakes(names: Sequence[str]) -> None:
-    """Raises `UserError` if two detectors have one name, by which their numbers are told apart."""
+def refuse_duplicates(names: Sequence[str]) -> None:
+    """Raise a `UserError` if two detectors have the same name, which identifies their results."""
     for name in names:
         if names.count(name) > 1:
-            raise UserError(f"the detector {name} is there {names.count(name)} times; results are by name: take one.")
-
-
-def _name_and_file(asked: str, default: str) -> tuple[str, str | None]:
-    name, equals, path = asked.partition("=")
-    if equals and name in DETECTORS:  # else the = is part of a path
-        return name, path or None
-    return (default, asked) if Path(asked).suffix or os.sep in asked else (asked, None)
+            raise UserError(f"the detector {name} is given {names.count(name)} times; results are by name: keep one.")

@@ -1,9 +1,9 @@
-"""A whole data set reconstructed and measured on all processes, or videos that another program reconstructed.
+"""Reconstruction metrics and rFVD of a VAE over a dataset, or of videos that another program reconstructed.
 
-Each figure is a mean over clips with a bootstrap interval, both of the pixels a file would hold (`uint8`) and of the
-decoder's own values (`float`), beside the same figures of two plain reconstructions: the clip's mean color, and the
-clip shrunk to as many values as the latent; and, with a detector, the Fréchet distance of the reconstructions to the
-originals (rFVD). Every process calls these functions and gets the same result.
+Each figure is a mean over clips with a bootstrap interval, for the pixels that a file would hold (`uint8`) and for the
+decoder's float values (`float`). The same figures are given for two baselines: per-clip mean color and rate-matched
+downsampling. With detectors, the Fréchet distance of the reconstructions to the originals (rFVD) is added. Every
+process calls these functions and gets the same result.
 """
 
 from __future__ import annotations
@@ -26,12 +26,15 @@ from autoencoder import AutoencoderKLVidTwin, TwinLatents
 
 from ..common.errors import UserError
 from ..common.progress import progress
-from ..data.dataset import ClipDataset, collate_clips, frames_to_clip, list_videos
+from ..data.dataset import ClipDataset, collate_clips
+from ..data.listing import list_videos
 from ..data.streams import FrameReader
+from ..data.transforms import frames_to_clip
 from ..data.types import VideoFile
 from ..data.video import VideoError
-from .detectors import Detector, refuse_namesakes
-from .frechet import GroupedStatistics, added_up, bootstrap_interval, frechet_distance, quiet_about_rank
+from .detectors import Detector, refuse_duplicates
+from .frechet import FeatureStatistics, choose_num_groups, reduce_statistics
+from .fvd import measure_distance
 from .protocols import Protocol, detector_input, protocol_clips
 from .real_clips import draw_windows, protocol_videos, read_window
 from .reconstruction import clip_metrics, downsample_baseline, mean_color_baseline
@@ -40,16 +43,16 @@ from .stats import mean_interval
 if TYPE_CHECKING:
     from ..losses.lpips import LPIPS
 
-PRECISIONS = {"uint8": True, "float": False}  # by name: whether values are rounded to pixels first
+PRECISIONS = {"uint8": True, "float": False}  # name: whether values are rounded to pixels first
 
 
 class ProtocolClips(Dataset):
-    """Every clip that a protocol cuts from the videos of a data set, as samples of `ClipDataset`.
+    """Every clip that a protocol cuts from the videos of a dataset, as samples like those of `ClipDataset`.
 
-    A sample whose frames cannot be decoded has only `skipped`; `unusable` lists the videos that give no clip at all.
+    A sample whose frames cannot be decoded has only `skipped`; `unusable` lists the videos without a clip.
 
     Raises:
-        UserError: if there is no such data set, or no video has a clip.
+        UserError: if there is no such dataset, or no video has a clip.
     """
 
     def __init__(self, root: str | os.PathLike, protocol: Protocol) -> None:
@@ -63,12 +66,12 @@ class ProtocolClips(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         window = self.windows[index]
-        path = self.files[window.video].path
+        path = str(self.files[window.video].path)
         try:
             video = read_window(self.files, window, self.protocol)
         except VideoError as error:
-            return {"skipped": [(str(path), error.reason)]}
-        return {"video": video, "label": -1, "index": index, "path": str(path), "start": window.start, "skipped": []}
+            return {"skipped": [(path, error.reason)]}
+        return {"video": video, "label": -1, "index": index, "path": path, "start": window.start, "skipped": []}
 
 
 def evaluate_reconstruction(
@@ -80,55 +83,54 @@ def evaluate_reconstruction(
     batch_size: int = 8,
     num_workers: int = 0,
 ) -> dict[str, Any]:
-    """Reconstruct every clip of a data set from its posterior's mean, and measure it.
+    """Reconstruct every clip of a dataset from its posterior's mean, and measure the reconstructions.
 
-    A clip that stands in for an unreadable one is left out and listed.
+    A clip that replaces an unreadable one is left out, and the unreadable one is listed.
 
     Args:
-        vae: in evaluation mode, on the device to work on.
-        clips: of any size that the VAE takes; not of random crops.
+        vae: in evaluation mode, on the device of the computation.
+        clips: of any size that the VAE accepts; without random crops.
         networks: of LPIPS, on the same device.
-        detectors: of Fréchet distances, on the same device; see `rfvd` below.
+        detectors: of rFVD, on the same device.
         batch_size, num_workers: on each process.
 
     Returns:
-        What `evaluate_pairs` returns.
+        The result of `evaluate_pairs`.
 
     Raises:
-        UserError: if nothing can be read or frames are too small; if a reconstruction is not finite, naming the clip;
-            if two detectors have one name.
+        UserError: if nothing can be read or frames are too small; if a reconstruction is not finite, with the path of
+            the clip; if two detectors have the same name.
     """
     state = PartialState()
-    own = range(state.process_index, len(clips), state.num_processes)
+    own_indices = range(state.process_index, len(clips), state.num_processes)
     loader = DataLoader(
-        Subset(clips, own),
+        Subset(clips, own_indices),
         batch_size=batch_size,
         num_workers=num_workers,
         collate_fn=_collate,
-        generator=torch.Generator(),  # its own: reading would else draw from the global one
+        generator=torch.Generator(),  # the default would draw from the global generator
     )
     num_values, skipped = None, list(getattr(clips, "unusable", ()))
-    videos = {str(file.path): number for number, file in enumerate(clips.files)}
+    video_numbers = {str(file.path): number for number, file in enumerate(clips.files)}
 
-    def reconstructions() -> Iterator[_Batch]:
+    def reconstruct() -> Iterator[_Batch]:
         nonlocal num_values
-        for batch, unread in progress(loader, "reconstructing"):
-            skipped.extend(unread)
+        for batch, unreadable in progress(loader, "reconstructing"):
+            skipped.extend(unreadable)
             if batch is None:
                 continue
             video = batch["video"].to(vae.device)
             if num_values is None:
-                num_values = latent_values(vae, video[:1])
+                num_values = count_latent_values(vae, video[:1])
             columns = (batch["index"].tolist(), batch["path"], batch["start"].tolist())
-            about = [
+            clip_infos = [
                 {"index": index, "path": path, "start": round(start, 4)}
                 for index, path, start in zip(*columns, strict=True)
             ]
-            numbers = [videos[path] for path in batch["path"]]
-            yield _Batch(vae(video.to(vae.dtype)).sample.float(), video, num_values, about, numbers)
+            numbers = [video_numbers[path] for path in batch["path"]]
+            yield _Batch(vae(video.to(vae.dtype)).sample.float(), video, num_values, clip_infos, numbers)
 
-    eyes = _Eyes(networks, detectors, getattr(clips, "protocol", None))
-    return _measured(reconstructions(), eyes, skipped)
+    return _evaluate(reconstruct(), networks, detectors, getattr(clips, "protocol", None), skipped)
 
 
 def evaluate_pairs(
@@ -141,159 +143,196 @@ def evaluate_pairs(
     compression_rate: float | None = None,
     device: torch.device | str = "cpu",
 ) -> dict[str, Any]:
-    """Measure videos that another program reconstructed against their originals, whole and at their own size.
+    """Measure videos that another program reconstructed against their originals, at full length and size.
 
-    Videos are compared in clips of `num_frames` frames; the last of a video may be shorter, and counts as one.
-    Reconstructions should be files without loss: what a codec adds is measured with them. Where they hold bytes,
+    Videos are compared in clips of `num_frames` frames; the last clip of a video may be shorter and counts as one.
+    Reconstructions should be lossless files, because the loss of a codec is measured too. For files of uint8 pixels,
     `uint8` and `float` are the same.
 
     Args:
-        originals, reconstructions: what `list_videos` takes. Pairs have the same name: the path below the folder (of
-            a list: the file's name), whatever its ending.
+        originals, reconstructions: as `list_videos` takes them. A pair has the same name: the path below the folder
+            (for a list: the file name), without the suffix.
         networks: of LPIPS, on `device`.
-        detectors: of Fréchet distances, on `device`; see `rfvd` below.
-        compression_rate: the share of a clip's values in the other method's latent, for the shrunk reference.
+        detectors: of rFVD, on `device`.
+        compression_rate: the other method's latent values per clip value, for the downsampling baseline.
 
     Returns:
         `figures`: {"reconstruction", "mean_color" and "downsample": {"uint8" and "float": {name of `clip_metrics`:
-        {"mean", "low", "high"}}}}, the last two of `mean_interval`; `num_clips` and `num_videos`; `num_values`
-        of the latent, `clip_shape` and `compression_rate`, None where they are not known or one; `rfvd`, for each
-        detector the Fréchet distance of the reconstructions to the originals, clips of full length alone, as {"value",
-        "low", "high", "vectors" of each side, "detector": what it says of itself}; `clips`, the reconstruction's
-        values of each with its `path` and `start` in seconds; `skipped`, (path, reason) of videos left out.
+        {"mean", "low", "high"}}}}, low and high of `mean_interval`; `num_clips` and `num_videos`; `num_values` of the
+        latent, `clip_shape` and `compression_rate`, None if unknown or not the same for all clips; `rfvd`, for each
+        detector the Fréchet distance of the reconstructions to the originals, over clips of full length, as {"value",
+        "low", "high", "vectors" on each side, "detector": its description}; `clips`, the reconstruction figures of
+        each with its `path` and `start` in seconds; `skipped`, (path, reason) of videos left out.
 
     Raises:
         UserError: if a video has no partner, a pair differs in size or length, a file cannot be read, frames are too
-            small, a clip has fewer values than the latent, or two detectors have one name.
+            small, a clip has fewer values than the latent, or two detectors have the same name.
     """
     state = PartialState()
-    pairs = match_pairs(originals, reconstructions)
-    own = list(enumerate(pairs))[state.process_index :: state.num_processes]
+    pairs = list(enumerate(match_pairs(originals, reconstructions)))
+    own_pairs = pairs[state.process_index :: state.num_processes]
 
-    def clips() -> Iterator[_Batch]:
-        for number, (original, reconstruction) in progress(own, "measuring"):
-            for start, target, image in _clips_of_pair(original, reconstruction, num_frames):
+    def read() -> Iterator[_Batch]:
+        for number, (original, reconstruction) in progress(own_pairs, "measuring"):
+            for start, target, image in _read_pair(original, reconstruction, num_frames):
                 num_values = None
                 if compression_rate is not None:
                     num_values = max(1, round(compression_rate * target.numel()))
-                about = {"index": (number, start), "path": str(original), "start": round(start, 4)}
-                whole = target.shape[2] == num_frames
-                yield _Batch(image.to(device), target.to(device), num_values, [about], [number], whole)
+                clip_info = {"index": (number, start), "path": str(original), "start": round(start, 4)}
+                is_full = target.shape[2] == num_frames
+                yield _Batch(image.to(device), target.to(device), num_values, [clip_info], [number], is_full)
 
-    return _measured(clips(), _Eyes(networks, detectors), [])
+    return _evaluate(read(), networks, detectors, None, [])
 
 
 @torch.no_grad()
-def latent_values(vae: AutoencoderKLVidTwin, clip: torch.Tensor) -> int:
-    """How many numbers the latent of a clip (1, 3, T, H, W) has: those of all the tiles and windows that it takes."""
+def count_latent_values(vae: AutoencoderKLVidTwin, clip: torch.Tensor) -> int:
+    """Count the latent values of a clip (1, 3, T, H, W), over all tiles and windows."""
     latents = vae.encode(clip.to(vae.dtype)).latent_dist.mode()
     parts = (latents.structure, latents.dynamics) if isinstance(latents, TwinLatents) else (latents,)
     return sum(part.numel() for part in parts)
 
 
 def match_pairs(originals: str | os.PathLike, reconstructions: str | os.PathLike) -> list[tuple[Path, Path]]:
-    """(original, reconstruction) of every name, as `evaluate_pairs` says, in the order of the originals.
+    """Match originals and reconstructions by name, as `evaluate_pairs` describes, in the order of the originals.
 
     Raises:
         UserError: if a video has no partner, or two of one side have the same name.
     """
-    ours, theirs = (_by_name(root, list_videos(root)[0]) for root in (originals, reconstructions))
-    for name in [*ours, *theirs]:
-        if name not in ours or name not in theirs:
-            found, lacking = (originals, reconstructions) if name in ours else (reconstructions, originals)
+    sources, results = (_index_by_name(root, list_videos(root)[0]) for root in (originals, reconstructions))
+    for name in [*sources, *results]:
+        if name not in sources or name not in results:
+            present, lacking = (originals, reconstructions) if name in sources else (reconstructions, originals)
             raise UserError(
-                f"{found} has a video {name}, and {lacking} has none of that name: of {len(ours)} originals and "
-                f"{len(theirs)} reconstructions {len(ours.keys() & theirs.keys())} have the same."
+                f"{present} has a video {name}, and {lacking} has none of that name: of {len(sources)} originals and "
+                f"{len(results)} reconstructions {len(sources.keys() & results.keys())} have the same."
             )
-    return [(path, theirs[name]) for name, path in ours.items()]
+    return [(path, results[name]) for name, path in sources.items()]
 
 
-# --- inside ---------------------------------------------------------------------------------------------------------
+def _index_by_name(root: str | os.PathLike, files: Sequence[VideoFile]) -> dict[str, Path]:
+    by_name: dict[str, Path] = {}
+    for file in files:
+        path = Path(str(file.path))
+        name = path.relative_to(root).with_suffix("").as_posix() if Path(root).is_dir() else path.stem
+        if name in by_name:
+            raise UserError(f"{root} has two videos of the name {name}: {by_name[name]} and {path}.")
+        by_name[name] = path
+    return by_name
+
+
+def _read_pair(
+    original: Path, reconstruction: Path, num_frames: int
+) -> Iterator[tuple[float, torch.Tensor, torch.Tensor]]:
+    """Yield start in seconds, and both clips (1, 3, t, H, W) in [-1, 1], t at most `num_frames`.
+
+    Raises:
+        UserError: if the two videos differ in size or length, or cannot be read.
+    """
+    with FrameReader(original) as source, FrameReader(reconstruction) as result:
+        for unit, a, b in (
+            ("pixels", f"{source.width} x {source.height}", f"{result.width} x {result.height}"),
+            ("frames", source.num_frames, result.num_frames),
+        ):
+            if a != b:
+                raise UserError(f"{reconstruction} has {b} {unit}, and its original {original} has {a}.")
+        frame_pairs = zip(source, result, strict=True)
+        for first in range(0, source.num_frames, num_frames):
+            clips = zip(*islice(frame_pairs, num_frames), strict=True)
+            target, image = (frames_to_clip(torch.from_numpy(np.stack(frames)))[None] for frames in clips)
+            yield first / float(source.fps), target, image
+
+
+def _collate(samples: Sequence[dict[str, Any]]) -> tuple[dict[str, Any] | None, list[tuple[str, str]]]:
+    """Return a batch of the clips that do not replace others, None without any; and the videos skipped."""
+    kept = [sample for sample in samples if not sample["skipped"]]
+    return (collate_clips(kept) if kept else None), [entry for sample in samples for entry in sample["skipped"]]
+
+
+# --- figures of all clips -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """Clips (B, 3, T, H, W) in [-1, 1] with their reconstructions, and what is known of each.
+    """Clips (B, 3, T, H, W) in [-1, 1] with their reconstructions.
 
-    `videos` are the numbers of their videos, the same on all processes.
+    Attributes:
+        num_values: latent values of a clip, if known.
+        clip_infos: `index`, `path` and `start` of each clip.
+        videos: number of each clip's video, the same on all processes.
+        is_full: whether the clips have full length, so that detectors see them.
     """
 
     reconstruction: torch.Tensor
     target: torch.Tensor
     num_values: int | None
-    about: list[dict[str, Any]]
+    clip_infos: list[dict[str, Any]]
     videos: list[int]
-    whole: bool = True  # of full length, so that detectors see them
-
-
-@dataclass(frozen=True)
-class _Eyes:
-    """What looks at clips: LPIPS networks, and detectors under a protocol."""
-
-    networks: Sequence[LPIPS]
-    detectors: Sequence[Detector]
-    protocol: Protocol | None = None
-
-    def __post_init__(self) -> None:
-        refuse_namesakes([detector.name for detector in self.detectors])
-
-    def features(self, detector: Detector, clips: torch.Tensor) -> torch.Tensor:
-        """What a detector sees in clips (B, 3, T, H, W): (B * R, D), on the CPU."""
-        if self.protocol is None:
-            clips = clips.clamp(-1, 1)
-        else:
-            clips = detector_input(protocol_clips(clips, self.protocol), self.protocol)
-        return detector(clips).float().cpu()
+    is_full: bool = True
 
 
 @torch.no_grad()
-def _measured(batches: Iterable[_Batch], eyes: _Eyes, skipped: list) -> dict[str, Any]:
-    """The result of `evaluate_pairs` from this process's batches and the others'."""
-    own, failure = [], None
-    # Of originals and of reconstructions; by video, so that whole videos are drawn anew.
-    seen = {d.name: (GroupedStatistics(d.dim), GroupedStatistics(d.dim)) for d in eyes.detectors}
+def _evaluate(
+    batches: Iterable[_Batch],
+    networks: Sequence[LPIPS],
+    detectors: Sequence[Detector],
+    protocol: Protocol | None,
+    skipped: list[tuple[str, str]],
+) -> dict[str, Any]:
+    """Return the result of `evaluate_pairs` from the batches of all processes."""
+    refuse_duplicates([detector.name for detector in detectors])
+
+    # Measure the clips of this process. Features are grouped by video, because whole videos are resampled.
+    entries, failure = [], None
+    statistics = {
+        d.name: tuple(FeatureStatistics(d.dim, choose_num_groups(d.dim)) for _ in ("target", "reconstruction"))
+        for d in detectors
+    }
     try:
         for batch in batches:
-            own += _measure(batch, eyes)
-            for detector in eyes.detectors if batch.whole else ():
-                for side, clips in zip(seen[detector.name], (batch.target, batch.reconstruction), strict=True):
-                    side.update(eyes.features(detector, clips), batch.videos)
-    except UserError as error:  # said on all processes: none may wait for another
+            entries += _measure_batch(batch, networks)
+            for detector in detectors if batch.is_full else ():
+                for side, clips in zip(statistics[detector.name], (batch.target, batch.reconstruction), strict=True):
+                    side.update(_compute_features(detector, clips, protocol), batch.videos)
+    except UserError as error:  # raised on all processes below, so that none waits for another
         failure = error
-    for said in gather_object([failure and str(failure)]):
-        if said:
-            raise UserError(said) from failure
-    entries = sorted(gather_object(own), key=lambda entry: entry["about"]["index"])
+    for message in gather_object([failure and str(failure)]):
+        if message:
+            raise UserError(message) from failure
+
+    # Combine the clips of all processes.
+    entries = sorted(gather_object(entries), key=lambda entry: entry["info"]["index"])
     skipped = list(dict.fromkeys(map(tuple, gather_object(skipped))))
     if not entries:
         raise UserError("no clip could be read: " + "; ".join(": ".join(entry) for entry in skipped[:3]))
-    videos = [entry["about"]["path"] for entry in entries]
+    videos = [entry["info"]["path"] for entry in entries]
     figures: dict[str, Any] = {}
     for row in entries[0]["rows"]:
         for precision in PRECISIONS:
             names = entries[0]["rows"][row][precision]
             figures.setdefault(row, {})[precision] = {
-                name: _figure([entry["rows"][row][precision][name] for entry in entries], videos) for name in names
+                name: _summarize([entry["rows"][row][precision][name] for entry in entries], videos) for name in names
             }
-    about = {name: _same(entry[name] for entry in entries) for name in ("num_values", "clip_shape")}
-    known = None not in about.values()
+    num_values, clip_shape = (_common_value(entry[name] for entry in entries) for name in ("num_values", "clip_shape"))
+    is_known = num_values is not None and clip_shape is not None
     return {
         "figures": figures,
         "num_clips": len(entries),
         "num_videos": len(set(videos)),
-        **about,
-        "compression_rate": about["num_values"] / math.prod(about["clip_shape"]) if known else None,
-        "rfvd": {detector.name: _rfvd(detector, *map(added_up, seen[detector.name])) for detector in eyes.detectors},
+        "num_values": num_values,
+        "clip_shape": clip_shape,
+        "compression_rate": num_values / math.prod(clip_shape) if is_known else None,
+        "rfvd": {d.name: _measure_rfvd(d, *map(reduce_statistics, statistics[d.name])) for d in detectors},
         "clips": [
-            {key: value for key, value in entry["about"].items() if key != "index"} | entry["rows"]["reconstruction"]
+            {"path": entry["info"]["path"], "start": entry["info"]["start"]} | entry["rows"]["reconstruction"]
             for entry in entries
         ],
         "skipped": skipped,
     }
 
 
-def _measure(batch: _Batch, eyes: _Eyes) -> list[dict[str, Any]]:
-    """The figures of each clip of a batch, of its reconstruction and of the references."""
+def _measure_batch(batch: _Batch, networks: Sequence[LPIPS]) -> list[dict[str, Any]]:
+    """Return the figures of each clip of a batch, for its reconstruction and the baselines."""
     rows: dict[str, Callable[[], torch.Tensor]] = {
         "reconstruction": lambda: batch.reconstruction,
         "mean_color": lambda: mean_color_baseline(batch.target),
@@ -301,82 +340,49 @@ def _measure(batch: _Batch, eyes: _Eyes) -> list[dict[str, Any]]:
     if batch.num_values is not None:
         rows["downsample"] = lambda: downsample_baseline(batch.target, batch.num_values)
     entries = [
-        {"about": about, "rows": {}, "num_values": batch.num_values, "clip_shape": list(batch.target.shape[1:])}
-        for about in batch.about
+        {"info": info, "rows": {}, "num_values": batch.num_values, "clip_shape": list(batch.target.shape[1:])}
+        for info in batch.clip_infos
     ]
     for row, make in rows.items():
         try:
             image = make()
-            figures = {p: clip_metrics(image, batch.target, eyes.networks, quantize=q) for p, q in PRECISIONS.items()}
+            figures = {p: clip_metrics(image, batch.target, networks, quantize=q) for p, q in PRECISIONS.items()}
         except UserError as error:
-            paths = ", ".join(dict.fromkeys(about["path"] for about in batch.about))
+            paths = ", ".join(dict.fromkeys(info["path"] for info in batch.clip_infos))
             raise UserError(f"{paths}: {error}") from error
         for precision, values in figures.items():
             columns = {name: column.double().tolist() for name, column in values.items()}
             for i, entry in enumerate(entries):
-                own = {name: column[i] for name, column in columns.items()}
-                entry["rows"].setdefault(row, {})[precision] = own
+                clip_figures = {name: column[i] for name, column in columns.items()}
+                entry["rows"].setdefault(row, {})[precision] = clip_figures
     return entries
 
 
-def _rfvd(detector: Detector, original: GroupedStatistics, reconstructed: GroupedStatistics) -> dict[str, Any]:
-    """The distance of one detector's features of reconstructions to those of originals; whole videos are drawn."""
-    vectors = original.merged().count
-    value = low = high = None
-    if vectors > 1:
-        with quiet_about_rank():
-            value = frechet_distance(reconstructed.merged(), original.merged())
-        if len(original.filled) > 1:
-            low, high = bootstrap_interval(reconstructed, original, paired=True)
+def _compute_features(detector: Detector, clips: torch.Tensor, protocol: Protocol | None) -> torch.Tensor:
+    """Return the features (B * R, D), on the CPU, of clips (B, 3, T, H, W)."""
+    if protocol is None:
+        clips = clips.clamp(-1, 1)
+    else:
+        clips = detector_input(protocol_clips(clips, protocol), protocol)
+    return detector(clips).float().cpu()
+
+
+def _measure_rfvd(detector: Detector, original: FeatureStatistics, reconstructed: FeatureStatistics) -> dict[str, Any]:
+    """Return the distance of one detector's features of reconstructions to those of originals."""
+    vectors = original.count
+    distance = measure_distance(reconstructed, original, vectors, vectors, paired=True)
+    value = None if distance is None else distance.value
+    low, high = (distance and distance.interval) or (None, None)
     return {"value": value, "low": low, "high": high, "vectors": vectors, "detector": detector.describe()}
 
 
-def _collate(samples: Sequence[dict[str, Any]]) -> tuple[dict[str, Any] | None, list[tuple[str, str]]]:
-    """A batch of the clips that are their own and no others' stand-ins, None without any; and the videos skipped."""
-    own = [sample for sample in samples if not sample["skipped"]]
-    return (collate_clips(own) if own else None), [entry for sample in samples for entry in sample["skipped"]]
-
-
-def _figure(values: Sequence[float], videos: Sequence[str]) -> dict[str, float | None]:
-    """`mean`, `low` and `high` of the clips' values, each clip of one of the videos; see `mean_interval`."""
+def _summarize(values: Sequence[float], videos: Sequence[str]) -> dict[str, float | None]:
+    """Return `mean`, `low` and `high` of the values of clips, each clip of one of the videos; see `mean_interval`."""
     low, high = mean_interval(values, videos)
     return {"mean": math.fsum(values) / len(values), "low": low, "high": high}
 
 
-def _same(values: Iterable[Any]) -> Any:
-    """The one value of all, or None."""
+def _common_value(values: Iterable[Any]) -> Any:
+    """Return the value that all have in common, or None."""
     first, *others = values
     return first if all(other == first for other in others) else None
-
-
-def _by_name(root: str | os.PathLike, files: Sequence[VideoFile]) -> dict[str, Path]:
-    named: dict[str, Path] = {}
-    for file in files:
-        path = Path(str(file.path))
-        name = path.relative_to(root).with_suffix("").as_posix() if Path(root).is_dir() else path.stem
-        if name in named:
-            raise UserError(f"{root} has two videos of the name {name}: {named[name]} and {path}.")
-        named[name] = path
-    return named
-
-
-def _clips_of_pair(
-    original: Path, reconstruction: Path, num_frames: int
-) -> Iterator[tuple[float, torch.Tensor, torch.Tensor]]:
-    """Start in seconds, and both clips (1, 3, t, H, W) in [-1, 1], t at most `num_frames`.
-
-    Raises:
-        UserError: if the two videos differ in size or length, or cannot be read.
-    """
-    with FrameReader(original) as ours, FrameReader(reconstruction) as theirs:
-        for what, a, b in (
-            ("pixels", f"{ours.width} x {ours.height}", f"{theirs.width} x {theirs.height}"),
-            ("frames", ours.num_frames, theirs.num_frames),
-        ):
-            if a != b:
-                raise UserError(f"{reconstruction} has {b} {what}, and its original {original} has {a}.")
-        pairs = zip(ours, theirs, strict=True)
-        for first in range(0, ours.num_frames, num_frames):
-            clips = zip(*islice(pairs, num_frames), strict=True)
-            target, image = (frames_to_clip(torch.from_numpy(np.stack(frames)))[None] for frames in clips)
-            yield first / float(ours.fps), target, image

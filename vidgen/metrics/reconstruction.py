@@ -1,6 +1,6 @@
-"""How close a reconstruction is to its clip: PSNR, SSIM and LPIPS, and two plain reconstructions to compare with.
+"""Reconstruction metrics: PSNR, SSIM and LPIPS, and the two baselines mean color and rate-matched downsampling.
 
-Values are compared as the pixels a file would hold (clamped, rounded to 0..255), unless `quantize=False`.
+Values are compared as the pixels of a file (clamped, rounded to 0..255), unless `quantize=False`.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ import torch
 import torch.nn.functional as F
 
 from ..common.errors import UserError
-from ..common.io import to_uint8
+from ..common.images import to_uint8
 
 if TYPE_CHECKING:
     from ..losses.lpips import LPIPS
 
 PIXEL_RANGE = 255.0
-MAX_PSNR = 100.0  # dB; what identical pixels count as, so that a mean over clips stays finite
+MAX_PSNR = 100.0  # dB; the value of identical clips, so that a mean over clips stays finite
 
 
 def psnr(
     reconstruction: torch.Tensor, target: torch.Tensor, *, per: str = "clip", quantize: bool = True
 ) -> torch.Tensor:
-    """Peak signal-to-noise ratio in dB of each clip, 10 log10(255^2 / MSE): (B,) in float64, at most `MAX_PSNR`.
+    """Return the PSNR in dB of each clip, 10 log10(255^2 / MSE): (B,) in float64, at most `MAX_PSNR`.
 
     Args:
         reconstruction, target: clips (B, C, T, H, W) in [-1, 1]; values outside are clamped.
         per: "clip" takes one MSE over the whole clip, "frame" the mean over frames of each frame's PSNR, which is
-            never lower. Papers report both under the same name: say which.
+            never lower. Papers report both under the same name.
         quantize: round both to uint8 first.
 
     Raises:
@@ -47,24 +47,23 @@ def psnr(
 
 
 def psnr_of(mse: torch.Tensor) -> torch.Tensor:
-    """Mean squared errors of pixels 0..255 in dB, at most `MAX_PSNR`."""
+    """Convert mean squared errors of pixels 0..255 to PSNR in dB, at most `MAX_PSNR`."""
     return (20 * math.log10(PIXEL_RANGE) - 10 * mse.log10()).clamp(max=MAX_PSNR)
 
 
 def ssim(reconstruction: torch.Tensor, target: torch.Tensor, *, quantize: bool = True) -> torch.Tensor:
-    """Structural similarity of each clip, the mean over its frames: (B,) in float64, 1 where they are identical.
+    """Return the SSIM of each clip, the mean over its frames: (B,) in float64, 1 for identical clips.
 
     SSIM (Wang et al. 2004: 11x11 Gaussian window of sigma 1.5, reflected at the borders, k = 0.01 and 0.03) of RGB
-    frames with data range 255: torchmetrics' values in float64. Its float32 loses the variances of flat areas, which
-    are differences of squares, and its float64 convolutions take 30 times as long on a CPU.
+    frames with data range 255, equal to torchmetrics' in float64. In float32 the variances of flat areas, which are
+    differences of squares, lose their digits; torchmetrics' float64 convolutions take 30 times as long on a CPU.
 
     Args:
         reconstruction, target: clips (B, C, T, H, W) in [-1, 1], at least 6 x 6 pixels.
         quantize: round both to uint8 first.
 
     Raises:
-        UserError: for frames smaller than 6 x 6.
-        And what `psnr` raises.
+        UserError: for frames smaller than 6 x 6, and the errors of `psnr`.
     """
     if min(target.shape[-2:]) < 6:
         raise UserError(f"SSIM's window needs frames of 6 x 6 pixels or more, not {tuple(target.shape[-2:])}.")
@@ -76,7 +75,7 @@ SSIM_CHUNK = 2**22  # pixel values at a time, which bounds the memory
 
 
 def _frame_ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """SSIM of each frame of two clips (C, T, H, W), pixel values in float64: (T,)."""
+    """Return the SSIM of each frame of two clips (C, T, H, W) of pixel values in float64: (T,)."""
     channels, _, height, width = a.shape
     frames = max(SSIM_CHUNK // (channels * height * width), 1)
     c1, c2 = (0.01 * PIXEL_RANGE) ** 2, (0.03 * PIXEL_RANGE) ** 2
@@ -91,14 +90,14 @@ def _frame_ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def _gaussian_mean(images: torch.Tensor, sigma: float = 1.5, radius: int = 5) -> torch.Tensor:
-    """The mean under a Gaussian window around each pixel of images (N, M, H, W), reflected at their borders."""
+    """Average images (N, M, H, W) under a Gaussian window around each pixel, reflected at the borders."""
     offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
     weights = (-0.5 * (offsets / sigma).square()).exp()
     weights = (weights / weights.sum()).tolist()
     images = F.pad(images, (radius,) * 4, mode="reflect")
     for dim in (-2, -1):
         size = images.shape[dim] - 2 * radius
-        # Sums of shifted images: for float64 many times faster than a convolution on a CPU.
+        # Add shifted images: on a CPU this is many times faster than a convolution in float64.
         summed = images.narrow(dim, radius, size) * weights[radius]
         for i in range(radius):
             summed.add_(images.narrow(dim, i, size), alpha=weights[i])
@@ -111,16 +110,15 @@ def _gaussian_mean(images: torch.Tensor, sigma: float = 1.5, radius: int = 5) ->
 def lpips(
     reconstruction: torch.Tensor, target: torch.Tensor, network: LPIPS, *, quantize: bool = True
 ) -> torch.Tensor:
-    """LPIPS of each clip, the mean over its frames: (B,), 0 where they are identical.
+    """Return the LPIPS of each clip, the mean over its frames: (B,), 0 for identical clips.
 
     Args:
         reconstruction, target: clips (B, 3, T, H, W) in [-1, 1], on the network's device.
-        network: papers measure with the `"alex"` backbone; numbers of different ones cannot be compared.
+        network: papers use the `"alex"` backbone; values of different backbones are not comparable.
         quantize: round both to uint8 first.
 
     Raises:
-        UserError: for frames too small for the network.
-        And what `psnr` raises.
+        UserError: for frames too small for the network, and the errors of `psnr`.
     """
     device, pixels = target.device, _pixels(reconstruction, target, quantize)
     reconstruction, target = (x.to(device, torch.float32) / 127.5 - 1 for x in pixels)
@@ -132,10 +130,10 @@ def lpips(
 def clip_metrics(
     reconstruction: torch.Tensor, target: torch.Tensor, networks: Sequence[LPIPS] = (), *, quantize: bool = True
 ) -> dict[str, torch.Tensor]:
-    """Every figure of each clip by its name, (B,) each: `psnr`, `psnr_frame`, `ssim` and `lpips_BACKBONE`.
+    """Return the metrics of each clip by name, (B,) each: `psnr`, `psnr_frame`, `ssim` and `lpips_BACKBONE`.
 
-    `psnr` takes one MSE a clip, `psnr_frame` the mean over frames of each frame's PSNR, both in dB. Arguments and what
-    is raised are those of `psnr`, `ssim` and `lpips`.
+    `psnr` takes one MSE per clip, `psnr_frame` the mean over frames of each frame's PSNR, both in dB. Arguments and
+    errors are those of `psnr`, `ssim` and `lpips`.
     """
     figures = {
         "psnr": psnr(reconstruction, target, quantize=quantize),
@@ -148,13 +146,13 @@ def clip_metrics(
 
 
 class ReconstructionMetrics:
-    """Means of `clip_metrics` over many clips, however they are batched.
+    """Means of `clip_metrics` over many clips, independent of batching.
 
-    `totals` holds the sums of these and the number of clips in float64: several processes add theirs up, for instance
+    `totals` holds the sums and the number of clips in float64. Several processes add theirs:
     `metrics.totals = accelerator.reduce(metrics.totals, "sum")`.
 
     Args:
-        lpips: its network, or several, on the clips' device.
+        lpips: LPIPS network, or several, on the clips' device.
         quantize: round to uint8 first.
     """
 
@@ -166,13 +164,13 @@ class ReconstructionMetrics:
 
     @torch.no_grad()
     def update(self, reconstruction: torch.Tensor, target: torch.Tensor) -> None:
-        """Add a batch of clips (B, C, T, H, W) in [-1, 1]; raises what `clip_metrics` raises."""
+        """Add a batch of clips (B, C, T, H, W) in [-1, 1]; raises the errors of `clip_metrics`."""
         values = clip_metrics(reconstruction, target, self.networks, quantize=self.quantize)
         sums = torch.stack([values[name].double().sum() for name in self.names]).cpu()
         self.totals += torch.cat([sums, torch.tensor([float(len(target))], dtype=torch.float64)])
 
     def compute(self) -> dict[str, float | int]:
-        """The names of `clip_metrics`, each the mean over clips, and `num_clips`.
+        """Return the mean over clips of each metric of `clip_metrics`, and `num_clips`.
 
         Raises:
             ValueError: before any clip.
@@ -185,19 +183,19 @@ class ReconstructionMetrics:
 
 
 def mean_color_baseline(clip: torch.Tensor) -> torch.Tensor:
-    """The clip's one mean color everywhere: (B, C, T, H, W). A model that beats this has learned something."""
+    """Return clips that have the clip's mean color in every pixel: (B, C, T, H, W)."""
     return clip.mean(dim=(2, 3, 4), keepdim=True).expand_as(clip)
 
 
 def downsample_baseline(clip: torch.Tensor, num_values: int) -> torch.Tensor:
-    """The clip shrunk to no fewer than `num_values` values and stretched back: a latent's cheapest competitor.
+    """Downsample clips to at least `num_values` values and upsample them: the baseline at the rate of a latent.
 
-    Shrinks with antialiasing (a triangle filter in time, height and width) and stretches trilinearly, on each of
-    `shrink_grids`; every clip keeps whichever grid gives it the best PSNR, still ones few frames, lively ones many.
+    Downsamples with antialiasing (a triangle filter in time, height and width) to each of `downsample_grids`, and
+    upsamples trilinearly. Each clip keeps the grid with the best PSNR: static ones few frames, moving ones many.
 
     Args:
         clip: (B, C, T, H, W) in [-1, 1].
-        num_values: the numbers in the latent to compare with.
+        num_values: number of latent values to compare with.
 
     Returns:
         (B, C, T, H, W).
@@ -206,8 +204,8 @@ def downsample_baseline(clip: torch.Tensor, num_values: int) -> torch.Tensor:
         UserError: if `num_values` is not between 1 and the values in a clip.
     """
     best, best_mse = clip, torch.full((len(clip),), torch.inf, device=clip.device)
-    for grid in shrink_grids(tuple(clip.shape[1:]), num_values):
-        candidate = F.interpolate(_shrink(clip, grid), size=clip.shape[2:], mode="trilinear", align_corners=False)
+    for grid in downsample_grids(tuple(clip.shape[1:]), num_values):
+        candidate = F.interpolate(_downsample(clip, grid), size=clip.shape[2:], mode="trilinear", align_corners=False)
         mse = (candidate - clip).square().mean(dim=(1, 2, 3, 4))
         better = mse < best_mse
         best = torch.where(better[:, None, None, None, None], candidate, best)
@@ -215,10 +213,10 @@ def downsample_baseline(clip: torch.Tensor, num_values: int) -> torch.Tensor:
     return best
 
 
-def shrink_grids(shape: tuple[int, int, int, int], num_values: int) -> list[tuple[int, int, int]]:
-    """For each number of frames t, the smallest (t, h, w) with C * t * h * w >= num_values near the clip's aspect.
+def downsample_grids(shape: tuple[int, int, int, int], num_values: int) -> list[tuple[int, int, int]]:
+    """Return for each t the smallest grid (t, h, w) with C * t * h * w >= num_values and the clip's aspect ratio.
 
-    `shape` is (C, T, H, W); grids are no larger than the clip, and t too small to hold the values is left out.
+    `shape` is (C, T, H, W); grids are no larger than the clip, and a t too small for the values is left out.
     Raises `UserError` if `num_values` is not between 1 and C * T * H * W.
     """
     channels, frames, height, width = shape
@@ -238,8 +236,8 @@ def shrink_grids(shape: tuple[int, int, int, int], num_values: int) -> list[tupl
     return grids
 
 
-def _shrink(clip: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
-    """(B, C, T, H, W) -> (B, C, t, h, w); PyTorch antialiases in two dimensions, so space first, then time."""
+def _downsample(clip: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
+    """Resize (B, C, T, H, W) to (B, C, t, h, w): space first, then time, as PyTorch antialiases two dimensions."""
     t, h, w = grid
     batch, channels, frames, height, width = clip.shape
     small = F.interpolate(
@@ -251,7 +249,7 @@ def _shrink(clip: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
 
 
 def _pixels(reconstruction: torch.Tensor, target: torch.Tensor, quantize: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both clips in float64 pixel values 0..255; those of a device without float64 on the CPU."""
+    """Return both clips as float64 pixel values 0..255, on the CPU if their device has no float64."""
     if reconstruction.shape != target.shape or target.ndim != 5:
         raise ValueError(
             "reconstruction and target must be clips (B, C, T, H, W) of one shape, "

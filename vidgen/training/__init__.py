@@ -1,1 +1,1 @@
-"""Training the autoencoder and the DiT: the shared loop, the two trainings, checkpoints and logs."""
+"""Training of the VAE and the DiT."""

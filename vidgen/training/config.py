@@ -1,4 +1,4 @@
-"""The configs of the two trainings, and the keys of the model, the optimizer and the training loop."""
+"""Configs of the two training programs, and the keys of the model, the optimizer and the training loop."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class ModelConfig:
     preset: str = key("base", "model size: a name of autoencoder/presets.py or pipelines/presets.py")
     latent_setting: int | None = key(None, "VAE only: latent size of the paper's Table 8", choices=(1, 2, 3))
     overrides: dict[str, Any] = key(  # noqa: RUF009
-        dict, "constructor arguments of the model, such as {bottleneck: residual}"
+        dict, "constructor arguments of the model, such as {hidden_size: 64}"
     )
 
 
@@ -26,16 +26,18 @@ class OptimConfig:
     """The optimizer and its learning rate schedule."""
 
     name: str = key(
-        "adamw", "muon trains the matrices of the model's blocks, and AdamW all else", choices=("adamw", "muon")
+        "adamw",
+        "muon trains the matrices of the model's blocks, and AdamW all other parameters",
+        choices=("adamw", "muon"),
     )
-    learning_rate: float = key(1.6e-4, "peak learning rate")
-    adam_beta1: float = key(0.9, "Adam beta1")
-    adam_beta2: float = key(0.99, "Adam beta2")
-    adam_weight_decay: float = key(1e-4, "decoupled weight decay, multiplied by the learning rate")
-    adam_epsilon: float = key(1e-8, "Adam epsilon")
+    learning_rate: float = key(1.6e-4, "peak learning rate", minimum=0)
+    adam_beta1: float = key(0.9, "Adam beta1", minimum=0, below=1)
+    adam_beta2: float = key(0.99, "Adam beta2", minimum=0, below=1)
+    adam_weight_decay: float = key(1e-4, "decoupled weight decay, multiplied by the learning rate", minimum=0)
+    adam_epsilon: float = key(1e-8, "Adam epsilon", minimum=0)
     lr_scheduler: str = key("cosine", "a name of diffusers.optimization.get_scheduler")
     lr_warmup_steps: int = key(
-        5000, "optimizer steps of linear warmup; a tenth of the training if that is shorter", minimum=0
+        5000, "optimizer steps of linear warmup; in a shorter training a tenth of its steps", minimum=0
     )
 
 
@@ -44,7 +46,7 @@ class TrainConfig:
     """The training loop."""
 
     train_batch_size: int = key(6, "clips per process and batch", minimum=1)
-    max_train_steps: int = key(100_000, "optimizer steps; the learning rate schedule ends there", minimum=0)
+    max_train_steps: int = key(100_000, "optimizer steps, the length of the learning rate schedule", minimum=0)
     gradient_accumulation_steps: int = key(1, "batches per optimizer step", minimum=1)
     gradient_checkpointing: bool = key(False, "recompute activations in the backward pass to save memory")
     mixed_precision: str = key(
@@ -52,17 +54,17 @@ class TrainConfig:
         "auto: the fastest on the device, or that of the resumed run",
         choices=("auto", "no", "fp16", "bf16"),
     )
-    max_grad_norm: float = key(1.0, "maximum gradient norm of each optimizer; 0 disables clipping", minimum=0)
+    max_grad_norm: float = key(1.0, "maximum gradient norm of each parameter group; 0 disables clipping", minimum=0)
     ema_decay: float = key(
         0.999, "decay of the exponential moving average of weights; 0 disables it", minimum=0, maximum=1
     )
-    logging_steps: int = key(10, "steps between lines of metrics, each the mean over them", minimum=1)
-    validation_steps: int = key(1000, "steps between validations; there is one at the end, too", minimum=1)
-    checkpointing_steps: int = key(1000, "steps between checkpoints; there is one at the end, too", minimum=1)
+    logging_steps: int = key(10, "steps between log entries, which hold means since the last entry", minimum=1)
+    validation_steps: int = key(1000, "steps between validations; there is also one at the end", minimum=1)
+    checkpointing_steps: int = key(1000, "steps between checkpoints; there is also one at the end", minimum=1)
     checkpoints_total_limit: int | None = key(3, "number of newest checkpoints that are kept", minimum=1)
     dataloader_num_workers: int = key(2, "data loading processes per training process", minimum=0)
     report_to: str = key(
-        "tensorboard", 'one of Accelerate\'s trackers, "all", or "none"; metrics.jsonl is always written'
+        "tensorboard", 'Accelerate\'s trackers, separated by commas, "all", or "none"; metrics.jsonl is always written'
     )
 
 

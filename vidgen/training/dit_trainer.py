@@ -1,4 +1,4 @@
-"""Training the DiT on cached VidTwin latents."""
+"""Training of the DiT on cached VidTwin latents."""
 
 from __future__ import annotations
 
@@ -14,46 +14,55 @@ from torch.utils.data import default_collate
 from autoencoder import AutoencoderKLVidTwin, TwinPosterior
 from pipelines import VidTwinPipeline, VidTwinTransformer3DModel, default_scheduler
 from pipelines.classes import superclass_names
-from pipelines.schedulers import normalize_latents
+from pipelines.latents import normalize_latents
 
 from ..common.environment import set_cpu_threads
 from ..common.errors import UserError
+from ..common.images import class_grid, save_clip_grid_video
 from ..common.io import atomic_dir
 from ..common.loading import load_vae
-from ..common.plots import class_grid, save_clip_grid_video
 from ..common.precision import agree_on_mixed_precision
-from ..data.dataset import BadVideos, list_training_videos
+from ..data.dataset import BadVideos
 from ..data.latent_cache import LatentCache, prepare_cache
+from ..data.splits import list_training_videos
+from ..losses import Losses
 from ..losses.config import DiffusionConfig
 from ..losses.diffusion import DiffusionLoss, check_diffusion
 from ..metrics.flops import transformer_flops
+from .accelerator import build_accelerator
 from .config import DiTTrainingConfig
-from .trainer import Trainer, build_accelerator
+from .failures import skip_non_finite_images
+from .trainer import Batch, Trainer
 
 SAMPLE_CLASSES = 8
 
 
 def train_dit(config: DiTTrainingConfig) -> Path:
-    """Train as the config says; returns OUTPUT_DIR/final, a pipeline folder.
+    """Train a DiT; returns OUTPUT_DIR/final, a pipeline folder.
 
     Raises:
         UserError: if the VAE, the data, the model or the checkpoint to resume from does not fit.
     """
+    # Check the config before the latents are encoded, which may take hours.
     accelerator = build_accelerator(config)
     check_diffusion(config.diffusion)
-    superclasses = superclasses_of(config)
+    superclasses = find_superclasses(config)
     scheduler = build_scheduler(config.diffusion)
     vae = load_vae(config.vae).to(accelerator.device)
     if config.model.latent_setting is not None:
         raise UserError(
-            f"model.latent_setting is a setting of the VAE; the DiT takes the latents of {config.vae} as they are. "
+            f"model.latent_setting is a setting of the VAE; the DiT uses the latents of {config.vae} unchanged. "
             "Leave it out."
         )
+
+    # Encode the clips, or find them in the cache.
     cache = prepare_cache(config, vae, accelerator, config.train.dataloader_num_workers)
-    if accelerator.is_main_process:  # before the trainer reads what is there
+    if accelerator.is_main_process:  # before the trainer reads the file
         BadVideos(Path(config.output_dir) / "bad_videos.jsonl").add(cache.bad_videos)
-    if vae.config.latents_mean is None:  # a converted official VAE comes without statistics
+    if vae.config.latents_mean is None:  # a converted official VAE has no statistics
         vae.register_to_config(latents_mean=cache.mean, latents_std=cache.std)
+
+    # Train.
     transformer = build_transformer(config, vae, num_classes=len(superclasses) + len(cache.classes) or None)
     classes = f"in {len(cache.classes)} classes" if cache.classes else "without classes, so the DiT is unconditional"
     accelerator.print(
@@ -76,35 +85,36 @@ def encode_latents(config: DiTTrainingConfig) -> Path:
         raise UserError(f"train.mixed_precision does not fit: {error}") from error
     vae = load_vae(config.vae).to(accelerator.device)
     cache = prepare_cache(config, vae, accelerator, config.train.dataloader_num_workers)
+    folder = Path(cache.folder)
     accelerator.print(
         f"{len(cache)} clips in {len(cache.classes)} classes; {len(cache.bad_videos)} videos skipped; latent cache: "
-        f"{Path(cache.folder)}."
+        f"{folder}."
     )
-    return Path(cache.folder)
+    return folder
 
 
-def superclasses_of(config: DiTTrainingConfig) -> list[str]:
-    """The classes above the data set's own that the DiT learns as well; they come first in its table.
+def find_superclasses(config: DiTTrainingConfig) -> list[str]:
+    """Superclasses of the dataset's classes that the DiT learns too; their ids come before those of the classes.
 
     Raises:
-        UserError: if a recipe asks for such where there are none, and what `list_training_videos` raises.
+        UserError: if the config has `subclass_dropout` but the dataset has no subclasses; see `list_training_videos`.
     """
     if not config.diffusion.subclass_dropout:
         return []
     _, classes = list_training_videos(config.data)
-    above = superclass_names(classes)
-    if not above:
+    superclasses = superclass_names(classes)
+    if not superclasses:
         raise UserError(
-            "diffusion.subclass_dropout needs classes with sub-classes, such as jump/dog of jump: name them in a CSV "
-            f"file (path,label); this data set's are {', '.join(classes[:4]) or 'none'}."
+            "diffusion.subclass_dropout needs classes with subclasses, such as jump/dog of jump: name them in a CSV "
+            f"file (path,label); the classes of this dataset are {', '.join(classes[:4]) or 'none'}."
         )
-    return [name for name in above if name not in classes]
+    return [name for name in superclasses if name not in classes]
 
 
 def build_transformer(
     config: DiTTrainingConfig, vae: AutoencoderKLVidTwin, num_classes: int | None
 ) -> VidTwinTransformer3DModel:
-    """The DiT of a recipe, for the latents of a VAE.
+    """Create the DiT of a config for the latents of a VAE.
 
     Raises:
         UserError: if the preset or an override is wrong.
@@ -114,20 +124,17 @@ def build_transformer(
             config.model.preset, vae=vae, num_classes=num_classes, **config.model.overrides
         )
     except (ValueError, TypeError) as error:
-        raise UserError(f"The DiT of this recipe cannot be built: {error}") from error
+        raise UserError(f"The DiT of this config cannot be built: {error}") from error
 
 
 def build_scheduler(config: DiffusionConfig) -> SchedulerMixin:
-    """The scheduler of a recipe, which its pipeline then samples from.
+    """Create the scheduler of a config, with which the trained pipeline samples.
 
     Raises:
-        UserError: if a name is unknown, or the choices do not go together.
+        UserError: if a name is unknown, or the settings exclude each other.
     """
-    overrides = {}
-    if config.noise_schedule is not None:
-        overrides["beta_schedule"] = config.noise_schedule
-    if config.zero_terminal_snr is not None:
-        overrides["rescale_betas_zero_snr"] = config.zero_terminal_snr
+    settings = {"beta_schedule": config.noise_schedule, "rescale_betas_zero_snr": config.zero_terminal_snr}
+    overrides = {name: value for name, value in settings.items() if value is not None}
     if config.prediction_type == "flow_prediction":
         if config.noise_schedule is not None or config.zero_terminal_snr is False:
             raise UserError(
@@ -138,11 +145,11 @@ def build_scheduler(config: DiffusionConfig) -> SchedulerMixin:
     try:
         return default_scheduler(config.prediction_type, **overrides)
     except ValueError as error:
-        raise UserError(f"The noise schedule of this recipe (diffusion) cannot be built: {error}") from error
+        raise UserError(f"The noise schedule of this config (diffusion) cannot be built: {error}") from error
 
 
 class DiTTrainer(Trainer):
-    """`Trainer` for `VidTwinTransformer3DModel`."""
+    """`Trainer` of a `VidTwinTransformer3DModel`."""
 
     def __init__(
         self,
@@ -154,53 +161,53 @@ class DiTTrainer(Trainer):
         cache: LatentCache,
         superclasses: Sequence[str] = (),
     ) -> None:
+        self.vae = vae
+        self.scheduler = scheduler
+        self.cache = cache
         self.classes = [*superclasses, *cache.classes]
         self.first_label = len(superclasses)
         objective = DiffusionLoss(transformer, scheduler, config.diffusion, self.classes)
         noise_size = transformer.latent_size * (2 if config.latents.sample else 1)
         super().__init__(config, accelerator, objective, transformer, cache, default_collate, noise_size)
-        self.vae = vae
-        self.scheduler = scheduler
-        self.cache = cache
 
-    def compute_losses(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+    def compute_losses(self, batch: Batch) -> Losses:
         latents, noise = batch["mean"], batch["noise"]
         if self.config.latents.sample:
-            noise, drawn = noise.chunk(2, dim=1)
-            latents = latents + TwinPosterior(latents, batch["logvar"]).std * drawn
-        # A clip may have no class; where none has, the DiT is unconditional and the objective drops the labels.
+            noise, posterior_noise = noise.chunk(2, dim=1)
+            latents = latents + TwinPosterior(latents, batch["logvar"]).std * posterior_noise
+        # A clip without a class (-1) gets the null class; an unconditional DiT ignores the labels.
         labels = torch.where(batch["label"] < 0, len(self.classes), batch["label"] + self.first_label)
         return self.objective(normalize_latents(latents, self.vae), labels, noise, batch["uniform"])
 
-    def describe_batch(self, batch: dict[str, Any]) -> list[str]:
+    def describe_batch(self, batch: Batch) -> list[str]:
         return [self.cache.describe(index) for index in batch["index"].tolist()]
 
     def facts(self) -> dict[str, Any]:
         return {**super().facts(), "vae weights": self.cache.source["vae"], "classes": self.classes}
 
     def flops_per_sample(self) -> float:
-        # The estimate of self-conditioning is a forward pass without the two that a backward one costs.
+        # The estimate of self-conditioning is a forward pass without a backward pass, which costs two.
         return transformer_flops(self.model) * (4 / 3 if self.model.config.self_conditioning else 1)
 
-    def pipeline(self, model: VidTwinTransformer3DModel) -> VidTwinPipeline:
-        """The pipeline of a model with this run's autoencoder, scheduler and classes."""
+    def build_pipeline(self, model: VidTwinTransformer3DModel) -> VidTwinPipeline:
+        """Create the pipeline of a model with the VAE, scheduler and classes of this run."""
         id2label = dict(enumerate(self.classes)) or None
         pipeline = VidTwinPipeline(self.vae, model, self.scheduler, id2label=id2label)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
     def validate(self, model: VidTwinTransformer3DModel) -> dict[str, float]:
-        """Pictures of a clip for each of the first classes, at a fixed seed."""
+        """Draw samples of the first classes with a fixed seed."""
         if self.accelerator.is_main_process:
-            with self.skip_non_finite_pictures():
-                self._draw(model)
+            with skip_non_finite_images(self.state.step, self.accelerator.print):
+                self._draw_samples(model)
         self.accelerator.wait_for_everyone()
         return {}
 
-    def _draw(self, model: VidTwinTransformer3DModel) -> None:
+    def _draw_samples(self, model: VidTwinTransformer3DModel) -> None:
         diffusion = self.config.diffusion
         classes = self.classes[:SAMPLE_CLASSES]
-        frames = self.pipeline(model)(
+        frames = self.build_pipeline(model)(
             class_labels=list(range(len(classes))) or None,
             guidance_scale=diffusion.guidance_scale,
             num_inference_steps=diffusion.num_inference_steps,
@@ -208,17 +215,16 @@ class DiTTrainer(Trainer):
             output_type="pt",
         ).frames
         clips = 2 * frames.transpose(1, 2) - 1
-        folder = self.output_dir / "samples"
-        class_grid(folder / f"step-{self.position.step}.png", clips, classes or ["sample"])
-        save_clip_grid_video(
-            folder / f"step-{self.position.step}.gif", clips, self.config.data.fps, columns=4, labels=classes or None
-        )
+        path = self.output_dir / "samples" / f"step-{self.state.step}"
+        class_grid(path.with_suffix(".png"), clips, classes or ["sample"])
+        fps = self.config.data.fps
+        save_clip_grid_video(path.with_suffix(".gif"), clips, fps, columns=4, labels=classes or None)
 
     def save_final(self, model: VidTwinTransformer3DModel, folder: Path) -> None:
-        """The whole pipeline, with the averaged DiT."""
+        """Save the pipeline with the averaged DiT."""
         if self.accelerator.is_main_process:
-            with atomic_dir(folder) as aside:
-                pipeline = self.pipeline(model)
-                pipeline.save_pretrained(aside)
-                pipeline.model_card(folder.parent.name).save(aside / "README.md")
-            self.accelerator.print(f"The trained pipeline lies in {folder}.")
+            with atomic_dir(folder) as unfinished:
+                pipeline = self.build_pipeline(model)
+                pipeline.save_pretrained(unfinished)
+                pipeline.model_card(folder.parent.name).save(unfinished / "README.md")
+            self.accelerator.print(f"The trained pipeline is saved in {folder}.")

@@ -1,4 +1,4 @@
-"""The optimizer and its schedule."""
+"""Optimizers (AdamW, Muon) and learning rate schedules."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ from diffusers.optimization import get_scheduler
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from ..common.config import check_config
 from ..common.errors import UserError
 from .config import OptimConfig
 
 CONSTANT_SCHEDULES = ("constant", "constant_with_warmup")  # do not depend on the number of steps
-SHORT_WARMUP = 0.1  # of the steps, where the warm-up would take more than all of them
+SHORT_WARMUP = 0.1  # fraction of the steps, where the configured warmup is longer than the run
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
-    """Muon (Jordan et al. 2024) and AdamW as one optimizer, each with groups of its own.
+    """Muon (Jordan et al. 2024) and AdamW as one optimizer with disjoint parameter groups.
 
-    As fused AdamW does, it leaves weights and state as they are where `found_inf`, a scalar on the device, is above 0.
+    As fused AdamW does, it skips the update if `found_inf`, a scalar on the device, is above 0.
 
     Args:
-        muon, adamw: the parts.
-        dtype: in which Muon orthogonalizes updates, bfloat16 or float32. CPUs without bf16 products take a hundred
-            times as long in the former.
+        muon, adamw: the two optimizers.
+        dtype: bfloat16 or float32, in which Muon orthogonalizes updates. CPUs without bf16 matrix units take a
+            hundred times as long in bfloat16.
     """
 
     def __init__(self, muon: torch.optim.Muon, adamw: torch.optim.AdamW, dtype: torch.dtype = torch.bfloat16) -> None:
@@ -44,13 +45,14 @@ class MuonWithAdamW(torch.optim.Optimizer):
         if found_inf is None:
             self._step_muon()
             return
+        # Muon cannot skip a step: restore its weights and momenta on the device.
         weights = [p for group in muon.param_groups for p in group["params"] if p.grad is not None]
         momenta = [muon.state[p].get("momentum_buffer") for p in weights]
-        before = [None if x is None else x.clone() for x in (*weights, *momenta)]
+        saved = [None if x is None else x.clone() for x in (*weights, *momenta)]
         self._step_muon()
         momenta = [muon.state[p]["momentum_buffer"] for p in weights]
-        for now, former in zip((*weights, *momenta), before, strict=True):
-            now.copy_(torch.where(found_inf > 0, torch.zeros_like(now) if former is None else former, now))
+        for new, old in zip((*weights, *momenta), saved, strict=True):
+            new.copy_(torch.where(found_inf > 0, torch.zeros_like(new) if old is None else old, new))
 
     def _step_muon(self) -> None:
         if self.dtype == torch.bfloat16:
@@ -58,7 +60,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
             return
         module, name = torch.optim._muon, "_zeropower_via_newtonschulz"
         original = getattr(module, name)
-        setattr(module, name, orthogonalize)  # torch's function has bfloat16 written into it
+        setattr(module, name, orthogonalize)  # torch's function always computes in bfloat16
         try:
             self.parts["muon"].step()
         finally:
@@ -76,13 +78,13 @@ class MuonWithAdamW(torch.optim.Optimizer):
 def orthogonalize(
     gradient: torch.Tensor, coefficients: tuple[float, float, float], steps: int, eps: float
 ) -> torch.Tensor:
-    """Newton-Schulz iteration of torch's Muon in float32: the matrix U V^T of gradient = U S V^T, approximately.
+    """The Newton-Schulz iteration of torch's Muon in float32: approximately U V^T of gradient = U S V^T.
 
     Args:
         gradient: (rows, columns).
         coefficients: a, b, c of X <- a X + (b A + c A^2) X with A = X X^T.
-        steps: iterations.
-        eps: least norm that the gradient is divided by.
+        steps: number of iterations.
+        eps: lower bound of the norm that the gradient is divided by.
     """
     a, b, c = coefficients
     is_tall = gradient.size(0) > gradient.size(1)
@@ -100,57 +102,54 @@ def build_optimizer(
     model: ModelMixin | None = None,
     mixed_precision: str = "bf16",
 ) -> torch.optim.Optimizer:
-    """The optimizer of a recipe, over groups of parameters.
+    """Create the optimizer of a config.
 
-    With "muon" the group `matrices` has what `block_matrices` finds, taken out of the other groups. Muon's updates are
-    as long as AdamW's would be (Liu et al., arXiv 2502.16982), so one learning rate serves both.
+    With "muon", the parameters that `block_matrices` returns form the group `matrices` instead of their own. Muon's
+    updates are scaled to the length of AdamW's (Liu et al., arXiv 2502.16982), so one learning rate serves both.
 
     Args:
-        groups: by name, the parameters and the factor on the learning rate.
-        config: what they share.
-        model: whose matrices Muon trains; AdamW asks for none.
-        mixed_precision: of the run. Muon orthogonalizes updates in bfloat16 with "bf16", else in float32.
+        groups: by name, the parameters and their factor on the learning rate.
+        config: learning rate and other settings of all groups.
+        model: the model whose matrices Muon trains; not needed for AdamW.
+        mixed_precision: of the run. Muon orthogonalizes updates in bfloat16 with "bf16", otherwise in float32.
 
     Raises:
-        UserError: if the name is unknown, torch is too old for it, or a value is out of range.
+        UserError: if a value of the config is wrong, or torch is too old for Muon.
     """
-    if config.name not in ("adamw", "muon"):
-        raise UserError(f"optim.name must be adamw or muon, not {config.name}.")
+    check_config(config, "optim")
     if config.name == "muon" and not hasattr(torch.optim, "Muon"):
         raise UserError(f"optim.name=muon needs torch 2.9 or newer; this is torch {torch.__version__}.")
     matrices = block_matrices(model) if config.name == "muon" else []
-    taken = set(map(id, matrices))
-    try:
-        adamw = torch.optim.AdamW(
-            [
-                {
-                    "name": name,
-                    "params": [p for p in parameters if id(p) not in taken],
-                    "lr": factor * config.learning_rate,
-                }
-                for name, (parameters, factor) in groups.items()
-            ],
-            lr=config.learning_rate,
-            betas=(config.adam_beta1, config.adam_beta2),
-            weight_decay=config.adam_weight_decay,
-            eps=config.adam_epsilon,
-            fused=True,  # one kernel, and one that skips an update on the device's own word
-        )
-        if not matrices:
-            return adamw
-        muon = torch.optim.Muon(
-            [{"name": "matrices", "params": matrices}],
-            lr=config.learning_rate,
-            weight_decay=config.adam_weight_decay,
-            adjust_lr_fn="match_rms_adamw",
-        )
-    except ValueError as error:
-        raise UserError(f"optim or gan.lr_scale does not fit: {error}.") from error
+    matrix_ids = set(map(id, matrices))
+    adamw_groups = [
+        {
+            "name": name,
+            "params": [p for p in parameters if id(p) not in matrix_ids],
+            "lr": factor * config.learning_rate,
+        }
+        for name, (parameters, factor) in groups.items()
+    ]
+    adamw = torch.optim.AdamW(
+        adamw_groups,
+        lr=config.learning_rate,
+        betas=(config.adam_beta1, config.adam_beta2),
+        weight_decay=config.adam_weight_decay,
+        eps=config.adam_epsilon,
+        fused=True,  # one kernel, which can also skip an update on the device
+    )
+    if not matrices:
+        return adamw
+    muon = torch.optim.Muon(
+        [{"name": "matrices", "params": matrices}],
+        lr=config.learning_rate,
+        weight_decay=config.adam_weight_decay,
+        adjust_lr_fn="match_rms_adamw",
+    )
     return MuonWithAdamW(muon, adamw, torch.bfloat16 if mixed_precision == "bf16" else torch.float32)
 
 
 def block_matrices(model: ModelMixin) -> list[nn.Parameter]:
-    """Weights of the linear layers in a model's blocks, but of those that make modulations."""
+    """Weights of the linear layers in a model's blocks, except those of adaLN modulations."""
     blocks = [module for module in model.modules() if type(module).__name__ in model._no_split_modules]
     return [
         layer.weight
@@ -160,8 +159,8 @@ def block_matrices(model: ModelMixin) -> list[nn.Parameter]:
     ]
 
 
-def start_state(optimizer: torch.optim.Optimizer) -> None:
-    """Give every parameter the state that its first update would: a sharded checkpoint must name all there will be."""
+def initialize_state(optimizer: torch.optim.Optimizer) -> None:
+    """Create AdamW's state before the first step, because a sharded checkpoint must name all tensors it loads."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             optimizer.state[parameter] = {
@@ -174,15 +173,13 @@ def start_state(optimizer: torch.optim.Optimizer) -> None:
 def build_lr_scheduler(
     optimizer: torch.optim.Optimizer, config: OptimConfig, max_train_steps: int, after: int = 0
 ) -> LRScheduler:
-    """Diffusers' schedule of that name over optimizer steps, as it stands after so many.
-
-    The warm-up takes `warmup_steps`.
+    """Create the schedule of Diffusers that the config names, in its state after `after` optimizer steps.
 
     Raises:
-        UserError: if the name is unknown, or of a schedule that needs more than a recipe says.
+        UserError: if the name is unknown, or the schedule needs arguments that the config does not have.
     """
     if config.lr_scheduler == "piecewise_constant":
-        raise UserError("optim.lr_scheduler: piecewise_constant needs rules that a recipe has no key for.")
+        raise UserError("optim.lr_scheduler: piecewise_constant needs rules, for which there is no config key.")
     try:
         return get_scheduler(
             config.lr_scheduler,
@@ -196,9 +193,9 @@ def build_lr_scheduler(
 
 
 def warmup_steps(config: OptimConfig, max_train_steps: int) -> int:
-    """The warm-up of a run: `lr_warmup_steps`, or a tenth of a run that is shorter than that.
+    """Steps of warmup: `lr_warmup_steps`, or a tenth of the run if the run is shorter than that.
 
-    Otherwise the learning rate would end far below its value, and no schedule would ever begin to decay.
+    Otherwise the learning rate would not reach its peak, and a schedule would never begin to decay.
     """
     if config.lr_scheduler == "constant" or config.lr_warmup_steps <= max_train_steps:
         return config.lr_warmup_steps
@@ -206,13 +203,13 @@ def warmup_steps(config: OptimConfig, max_train_steps: int) -> int:
 
 
 def warmup_warning(config: OptimConfig, max_train_steps: int) -> str | None:
-    """One sentence that says so if the warm-up is shortened, else None."""
+    """One sentence if the warmup is shortened, else None."""
     steps = warmup_steps(config, max_train_steps)
     if steps == config.lr_warmup_steps or not max_train_steps:
         return None
     reached = config.learning_rate * (max_train_steps - 1) / config.lr_warmup_steps
     return (
         f"optim.lr_warmup_steps={config.lr_warmup_steps} is more than train.max_train_steps={max_train_steps}, so the "
-        f"learning rate would peak at {reached:.2g} instead of {config.learning_rate:g}; the warm-up is shortened to "
+        f"learning rate would peak at {reached:.2g} instead of {config.learning_rate:g}; the warmup is shortened to "
         f"{steps} steps, and the peak learning rate is {config.learning_rate:g}."
     )

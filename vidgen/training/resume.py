@@ -1,15 +1,15 @@
-"""Compares what a checkpoint was written with to the run that resumes it, and names every difference.
+"""Comparison of a checkpoint's settings with those of the run that resumes it.
 
-A checkpoint keeps the config of its run (`config.yaml`) and the run's facts: what the config alone does not say, such
-as the number of training clips. A difference either makes resuming impossible, or makes the resumed run differ from an
-uninterrupted one.
+A checkpoint keeps the config of its run (`config.yaml`) and the run's facts: values that the config does not contain,
+such as the number of training clips. A difference either makes resuming impossible, or makes the resumed run differ
+from an uninterrupted one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -19,15 +19,19 @@ from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
 from yaml import YAMLError
 
+from ..common.config import config_values
 from ..common.errors import UserError
+from .checkpoints import find_checkpoint
 from .config import DiTTrainingConfig, OptimConfig, VAETrainingConfig
 from .optimizers import CONSTANT_SCHEDULES, warmup_steps
 
+TrainingConfig = VAETrainingConfig | DiTTrainingConfig
+
 CONFIG = "config.yaml"
-# What a file that is not what it should be makes torch, safetensors and Accelerate raise.
+# Errors of torch, safetensors and Accelerate for damaged files and for tensors that do not match.
 UNREADABLE = (RuntimeError, ValueError, OSError, KeyError, EOFError, SafetensorError, UnpicklingError)
 
-# Keys on which neither the weights nor the order of the samples depend.
+# Keys that affect neither the weights nor the order of the samples.
 WITHOUT_EFFECT = {
     "output_dir",
     "resume",
@@ -48,16 +52,15 @@ WITHOUT_EFFECT = {
 }
 WITHOUT_EFFECT_ON_DIT = {"data.validation_root", "data.num_validation_videos"}
 PATHS = {"vae", "data.root", "data.split_files", "data.validation_root"}
-# Facts without which the weights of a checkpoint are those of another task.
-TASK = {"vae weights", "classes"}
+TASK_FACTS = {"vae weights", "classes"}  # facts that define the task; the weights are useless for another
 
 
 @dataclass(frozen=True)
 class Change:
-    """A key of the config, or a fact, that differs between a checkpoint and the run that resumes it.
+    """A config key, or a fact, that differs between a checkpoint and the run that resumes it.
 
     Attributes:
-        blocking: whether the checkpoint cannot be resumed with it.
+        blocking: whether it makes resuming impossible.
     """
 
     key: str
@@ -70,25 +73,26 @@ class Change:
 
 
 def find_changes(
-    checkpoint: Path, config: VAETrainingConfig | DiTTrainingConfig, before: dict[str, Any], now: dict[str, Any]
+    checkpoint: Path, config: TrainingConfig, before: dict[str, Any], now: dict[str, Any]
 ) -> list[Change]:
-    """Every difference between a checkpoint and the run that resumes it, in the order of the config.
+    """List the differences between a checkpoint and the run that resumes it, in the order of the config.
 
     Args:
-        checkpoint: its folder. Older ones hold no config; that of their run folder is read instead.
+        checkpoint: its folder. Old ones hold no config; that of their run folder is read instead.
         config: of the run that resumes it.
         before, now: the facts of the checkpoint and of the run.
     """
     changes = _config_changes(read_saved_config(checkpoint), config)
     if "vae weights" in before and before["vae weights"] == now.get("vae weights"):
         changes = [change for change in changes if change.key != "vae"]  # the same VAE in another folder
-    keys = {change.key for change in changes}
-    for name, value in now.items():
-        if name not in before or before[name] == value:
-            continue
-        if name == "clips per step" and keys & {"train.train_batch_size", "train.gradient_accumulation_steps"}:
-            continue  # said already; else the number of processes changed
-        changes.append(Change(name, before[name], value, blocking=name in TASK))
+    # A change of the batch size explains that of the clips per step; otherwise the number of processes changed.
+    if {change.key for change in changes} & {"train.train_batch_size", "train.gradient_accumulation_steps"}:
+        now = {name: value for name, value in now.items() if name != "clips per step"}
+    changes += [
+        Change(name, before[name], value, blocking=name in TASK_FACTS)
+        for name, value in now.items()
+        if name in before and before[name] != value
+    ]
     return changes
 
 
@@ -98,7 +102,7 @@ def describe_changes(changes: list[Change]) -> str:
 
 
 def refuse_blocking_changes(checkpoint: Path, changes: list[Change]) -> None:
-    """Raise a `UserError` that names all changes if one of them leaves nothing to resume."""
+    """Raise a `UserError` that names all changes if one of them makes resuming impossible."""
     blocking = [change for change in changes if change.blocking]
     others = [change for change in changes if not change.blocking]
     if blocking:
@@ -111,7 +115,7 @@ def refuse_blocking_changes(checkpoint: Path, changes: list[Change]) -> None:
 
 @contextmanager
 def explain_misfit(checkpoint: Path, changes: list[Change]) -> Iterator[None]:
-    """Turn what reading a checkpoint raises into one `UserError` that names the changes known by then."""
+    """Turn errors of reading a checkpoint into one `UserError` that names the changes in the list by then."""
     try:
         yield
     except UserError:
@@ -135,13 +139,21 @@ def read_saved_config(checkpoint: Path) -> dict[str, Any]:
     return {}
 
 
-def _config_changes(saved: dict[str, Any], config: VAETrainingConfig | DiTTrainingConfig) -> list[Change]:
-    before, now = {}, _leaves(config)
+def saved_mixed_precision(config: TrainingConfig) -> str | None:
+    """The mixed precision of the run whose checkpoint `resume` names; None if there is none."""
+    checkpoint = find_checkpoint(config.output_dir, config.resume)
+    saved = read_saved_config(checkpoint).get("train", {}) if checkpoint is not None else {}
+    precision = saved.get("mixed_precision")
+    return None if precision == "auto" else precision
+
+
+def _config_changes(saved: dict[str, Any], config: TrainingConfig) -> list[Change]:
+    before, now = {}, config_values(config)
     for key in now:
         value: Any = saved
         for part in key.split("."):
             value = value.get(part, ...) if isinstance(value, dict) else ...
-        if value is not ...:  # a key that is newer than the checkpoint cannot be compared
+        if value is not ...:  # keys that are newer than the checkpoint cannot be compared
             before[key] = value
     keys = [
         key
@@ -149,15 +161,6 @@ def _config_changes(saved: dict[str, Any], config: VAETrainingConfig | DiTTraini
         if _comparable(key, before[key]) != _comparable(key, now[key]) and not _has_no_effect(key, before, now)
     ]
     return [Change(key, before[key], now[key], _is_blocking(key, before[key], now[key])) for key in keys]
-
-
-def _leaves(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Values of a config by dotted key; dictionaries of constructor arguments are values."""
-    leaves: dict[str, Any] = {}
-    for field in fields(config):
-        value = getattr(config, field.name)
-        leaves |= _leaves(value, f"{prefix}{field.name}.") if is_dataclass(value) else {prefix + field.name: value}
-    return leaves
 
 
 def _comparable(key: str, value: Any) -> Any:
@@ -168,26 +171,29 @@ def _has_no_effect(key: str, before: dict[str, Any], now: dict[str, Any]) -> boo
     if key in WITHOUT_EFFECT or ("vae" in now and key in WITHOUT_EFFECT_ON_DIT):
         return True
     if key == "train.mixed_precision":
-        return "auto" in (before[key], now[key])  # runs save what it resolved to
-    if key == "train.max_train_steps":  # the length of the schedule
+        return "auto" in (before[key], now[key])  # runs save the precision that `auto` selected
+    if key == "train.max_train_steps":
         return _schedule(before) == _schedule(now)
-    weight = f"{key.split('.')[0]}.weight"  # a loss that one of both does not have differs by its weight alone
+    # The settings of a loss matter only if both runs have it; otherwise its weight is the change.
+    weight = f"{key.split('.')[0]}.weight"
     return weight in ("gan.weight", "perceptual.weight") and key != weight and not (before.get(weight) and now[weight])
 
 
-def _schedule(leaves: dict[str, Any]) -> tuple[Any, ...] | None:
-    """What the learning rates of a run's steps depend on, of its length; None if that cannot be told."""
-    names, length = ("optim.lr_scheduler", "optim.lr_warmup_steps"), leaves["train.max_train_steps"]
-    if any(name not in leaves for name in names):
+def _schedule(values: dict[str, Any]) -> tuple[int, int | None] | None:
+    """Warmup and length of the learning rate schedule, None for a length without effect; None if unknown."""
+    names, length = ("optim.lr_scheduler", "optim.lr_warmup_steps"), values["train.max_train_steps"]
+    if any(name not in values for name in names):
         return None
-    scheduler, warmup = (leaves[name] for name in names)
-    ours = OptimConfig(lr_scheduler=scheduler, lr_warmup_steps=warmup)
-    return (warmup_steps(ours, length), None if scheduler in CONSTANT_SCHEDULES else length)
+    scheduler, warmup = (values[name] for name in names)
+    optim = OptimConfig(lr_scheduler=scheduler, lr_warmup_steps=warmup)
+    return (warmup_steps(optim, length), None if scheduler in CONSTANT_SCHEDULES else length)
 
 
 def _is_blocking(key: str, before: Any, now: Any) -> bool:
-    if key in ("gan.weight", "train.ema_decay"):  # a discriminator, or an average, that one of them does not have
-        return bool(now) != bool(before) if key == "gan.weight" else bool(now) and not before
+    if key == "gan.weight":  # one of the runs has no discriminator
+        return bool(now) != bool(before)
+    if key == "train.ema_decay":  # the checkpoint has no average
+        return bool(now) and not before
     return key in ("diffusion.prediction_type", "optim.name")
 
 

@@ -1,8 +1,8 @@
-"""Which samples a step sees, and the random numbers that belong to each.
+"""Order of the training samples, and the random numbers of each.
 
-Everything random about a sample is a function of (seed, number), where its number counts the samples of a run, epoch
-after epoch. So a run does not depend on how many processes or workers share it, on how a batch is cut for gradient
-accumulation, or on where it was stopped and resumed.
+All randomness of a sample is a function of (seed, number), where the number counts the samples of a run over all
+epochs. So a run does not depend on the number of processes or workers, on how a batch is split for gradient
+accumulation, or on where it was interrupted and resumed.
 """
 
 from __future__ import annotations
@@ -14,48 +14,48 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-UNIFORMS = 8  # numbers in [0, 1) for whatever an objective draws besides noise
+UNIFORMS = 8  # uniform numbers of each sample, for all that a loss draws besides noise
 
 
-class EpochStream(Sampler[list[int]]):
-    """Batches of sample numbers, epoch after epoch without end: every index once an epoch, in an order of its own.
+class InfiniteBatchSampler(Sampler[list[int]]):
+    """Endless batches of sample numbers: every epoch has each index once, in a different order.
 
-    A sample's number is epoch * length + index. Batches run on over the ends of epochs, so no sample is left out.
+    The number of a sample is epoch * length + index. Batches continue across epochs, so no sample is left out.
 
     Args:
-        length: samples in an epoch.
-        batch_size: of a process; Accelerate deals the batches out to the processes in turn.
+        length: samples per epoch.
+        batch_size: per process; Accelerate gives the batches to the processes in turn.
         seed: of the orders.
     """
 
-    drop_last = True  # what Accelerate asks: every batch is full
+    drop_last = True  # tells Accelerate that every batch is full
 
     def __init__(self, length: int, batch_size: int, seed: int) -> None:
         self.length, self.batch_size, self.seed = length, batch_size, seed
-        self.start = 0  # samples already seen, of all processes
+        self.start = 0  # samples that all processes have seen already
 
     def __iter__(self) -> Iterator[list[int]]:
         batch: list[int] = []
-        epoch, at = divmod(self.start, self.length)
+        epoch, first = divmod(self.start, self.length)
         while True:
             order = np.random.default_rng([self.seed, epoch]).permutation(self.length)
-            for index in order[at:].tolist():
+            for index in order[first:].tolist():
                 batch.append(epoch * self.length + index)
                 if len(batch) == self.batch_size:
                     yield batch
                     batch = []
-            epoch, at = epoch + 1, 0
+            epoch, first = epoch + 1, 0
 
 
-class TrainingSamples(Dataset):
-    """A data set's samples by number, each with its own random numbers.
+class SeededDataset(Dataset):
+    """The samples of a dataset by number, each with random numbers that depend on (seed, number) only.
+
+    Adds `noise` (noise_size,), standard normal, and `uniform` (UNIFORMS,) in [0, 1) to a sample.
 
     Args:
-        dataset: maps (epoch, index) to a dict.
-        noise_size: normal numbers a sample gets.
-        seed: of these numbers.
-
-    A sample is the data set's with `noise` (noise_size,), standard normal, and `uniform` (UNIFORMS,) in [0, 1).
+        dataset: maps (epoch, index) to a dictionary.
+        noise_size: normal numbers per sample.
+        seed: of the random numbers.
     """
 
     def __init__(self, dataset: Dataset, noise_size: int, seed: int) -> None:
@@ -65,7 +65,7 @@ class TrainingSamples(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        generator = torch.Generator().manual_seed(derived_seed(self.seed, number))
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, number))
         uniform = torch.rand(UNIFORMS, generator=generator)
         noise = torch.randn(self.noise_size, generator=generator)
         return {**self.dataset[divmod(number, len(self.dataset))], "noise": noise, "uniform": uniform}
@@ -74,11 +74,11 @@ class TrainingSamples(Dataset):
 def collate_samples(
     collate: Callable[[Sequence[dict[str, Any]]], dict[str, Any]], samples: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
-    """A batch as the data set's own `collate` makes it, with `noise` (B, noise_size) and `uniform` (B, UNIFORMS)."""
-    drawn = {key: torch.stack([sample[key] for sample in samples]) for key in ("noise", "uniform")}
-    return {**collate(samples), **drawn}
+    """Collate with the dataset's `collate`, and add `noise` (B, noise_size) and `uniform` (B, UNIFORMS)."""
+    randomness = {key: torch.stack([sample[key] for sample in samples]) for key in ("noise", "uniform")}
+    return {**collate(samples), **randomness}
 
 
-def derived_seed(*parts: int) -> int:
-    """One seed from several numbers; another for every other tuple of them."""
+def derive_seed(*parts: int) -> int:
+    """A seed in [0, 2^63) from several numbers, different for every tuple of them."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)

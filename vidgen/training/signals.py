@@ -1,34 +1,25 @@
-"""Being asked to stop: SIGTERM and Ctrl-C become a request that the loop looks at between steps."""
+"""Graceful shutdown on SIGTERM and SIGINT (Ctrl-C)."""
 
 from __future__ import annotations
 
 import signal
-import threading
+from contextlib import AbstractContextManager
 from types import FrameType
+
+from ..common.errors import handle_signals
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopRequest:
-    """While entered, the first SIGTERM or Ctrl-C is noted in `signal`; another one ends the program at once.
-
-    A signal that is ignored (Ctrl-C in a shell's background job) stays so. In another thread than the main one, where
-    Python hears no signals, it changes nothing.
-    """
+    """Notes the first SIGTERM or SIGINT in `signal`, for the training loop to read between steps."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
 
-    def __enter__(self) -> StopRequest:
-        self.previous = {}
-        if threading.current_thread() is threading.main_thread():
-            heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-            self.previous = {number: signal.signal(number, self._note) for number in heard}
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
+    def listen(self) -> AbstractContextManager[None]:
+        """Handle signals within a `with` block, as `handle_signals` does; a second one ends the program at once."""
+        return handle_signals(self._note, SIGNALS)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None:
@@ -37,9 +28,9 @@ class StopRequest:
 
 
 def outlive_first_signal(worker: int) -> None:
-    """What a loader's worker does at its start: it reads on after the first SIGTERM or Ctrl-C, and ends by the second.
+    """Let a data loading worker ignore the first SIGTERM or SIGINT and end at the second; a `worker_init_fn`.
 
-    Launchers and terminals signal all processes of a run, and the step under way may still need what a worker reads.
+    Launchers and terminals signal all processes of a run, and the step in progress may still need a worker's data.
     """
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:

@@ -1,4 +1,4 @@
-"""Where a run's numbers go, `metrics.jsonl` beside Accelerate's own trackers, and those that say how fast it is."""
+"""Metric logging and throughput: `metrics.jsonl` beside Accelerate's trackers, and the speed of training."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 
+from ..common.io import atomic_write
 from ..metrics.flops import matmul_rate
 
 METRICS_FILE = "metrics.jsonl"
 
 
 class JSONLTracker(GeneralTracker):
-    """One JSON object per logged step in OUTPUT_DIR/metrics.jsonl: `step` and scalars by name."""
+    """Writes one JSON object per logged step to OUTPUT_DIR/metrics.jsonl: `step` and scalars by name."""
 
     name = "jsonl"
     requires_logging_directory = False
@@ -36,39 +37,37 @@ class JSONLTracker(GeneralTracker):
         return self.path
 
     def store_init_configuration(self, values: dict[str, Any]) -> None:
-        """The config is a file of its own: OUTPUT_DIR/config.yaml."""
+        """Does nothing: the config is saved as OUTPUT_DIR/config.yaml."""
 
     def log(self, values: dict[str, Any], step: int | None = None, **kwargs: Any) -> None:
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
 
 
-def forget_steps_after(output_dir: str | Path, step: int) -> None:
-    """Drop the lines of metrics.jsonl past `step`: what a resumed run is about to log again."""
+def drop_metrics_after(output_dir: str | Path, step: int) -> None:
+    """Remove the lines of metrics.jsonl after `step`, which a resumed run will log again."""
     path = Path(output_dir) / METRICS_FILE
-    if not path.exists():
-        return
-    kept = [line for line in path.read_text().splitlines(keepends=True) if _step_of(line) <= step]
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text("".join(kept))
-    unfinished.replace(path)
+    if path.exists():
+        lines = [line for line in path.read_text().splitlines(keepends=True) if _read_step(line) <= step]
+        with atomic_write(path) as unfinished:
+            unfinished.write_text("".join(lines))
 
 
-def _step_of(line: str) -> float:
+def _read_step(line: str) -> float:
     try:
         return json.loads(line)["step"]
     except (json.JSONDecodeError, KeyError, TypeError):
-        return float("inf")  # a line cut off by a kill
+        return float("inf")  # incomplete, because the run was killed
 
 
 class SpeedMeter:
-    """How fast a run goes, and what it waits for.
+    """Measures the throughput of a run and the time it waits for data.
 
     Args:
         accelerator: of the run.
-        flops_per_sample: of a training step, for each sample; three times the forward pass.
+        flops_per_sample: FLOPs of a training step per sample; three times those of the forward pass.
         samples_per_step: of all processes together.
-        max_steps: of the run, for the time that remains.
+        max_steps: of the run, for the estimate of the remaining time.
     """
 
     def __init__(
@@ -78,52 +77,58 @@ class SpeedMeter:
         self.flops_per_sample, self.samples_per_step = flops_per_sample, samples_per_step
         self.max_steps = max_steps
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
-        self.ceiling = matmul_rate(self.device, dtype)
-        self.waited, self.not_counted, self.since, self.steps = 0.0, 0.0, time.perf_counter(), 0
+        self.peak_rate = matmul_rate(self.device, dtype)
+        self._reset()
+
+    def _reset(self) -> None:
+        self.wait_time, self.paused_time, self.start, self.steps = 0.0, 0.0, time.perf_counter(), 0
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """For the length of a `with` block the run waits for data."""
+        """Count the time of the block as waiting for data."""
         start = time.perf_counter()
         yield
-        self.waited += time.perf_counter() - start
+        self.wait_time += time.perf_counter() - start
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """What a `with` block takes is not training."""
+        """Exclude the time of the block, such as that of a validation."""
         start = time.perf_counter()
         yield
-        self.not_counted += time.perf_counter() - start
+        self.paused_time += time.perf_counter() - start
 
     def step(self) -> None:
-        """Count a step."""
+        """Count an optimizer step."""
         self.steps += 1
 
     def read(self, step: int) -> dict[str, float]:
-        """What was measured since the last call, and start anew.
+        """Return the measurements since the last call, made after `step`, and reset them.
 
-        `clips_per_second` of all processes; `data_wait`, the share of the time; `tflops` a second of each process's
-        device, and `mfu`, their share of its measured matmul rate; `peak_memory_gib` since the start, of the device,
-        or of the process on a CPU; `hours_left` at this pace after `step`.
+        Returns:
+            `clips_per_second`: of all processes together.
+            `data_wait`: fraction of the time spent waiting for data.
+            `tflops`: TFLOP/s per device.
+            `mfu`: fraction of the device's measured rate of matrix products.
+            `peak_memory_gib`: since the start; of the device, on a CPU of the process.
+            `hours_left`: at this speed.
         """
-        now = time.perf_counter()
-        elapsed = max(now - self.since - self.not_counted, 1e-9)
-        pace = self.steps * self.samples_per_step / elapsed
-        flops = pace * self.flops_per_sample / self.processes
+        elapsed = max(time.perf_counter() - self.start - self.paused_time, 1e-9)
+        clips_per_second = self.steps * self.samples_per_step / elapsed
+        flops = clips_per_second * self.flops_per_sample / self.processes
         values = {
-            "clips_per_second": pace,
-            "data_wait": self.waited / elapsed,
+            "clips_per_second": clips_per_second,
+            "data_wait": self.wait_time / elapsed,
             "tflops": flops / 1e12,
-            "mfu": flops / self.ceiling,
+            "mfu": flops / self.peak_rate,
             "peak_memory_gib": _peak_memory(self.device) / 2**30,
             "hours_left": (self.max_steps - step) * elapsed / max(self.steps, 1) / 3600,
         }
-        self.waited, self.not_counted, self.since, self.steps = 0.0, 0.0, now, 0
+        self._reset()
         return values
 
 
 def _peak_memory(device: torch.device) -> float:
-    """Bytes."""
+    """Peak memory in bytes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024

@@ -1,11 +1,10 @@
-"""Training VidTwin on clips."""
+"""Training of the VidTwin VAE."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -15,26 +14,30 @@ from torch.utils.data import DataLoader, Subset
 from autoencoder import AutoencoderKLVidTwin, TwinLatents
 
 from ..common.errors import UserError
+from ..common.images import component_grid, reenactment_grid
 from ..common.io import atomic_dir
-from ..common.plots import component_grid, reenactment_grid
-from ..data.dataset import ClipDataset, collate_clips, list_train_and_validation
+from ..data.dataset import ClipDataset, collate_clips
 from ..data.decoders import describe_fallbacks
-from ..data.latent_cache import encode_clips, split_evenly, statistics_of, stream_sums
+from ..data.latent_encoding import compute_statistics, encode_clips, split_evenly, sum_streams
+from ..data.splits import list_train_and_validation
+from ..losses import Losses
 from ..losses.adversarial import DiscriminatorLoss, PatchDiscriminator, gan_scale
 from ..losses.lpips import LPIPS
 from ..losses.vae import VAELoss
 from ..metrics.flops import decode_flops, encode_flops
 from ..metrics.reconstruction import ReconstructionMetrics, downsample_baseline, mean_color_baseline
+from .accelerator import build_accelerator
 from .config import ModelConfig, VAETrainingConfig
+from .failures import skip_non_finite_images
 from .signals import outlive_first_signal
-from .trainer import Trainer, build_accelerator
+from .trainer import Batch, Trainer
 
 GRID_CLIPS = 4
-STATISTICS_CLIPS = 4096  # at least half as many where there are more: millions of latent values
+STATISTICS_CLIPS = 4096  # at most this many clips, evenly spaced, for the latent statistics: millions of values
 
 
 def train_vae(config: VAETrainingConfig) -> Path:
-    """Train as the config says; returns OUTPUT_DIR/final, a VAE folder.
+    """Train a VAE; returns OUTPUT_DIR/final, a model folder.
 
     Raises:
         UserError: if the data, the model or the checkpoint to resume from does not fit.
@@ -53,28 +56,25 @@ def train_vae(config: VAETrainingConfig) -> Path:
 def build_vae(
     config: ModelConfig, resolution: int | None = None, num_frames: int | None = None
 ) -> AutoencoderKLVidTwin:
-    """The model of a recipe, sized for the recipe's clips.
+    """Create the VAE of a config for clips of the given size.
 
     Raises:
         UserError: if the preset, an override or a size is wrong.
     """
-    overrides = dict(config.overrides)
-    if resolution is not None:
-        overrides["sample_size"] = resolution
-    if num_frames is not None:
-        overrides["num_frames"] = num_frames
+    sizes = {"sample_size": resolution, "num_frames": num_frames}
+    overrides = config.overrides | {name: size for name, size in sizes.items() if size is not None}
     try:
         return AutoencoderKLVidTwin.from_preset(config.preset, config.latent_setting, **overrides)
     except (ValueError, TypeError) as error:
-        raise UserError(f"The model of this recipe cannot be built: {error}") from error
+        raise UserError(f"The model of this config cannot be built: {error}") from error
 
 
 def build_datasets(
     config: VAETrainingConfig, model: AutoencoderKLVidTwin, report: Callable[[str], object] | None = None
 ) -> tuple[ClipDataset, ClipDataset | None]:
-    """Training clips, and the validation clips of their own folder or held out from the same one.
+    """Create the training clips and the validation clips, of their own folder or held out from the training videos.
 
-    `report` is called with a summary of each data set.
+    `report` is called with a summary of each dataset.
     """
     data = config.data
     files, validation_files, classes = list_train_and_validation(data, config.seed, report)
@@ -95,7 +95,7 @@ def build_datasets(
 
 
 class VAETrainer(Trainer):
-    """`Trainer` for `AutoencoderKLVidTwin`."""
+    """`Trainer` of an `AutoencoderKLVidTwin`."""
 
     def __init__(
         self,
@@ -106,6 +106,7 @@ class VAETrainer(Trainer):
         validation_set: ClipDataset | None,
     ) -> None:
         self.lpips = self.discriminator = None
+        self.validation_set = validation_set
         groups = {"model": (list(model.parameters()), 1.0)}
         if config.perceptual.weight:
             perceptual = config.perceptual
@@ -120,29 +121,28 @@ class VAETrainer(Trainer):
         super().__init__(
             config, accelerator, objective, model, train_set, collate_clips, model.latent_size, groups=groups
         )
-        self.validation_set = validation_set
 
-    def compute_losses(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+    def compute_losses(self, batch: Batch) -> Losses:
         scale = gan_scale(self.updates, self.config.gan)
         scale = torch.full((), scale, device=self.accelerator.device) if scale else None
         return self.objective(batch["video"], batch["noise"], scale)
 
-    def idle_groups(self) -> set[str]:
+    def frozen_groups(self) -> set[str]:
         return set() if gan_scale(self.updates, self.config.gan) else {"discriminator"}
 
-    def after_update(self, terms: dict[str, torch.Tensor], sound: torch.Tensor) -> None:
+    def on_optimizer_step(self, terms: Losses, is_finite: torch.Tensor) -> None:
         if "lecam" in terms:
-            logits = self.over_processes(torch.stack([terms["d_real"], terms["d_fake"]]))
-            self.discriminator.update_lecam(*logits.where(sound, torch.nan))
+            logits = self.mean_over_processes(torch.stack([terms["d_real"], terms["d_fake"]]))
+            self.discriminator.update_lecam(*logits.where(is_finite, torch.nan))
 
-    def describe_batch(self, batch: dict[str, Any]) -> list[str]:
+    def describe_batch(self, batch: Batch) -> list[str]:
         return [str(path) for path in batch["path"]]
 
     def flops_per_sample(self) -> float:
         return encode_flops(self.model) + decode_flops(self.model)
 
     def validate(self, model: AutoencoderKLVidTwin) -> dict[str, float]:
-        """PSNR, SSIM and LPIPS of held-out clips beside two references, and grids of components and of reenactment."""
+        """PSNR, SSIM and LPIPS of the model and two baselines on validation clips; grids of components and swaps."""
         if self.validation_set is None:
             return {}
         metrics = {name: ReconstructionMetrics(self.lpips) for name in ("", "_mean_color", "_downsample")}
@@ -153,67 +153,66 @@ class VAETrainer(Trainer):
         for metric in metrics.values():
             metric.totals = self.accelerator.reduce(metric.totals, reduction="sum")
         if self.accelerator.is_main_process:
-            with self.skip_non_finite_pictures():
-                self._draw(model)
-        computed = {name: metric.compute() for name, metric in metrics.items()}
+            with skip_non_finite_images(self.state.step, self.accelerator.print):
+                self._draw_grids(model)
         return {
             f"{key}{name}": value
-            for name, values in computed.items()
-            for key, value in values.items()
+            for name, metric in metrics.items()
+            for key, value in metric.compute().items()
             if key != "num_clips"
         }
 
     def _validation_clips(self) -> Iterator[torch.Tensor]:
-        """This process's share of the validation clips, in batches."""
+        """This process's share of the validation clips, in batches (B, 3, T, H, W)."""
         accelerator = self.accelerator
-        own = range(accelerator.process_index, len(self.validation_set), accelerator.num_processes)
+        indices = range(accelerator.process_index, len(self.validation_set), accelerator.num_processes)
         loader = DataLoader(
-            Subset(self.validation_set, own),
+            Subset(self.validation_set, indices),
             batch_size=self.config.train.train_batch_size,
             num_workers=self.config.train.dataloader_num_workers,
             collate_fn=collate_clips,
             worker_init_fn=outlive_first_signal,
         )
         for batch in loader:
-            self.note_skipped(batch)
+            self.video_failures.collect(batch)
             if batch["own"].any():
                 yield batch["video"][batch["own"]].to(accelerator.device)
 
-    def _draw(self, model: AutoencoderKLVidTwin) -> None:
+    def _draw_grids(self, model: AutoencoderKLVidTwin) -> None:
         count = len(self.validation_set)
-        spread = torch.linspace(0, count - 1, min(GRID_CLIPS, count)).round().long().tolist()
-        clips = torch.stack([self.validation_set[i]["video"] for i in spread]).to(self.accelerator.device)
-        folder, name = self.output_dir / "validation", f"step-{self.position.step}"
+        indices = torch.linspace(0, count - 1, min(GRID_CLIPS, count)).round().long().tolist()
+        clips = torch.stack([self.validation_set[i]["video"] for i in indices]).to(self.accelerator.device)
+        folder, name = self.output_dir / "validation", f"step-{self.state.step}"
         components = [model(clips, components=c).sample.float() for c in ("both", "structure", "dynamics")]
         component_grid(folder / f"{name}.png", clips, *components)
         latents = model.unpack(model.encode(clips).latent_dist.mode())
-        each = [
+        swaps = [
             TwinLatents(structure[None].expand_as(latents.structure), latents.dynamics)
             for structure in latents.structure
         ]
-        crossed = torch.stack([model.decode(crossing).sample.float() for crossing in each])
-        reenactment_grid(folder / f"{name}-reenactment.png", clips, clips, crossed)
+        decoded = torch.stack([model.decode(swap).sample.float() for swap in swaps])
+        reenactment_grid(folder / f"{name}-reenactment.png", clips, clips, decoded)
 
     def save_final(self, model: AutoencoderKLVidTwin, folder: Path) -> None:
-        """The averaged VAE with the statistics of its latents over the training set in its config."""
+        """Save the averaged VAE, with the statistics of its latents over the training set in its config."""
         mean, std = self._latent_statistics(model)
         model.register_to_config(latents_mean=mean, latents_std=std)
         if self.accelerator.is_main_process:
-            with atomic_dir(folder) as aside:
-                model.save_pretrained(aside)
-                model.model_card(f"{folder.parent.name}").save(aside / "README.md")
-            self.accelerator.print(f"{self.bad_videos.count} videos skipped; the trained VAE lies in {folder}.")
-        fallbacks = gather_object(list(self.fallbacks))
+            with atomic_dir(folder) as unfinished:
+                model.save_pretrained(unfinished)
+                model.model_card(f"{folder.parent.name}").save(unfinished / "README.md")
+            skipped = self.video_failures.bad_videos.count
+            self.accelerator.print(f"{skipped} videos skipped; the trained VAE is saved in {folder}.")
+        fallbacks = gather_object(list(self.video_failures.fallbacks))
         if sentence := describe_fallbacks(self.config.data.decoder, fallbacks, len(self.dataset.files)):
             self.accelerator.print(sentence)
 
     def _latent_statistics(self, model: AutoencoderKLVidTwin) -> tuple[list[float], list[float]]:
-        """Mean and standard deviation of the latents of training clips, each process encoding its share of them."""
+        """Mean and standard deviation of the latents of the training clips, encoded by all processes together."""
         accelerator, clips = self.accelerator, self.dataset.centered()
-        chosen = range(0, len(clips), math.ceil(len(clips) / STATISTICS_CLIPS))
-        batches = split_evenly(
-            chosen[accelerator.process_index :: accelerator.num_processes], self.config.train.train_batch_size
-        )
+        indices = range(0, len(clips), math.ceil(len(clips) / STATISTICS_CLIPS))
+        indices = indices[accelerator.process_index :: accelerator.num_processes]
+        batches = split_evenly(indices, self.config.train.train_batch_size)
         workers = self.config.train.dataloader_num_workers
         encoded = encode_clips(model, clips, accelerator.device, batches, workers)
-        return statistics_of(gather_object([stream_sums(posterior.mean, model) for posterior, _ in encoded]))
+        return compute_statistics(gather_object([sum_streams(posterior.mean, model) for posterior, _ in encoded]))

@@ -11,8 +11,8 @@ from benchmarks.common import paper
 from benchmarks.common.harness import RESULTS
 from benchmarks.resources import __main__ as resources
 from benchmarks.resources.latents import rate
+from benchmarks.speed.flops import training_flops
 from pipelines import VidTwinTransformer3DModel
-from vidgen.metrics.flops import training_flops
 
 COMMITTED = RESULTS / "cpu" / "resources.json"
 STRUCTURE, DYNAMICS = 16 * 7 * 7, 16 * 14

@@ -9,9 +9,10 @@ import pytest
 from autoencoder import AutoencoderKLVidTwin
 from benchmarks.resources import __main__ as resources
 from benchmarks.resources import training_cost
+from benchmarks.speed.flops import training_flops
 from pipelines import VidTwinTransformer3DModel
 from vidgen.losses.config import GANConfig
-from vidgen.metrics.flops import training_flops, transformer_flops
+from vidgen.metrics.flops import transformer_flops
 from vidgen.training.config import ModelConfig, VAETrainingConfig
 
 

@@ -20,7 +20,7 @@ NAMES = [*MOTIONS, *(f"{motion}/star" for motion in MOTIONS if motion != "swap")
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("model")
-    vae = AutoencoderKLVidTwin.from_preset("tiny-test", heads="residual")
+    vae = AutoencoderKLVidTwin.from_preset("tiny-test", bottleneck="residual")
     transformer = VidTwinTransformer3DModel.from_preset("tiny-test", vae=vae, num_classes=len(NAMES))
     pipeline = VidTwinPipeline(vae, transformer, default_scheduler(), {str(i): n for i, n in enumerate(NAMES)})
     pipeline.save_pretrained(folder)
@@ -88,7 +88,7 @@ def test_answers_are_counted(sheets, tmp_path, capsys):
 
 
 def test_a_model_without_subclasses_has_no_shape_score(tmp_path, capsys):
-    vae = AutoencoderKLVidTwin.from_preset("tiny-test", heads="residual")
+    vae = AutoencoderKLVidTwin.from_preset("tiny-test", bottleneck="residual")
     transformer = VidTwinTransformer3DModel.from_preset("tiny-test", vae=vae, num_classes=8)
     names = dict(enumerate(MOTIONS))
     pipeline = VidTwinPipeline(vae, transformer, default_scheduler(), names)

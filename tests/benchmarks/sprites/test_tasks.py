@@ -14,7 +14,8 @@ from benchmarks.sprites.classifier import DrawnSprites
 from benchmarks.sprites.tasks import SpriteSampling, SpriteTasks, score_factors
 from pipelines import VidTwinPipeline, VidTwinTransformer3DModel, default_scheduler
 from pipelines.classes import superclass_name
-from pipelines.schedulers import noise_levels, normalize_latents
+from pipelines.latents import normalize_latents
+from pipelines.schedulers import noise_levels
 from vidgen.data.sprites import MOTIONS, subclass
 from vidgen.metrics.reconstruction import downsample_baseline, mean_color_baseline, psnr
 
@@ -193,7 +194,7 @@ def test_reconstruction_psnr_and_baselines(sprites):
 
 def tiny_pipeline(scheduler: SchedulerMixin) -> VidTwinPipeline:
     torch.manual_seed(0)
-    vae = AutoencoderKLVidTwin.from_preset("tiny-test", heads="residual").eval()
+    vae = AutoencoderKLVidTwin.from_preset("tiny-test", bottleneck="residual").eval()
     transformer = VidTwinTransformer3DModel.from_preset("tiny-test", vae=vae, num_classes=8)
     names = dict(zip(map(str, range(8)), reversed(MOTIONS), strict=True))
     return VidTwinPipeline(vae, transformer.eval(), scheduler, names)

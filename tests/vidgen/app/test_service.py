@@ -1,4 +1,4 @@
-"""What the page computes, without the page: who has the model when, and what is shown."""
+"""The service behind the page: the run queue, grids, seeds and classes."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from vidgen.app import service as studio
+from vidgen.app import service
 
 
-def test_a_run_waits_for_one_that_is_still_leaving():
-    turns, order = studio.Turns(), []
+def test_a_run_waits_for_a_cancelled_one_that_is_still_ending():
+    queue, order = service.RunQueue(), []
 
     def second() -> None:
-        with turns.take("second", "generate"):
+        with queue.start("second", "generate"):
             order.append("second")
 
     thread = threading.Thread(target=second)
-    with turns.take("first", "generate"):
+    with queue.start("first", "generate"):
         thread.start()
         thread.join(0.2)
         order.append("first")
     thread.join()
-    assert order == ["first", "second"] and not turns._runs
+    assert order == ["first", "second"] and not queue._runs
 
 
-def test_wide_videos_are_enlarged_as_far_as_a_video_can_be_wide():
+def test_wide_videos_are_enlarged_up_to_the_maximum_width():
     for height, width, factor in ((64, 64, 3), (64, 512, 2), (128, 1024, 1), (256, 2048, 1)):
-        shown = studio.grid([np.zeros((1, height, width, 3), np.uint8)] * 4, [""] * 4, 4)
-        assert shown.shape == (1, studio.CAPTION_HEIGHT + factor * height, factor * 4 * width, 3)
+        shown = service.make_grid([np.zeros((1, height, width, 3), np.uint8)] * 4, [""] * 4, 4)
+        assert shown.shape == (1, service.CAPTION_HEIGHT + factor * height, factor * 4 * width, 3)
 
 
-def test_every_class_begins_with_the_seed():
-    """And so makes the same, whatever else is asked for."""
+def test_every_class_starts_with_the_same_seed():
+    """The videos of a class do not depend on the other classes."""
     seeds = []
 
     class Model:
@@ -44,17 +44,17 @@ def test_every_class_begins_with_the_seed():
             seeds.extend(torch.rand((), generator=one).item() for one in generator)
             return SimpleNamespace(frames=torch.zeros(len(generator), 2, 3, 4, 4))
 
-    page = studio.Studio.__new__(studio.Studio)
+    page = service.InferenceService.__new__(service.InferenceService)
     page.pipeline = Model()
-    page._sample(None, None, 2, 4, 1.0, 7, class_labels=[0, 1])
+    page._sample(None, None, [0, 1], 2, 7)
     assert seeds[:2] == seeds[2:] and seeds[0] != seeds[1]
 
 
-def test_sub_classes_can_be_chosen_too():
+def test_subclasses_can_be_chosen():
     class Model:
         transformer = SimpleNamespace(config=SimpleNamespace(num_classes=4))
         labels, subclasses, class_ids = {"jump": 1}, {"jump/dog": 2}, [0, 1, 3]
 
-    page = studio.Studio.__new__(studio.Studio)
+    page = service.InferenceService.__new__(service.InferenceService)
     page.pipeline = Model()
     assert page.classes == [("0", 0), ("jump", 1), ("3", 3), ("jump/dog", 2)]

@@ -1,4 +1,4 @@
-"""What strangers upload: good files are read, others are refused in a sentence before they cost anything."""
+"""Upload validation: good files are read, others are refused with one sentence before they cost time or memory."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_video_is_read_within_the_limits(video, frames):
         assert reader.num_frames == 4
 
 
-def test_an_odd_size_is_made_even_as_browsers_want_it(tmp_path, frames):
+def test_odd_sizes_are_made_even_for_browsers(tmp_path, frames):
     with open_writer(tmp_path / "odd.mp4", fps=8, width=41, height=37) as writer:
         writer.write(frames[:, :37, :41])
     with open_video(tmp_path / "odd.mp4", LIMITS) as reader:
@@ -55,7 +55,7 @@ def test_an_odd_size_is_made_even_as_browsers_want_it(tmp_path, frames):
 
 
 @pytest.mark.parametrize("ending", ["mp4", "gif", "png", "m3u8"])
-def test_a_file_is_told_by_its_content(tmp_path, video, ending):
+def test_a_video_is_recognized_by_content(tmp_path, video, ending):
     path = tmp_path / f"named.{ending}"
     path.write_bytes(video.read_bytes())
     assert open_video(path, LIMITS).num_frames == 16
@@ -72,7 +72,7 @@ def test_a_file_is_told_by_its_content(tmp_path, video, ending):
     ids=["concat", "hls", "sdp", "dash"],
 )
 @pytest.mark.parametrize("ending", ["mp4", "m3u8", "ffconcat", "sdp", "mpd"])
-def test_what_makes_ffmpeg_open_other_files_is_refused(tmp_path, video, script, ending):
+def test_scripts_that_make_ffmpeg_open_other_files_are_refused(tmp_path, video, script, ending):
     (tmp_path / "good.mp4").write_bytes(video.read_bytes())
     script_file = tmp_path / f"script.{ending}"
     script_file.write_text(script)
@@ -80,13 +80,13 @@ def test_what_makes_ffmpeg_open_other_files_is_refused(tmp_path, video, script, 
 
 
 @pytest.mark.parametrize("content", [b"just text\n" * 100, bytes(5000), b"\x89PNG\r\n\x1a\n" + bytes(100)])
-def test_what_is_no_video_is_refused(tmp_path, content):
+def test_files_other_than_videos_are_refused(tmp_path, content):
     path = tmp_path / "bad.mp4"
     path.write_bytes(content)
     assert refused(path) == "it is not a whole mp4, mov, mkv, webm, avi or gif"
 
 
-def test_what_is_empty_cut_off_long_large_or_heavy_is_refused(tmp_path, video, frames):
+def test_empty_truncated_long_and_large_videos_are_refused(tmp_path, video, frames):
     empty, cut = tmp_path / "empty.mp4", tmp_path / "cut.mp4"
     empty.touch()
     assert refused(empty) == "the file is empty."
@@ -94,15 +94,15 @@ def test_what_is_empty_cut_off_long_large_or_heavy_is_refused(tmp_path, video, f
         cut.write_bytes(video.read_bytes()[: int(share * video.stat().st_size)])
         refused(cut)
     slow = write_video(tmp_path / "slow.mp4", frames, 4)
-    assert refused(slow) == "it lasts 4.0 s, and at most 3 s are taken."
+    assert refused(slow) == "it lasts 4.0 s; the maximum is 3 s."
     assert "it has 64 x 64 pixels" in refused(video, limits=UploadLimits(side=60))
     heavy = tmp_path / "heavy.mp4"
     heavy.write_bytes(bytes(1_200_000))
-    assert refused(heavy) == "it has 1 MB, and at most 1 MB are taken."
+    assert refused(heavy) == "it has 1 MB; the maximum is 1 MB."
 
 
 @pytest.mark.parametrize("turned", [False, True])
-def test_what_is_very_thin_is_refused(tmp_path, turned):
+def test_elongated_frames_are_refused(tmp_path, turned):
     for long, name in ((128, "long"), (136, "thin")):
         frame = np.zeros((long, 16, 3) if turned else (16, long, 3), np.uint8)
         write_video(tmp_path / f"{name}.mp4", frame[None], 1)
@@ -110,17 +110,17 @@ def test_what_is_very_thin_is_refused(tmp_path, turned):
     assert max(open_image(tmp_path / "long.png", LIMITS).size) == 128
     assert open_video(tmp_path / "long.mp4", LIMITS).num_frames == 1
     size = "16 x 136" if turned else "136 x 16"
-    expected = f"it has {size} pixels, and its longer side may be at most 8 times the shorter."
+    expected = f"it has {size} pixels; the longer side may be at most 8 times the shorter."
     assert refused(tmp_path / "thin.png", open_image) == refused(tmp_path / "thin.mp4") == expected
 
 
 @pytest.mark.parametrize("open_it", [open_image, open_video, open_image_or_video])
-def test_what_is_gone_is_to_be_uploaded_again(tmp_path, open_it):
-    assert refused(tmp_path / "gone", open_it) == "the file is no longer kept, and must be uploaded again."
+def test_expired_files_must_be_uploaded_again(tmp_path, open_it):
+    assert refused(tmp_path / "gone", open_it) == "the file has expired; upload it again."
 
 
 @pytest.mark.parametrize("name", ["photo.jfif", "photo.mp4", "photo"])
-def test_an_image_or_video_is_told_by_its_content(tmp_path, video, name):
+def test_an_image_or_video_is_recognized_by_content(tmp_path, video, name):
     path = tmp_path / name
     Image.new("RGB", (30, 20), "red").save(path, format="JPEG")
     assert open_image_or_video(path, LIMITS).size == (30, 20)
@@ -134,7 +134,7 @@ def test_an_image_or_video_is_told_by_its_content(tmp_path, video, name):
     )
 
 
-def test_absurd_sizes_are_refused_before_they_take_memory(tmp_path):
+def test_huge_sizes_are_refused_before_memory_is_allocated(tmp_path):
     gif = tmp_path / "absurd.gif"
     side = struct.pack("<HH", 65535, 65535)
     gif.write_bytes(b"GIF89a" + side + b"\x80\0\0" + bytes(6) + b"," + bytes(4) + side + b"\0\x02\x02L\x01\0;")
@@ -146,8 +146,8 @@ def test_absurd_sizes_are_refused_before_they_take_memory(tmp_path):
             file.write(struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT")))
     tracemalloc.start()
     try:
-        assert refused(large, open_image) == "it has 3000 x 3000 pixels, and at most 200 a side are taken."
-        assert "at most 200 pixels a side" in refused(absurd, open_image)
+        assert refused(large, open_image) == "it has 3000 x 3000 pixels; the maximum is 200 per side."
+        assert "the maximum of 200 pixels per side" in refused(absurd, open_image)
         refused(gif, open_image)
         refused(gif)
         assert tracemalloc.get_traced_memory()[1] < 10e6
@@ -164,7 +164,7 @@ def test_an_image_is_upright_and_without_transparency(tmp_path):
     assert open_image(tmp_path / "clear.png", LIMITS).mode == "RGB"
 
 
-def test_what_is_no_image_is_refused(tmp_path, video):
+def test_files_other_than_images_are_refused(tmp_path, video):
     Image.new("RGB", (64, 64), "red").save(tmp_path / "whole.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:60])
     (tmp_path / "drawing.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')

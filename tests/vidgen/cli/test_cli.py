@@ -9,23 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from command_line import fail
 from PIL import Image
 
 from autoencoder import AutoencoderKLVidTwin
 from vidgen.cli import build_parser, main
 
 
-def says(capsys, *words: str) -> str:
-    """The one sentence a wrong command ends with."""
-    with pytest.raises(SystemExit) as end:
-        main([*map(str, words)])
-    assert end.value.code == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("error: ")
-    return error
-
-
-def test_help_says_enough_to_work_from():
+def test_every_option_has_help():
     parser = build_parser()
     text = parser.format_help()
     commands = parser._subparsers._group_actions[0].choices
@@ -40,7 +31,7 @@ def test_help_says_enough_to_work_from():
             assert action.help, f"vidgen {name} {action.dest} has no help"
 
 
-def test_the_shells_view():
+def test_exit_code_and_light_import():
     result = subprocess.run([sys.executable, "-m", "vidgen", "info", "absent"], capture_output=True, text=True)
     assert result.returncode == 2
     assert result.stderr.strip().startswith("error: No VAE in absent") and "Traceback" not in result.stderr
@@ -49,8 +40,8 @@ def test_the_shells_view():
 
 
 @pytest.mark.parametrize("signal_name", ["SIGINT", "SIGTERM"])
-def test_an_interrupt_while_libraries_are_imported_ends_it_too(signal_name, tmp_path, monkeypatch):
-    """A module that swallows a KeyboardInterrupt, as some do, stands in the place of torch."""
+def test_an_interrupt_during_imports_ends_the_command(signal_name, tmp_path, monkeypatch):
+    """torch is replaced by a module that swallows a KeyboardInterrupt, as some libraries do."""
     (tmp_path / "torch.py").write_text(
         "import sys, time\n"
         "try:\n    print('importing', file=sys.stderr, flush=True)\n    time.sleep(20)\n"
@@ -70,7 +61,7 @@ def test_an_interrupt_while_libraries_are_imported_ends_it_too(signal_name, tmp_
     assert process.stderr.read() == "interrupted\n"
 
 
-# --- convert and info ------------------------------------------------------------------------------------------------
+# --- convert and info -----------------------------------------------------------------------------------------------
 
 
 def test_convert_and_info(tmp_path, capsys, golden):
@@ -83,11 +74,11 @@ def test_convert_and_info(tmp_path, capsys, golden):
     assert f"{vae.num_parameters():,}" in out and f"{vae.compression_rate:.4%}" in out and "GFLOP" in out
     assert json.loads(out[out.index("{") :])["num_attention_heads"] == 4
     main(["convert", str(golden), str(folder), "--attention-heads", "4", "--qformer-heads", "4"])  # replaces its own
-    assert "holds other things (vae)" in says(capsys, "convert", golden, tmp_path)
-    assert "at least 1" in says(capsys, "convert", golden, tmp_path / "new", "--attention-heads", "0")
-    assert "at least 1" in says(capsys, "convert", golden, tmp_path / "new", "--attention-heads", "-2")
+    assert "holds other things (vae)" in fail(capsys, "convert", golden, tmp_path)
+    assert "at least 1" in fail(capsys, "convert", golden, tmp_path / "new", "--attention-heads", "0")
+    assert "at least 1" in fail(capsys, "convert", golden, tmp_path / "new", "--attention-heads", "-2")
     (tmp_path / "evil.ckpt").write_bytes(b"cos\nsystem\n(S'touch " + str(tmp_path / "ran").encode() + b"'\ntR.")
-    assert "evil.ckpt" in says(capsys, "convert", tmp_path / "evil.ckpt", tmp_path / "new")
+    assert "evil.ckpt" in fail(capsys, "convert", tmp_path / "evil.ckpt", tmp_path / "new")
     assert not (tmp_path / "ran").exists() and not (tmp_path / "new").exists()
 
 
@@ -96,11 +87,11 @@ def golden() -> Path:
     return Path(__file__).parents[2] / "data" / "official_golden" / "mini_weights.safetensors"
 
 
-def test_convert_never_replaces_what_it_did_not_make(tmp_path, capsys, golden):
-    """A downloaded folder looks like a model's, and holds the checkpoint itself."""
+def test_convert_replaces_only_its_results(tmp_path, capsys, golden):
+    """A downloaded folder looks like a model's and holds the checkpoint."""
     for name, content in (("vidtwin.safetensors", golden.read_bytes()), ("config.json", b"{}"), ("notes.txt", b"x")):
         (tmp_path / name).write_bytes(content)
-    assert "holds other things" in says(capsys, "convert", tmp_path / "vidtwin.safetensors", tmp_path)
+    assert "holds other things" in fail(capsys, "convert", tmp_path / "vidtwin.safetensors", tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "notes.txt", "vidtwin.safetensors"]
 
 
@@ -109,7 +100,7 @@ def test_convert_never_replaces_what_it_did_not_make(tmp_path, capsys, golden):
 
 @pytest.fixture
 def videos(tmp_path) -> Path:
-    """Three sprites of two classes, and a text that calls itself a video."""
+    """Three sprites of two classes, and a text file with the suffix of a video."""
     from vidgen.data.sprites import write_sprites
 
     write_sprites(tmp_path / "all", 2, seed=0)
@@ -132,7 +123,7 @@ def test_sprites_are_written_by_seed(tmp_path, capsys):
     main(["sprites", str(tmp_path / "others"), "--clips-per-class", "1", "--seed", "4"])
     assert not few.items() & {p.name: p.read_bytes() for p in (tmp_path / "others").glob("*/*")}.items()
     capsys.readouterr()
-    assert "--clips-per-class must be 1 or more" in says(capsys, "sprites", tmp_path / "x", "--clips-per-class", "0")
+    assert "--clips-per-class must be 1 or more" in fail(capsys, "sprites", tmp_path / "x", "--clips-per-class", "0")
     assert not (tmp_path / "x").exists()
 
 
@@ -147,7 +138,7 @@ def test_data_check_lists_counts_and_draws(videos, tmp_path, capsys):
         assert picture.size == (1386, 319)
 
 
-def test_shards_hold_the_data_set(videos, tmp_path, capsys):
+def test_shards_hold_the_dataset(videos, tmp_path, capsys):
     from vidgen.data.listing import list_videos
 
     main(["shards", str(videos), str(tmp_path / "out"), "--max-count", "3"])
@@ -173,8 +164,8 @@ def test_shards_of_an_official_split(videos, tmp_path):
         assert [file.label for file in files] == labels and classes == ["spin", "orbit"]
 
 
-def test_wrong_data_sets_are_said(tmp_path, capsys):
-    assert "no dataset at" in says(capsys, "data", "check", tmp_path / "absent")
-    assert "must be positive" in says(capsys, "data", "check", tmp_path, "--jobs", "0")
+def test_wrong_datasets_are_refused(tmp_path, capsys):
+    assert "no dataset at" in fail(capsys, "data", "check", tmp_path / "absent")
+    assert "must be positive" in fail(capsys, "data", "check", tmp_path, "--jobs", "0")
     (tmp_path / "a.tar").write_bytes(b"x" * 2000)
-    assert "a.tar is not a whole, uncompressed tar file" in says(capsys, "shards", tmp_path, tmp_path / "out")
+    assert "a.tar is not a whole, uncompressed tar file" in fail(capsys, "shards", tmp_path, tmp_path / "out")

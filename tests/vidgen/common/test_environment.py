@@ -1,4 +1,4 @@
-"""What a run says about where it ran."""
+"""Software and hardware of a run; number of CPU threads."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""How a program ends."""
+"""Exit of a program."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def stopped() -> None:
 
 
 @pytest.mark.parametrize(("main", "code"), [(lambda: None, None), (stopped, 143)])
-def test_a_program_that_is_done_leaves_its_process_group(main, code, tmp_path):
+def test_a_finished_program_leaves_its_process_group(main, code, tmp_path):
     """Left to its destructor, Gloo's group now and then waits for ever for its own threads."""
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
@@ -27,7 +27,7 @@ def test_a_program_that_is_done_leaves_its_process_group(main, code, tmp_path):
     assert not dist.is_initialized()
 
 
-def test_a_mistake_on_one_process_waits_for_no_other(tmp_path, capsys):
+def test_an_error_on_one_process_does_not_wait_for_the_others(tmp_path, capsys):
     """The others may be in the middle of an exchange, so the group is not taken down."""
 
     def main() -> None:

@@ -1,4 +1,4 @@
-"""Options of every command line: home folders, and numbers that are not finite."""
+"""Checks of command-line options: home folders, and numbers that are not finite."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vidgen.common.errors import UserError
 from vidgen.common.options import check_options, expand_home
 
 
-def test_home_folders_are_expanded_wherever_a_path_may_stand(monkeypatch):
+def test_home_folders_are_expanded_in_every_kind_of_option(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     given = {"a": "~/x", "b": Path("~/y"), "c": ["u/~/z", "i3d=~/i3d.pt"], "d": ("~",), "e": 1, "f": None, "g": "a~/b"}
     assert check_options(given) == {

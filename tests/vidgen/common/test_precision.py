@@ -1,4 +1,4 @@
-"""The precision chosen for a device, the launcher's wish, the resumed run's, and what a slow choice prints."""
+"""Precision of a device, of the launcher and of a resumed run; the warning for a slow one."""
 
 import pytest
 import torch
@@ -61,20 +61,20 @@ def test_an_unknown_dtype_is_one_sentence():
 def test_a_resumed_run_keeps_its_precision(tmp_path, speedup):
     from vidgen.common.config import load_config
     from vidgen.training.config import VAETrainingConfig
-    from vidgen.training.trainer import _precision_of_resumed_run
+    from vidgen.training.resume import saved_mixed_precision
 
     def config(**settings):
         words = [f"{key}={value}" for key, value in settings.items()]
         return load_config(VAETrainingConfig, ["data.root=x", f"output_dir={tmp_path}", *words])
 
-    assert _precision_of_resumed_run(config(resume="latest")) is None  # nothing to resume yet
+    assert saved_mixed_precision(config(resume="latest")) is None  # nothing to resume yet
     checkpoint = tmp_path / "checkpoint-2"
     checkpoint.mkdir()
     OmegaConf.save({"train": {"mixed_precision": "bf16"}}, checkpoint / "config.yaml")
-    assert _precision_of_resumed_run(config(resume="latest")) == "bf16"
-    assert _precision_of_resumed_run(config(resume=checkpoint)) == "bf16"
+    assert saved_mixed_precision(config(resume="latest")) == "bf16"
+    assert saved_mixed_precision(config(resume=checkpoint)) == "bf16"
     OmegaConf.save({"train": {"mixed_precision": "auto"}}, checkpoint / "config.yaml")
-    assert _precision_of_resumed_run(config(resume="latest")) is None
+    assert saved_mixed_precision(config(resume="latest")) is None
     speedup(0.1)
     assert module.agree_on_mixed_precision("auto", "bf16").precision == "bf16"
     assert module.agree_on_mixed_precision("auto", None).precision == "no"

@@ -1,4 +1,4 @@
-"""Files of other people's weights."""
+"""Published files of weights."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_the_cache_is_torch_hubs(tmp_path, monkeypatch):
     assert WeightsFile("a.pt", "us", "https://a", 7, ()).cached == tmp_path / "checkpoints" / "a.pt"
 
 
-def test_a_file_is_told_by_address_size_and_hash():
+def test_a_file_is_described_by_url_size_and_hash():
     assert str(WeightsFile("a.pt", "us", "https://a", 7, ("ab", "cd"))) == "https://a (7 bytes, sha256 ab)"
     assert "sha256 not published" in str(WeightsFile("a.pt", "us", "https://a", None, ()))
     mirrored = WeightsFile("a.pt", "us", "https://a", None, (), mirrored=("ab",))

@@ -1,4 +1,4 @@
-"""What the data tests share: frames no two alike, a small set of sprites, the real clips."""
+"""Fixtures of the data tests: distinct frames, a small set of sprites, the real clips."""
 
 from __future__ import annotations
 
@@ -26,5 +26,5 @@ def clips(shared_data) -> Path:
 
 @pytest.fixture(scope="session")
 def frames() -> np.ndarray:
-    """48 frames, no two alike."""
+    """48 distinct frames."""
     return render_sprite(sample_factors(np.random.default_rng(0), "orbit", num_frames=48))

@@ -1,4 +1,4 @@
-"""Looking through a data set: everything is reported once, with the right kind, also what ends or stalls a process."""
+"""Checking a data set: every file is reported once, with the correct kind, even if it crashes or hangs the decoder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vidgen.data.check import VideoReport, check_videos, inspect_video, write_re
 LENGTH = dict(num_frames=8, fps=8)
 
 
-def test_every_kind(tmp_path, frames, sprites):
+def test_every_kind_of_report(tmp_path, frames, sprites):
     good = inspect_video(shutil.copy(next(sprites.rglob("*.mp4")), tmp_path / "good.mp4"), **LENGTH)
     assert (good.kind, good.reason, good.width, good.num_frames, good.codec) == ("good", "", 64, 16, "h264")
     assert good.duration == pytest.approx(2) and good.fps == pytest.approx(8)
@@ -43,31 +43,31 @@ def test_every_kind(tmp_path, frames, sprites):
     assert kind_of(tmp_path / "f.mp4")[0] == "unreadable"
     middle = whole.index(b"mdat") + 3000
     (tmp_path / "g.mp4").write_bytes(whole[:middle] + bytes(300) + whole[middle + 300 :])
-    kind, reason = kind_of(tmp_path / "g.mp4")  # the index is sound: only decoding tells
+    kind, reason = kind_of(tmp_path / "g.mp4")  # the index is intact: only decoding reveals it
     assert kind == "unreadable" and reason.startswith("frame ")
     kinds = []
-    for place in range(middle, len(whole) - 2000, len(whole) // 12):  # many of these the decoder conceals
+    for place in range(middle, len(whole) - 2000, len(whole) // 12):  # the decoder conceals many of these
         flipped = bytes(b ^ 16 for b in whole[place : place + 40])
         (tmp_path / "h.mp4").write_bytes(whole[:place] + flipped + whole[place + 40 :])
         kinds.append(kind_of(tmp_path / "h.mp4")[0])
-    assert kinds.count("unreadable") >= len(kinds) - 1  # now and then wrong bits make a picture, too
+    assert kinds.count("unreadable") >= len(kinds) - 1  # occasionally flipped bits give a valid picture
 
 
-def rude(path: str, **how: float) -> VideoReport:
-    """Does to its process what a decoder may do."""
+def inspect_badly(path: str, **settings: float) -> VideoReport:
+    """Crash or hang, as a decoder may."""
     if "segv" in path:
         os.kill(os.getpid(), signal.SIGSEGV)
     if "exit" in path:
         os._exit(3)
     if "hang" in path:
         time.sleep(1000)
-    return VideoReport(path, width=int(how["num_frames"]))
+    return VideoReport(path, width=int(settings["num_frames"]))
 
 
-def test_crashes_and_hangs_take_nothing_else_down():
+def test_crashes_and_hangs_end_only_their_process():
     paths = ["a", "segv", "b", "hang", "exit", "c", "segv 2", "d"]
     began = time.monotonic()
-    reports = list(check_videos(paths, jobs=2, timeout=1, inspect=rude, num_frames=5))
+    reports = list(check_videos(paths, jobs=2, timeout=1, inspect=inspect_badly, num_frames=5))
     assert sorted(report.path for report in reports) == sorted(paths)
     reasons = {report.path: report.reason for report in reports if report.kind == "unreadable"}
     assert reasons == {
@@ -80,14 +80,14 @@ def test_crashes_and_hangs_take_nothing_else_down():
     assert all(report.width == 5 for report in reports if report.kind == "good")
 
 
-def test_a_scan_can_be_left_early(sprites):
+def test_check_can_be_stopped_early(sprites):
     scan = check_videos(sorted(sprites.rglob("*.mp4")), jobs=1, timeout=30)
     assert next(scan).kind == "good"
     scan.close()
     assert list(check_videos([])) == []
 
 
-def test_the_list_leaves_good_ones_out(tmp_path):
+def test_written_reports_omit_good_videos(tmp_path):
     reports = [VideoReport("b", "odd", "x"), VideoReport("c"), VideoReport("a", "short", "y", width=3)]
     lines = write_reports(tmp_path / "new" / "bad.jsonl", reports).read_text().splitlines()
     assert len(lines) == 2 and lines[0].startswith('{"path": "a", "kind": "short", "reason": "y", "width": 3')

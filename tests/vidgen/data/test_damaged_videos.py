@@ -1,4 +1,4 @@
-"""Damaged files among good ones: every good clip is seen, every bad file is listed, and nothing crashes or hangs.
+"""Damaged files among good ones: every good clip is read, every bad file is listed, and nothing crashes or hangs.
 
 The full count, 200 bad among 50 good, is marked slow: `pytest -m slow tests/vidgen/data/test_damaged_videos.py`.
 """
@@ -42,8 +42,8 @@ def sources(sprites, frames, tmp_path_factory, request) -> list[Path]:
     return [*sorted(sprites.rglob("*.mp4"))[::2], *made, *sorted(real.rglob("v_*.avi")), *real.rglob("realshort.mp4")]
 
 
-def mixture(folder: Path, sources: list[Path], good: int, bad: int) -> dict[Path, Path]:
-    """Good and damaged files, taking turns at random; gives the source of each."""
+def write_mixture(folder: Path, sources: list[Path], good: int, bad: int) -> dict[Path, Path]:
+    """Write good and damaged files in random order; returns the source of each."""
     rng = np.random.default_rng(good)
     kinds = rng.permutation(["good"] * good + [MUTATIONS[i % len(MUTATIONS)] for i in range(bad)]).tolist()
     origin = {}
@@ -62,10 +62,10 @@ def mixture(folder: Path, sources: list[Path], good: int, bad: int) -> dict[Path
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(("good", "bad"), [(10, 40), pytest.param(50, 200, marks=pytest.mark.slow)])
 def test_an_epoch_over_damaged_files(tmp_path, sources, good, bad, workers):
-    origin = mixture(tmp_path, sources, good, bad)
+    origin = write_mixture(tmp_path, sources, good, bad)
     data = ClipDataset(tmp_path, **SHAPE, train=False)
-    sound = ClipDataset(tmp_path, **SHAPE, train=False)  # what each file would give if it were whole
-    sound.files = [file._replace(path=origin[file.path]) for file in data.files]
+    intact = ClipDataset(tmp_path, **SHAPE, train=False)  # the clip of each file without damage
+    intact.files = [file._replace(path=origin[file.path]) for file in data.files]
     loader = DataLoader(
         data,
         batch_size=5,
@@ -92,21 +92,21 @@ def test_an_epoch_over_damaged_files(tmp_path, sources, good, bad, workers):
         file = data.files[index].path
         if file in listed:
             assert Path(path) != file and data.files[index].path.name != Path(path).name
-        else:  # it gave its own clip, and exactly the one of the undamaged file
+        else:  # its clip equals that of the undamaged file
             assert path == str(file)
-            assert torch.equal(videos[index], sound[index]["video"]), file.name
+            assert torch.equal(videos[index], intact[index]["video"]), file.name
             harmless += "good" not in file.name
-    assert harmless <= bad / 6  # damage that lies outside the clip asked for
+    assert harmless <= bad / 6  # damage outside the requested clip
     assert memory[-1] - memory[0] < 50e6, memory
 
 
 def memory_of_all(workers: int) -> int:
-    """Bytes held by this process, or by those it started."""
+    """The memory in bytes of this process, or of its children."""
     me = psutil.Process(os.getpid())
     return sum(p.memory_info().rss for p in me.children()) if workers else me.memory_info().rss
 
 
-def test_damage_before_a_clip_is_told_where_the_clip_is_built_on_it(tmp_path, frames):
+def test_damage_before_a_clip_is_reported_if_the_clip_depends_on_it(tmp_path, frames):
     path = encode(tmp_path / "a.mp4", frames, options={"g": "24", "bf": "0"})
     right = read_clip(path, start=26 / 25, fps=25, num_frames=4)
     with av.open(str(path)) as container:
@@ -116,6 +116,6 @@ def test_damage_before_a_clip_is_told_where_the_clip_is_built_on_it(tmp_path, fr
     content[position + size // 2 : position + size] = bytes(size - size // 2)
     path.write_bytes(content)
     with pytest.raises(VideoError, match=r"decoded|damaged"):
-        read_clip(path, start=10 / 25, fps=25, num_frames=4)  # frames 10 to 13 are built on frame 4
-    assert torch.equal(read_clip(path, start=26 / 25, fps=25, num_frames=4), right)  # these are not
+        read_clip(path, start=10 / 25, fps=25, num_frames=4)  # frames 10 to 13 depend on frame 4
+    assert torch.equal(read_clip(path, start=26 / 25, fps=25, num_frames=4), right)  # these do not
     assert torch.equal(read_clip(path, start=0, fps=25, num_frames=4), read_clip(path, fps=25, num_frames=4))

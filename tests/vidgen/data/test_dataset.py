@@ -1,4 +1,4 @@
-"""Datasets: what is listed, what is held out, what a sample holds, and what happens to videos that are no use."""
+"""Datasets: listing, validation splits, samples, and unusable videos."""
 
 from __future__ import annotations
 
@@ -15,16 +15,11 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from vidgen.data import dataset as module
-from vidgen.data.dataset import (
-    BadVideos,
-    ClipDataset,
-    clip_to_frames,
-    collate_clips,
-    frames_to_clip,
-    list_videos,
-    split_validation,
-)
+from vidgen.data.dataset import BadVideos, ClipDataset, collate_clips
+from vidgen.data.listing import list_videos
+from vidgen.data.splits import split_validation
 from vidgen.data.sprites import MOTIONS
+from vidgen.data.transforms import clip_to_frames, frames_to_clip
 from vidgen.data.types import VideoFile
 from vidgen.data.video import VideoError, read_clip, write_video
 
@@ -59,7 +54,7 @@ def same(a: dict, b: dict) -> bool:
     )
 
 
-# --- listing --------------------------------------------------------------------------------------------------------
+# --- listing ---------------------------------------------------------------------------------------------------------
 
 
 def test_real_clips_are_labeled_by_the_folder_that_holds_them(clips):
@@ -73,7 +68,7 @@ def test_real_clips_are_labeled_by_the_folder_that_holds_them(clips):
     assert classes == [] and len(files) == 11 and {file.label for file in files} == {None}
 
 
-def test_folders(tmp_path):
+def test_folders_are_classes(tmp_path):
     root = touch(
         tmp_path, "train/b/1.mp4", "train/a/2.AVI", "test/b/3.webm", "a/.hidden.mp4", ".git/x.mp4", "a/notes.txt"
     )
@@ -81,7 +76,7 @@ def test_folders(tmp_path):
     assert classes == ["a", "b"]
     assert [(str(f.path.relative_to(root)), f.label) for f in files] == [
         ("test/b/3.webm", 1), ("train/a/2.AVI", 0), ("train/b/1.mp4", 1)]  # fmt: skip
-    touch(root, "0.mkv")  # a video at the top has no class; the others keep theirs
+    touch(root, "0.mkv")  # a video in the root has no class; the others keep their classes
     files, classes = list_videos(root)
     assert classes == ["a", "b"] and [f.label for f in files] == [None, 1, 0, 1]
 
@@ -95,7 +90,7 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
     assert classes == ["a", "b"] and len(files) == 2
 
 
-def test_csv(tmp_path, sprites):
+def test_csv_lists_paths_and_classes(tmp_path, sprites):
     table = tmp_path / "lists" / "train.csv"
     touch(tmp_path, "lists/x")
     absolute = next(sprites.rglob("*.mp4"))
@@ -120,7 +115,7 @@ def test_csv(tmp_path, sprites):
         (lambda root: _write(root / "c.csv", b"\xff\xfe\x00path"), "c.csv is not a CSV file"),
     ],
 )
-def test_what_is_no_dataset_is_said_in_one_sentence(tmp_path, make, message):
+def test_invalid_dataset_raises_one_sentence(tmp_path, make, message):
     with pytest.raises(ValueError, match=message) as caught:
         ClipDataset(make(tmp_path), **SHAPE)
     assert "\n" not in str(caught.value)
@@ -131,7 +126,7 @@ def _write(path: Path, content: bytes) -> Path:
     return path
 
 
-# --- holding out ----------------------------------------------------------------------------------------------------
+# --- splits ----------------------------------------------------------------------------------------------------------
 
 
 @given(
@@ -140,7 +135,7 @@ def _write(path: Path, content: bytes) -> Path:
     seed=st.integers(0, 99),
 )
 @settings(max_examples=80, deadline=None)
-def test_split_keeps_every_file_once_and_every_class_where_it_can(labels, share, seed):
+def test_split_keeps_every_file_once_and_every_class_if_possible(labels, share, seed):
     files = [VideoFile(Path(f"{number}.mp4"), label) for number, label in enumerate(labels)]
     num_validation = int(share * len(files))
     train, validation = split_validation(files, num_validation, seed)
@@ -156,7 +151,7 @@ def test_split_keeps_every_file_once_and_every_class_where_it_can(labels, share,
         assert all(sizes[label] > held[label] for label in sizes)
 
 
-def test_split_never_shares_a_file_and_leaves_some_to_train_on():
+def test_split_shares_no_file_and_leaves_some_for_training():
     files = [VideoFile(Path(f"{n % 5}.mp4"), None) for n in range(10)]  # each listed twice
     train, validation = split_validation(files, 2, seed=0)
     assert len(train) == 6 and len(validation) == 4
@@ -166,10 +161,10 @@ def test_split_never_shares_a_file_and_leaves_some_to_train_on():
         split_validation(files, 5, seed=0)
 
 
-# --- samples --------------------------------------------------------------------------------------------------------
+# --- samples ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_sample(sprites):
+def test_sample_fields(sprites):
     clips = ClipDataset(sprites, **SHAPE)
     assert len(clips) == 16 and clips.classes == sorted(MOTIONS)
     assert clips.id2label == dict(enumerate(sorted(MOTIONS)))
@@ -183,13 +178,13 @@ def test_a_sample(sprites):
             clips[index]
 
 
-def test_an_untouched_clip_is_the_file_itself(sprites):
+def test_clip_of_full_size_equals_the_file(sprites):
     sample = ClipDataset(sprites, 16, 8, 64, train=False)[3]
     assert torch.equal(clip_to_frames(sample["video"]), read_clip(sample["path"], fps=8, num_frames=16))
 
 
 @pytest.mark.parametrize("resolution", [48, (32, 64), (64, 32)])
-def test_real_clips_of_all_sizes_become_one(clips, resolution):
+def test_real_clips_of_all_sizes_are_batched(clips, resolution):
     data = ClipDataset(clips, 4, 6, resolution, train=False)
     batch = collate_clips([data[i] for i in range(0, len(data), 3)])
     height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
@@ -197,11 +192,11 @@ def test_real_clips_of_all_sizes_become_one(clips, resolution):
     assert (batch["video"].flatten(1).std(1) > 0.02).all()
 
 
-def test_resizing_keeps_proportions_and_cuts_the_middle(tmp_path):
+def test_resizing_keeps_proportions_and_crops_the_center(tmp_path):
     frames = np.zeros((8, 64, 128, 3), np.uint8)
     frames[:, :, 32:96] = 255  # the middle square
     write_video(tmp_path / "wide.mp4", frames, 8)
-    assert ClipDataset(tmp_path, **SHAPE, train=False)[0]["video"].min() > 0.5  # its edges take in a little black
+    assert ClipDataset(tmp_path, **SHAPE, train=False)[0]["video"].min() > 0.5  # its edges include a little black
     both = ClipDataset(tmp_path, 8, 8, (32, 64), train=False)[0]["video"]
     assert both[..., :14].max() < -0.9 < 0.9 < both[..., 18:46].min()
 
@@ -213,14 +208,14 @@ def test_resizing_is_antialiased(tmp_path):
     assert video[..., 1:-1, 1:-1].abs().max() < 0.3  # gray: neither black nor white
 
 
-def test_training_draws_from_seed_epoch_and_index_alone(clips):
+def test_training_clips_depend_on_seed_epoch_and_index_only(clips):
     def videos(seed=0, epoch=0, order=(0, 1), **how) -> list[dict]:
         data = ClipDataset(clips / "ucf101", **SHAPE, seed=seed, **how)
         drawn = {index: data[epoch, index] for index in order}
         return [drawn[0], drawn[1]]
 
     first = videos()
-    assert same(first[1], ClipDataset(clips / "ucf101", **SHAPE)[1])  # epoch 0 where none is named
+    assert same(first[1], ClipDataset(clips / "ucf101", **SHAPE)[1])  # epoch 0 by default
     assert all(map(same, first, videos(order=(1, 0, 1))))
     assert not any(map(same, first, videos(epoch=1)))
     assert not any(map(same, first, videos(seed=1)))
@@ -229,7 +224,7 @@ def test_training_draws_from_seed_epoch_and_index_alone(clips):
     assert all(map(same, middle, videos(train=False, epoch=7, seed=3)))
 
 
-def test_flip_mirrors_about_half_and_only_in_training(sprites):
+def test_flip_applies_to_about_half_and_only_in_training(sprites):
     plain, flipped = (ClipDataset(sprites, 8, 8, 64, flip=flip) for flip in (False, True))
     mirrored = 0
     for index in range(16):
@@ -241,7 +236,7 @@ def test_flip_mirrors_about_half_and_only_in_training(sprites):
     assert all(same(still[0][index], still[1][index]) for index in range(8))
 
 
-def test_several_clips_of_a_video(clips):
+def test_several_clips_per_video(clips):
     data = ClipDataset(clips / "ucf101", **SHAPE, train=False, clips_per_video=3)
     starts = {index: data[index]["start"] for index in range(len(data))}
     assert len(data) == 6 and starts[0] < starts[2] < starts[4] and data[2]["path"] == data[0]["path"]
@@ -249,7 +244,7 @@ def test_several_clips_of_a_video(clips):
     assert len(centered) == 2 and centered[1]["start"] == starts[3] and centered.classes == data.classes
 
 
-def test_workers_give_the_samples_one_process_gives(broken):
+def test_workers_give_the_samples_of_one_process(broken):
     def batches(**how) -> list[dict]:
         data = ClipDataset(broken, **SHAPE, seed=5)
         sampler = [(epoch, index) for epoch in range(2) for index in range(len(data))]
@@ -262,10 +257,10 @@ def test_workers_give_the_samples_one_process_gives(broken):
     assert not torch.equal(alone[0]["video"], alone[3]["video"])  # the epoch reached the workers
 
 
-# --- videos that are no use -----------------------------------------------------------------------------------------
+# --- unusable videos -------------------------------------------------------------------------------------------------
 
 
-def test_bad_videos_are_stood_in_for_and_named(broken):
+def test_bad_videos_are_replaced_and_reported(broken):
     data = ClipDataset(broken, **SHAPE)
     samples = [data[i] for i in range(len(data))]
     assert [Path(s["path"]).stem for s in samples] == list("bbddffhhjj")
@@ -283,23 +278,23 @@ def test_bad_videos_are_stood_in_for_and_named(broken):
     assert reasons["e"].startswith("cut off: ") and "decoded" in reasons["g"]
     assert reasons["i"] == "too short: it lasts 0.50 s, 8 frames at 8 fps need more than 0.88 s"
     found = {Path(path).stem for path, _ in data.check()}
-    assert found == set("acei")  # the damage inside g only shows when decoding it
+    assert found == set("acei")  # decoding reveals the damage inside g
 
 
-def test_the_last_video_is_stood_in_for_by_the_first(broken):
+def test_last_video_is_replaced_by_the_first(broken):
     (broken / "k.mp4").write_bytes(b"")
     sample = ClipDataset(broken, **SHAPE)[10]
     assert Path(sample["path"]).stem == "b"
     assert [Path(path).stem for path, _ in sample["skipped"]] == ["k", "a"]
 
 
-def test_a_video_that_vanishes_is_no_crash(broken):
+def test_deleted_video_is_skipped(broken):
     data = ClipDataset(broken, **SHAPE)
     (broken / "b.mp4").unlink()
     assert data[1]["skipped"][0] == (str(broken / "b.mp4"), "no such file")
 
 
-def test_nothing_readable(tmp_path):
+def test_no_readable_video_raises(tmp_path):
     touch(tmp_path, "a.mp4", "b.mp4")
     with pytest.raises(VideoError, match=f"^no readable video under {tmp_path}: {tmp_path}/a.mp4: the file is empty"):
         ClipDataset(tmp_path, **SHAPE)
@@ -307,7 +302,7 @@ def test_nothing_readable(tmp_path):
         ClipDataset([], **SHAPE)
 
 
-def test_nothing_decodable_is_found_while_reading(broken):
+def test_no_decodable_video_raises_while_reading(broken):
     for path in broken.iterdir():
         if path.stem != "g":
             path.unlink()
@@ -324,7 +319,7 @@ def test_construction_does_not_open_every_file(sprites, monkeypatch):
     assert len(opened) == 1
 
 
-def test_bad_videos_are_listed_once_also_after_a_restart(tmp_path):
+def test_bad_videos_are_listed_once_even_after_a_restart(tmp_path):
     file = tmp_path / "run" / "bad_videos.jsonl"
     record = BadVideos(file)
     assert record.count == 0 and not file.exists()
@@ -337,7 +332,7 @@ def test_bad_videos_are_listed_once_also_after_a_restart(tmp_path):
     assert entries[0] == {"path": "a.mp4", "reason": "the file is empty"}
 
 
-# --- pixels and the package -----------------------------------------------------------------------------------------
+# --- transforms ------------------------------------------------------------------------------------------------------
 
 
 def test_frames_and_clips_are_inverse():

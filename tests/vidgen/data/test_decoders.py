@@ -1,4 +1,4 @@
-"""Other decoders than PyAV give its frames, or leave the file to it and say why."""
+"""decord and torchcodec give the frames of PyAV; PyAV reads all other files, with a reason."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def decoder(request) -> str:
 
 
 @pytest.fixture(autouse=True)
-def _examine_anew():
+def _clear_cache():
     decoders._examine.cache_clear()
 
 
@@ -35,7 +35,7 @@ def put(folder, frames, name, codec="libx264", **options):
 
 
 @pytest.mark.parametrize("name", ["plain.mp4", "b_frames.mp4", "a.mkv", "mpeg4.mp4"])
-def test_sound_files_give_pyavs_frames(decoder, name, frames, tmp_path):
+def test_intact_files_give_the_frames_of_pyav(decoder, name, frames, tmp_path):
     options = {"b_frames.mp4": {"g": "12", "bf": "3"}}.get(name, {"g": "12", "bf": "0"})
     path = put(tmp_path, frames, name, "mpeg4" if name == "mpeg4.mp4" else "libx264", options=options)
     for settings in (CLIP, dict(start=0.0, fps=60, num_frames=8), dict(start=0.5, fps=3, num_frames=2)):
@@ -46,14 +46,14 @@ def test_sound_files_give_pyavs_frames(decoder, name, frames, tmp_path):
         assert (clip.int() - expected.int()).abs().max() <= TOLERANCE
 
 
-def test_a_name_with_a_colon_is_a_file(decoder, frames, tmp_path, monkeypatch):
+def test_name_with_a_colon_is_a_file(decoder, frames, tmp_path, monkeypatch):
     put(tmp_path, frames, "plain.mp4").rename(tmp_path / "12:30.mp4")
     monkeypatch.chdir(tmp_path)
     _, reason = ClipReader(decoder).read("12:30.mp4", **CLIP)
     assert reason is None
 
 
-def test_what_is_odd_goes_to_pyav_with_the_reason(decoder, frames, tmp_path):
+def test_odd_files_are_read_by_pyav_with_the_reason(decoder, frames, tmp_path):
     times = np.cumsum([0] + [40] * (len(frames) // 2) + [120] * (len(frames) // 2))[: len(frames)]
     odd = {
         "it is stored rotated": put(tmp_path, frames, "rotated.mp4", rotation=90),
@@ -65,9 +65,9 @@ def test_what_is_odd_goes_to_pyav_with_the_reason(decoder, frames, tmp_path):
         assert torch.equal(clip, read_clip(path, **CLIP))
 
 
-def test_damage_is_never_handed_out(decoder, frames, tmp_path):
-    """decord and torchcodec return pictures for these bits, without a word."""
-    content = bytearray(put(tmp_path, frames, "sound.mp4", options={"g": "12"}).read_bytes())
+def test_damaged_frames_are_never_returned(decoder, frames, tmp_path):
+    """decord and torchcodec return pictures for these bits without an error."""
+    content = bytearray(put(tmp_path, frames, "intact.mp4", options={"g": "12"}).read_bytes())
     start = content.find(b"mdat") + 200
     content[start + 2000 : start + 2300] = bytes(300)
     path = tmp_path / "damaged.mp4"
@@ -83,20 +83,20 @@ def test_damage_is_never_handed_out(decoder, frames, tmp_path):
         assert torch.equal(clip, expected) and reason
 
 
-def test_a_decoder_that_returns_another_frame_is_not_trusted(decoder, frames, tmp_path, monkeypatch):
+def test_decoder_that_returns_another_frame_is_not_used(decoder, frames, tmp_path, monkeypatch):
     path = put(tmp_path, frames, "a.mp4", options={"g": "12"})
-    decode = decoders._decode_by(decoder)
+    decode = decoders._decode_numbers
 
-    def shift(path, numbers):  # one keyframe interval is answered from the frame before
-        return decode(path, [number - (12 <= number < 24) for number in numbers])
+    def shift(decoder, path, numbers):  # return the frame before, in one keyframe interval
+        return decode(decoder, path, [number - (12 <= number < 24) for number in numbers])
 
-    monkeypatch.setattr(decoders, "_decode_by", lambda name: shift)
+    monkeypatch.setattr(decoders, "_decode_numbers", shift)
     clip, reason = ClipReader(decoder).read(path, **CLIP)
     assert reason == f"{decoder} returns other frames than PyAV"
     assert torch.equal(clip, read_clip(path, **CLIP))
 
 
-def test_a_file_that_changes_is_examined_again(frames, tmp_path, monkeypatch):
+def test_changed_file_is_examined_again(frames, tmp_path, monkeypatch):
     examined = []
     monkeypatch.setattr(decoders, "check_package", lambda name: None)
     monkeypatch.setattr(decoders, "_examine", lambda *key: examined.append(key) or "no")
@@ -108,11 +108,11 @@ def test_a_file_that_changes_is_examined_again(frames, tmp_path, monkeypatch):
     assert examined[0] != examined[1]
 
 
-def test_the_data_set_reports_what_pyav_read(frames, tmp_path, monkeypatch):
+def test_dataset_reports_files_read_by_pyav(frames, tmp_path, monkeypatch):
     monkeypatch.setattr(decoders, "check_package", lambda name: None)
     monkeypatch.setattr(decoders, "find_obstacle", lambda path, decoder: "it is odd" if "b.mp4" in str(path) else None)
     monkeypatch.setattr(
-        decoders, "_decode_by", lambda name: lambda path, numbers: np.zeros((len(numbers), 48, 64, 3), "u1")
+        decoders, "_decode_numbers", lambda decoder, path, numbers: np.zeros((len(numbers), 48, 64, 3), "u1")
     )
     for name in ("a.mp4", "b.mp4"):
         put(tmp_path, frames, name)
@@ -126,7 +126,7 @@ def test_the_data_set_reports_what_pyav_read(frames, tmp_path, monkeypatch):
     assert describe_fallbacks("pyav", [], 2) is None
 
 
-def test_an_unknown_or_missing_decoder_is_one_sentence(monkeypatch):
+def test_unknown_or_missing_decoder_raises_one_sentence(monkeypatch):
     with pytest.raises(UserError, match=r"data\.decoder must be one of pyav, decord, torchcodec, not 'opencv'"):
         ClipReader("opencv")
 

@@ -1,4 +1,4 @@
-"""The latent cache: the encoder's latents, once each, the same on any number of processes and after a kill."""
+"""The latent cache: the latents of the encoder, identical for any number of processes and after interruptions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from vidgen.common.errors import UserError
 from vidgen.common.loading import load_vae
 from vidgen.data import latent_cache
 from vidgen.data.dataset import ClipDataset
-from vidgen.data.latent_cache import INDEX, LatentCache, prepare_cache, statistics_of, stream_sums
+from vidgen.data.latent_cache import INDEX, LatentCache, prepare_cache
+from vidgen.data.latent_encoding import compute_statistics, sum_streams
 from vidgen.data.sprites import write_sprites
 from vidgen.training.config import DiTTrainingConfig
 
@@ -39,7 +40,7 @@ def _one_thread():
 
 @pytest.fixture(scope="module")
 def vae_folder(tmp_path_factory) -> Path:
-    """A tiny autoencoder with random weights and no statistics, as a converted official one comes."""
+    """A tiny autoencoder with random weights and no statistics, like a converted official one."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("vae")
     AutoencoderKLVidTwin.from_preset("tiny-test", sample_size=32, num_frames=4).save_pretrained(folder)
@@ -55,7 +56,7 @@ def videos(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def data(videos, tmp_path) -> Path:
-    """The same, to be changed."""
+    """A copy that a test may change."""
     shutil.copytree(videos, tmp_path / "data")
     return tmp_path / "data"
 
@@ -70,7 +71,7 @@ def settings(vae: Path, data: Path, folder: Path, *overrides: str) -> list[str]:
 
 @pytest.fixture
 def prepare(vae_folder, videos, tmp_path):
-    """Make or read a cache in this process, as a training does."""
+    """Make or read a cache in this process, as training does."""
 
     def make(*overrides: str, vae: Path = vae_folder, data: Path = videos, name: str = "cache") -> LatentCache:
         config = load_config(DiTTrainingConfig, settings(vae, data, tmp_path / name, *overrides))
@@ -90,16 +91,16 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def test_the_summary_of_the_data_set_is_printed(prepare, videos, capsys):
+def test_summary_of_the_data_set_is_printed(prepare, videos, capsys):
     prepare()
     assert capsys.readouterr().out.startswith(f"{videos}: {CLIPS} videos, 8 classes (bounce, orbit, ")
 
 
-# --- what it holds --------------------------------------------------------------------------------------------------
+# --- content ---------------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def test_latents_are_the_encoders_in_the_order_of_the_data(prepare, vae_folder, videos):
+def test_latents_are_those_of_the_encoder_in_data_order(prepare, vae_folder, videos):
     cache, vae = prepare("latents.sample=true"), load_vae(str(vae_folder))
     clips = ClipDataset(videos, num_frames=4, fps=4, resolution=32, train=False)
     assert len(cache) == len(clips) == CLIPS
@@ -115,11 +116,11 @@ def test_latents_are_the_encoders_in_the_order_of_the_data(prepare, vae_folder, 
         cache[CLIPS]
 
 
-def test_without_sampling_the_log_variance_is_not_read(prepare):
+def test_log_variance_is_not_read_without_sampling(prepare):
     assert set(prepare()[0]) == {"mean", "label", "index"}
 
 
-def test_statistics_over_all_shards_are_those_of_all_means_at_once(prepare, vae_folder):
+def test_statistics_of_all_shards_equal_those_of_all_means(prepare, vae_folder):
     cache, vae = prepare(), load_vae(str(vae_folder))
     latents = vae.unpack(torch.stack([cache[i]["mean"] for i in range(CLIPS)]))
     for at, stream in enumerate((latents.structure.double(), latents.dynamics.double())):
@@ -130,14 +131,15 @@ def test_statistics_over_all_shards_are_those_of_all_means_at_once(prepare, vae_
 def test_statistics_of_unequal_parts_and_of_an_empty_stream(vae_folder):
     vae = load_vae(str(vae_folder))
     means = 3 + torch.randn(7, vae.latent_size)
-    whole = statistics_of([stream_sums(means, vae)])
-    for a, b in zip(whole, statistics_of([stream_sums(means[:1], vae), stream_sums(means[1:], vae)]), strict=True):
+    whole = compute_statistics([sum_streams(means, vae)])
+    parts = compute_statistics([sum_streams(means[:1], vae), sum_streams(means[1:], vae)])
+    for a, b in zip(whole, parts, strict=True):
         assert a == pytest.approx(b, rel=1e-12)
-    assert statistics_of([[[0, 0.0, 0.0], [4, 8.0, 20.0]]]) == ([0.0, 2.0], [1.0, 1.0])
+    assert compute_statistics([[[0, 0.0, 0.0], [4, 8.0, 20.0]]]) == ([0.0, 2.0], [1.0, 1.0])
 
 
 @torch.no_grad()
-def test_flips_stand_beside_their_clips(prepare, vae_folder, videos):
+def test_flipped_clips_follow_their_clips(prepare, vae_folder, videos):
     cache, vae = prepare("latents.flips=true"), load_vae(str(vae_folder))
     clips = ClipDataset(videos, num_frames=4, fps=4, resolution=32, train=False)
     assert len(cache) == 2 * CLIPS
@@ -150,17 +152,17 @@ def test_flips_stand_beside_their_clips(prepare, vae_folder, videos):
             assert cache.describe(2 * i + at).endswith(", mirrored") == bool(at)
 
 
-def test_several_crops_are_different_clips_of_the_same_video_drawn_by_seed(prepare):
+def test_crops_are_different_clips_of_a_video_drawn_by_seed(prepare):
     cache = prepare("latents.crops=2", "data.clips_per_video=2")
     assert len(cache) == 4 * CLIPS
     assert {cache.describe(i).split(" from ")[0] for i in range(1, 4 * CLIPS, CLIPS)} == {"bounce/bounce_0001.mp4"}
     moving = [cache[i]["mean"] for i in range(len(cache)) if cache.classes[cache[i]["label"]] != "still"]
-    assert len(torch.stack(moving).unique(dim=0)) > 0.8 * len(moving)  # two draws may fall on the same frames
+    assert len(torch.stack(moving).unique(dim=0)) > 0.8 * len(moving)  # two random clips may have the same frames
     other = prepare("latents.crops=2", "data.clips_per_video=2", "seed=1", name="other")
     assert not torch.equal(other[0]["mean"], cache[0]["mean"])
 
 
-def test_each_readable_clip_stands_once_and_the_others_are_listed(prepare, data):
+def test_readable_clips_are_cached_once_and_others_listed(prepare, data):
     videos = sorted(data.rglob("*.mp4"))
     for path in videos[3:6]:  # a whole shard of them
         path.write_text("not a video")
@@ -175,11 +177,11 @@ def test_each_readable_clip_stands_once_and_the_others_are_listed(prepare, data)
     assert len(listed) == 3 and all(entry["reason"] for entry in listed)
 
 
-# --- reading --------------------------------------------------------------------------------------------------------
+# --- reading ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_loader_gives_every_clip_with_its_label_and_number(prepare, workers):
+def test_loader_gives_every_clip_with_its_label_and_index(prepare, workers):
     cache = prepare("latents.sample=true")
     batches = list(DataLoader(cache, batch_size=5, shuffle=True, num_workers=workers))
     index = torch.cat([batch["index"] for batch in batches])
@@ -189,7 +191,7 @@ def test_a_loader_gives_every_clip_with_its_label_and_number(prepare, workers):
         assert torch.equal(torch.cat([batch[name] for batch in batches]), expected)
 
 
-def test_a_read_cache_travels_to_workers_without_its_tensors(prepare):
+def test_cache_is_pickled_without_its_tensors(prepare):
     cache = prepare()
     small = len(pickle.dumps(cache))
     first = cache[0]["mean"]
@@ -197,14 +199,14 @@ def test_a_read_cache_travels_to_workers_without_its_tensors(prepare):
     assert torch.equal(pickle.loads(pickle.dumps(cache))[0]["mean"], first)
 
 
-# --- reuse and refusal ----------------------------------------------------------------------------------------------
+# --- reuse and rejection ---------------------------------------------------------------------------------------------
 
 
-def test_a_cache_is_reused_and_draws_nothing(prepare, monkeypatch):
+def test_cache_is_reused_and_draws_no_random_numbers(prepare, monkeypatch):
     torch.manual_seed(5)
     prepare("latents.crops=2")
     state = torch.get_rng_state()
-    monkeypatch.setattr(latent_cache, "encode_clips", lambda *a, **k: pytest.fail("the cache was made again"))
+    monkeypatch.setattr(latent_cache, "encode_clips", lambda *a, **k: pytest.fail("the clips were encoded again"))
     torch.manual_seed(5)
     prepare("latents.crops=2")
     assert torch.equal(torch.get_rng_state(), state)
@@ -219,7 +221,7 @@ def change_vae(vae: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("finished", [True, False])
-def test_another_vae_is_refused(prepare, vae_folder, tmp_path, finished):
+def test_cache_of_another_vae_is_rejected(prepare, vae_folder, tmp_path, finished):
     folder = prepare().folder
     if not finished:
         (folder / INDEX).unlink()
@@ -237,13 +239,13 @@ def test_another_vae_is_refused(prepare, vae_folder, tmp_path, finished):
         ("data.clips_per_video=2", "clips_per_video"),
     ],
 )
-def test_other_clips_are_refused(prepare, override, key):
+def test_cache_of_other_clips_is_rejected(prepare, override, key):
     prepare()
     with pytest.raises(UserError, match=f"made with another {key} "):
         prepare(override)
 
 
-def test_another_seed_matters_only_where_clips_are_drawn(prepare):
+def test_seed_matters_only_for_random_crops(prepare):
     prepare()
     prepare("seed=1")
     prepare("latents.crops=2", name="drawn")
@@ -252,7 +254,7 @@ def test_another_seed_matters_only_where_clips_are_drawn(prepare):
 
 
 @pytest.mark.parametrize("change", ["rename", "rewrite", "remove", "class"])
-def test_other_videos_are_refused(prepare, data, change):
+def test_cache_of_other_videos_is_rejected(prepare, data, change):
     prepare(data=data)
     video = sorted(data.rglob("*.mp4"))[0]
     if change == "rename":
@@ -267,7 +269,7 @@ def test_other_videos_are_refused(prepare, data, change):
         prepare(data=data)
 
 
-def test_other_classes_for_the_same_videos_are_refused(prepare, data):
+def test_cache_of_other_classes_is_rejected(prepare, data):
     table = data / "table.csv"
     paths = [path.relative_to(data) for path in sorted(data.rglob("*.mp4"))]
     table.write_text("path,label\n" + "".join(f"{path},{path.parent.name}\n" for path in paths))
@@ -278,7 +280,7 @@ def test_other_classes_for_the_same_videos_are_refused(prepare, data):
         prepare(data=table)
 
 
-def test_a_moved_data_set_is_the_same_one(prepare, data):
+def test_moved_data_set_keeps_its_cache(prepare, data):
     prepare(data=data)
     moved = data.with_name("moved")
     data.rename(moved)
@@ -286,7 +288,7 @@ def test_a_moved_data_set_is_the_same_one(prepare, data):
 
 
 @pytest.mark.parametrize("damage", ["cut", "remove", "index"])
-def test_a_damaged_cache_is_named(prepare, damage):
+def test_damaged_cache_is_reported(prepare, damage):
     folder = prepare().folder
     shard = sorted(folder.glob("*.safetensors"))[1]
     if damage == "cut":
@@ -308,16 +310,16 @@ def test_a_damaged_cache_is_named(prepare, damage):
         ("data.num_frames=8", "data.num_frames is 8"),
     ],
 )
-def test_a_wrong_setting_is_one_sentence(prepare, override, sentence):
+def test_invalid_setting_raises_one_sentence(prepare, override, sentence):
     with pytest.raises(UserError, match=sentence):
         prepare(override)
 
 
-# --- many processes, and kills --------------------------------------------------------------------------------------
+# --- processes and interruptions -------------------------------------------------------------------------------------
 
 
-def test_two_processes_make_the_cache_of_one(prepare, vae_folder, data, tmp_path):
-    """Every file bit for bit: shards, index and the list of bad videos, from mp4 files some of which are broken."""
+def test_two_processes_write_the_cache_of_one(prepare, vae_folder, data, tmp_path):
+    """Shards, index and the list of bad videos are bit-identical, with some broken mp4 files."""
     for path in sorted(data.rglob("*.mp4"))[4:6]:
         path.write_text("not a video")
     one = prepare("latents.flips=true", data=data).folder
@@ -328,7 +330,7 @@ def test_two_processes_make_the_cache_of_one(prepare, vae_folder, data, tmp_path
     assert result.returncode == 0, result.stderr[-2000:]
     assert result.stdout.count("28 clips in 8 classes; 2 videos skipped") == 1
     assert contents(tmp_path / "two") == contents(one)
-    assert "6/6" in result.stderr, "the first process was to encode 3 of the 6 shards: 6 of 11 batches"
+    assert "6/6" in result.stderr, "the first process should encode 3 of the 6 shards: 6 of 11 batches"
 
 
 KILLED_WHILE_IT_WRITES = """
@@ -347,21 +349,21 @@ encode_latents.main()
 """
 
 
-def test_a_killed_run_goes_on_and_ends_the_same(prepare, vae_folder, videos, tmp_path, monkeypatch):
+def test_killed_run_resumes_with_identical_result(prepare, vae_folder, videos, tmp_path, monkeypatch):
     whole = prepare(name="whole").folder
     killed = run("-c", KILLED_WHILE_IT_WRITES, *settings(vae_folder, videos, tmp_path / "cache"))
     assert killed.returncode == -signal.SIGKILL
     folder = tmp_path / "cache"
     shards = sorted(folder.glob("latents-*.safetensors"))
     assert len(shards) == 2 and not (folder / INDEX).exists()
-    assert list(folder.glob(".latents-*")), "it was to be killed in the middle of a file"
+    assert list(folder.glob(".latents-*")), "it should be killed in the middle of a file"
     before = [path.stat().st_mtime_ns for path in shards]
     prepare()
-    assert [path.stat().st_mtime_ns for path in shards] == before, "a finished shard was done over"
+    assert [path.stat().st_mtime_ns for path in shards] == before, "a finished shard was encoded again"
     assert contents(folder) == contents(whole)
 
 
-def test_shards_of_another_size_or_damaged_ones_are_done_over(prepare):
+def test_damaged_shards_and_those_of_another_size_are_encoded_again(prepare):
     whole = prepare(name="whole").folder
     folder = prepare("latents.shard_size=5").folder
     (folder / INDEX).unlink()
@@ -373,7 +375,7 @@ def test_shards_of_another_size_or_damaged_ones_are_done_over(prepare):
     assert sum(len(load_file(path)["mean"]) for path in folder.glob("*.safetensors")) == CLIPS
 
 
-def test_a_mistake_of_the_program_is_one_sentence(vae_folder, tmp_path, monkeypatch):
+def test_user_error_in_the_program_is_one_sentence(vae_folder, tmp_path, monkeypatch):
     arguments = settings(vae_folder, Path("absent"), tmp_path / "cache")
     monkeypatch.setattr(sys, "argv", ["encode_latents", *arguments, "train.mixed_precision=int3"])
     with pytest.raises(UserError, match=r"train\.mixed_precision must be one of"):
@@ -389,16 +391,16 @@ def test_a_mistake_of_the_program_is_one_sentence(vae_folder, tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
-        ("data.flip=true", r"data\.flip mirrors clips while a VAE is trained.*set latents\.flips=true"),
+        ("data.flip=true", r"data\.flip flips clips while a VAE is trained.*set latents\.flips=true"),
         ("data.resolution=64", r"data\.resolution is 64, but the latents of"),
     ],
 )
-def test_a_setting_that_would_do_nothing_is_refused(prepare, override, sentence):
+def test_setting_without_effect_is_rejected(prepare, override, sentence):
     with pytest.raises(UserError, match=sentence):
         prepare(override)
 
 
-def test_validation_settings_are_said_to_have_no_effect(prepare, videos, capsys):
+def test_validation_settings_give_a_warning(prepare, videos, capsys):
     cache = prepare(f"data.validation_root={videos}", "data.num_validation_videos=3")
     out = capsys.readouterr().out
     assert "warning: data.validation_root has no effect here" in out
@@ -408,7 +410,7 @@ def test_validation_settings_are_said_to_have_no_effect(prepare, videos, capsys)
     assert "warning" not in capsys.readouterr().out
 
 
-def test_latents_that_are_not_finite_are_not_kept(vae_folder, prepare, tmp_path):
+def test_non_finite_latents_are_not_cached(vae_folder, prepare, tmp_path):
     vae = AutoencoderKLVidTwin.from_pretrained(vae_folder)
     torch.nn.init.constant_(next(vae.encoder.parameters()), torch.inf)
     vae.save_pretrained(tmp_path / "broken")

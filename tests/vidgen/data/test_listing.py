@@ -1,4 +1,4 @@
-"""Listing data sets: which files are videos, what a CSV may look like, and what the summary says."""
+"""Listing data sets: video files, CSV dialects, and the summary."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from PIL import Image
 from vidgen.common.errors import UserError
 from vidgen.data.config import DataConfig
 from vidgen.data.dataset import ClipDataset
-from vidgen.data.listing import find_videos, list_train_and_validation, list_training_videos, list_videos
-from vidgen.data.video import VIDEO_EXTENSIONS
+from vidgen.data.file_types import VIDEO_EXTENSIONS
+from vidgen.data.listing import find_videos, list_videos
+from vidgen.data.splits import list_train_and_validation, list_training_videos
 
 ANIMATED = [Image.fromarray(np.full((16, 16, 3), 40 * i, np.uint8)) for i in range(5)]
 TRANSPORT_STREAM = b"G@\0\x10" + bytes(range(184)) * 10
@@ -31,7 +32,7 @@ def touch(root: Path, *names: str) -> Path:
 
 
 def summary(root: Path | str) -> list[str]:
-    """The lines of a data set's summary; the first without the data set's name."""
+    """The lines of a data set's summary; the first without the name of the data set."""
     texts = []
     list_videos(root, texts.append)
     (text,) = texts
@@ -43,11 +44,11 @@ def write(path: Path, text: str, encoding: str = "utf-8") -> Path:
     return path
 
 
-# --- which files are videos -----------------------------------------------------------------------------------------
+# --- video files -----------------------------------------------------------------------------------------------------
 
 
-def test_every_ending_is_found_in_folders_and_shards(tmp_path, sprites):
-    content = next(sprites.rglob("*.mp4")).read_bytes()  # FFmpeg goes by content, and so do doubtful endings
+def test_every_extension_is_found_in_folders_and_shards(tmp_path, sprites):
+    content = next(sprites.rglob("*.mp4")).read_bytes()  # FFmpeg and shared extensions go by content
     assert len(VIDEO_EXTENSIONS) > 80
     root = tmp_path / "data"
     (root / "run").mkdir(parents=True)
@@ -61,7 +62,7 @@ def test_every_ending_is_found_in_folders_and_shards(tmp_path, sprites):
         assert ClipDataset(files, 4, 8, 32).check() == []
 
 
-def test_every_ending_under_which_ffmpeg_writes_videos_is_found():
+def test_extensions_of_all_ffmpeg_writers_are_known():
     writers = (
         "mp4 mov 3gp 3g2 f4v ismv avi asf flv matroska webm ogv ogg nut rm wtv mpeg mpegts mpeg1video mpeg2video vob "
         "mxf gxf dv gif apng avif webp mjpeg yuv4mpegpipe ivf obu h261 h264 hevc vc1 amv roq"
@@ -78,7 +79,7 @@ def images(ending: str, **options) -> dict[str, bytes]:
     return {"still": still.getvalue(), "moving": moving.getvalue()}
 
 
-def test_what_shares_an_ending_with_videos_is_told_by_its_content(tmp_path):
+def test_files_with_shared_extensions_are_recognized_by_content(tmp_path):
     root = tmp_path / "data"
     kept = {
         "run/a.gif": images("GIF")["moving"],
@@ -113,17 +114,14 @@ def test_what_shares_an_ending_with_videos_is_told_by_its_content(tmp_path):
     assert [path.relative_to(root).as_posix() for path in find_videos(root)] == list(kept)
     assert [file.path.name for file in list_videos(tmp_path / "all.tar")[0]] == list(kept)
     others, contents = summary(root)[1:]
-    assert others == "3 files of other endings are left out (.json, .txt, no ending)"
-    assert (
-        contents.startswith("9 files are left out because of their content")
-        and "(j.gif, k.webp, kk.webp, ...)" in contents
-    )
+    assert others == "ignored files with other extensions: 3 (.json, .txt, no extension)"
+    assert contents == ("ignored files that hold text, a still image or only audio: 9 (j.gif, k.webp, kk.webp, ...)")
 
 
-# --- folders --------------------------------------------------------------------------------------------------------
+# --- folders ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_summary_names_videos_classes_and_all_that_may_surprise(tmp_path):
+def test_summary_notes_everything_unexpected(tmp_path):
     root = touch(tmp_path / "data", *(f"{name}/1.mp4" for name in "abcdefg"), "__MACOSX/a/1.mp4", ".git/x.txt")
     assert summary(root) == ["7 videos, 7 classes (a, b, c, d, e, ...)"]
     touch(root, "stray.mp4", "test/b/2.mp4", "test/a/2.mp4", "notes.txt", "data.zip", "list.txt")
@@ -134,20 +132,20 @@ def test_the_summary_names_videos_classes_and_all_that_may_surprise(tmp_path):
     (root / "self").symlink_to("self")
     assert summary(root) == [
         "12 videos, 7 classes (a, b, c, d, e, ...)",
-        "1 video of 12 lies outside the class folders and has no class (stray.mp4)",
-        "2 class names occur in several folders, counted as one class each (a, test/a)",
-        "1 folder holds no video (h)",
-        "4 files of other endings are left out (.txt, .zip, no ending)",
-        f"1 video of 12 does not exist ({root}/a/3.mp4)",
-        f"1 video is listed more than once ({root}/b/1.mp4)",
+        "videos outside the class folders, without class: 1 of 12 (stray.mp4)",
+        "class names of several folders, merged into one class: 2 (a, test/a)",
+        "folders without videos: 1 (h)",
+        "ignored files with other extensions: 4 (.txt, .zip, no extension)",
+        f"missing videos: 1 of 12 ({root}/a/3.mp4)",
+        f"videos listed more than once: 1 ({root}/b/1.mp4)",
     ]
     assert summary(root / "c") == ["1 video, no classes"]
     touch(root, "stray2.mp4", "test/3.mp4")
-    assert "1 class folder holds other class folders beside videos (test)" in summary(root)
-    assert "2 videos of 14 lie outside the class folders and have no class (stray.mp4, stray2.mp4)" in summary(root)
+    assert "class folders that hold other class folders beside videos: 1 (test)" in summary(root)
+    assert "videos outside the class folders, without class: 2 of 14 (stray.mp4, stray2.mp4)" in summary(root)
 
 
-def test_folders_that_cannot_be_read_are_named(tmp_path, monkeypatch):
+def test_unreadable_folders_are_noted(tmp_path, monkeypatch):
     root = touch(tmp_path, "a/1.mp4", "b/2.mp4")
     scandir = os.scandir
 
@@ -157,7 +155,7 @@ def test_folders_that_cannot_be_read_are_named(tmp_path, monkeypatch):
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    assert f"1 folder cannot be read ({root}/b: Permission denied)" in summary(root)
+    assert f"folders that cannot be read: 1 ({root}/b: Permission denied)" in summary(root)
 
 
 def test_home_folder(tmp_path, monkeypatch):
@@ -187,22 +185,22 @@ def test_names_that_are_not_utf8(tmp_path):
     [
         ("a.mp4", r"a\.mp4 is a single video, not a dataset; name the folder that holds it: "),
         ("a.tar.gz", r"a\.tar\.gz is not a dataset but a compressed archive"),
-        ("empty/b.txt", r"no video in .*empty: .*, and 1 file of other endings is left out \(\.txt\)"),
+        ("empty/b.txt", r"no video in .*empty: .*; ignored files with other extensions: 1 \(\.txt\)"),
     ],
 )
-def test_what_is_no_dataset_is_told_apart(tmp_path, name, message):
+def test_errors_for_files_that_are_no_dataset(tmp_path, name, message):
     touch(tmp_path, name)
     with pytest.raises(UserError, match=message):
         list_videos(tmp_path / Path(name).parts[0])
 
 
 @pytest.mark.parametrize("fps", [0, -1, float("nan"), float("inf")])
-def test_a_rate_must_be_positive_and_finite(sprites, fps):
+def test_rate_must_be_positive_and_finite(sprites, fps):
     with pytest.raises(UserError, match="a positive fps"):
         ClipDataset(sprites, 4, fps, 32)
 
 
-# --- CSV files ------------------------------------------------------------------------------------------------------
+# --- CSV files -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -220,7 +218,7 @@ def test_a_rate_must_be_positive_and_finite(sprites, fps):
     ],
 )
 @pytest.mark.parametrize("name", ["x.csv", "x.TSV"])
-def test_ways_to_write_a_csv(tmp_path, text, name):
+def test_csv_dialects(tmp_path, text, name):
     root = touch(tmp_path, "a.mp4", "b.mp4")
     files, classes = list_videos(write(root / name, text))
     assert classes == ["run", "two words"] and files == [(root / "a.mp4", 1), (root / "b.mp4", 0)]
@@ -243,19 +241,19 @@ def test_ways_to_write_a_csv(tmp_path, text, name):
         ("path,label\n", "no video in .*: expected a first line path,label and a line for each video"),
     ],
 )
-def test_a_csv_that_would_lose_classes_or_rows_is_refused(tmp_path, text, message):
+def test_csv_that_would_lose_classes_or_rows_is_rejected(tmp_path, text, message):
     with pytest.raises(UserError, match=message) as caught:
         list_videos(write(tmp_path / "a.csv", text))
     assert "\n" not in str(caught.value) and "a.csv" in str(caught.value)
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
-def test_another_encoding_is_refused(tmp_path, encoding):
+def test_csv_in_another_encoding_is_rejected(tmp_path, encoding):
     with pytest.raises(UserError, match="is not a CSV file in UTF-8"):
         list_videos(write(tmp_path / "a.csv", "path,label\na.mp4,café\n", encoding))
 
 
-def test_what_a_csv_does_not_say_is_in_the_summary(tmp_path):
+def test_summary_notes_gaps_and_repetitions_of_a_csv(tmp_path):
     root = touch(tmp_path, "a.mp4", "b.mp4", "c.mp4")
     table = write(
         root / "x.csv",
@@ -264,12 +262,12 @@ def test_what_a_csv_does_not_say_is_in_the_summary(tmp_path):
     (root / "sub").mkdir()
     assert summary(table) == [
         "6 videos, 2 classes (jump, run)",
-        "1 column is not used (split)",
-        "1 row without a path is left out",
-        "3 videos of 6 have no class",
-        f"1 video of 6 does not exist ({root}/d.mp4)",
-        f"2 videos are listed more than once ({root}/a.mp4, ...)",
-        f"1 video is listed with different classes ({root}/a.mp4: jump, run)",
+        "unused columns: 1 (split)",
+        "ignored rows without a path: 1",
+        "videos without class: 3 of 6",
+        f"missing videos: 1 of 6 ({root}/d.mp4)",
+        f"videos listed more than once: 2 ({root}/a.mp4, ...)",
+        f"videos listed with different classes: 1 ({root}/a.mp4: jump, run)",
     ]
     assert summary(write(root / "y.csv", "path,label\na.mp4,\n")) == ["1 video, no classes"]
 
@@ -280,17 +278,17 @@ def test_paths_written_on_windows(tmp_path):
     assert [file.path for file in files] == [root / "a/b/1.mp4", root / "c\\2.mp4"]
 
 
-def test_equal_numbers_have_one_order(tmp_path):
+def test_equal_numbers_have_a_fixed_order(tmp_path):
     table = write(
         tmp_path / "x.csv", "path,label\n" + "".join(f"a.mp4,{label}\n" for label in ("1", "001", "01", "0"))
     )
     assert list_videos(table)[1] == ["0", "001", "01", "1"]
 
 
-# --- what recipes train on ------------------------------------------------------------------------------------------
+# --- training and validation -----------------------------------------------------------------------------------------
 
 
-def test_a_recipe_reports_each_data_set_and_refuses_one_without_files(tmp_path):
+def test_config_reports_each_data_set_and_rejects_one_without_files(tmp_path):
     root = touch(tmp_path / "train", *(f"{name}/{n}.mp4" for name in ("a", "b") for n in range(5)))
     other = touch(tmp_path / "validation", "b/1.mp4", "c/1.mp4")
     texts = []

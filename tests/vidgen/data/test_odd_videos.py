@@ -1,4 +1,4 @@
-"""Sound but odd videos: cut without encoding, mirrored, with empty packets, oblong pixels or clocks that lie.
+"""Valid but unusual videos: cut without encoding, mirrored, with empty packets, non-square pixels, wrong timestamps.
 
 Every frame must be the one that players show, and `data check` must name what is odd. The references are the frames of
 the whole file before it was cut or changed.
@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 from av.stream import Disposition
 from PIL import Image
-from video_makers import copy_packets, encode, set_display_matrix, trim
+from video_makers import copy_packets, encode, encode_silence, set_display_matrix, trim
 
 from vidgen.data.check import VideoReport, inspect_video
 from vidgen.data.streams import FrameReader, VideoWarning, open_writer
 from vidgen.data.types import ShardMember
 from vidgen.data.video import VideoError, probe, read_clip, write_video
-from vidgen.data.video_frames import orientation_of, square_pixel_size
+from vidgen.data.video_frames import parse_display_matrix, square_pixel_size
 
 STEADY = {"g": "12", "bf": "3", "x264-params": "scenecut=0:b-adapt=0"}
 OPEN_GOPS = {"x264-params": "keyint=12:open-gop=1:bframes=3:b-adapt=0:scenecut=0"}
@@ -36,7 +36,7 @@ def read(path: Path, **how) -> np.ndarray:
 
 
 def read_odd(path: Path, note: str, **how) -> np.ndarray:
-    """All frames of a file that is read with exactly one warning, which names it."""
+    """All frames of a file that gives exactly one warning, which names it."""
     with pytest.warns(VideoWarning, match=note) as caught:
         frames = read(path, **how)
     assert [str(warning.message).startswith(f"{path}: ") for warning in caught] == [True]
@@ -52,11 +52,11 @@ def report(path: Path) -> VideoReport:
     return inspect_video(path, num_frames=1, fps=8)
 
 
-# --- edit lists -----------------------------------------------------------------------------------------------------
+# --- edit lists ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("start", "duration", "count"), [(0, 1000, 25), (17, 600, 15), (30, 720, 18), (13, 1400, 35)])
-def test_a_trimmed_mp4_gives_the_frames_of_its_edit_list(tmp_path, frames, start, duration, count):
+def test_trimmed_mp4_gives_the_frames_of_its_edit_list(tmp_path, frames, start, duration, count):
     whole = encode(tmp_path / "whole.mp4", frames, options=STEADY)
     path = trim(whole, tmp_path / "trimmed.mp4", start=start, duration=duration)
     pictures = decode_all(whole)[start : start + count]
@@ -73,7 +73,7 @@ def test_a_trimmed_mp4_gives_the_frames_of_its_edit_list(tmp_path, frames, start
     ("codec", "options"), [("libx264", STEADY), ("libx265", {"x265-params": "log-level=none:keyint=12"})]
 )
 @pytest.mark.parametrize("suffix", [".mp4", ".mov"])
-def test_a_cut_without_encoding_hides_the_frames_before_it(tmp_path, frames, codec, options, suffix):
+def test_cut_by_stream_copy_hides_the_frames_before_it(tmp_path, frames, codec, options, suffix):
     whole = encode(tmp_path / f"whole{suffix}", frames, codec, options=options)
     pictures = decode_all(whole)
     with av.open(str(whole)) as container:
@@ -90,7 +90,7 @@ def test_a_cut_without_encoding_hides_the_frames_before_it(tmp_path, frames, cod
 
 
 @pytest.mark.parametrize("packets", [12.5, 20, 40.5, 47])
-def test_a_truncated_file_is_still_found_out(tmp_path, frames, packets):
+def test_truncated_file_with_edit_list_is_detected(tmp_path, frames, packets):
     whole = encode(tmp_path / "whole.mp4", frames, options=STEADY, container_options={"movflags": "faststart"})
     trimmed = trim(whole, tmp_path / "trimmed.mp4", start=17, duration=5000)
     with av.open(str(whole)) as container:
@@ -99,12 +99,12 @@ def test_a_truncated_file_is_still_found_out(tmp_path, frames, packets):
     path = tmp_path / "cut.mp4"
     path.write_bytes(trimmed.read_bytes()[: position + int(packets % 1 * size)])
     for read_file in (probe, FrameReader):
-        with pytest.raises(VideoError, match=r"cut off: \d+ of \d+ frames are whole"):
+        with pytest.raises(VideoError, match=r"cut off: \d+ of \d+ frames are complete"):
             read_file(path)
     assert report(path).kind == "unreadable"
 
 
-def test_a_cut_among_the_last_frames_leaves_the_rate_constant(tmp_path, frames):
+def test_cut_among_the_last_frames_keeps_the_rate_constant(tmp_path, frames):
     whole = encode(tmp_path / "whole.mp4", frames, options=STEADY)
     with av.open(str(whole)) as container:
         order = [round(packet.pts * packet.time_base * 25) for packet in container.demux(video=0) if packet.size]
@@ -122,12 +122,12 @@ def test_a_cut_among_the_last_frames_leaves_the_rate_constant(tmp_path, frames):
     np.testing.assert_array_equal(read(path), decode_all(path))
 
 
-# --- empty packets --------------------------------------------------------------------------------------------------
+# --- empty packets ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("codec", "options"), [("mpeg4", {}), ("mpeg4", {"bf": "2"}), ("mjpeg", {"qmin": "2"})])
 @pytest.mark.parametrize("dropped", [(7, 8), (5, 12, 13, 14, 30, 31, 40), tuple(range(20, 32))])
-def test_an_empty_chunk_of_an_avi_repeats_the_picture_before(tmp_path, frames, codec, options, dropped):
+def test_empty_avi_chunk_repeats_the_previous_picture(tmp_path, frames, codec, options, dropped):
     kept = [number for number in range(48) if number not in dropped]
     format = "yuvj420p" if codec == "mjpeg" else "yuv420p"
     path = encode(tmp_path / "a.avi", frames[kept], codec, format, options=options, ticks=kept)
@@ -141,7 +141,7 @@ def test_an_empty_chunk_of_an_avi_repeats_the_picture_before(tmp_path, frames, c
     assert report(path).reason == f"{len(dropped)} of its 48 frames are empty and repeat the picture before"
 
 
-def test_an_avi_that_ends_with_empty_chunks_holds_its_last_picture(tmp_path, frames):
+def test_empty_avi_chunks_at_the_end_repeat_the_last_picture(tmp_path, frames):
     path = encode(tmp_path / "a.avi", frames, "mpeg4")
     content = path.read_bytes()
     place = content.index(b"vids", content.index(b"strh")) + 32  # the number of chunks
@@ -152,7 +152,7 @@ def test_an_avi_that_ends_with_empty_chunks_holds_its_last_picture(tmp_path, fra
     np.testing.assert_array_equal(read_clip(path, start=46 / 25, fps=25, num_frames=4), pictures[[46, 47, 47, 47]])
 
 
-def test_packets_that_are_never_shown_are_no_frames(tmp_path, frames):
+def test_hidden_packets_are_not_counted_as_frames(tmp_path, frames):
     whole = encode(tmp_path / "whole.webm", frames, "libvpx", options={"deadline": "realtime", "cpu-used": "8"})
     path = tmp_path / "a.webm"
     with av.open(str(whole)) as container, av.open(str(path), "w") as copy:
@@ -160,7 +160,7 @@ def test_packets_that_are_never_shown_are_no_frames(tmp_path, frames):
         for number, packet in enumerate(container.demux(video=0)):
             content = bytearray(bytes(packet))
             if number in (20, 33):
-                content[0] &= ~0x10  # the bit of VP8 that a frame is shown, which encoders leave out for such as these
+                content[0] &= ~0x10  # VP8's bit for frames to be shown
             if content:
                 changed = av.Packet(bytes(content))
                 changed.pts, changed.dts, changed.time_base = packet.pts, packet.dts, packet.time_base
@@ -172,7 +172,7 @@ def test_packets_that_are_never_shown_are_no_frames(tmp_path, frames):
     np.testing.assert_array_equal(read_clip(path, start=24 / 25, fps=25, num_frames=8), pictures[23:31])
 
 
-# --- orientation and pixels -----------------------------------------------------------------------------------------
+# --- orientation and pixels ------------------------------------------------------------------------------------------
 
 MATRICES = [
     (1, 0, 0, 1),
@@ -187,7 +187,7 @@ MATRICES = [
 
 
 def place_pixels(picture: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
-    """The reference: every pixel goes where the matrix says, and the whole is moved to begin at (0, 0)."""
+    """The reference: move every pixel as the matrix says, and the result to begin at (0, 0)."""
     a, b, c, d = matrix
     y, x = np.mgrid[: picture.shape[0], : picture.shape[1]]
     across, down = a * x + c * y, b * x + d * y
@@ -211,13 +211,13 @@ def test_every_display_matrix_is_applied(tmp_path, frames, matrix):
     assert report(path).reason == ("" if matrix == MATRICES[0] else oddities[a * d - b * c])
 
 
-def test_an_oblique_display_matrix_is_named(tmp_path, frames):
+def test_oblique_display_matrix_is_reported(tmp_path, frames):
     path = write_video(tmp_path / "a.mp4", frames[:4, :48], 25)
     stored = read(path)
     set_display_matrix(path, (0.94, 0.34, -0.34, 0.94))
     np.testing.assert_array_equal(read_odd(path, "only quarter turns are applied"), stored)
     assert "only quarter turns are applied" in report(path).reason
-    assert not orientation_of(np.array([65536, 300, 0, -300, 65536, 0, 0, 0, 1 << 30])).is_oblique
+    assert not parse_display_matrix(np.array([65536, 300, 0, -300, 65536, 0, 0, 0, 1 << 30])).is_oblique
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
@@ -237,14 +237,14 @@ def test_pixels_become_square(tmp_path, frames, suffix, aspect, size):
         assert next(iter(reader)).shape == (reader.height, reader.width, 3)
 
 
-def test_oblong_pixels_are_widened_before_the_picture_is_turned(tmp_path, frames):
+def test_non_square_pixels_are_resized_before_rotation(tmp_path, frames):
     path = encode(tmp_path / "a.mp4", frames[:4, :48], sample_aspect_ratio=Fraction(2))
     wide = read(path)
     set_display_matrix(path, (0, 1, -1, 0))
     np.testing.assert_array_equal(read(path), np.rot90(wide, 3, axes=(1, 2)))
 
 
-def test_which_pixels_count_as_square():
+def test_nearly_square_pixels_count_as_square():
     for aspect, size in [
         (None, (720, 576)),
         (Fraction(1), (720, 576)),
@@ -256,7 +256,7 @@ def test_which_pixels_count_as_square():
         assert square_pixel_size(720, 576, aspect) == size
 
 
-def test_hdr_and_transparency_are_named_only_where_they_are(tmp_path, frames):
+def test_hdr_and_transparency_are_reported_only_where_present(tmp_path, frames):
     for transfer, name in ((16, "PQ"), (18, "HLG")):
         path = encode(tmp_path / f"{name}.mp4", frames[:4], color_trc=transfer)
         read_odd(path, rf"it is HDR \({name}\) and shown without tone mapping")
@@ -272,11 +272,11 @@ def test_hdr_and_transparency_are_named_only_where_they_are(tmp_path, frames):
     assert report(tmp_path / "clear.gif").reason == "it is partly transparent"
 
 
-# --- ends that cannot be decoded ------------------------------------------------------------------------------------
+# --- undecodable first and last frames -------------------------------------------------------------------------------
 
 
 def begin_late(source: Path, target: Path, share: float) -> Path:
-    """A transport stream without its beginning, as a recording that was begun while it was sent."""
+    """A transport stream without its beginning, like a recording that begins inside a broadcast."""
     content = source.read_bytes()
     packets = len(content) // 188
     target.write_bytes(content[int(share * packets) * 188 :])
@@ -284,13 +284,13 @@ def begin_late(source: Path, target: Path, share: float) -> Path:
 
 
 @pytest.mark.parametrize("codec", ["libx264", "mpeg2video"])
-def test_a_recording_begun_amid_a_group_starts_at_the_first_whole_frame(tmp_path, frames, codec):
+def test_recording_that_begins_inside_a_gop_starts_at_the_first_intact_frame(tmp_path, frames, codec):
     options = OPEN_GOPS if codec == "libx264" else {"g": "12", "bf": "2"}
     whole = encode(tmp_path / "whole.ts", frames, codec, options=options)
     pictures = decode_all(whole)
     path = begin_late(whole, tmp_path / "late.ts", 0.4)
     given = read_odd(path, r"the first \d+ frames cannot be decoded")
-    assert len(given) in (12, 24)  # a whole number of groups
+    assert len(given) in (12, 24)  # complete groups of pictures
     np.testing.assert_array_equal(given, pictures[-len(given) :])
     with pytest.raises(VideoError, match="frame 0 cannot be decoded"):
         read_clip(path, fps=25, num_frames=4)
@@ -300,7 +300,7 @@ def test_a_recording_begun_amid_a_group_starts_at_the_first_whole_frame(tmp_path
     assert report(path).kind == "odd" and "cannot be decoded" in report(path).reason
 
 
-def test_what_leads_an_open_group_is_left_out(tmp_path, frames):
+def test_leading_frames_of_an_open_gop_are_left_out(tmp_path, frames):
     whole = encode(tmp_path / "whole.mp4", frames, options=OPEN_GOPS)
     with av.open(str(whole)) as container:
         keys = [number for number, packet in enumerate(container.demux(video=0)) if packet.is_keyframe]
@@ -335,11 +335,11 @@ def test_last_frames_that_cannot_be_decoded_are_left_out(tmp_path, frames):
     np.testing.assert_array_equal(read_clip(path, start=30 / 25, fps=25, num_frames=3), pictures[30:33])
 
 
-# --- clocks that lie ------------------------------------------------------------------------------------------------
+# --- wrong timestamps ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("second", ["later", "same"])
-def test_joined_transport_streams_follow_each_other(tmp_path, frames, second):
+def test_concatenated_transport_streams_follow_each_other(tmp_path, frames, second):
     one = encode(tmp_path / "one.ts", frames[:24], options=STEADY)
     two = encode(tmp_path / "two.ts", frames[24:], options=STEADY) if second == "later" else one
     path = tmp_path / "joined.ts"
@@ -351,7 +351,7 @@ def test_joined_transport_streams_follow_each_other(tmp_path, frames, second):
     assert report(path).reason == "its clock jumps"
 
 
-def test_a_transport_stream_whose_clock_jumps_goes_on_as_if_it_did_not(tmp_path, frames):
+def test_clock_jumps_of_a_transport_stream_are_removed(tmp_path, frames):
     whole = encode(tmp_path / "whole.mp4", frames, options=STEADY)
 
     def jump(number: int, packet: av.Packet) -> None:
@@ -364,13 +364,13 @@ def test_a_transport_stream_whose_clock_jumps_goes_on_as_if_it_did_not(tmp_path,
     np.testing.assert_array_equal(read_odd(path, "its clock jumps"), pictures)
     np.testing.assert_array_equal(read_clip(path, start=20 / 25, fps=25, num_frames=8), pictures[20:28])
 
-    slow = copy_packets(whole, tmp_path / "still.mp4", change=jump)  # whose times are what it says
+    slow = copy_packets(whole, tmp_path / "still.mp4", change=jump)  # in mp4, timestamps are taken as they are
     np.testing.assert_array_equal(read_odd(slow, "one of its frames is shown for 3600 s"), pictures)
     assert probe(slow).duration > 3600 and report(slow).kind == "odd"
 
 
 @pytest.mark.parametrize("suffix", [".mkv", ".mp4", ".ts"])
-def test_timestamps_in_the_order_of_decoding_do_not_change_the_order_of_display(tmp_path, frames, suffix):
+def test_timestamps_in_decoding_order_keep_the_display_order(tmp_path, frames, suffix):
     whole = encode(tmp_path / "whole.mp4", frames, options=STEADY)
 
     def lie(number: int, packet: av.Packet) -> None:
@@ -379,9 +379,7 @@ def test_timestamps_in_the_order_of_decoding_do_not_change_the_order_of_display(
     path = copy_packets(whole, tmp_path / f"lie{suffix}", change=lie)
     given = read_odd(path, "its timestamps are out of order")
     np.testing.assert_array_equal(given, decode_all(path if suffix == ".mp4" else whole))
-    assert len(given) == (
-        46 if suffix == ".mp4" else 48
-    )  # the edit list of an mp4 leaves out what is before 0 seconds
+    assert len(given) == (46 if suffix == ".mp4" else 48)  # the edit list of an mp4 omits frames before 0 seconds
     for first in (0, 7, 20, 41):
         clip = read_clip(path, start=first / 25, fps=25, num_frames=4)
         np.testing.assert_array_equal(clip, given[first : first + 4])
@@ -390,7 +388,7 @@ def test_timestamps_in_the_order_of_decoding_do_not_change_the_order_of_display(
     assert report(path).kind == "odd" and "its timestamps are out of order" in report(path).reason
 
 
-def test_a_sound_file_is_read_without_a_word(tmp_path, frames):
+def test_regular_file_is_read_without_warning(tmp_path, frames):
     for name, options in (("a.mp4", STEADY), ("b.mkv", OPEN_GOPS), ("c.ts", {"bf": "0"})):
         path = encode(tmp_path / name, frames, options=options)
         with warnings.catch_warnings():
@@ -399,28 +397,25 @@ def test_a_sound_file_is_read_without_a_word(tmp_path, frames):
         assert (report(path).kind, report(path).reason) == ("good", "")
 
 
-# --- which stream, and names ----------------------------------------------------------------------------------------
+# --- streams and file names ------------------------------------------------------------------------------------------
 
 
-def test_a_cover_picture_is_no_video(tmp_path, frames):
+def test_cover_picture_is_not_a_video(tmp_path, frames):
     path = tmp_path / "song.mp4"
     with av.open(str(path), "w") as container:
-        sound, cover = container.add_stream("aac", rate=8000), container.add_stream("png", rate=1)
+        audio, cover = container.add_stream("aac", rate=8000), container.add_stream("png", rate=1)
         cover.width, cover.height, cover.pix_fmt = 64, 64, "rgb24"
         cover.disposition = Disposition.attached_pic
         container.mux(cover.encode(av.VideoFrame.from_ndarray(frames[0], format="rgb24")))
         container.mux(cover.encode())
-        samples = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), format="fltp", layout="mono")
-        samples.rate = 8000
-        container.mux(sound.encode(samples))
-        container.mux(sound.encode())
+        encode_silence(container, audio)
     for read_file in (probe, FrameReader):
         with pytest.raises(VideoError, match="it holds no video, only a cover picture"):
             read_file(path)
 
 
 @pytest.mark.parametrize("default", [None, 0])
-def test_of_several_streams_the_default_or_largest_is_read(tmp_path, frames, default):
+def test_default_or_largest_stream_is_read(tmp_path, frames, default):
     path = tmp_path / "a.mkv"
     with av.open(str(path), "w") as container:
         streams = [container.add_stream("ffv1", rate=25) for _ in range(2)]
@@ -439,7 +434,7 @@ def test_of_several_streams_the_default_or_largest_is_read(tmp_path, frames, def
 
 
 @pytest.mark.parametrize("name", ["12:30.mp4", "http:a.mp4", "12:30.gif"])
-def test_a_name_with_a_colon_is_a_file(tmp_path, frames, name, monkeypatch):
+def test_name_with_a_colon_is_a_file(tmp_path, frames, name, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with open_writer(name, fps=10, width=64, height=64) as writer:
         writer.write(frames[:4])
@@ -453,8 +448,8 @@ def test_a_name_with_a_colon_is_a_file(tmp_path, frames, name, monkeypatch):
         assert probe(name).num_frames == 3
 
 
-def test_the_check_names_what_ffmpeg_reports(tmp_path, frames):
-    """Damage that the decoder neither refuses nor flags, but logs."""
+def test_check_includes_errors_of_ffmpeg(tmp_path, frames):
+    """Damage that the decoder neither rejects nor flags, but logs."""
     whole, path = tmp_path / "whole.gif", tmp_path / "damaged.gif"
     with open_writer(whole, fps=10, width=64, height=64) as writer:
         writer.write(frames[:8])
@@ -462,6 +457,6 @@ def test_the_check_names_what_ffmpeg_reports(tmp_path, frames):
     middle = len(content) // 2
     content[middle : middle + 8] = bytes(range(250, 242, -1))
     path.write_bytes(content)
-    for _ in range(2):  # a message that repeats is not kept back for the next file
+    for _ in range(2):  # a repeated message is not delayed until the next file
         assert "FFmpeg reports " in report(path).reason
         assert report(whole).reason == ""

@@ -1,4 +1,4 @@
-"""Shards: what is in a folder of videos is in its shards, read in place; what is wrong with them is said."""
+"""Shards: equal to the folder of videos that they were written from; errors of damaged shards."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def copied(shards, tmp_path) -> Path:
 
 
 def tar(path: Path, members: dict[str, bytes]) -> Path:
-    """A tar file as others make them."""
+    """Write a tar file, as other programs do."""
     with tarfile.open(path, "w") as file:
         for name, content in members.items():
             entry = tarfile.TarInfo(name)
@@ -51,7 +51,7 @@ def same(a: dict, b: dict) -> bool:
     return torch.equal(a["video"], b["video"]) and all(a[key] == b[key] for key in ("label", "start", "index"))
 
 
-def test_the_files_are_there_byte_for_byte(sprites, shards):
+def test_shards_hold_the_files_byte_for_byte(sprites, shards):
     assert sorted(path.name for path in shards.iterdir()) == [
         "index.json", "shard-000000.tar", "shard-000001.tar", "shard-000002.tar",
     ]  # fmt: skip
@@ -65,7 +65,7 @@ def test_the_files_are_there_byte_for_byte(sprites, shards):
         assert str(member) == f"{member.shard}/{member.name}" and original.path.stem in member.name
 
 
-def test_webdataset_reads_them(sprites, shards):
+def test_webdataset_reads_the_shards(sprites, shards):
     import webdataset
 
     paths = [str(path) for path in sorted(shards.glob("*.tar"))]
@@ -79,7 +79,7 @@ def test_webdataset_reads_them(sprites, shards):
 
 
 @pytest.mark.parametrize("train", [True, False])
-def test_clips_are_those_of_the_folder(sprites, shards, train):
+def test_clips_equal_those_of_the_folder(sprites, shards, train):
     plain, sharded = (ClipDataset(root, **SHAPE, train=train, flip=True, seed=3) for root in (sprites, shards))
     assert len(plain) == len(sharded) == 16
     for index in (11, 0, 15, 3):  # in any order
@@ -87,7 +87,7 @@ def test_clips_are_those_of_the_folder(sprites, shards, train):
         assert sharded[index]["path"] == str(sharded.files[index].path)
 
 
-def test_every_way_to_name_them(shards, monkeypatch):
+def test_every_way_to_name_shards(shards, monkeypatch):
     every, _ = list_videos(shards)
     monkeypatch.chdir(shards.parent)
     for root, count in [
@@ -104,7 +104,7 @@ def test_every_way_to_name_them(shards, monkeypatch):
         list_videos(f"{shards}/shard-{{000000..000003}}.tar")
 
 
-def test_shards_made_by_others(tmp_path, frames, sprites):
+def test_shards_of_other_programs(tmp_path, frames, sprites):
     video = next(sprites.rglob("*.mp4")).read_bytes()
     avi = encode(tmp_path / "a.avi", frames, "mpeg4").read_bytes()
     tar(tmp_path / "b.tar", {"x/1.mp4": video, "x/1.cls": b"7\n", "x/2.AVI": avi, "x/2.cls": b"10", "x/3.txt": b"-"})
@@ -118,7 +118,7 @@ def test_shards_made_by_others(tmp_path, frames, sprites):
     )
 
 
-def test_hidden_members_and_those_of_macos_are_left_out(tmp_path, sprites):
+def test_hidden_members_and_macos_metadata_are_ignored(tmp_path, sprites):
     video = next(sprites.rglob("*.mp4")).read_bytes()
     hidden = {"./._1.mp4": b"\0\5\26\7", "__MACOSX/._1.mp4": b"x", "__MACOSX/2.mp4": b"x", "a/.b/3.mp4": b"x"}
     tar(tmp_path / "a.tar", {**hidden, "./._1.json": b'{"class": "wrong"}', "./1.mp4": video})
@@ -126,12 +126,12 @@ def test_hidden_members_and_those_of_macos_are_left_out(tmp_path, sprites):
     assert [file.path.name for file in files] == ["./1.mp4"] and classes == []
 
 
-def test_folders_in_shards_are_classes_where_nothing_else_names_any(tmp_path):
+def test_folders_in_shards_are_classes_without_other_labels(tmp_path):
     members = {"UCF-101/run/1.mp4": b"", "./jump/2.avi": b"", "3.mp4": b""}
     tar(tmp_path / "a.tar", members)
     files, classes = list_videos(tmp_path / "a.tar")
     assert classes == ["jump", "run"] and [file.label for file in files] == [1, 0, None]
-    tar(tmp_path / "a.tar", {**members, "3.cls": b"sing"})  # a class of its own: folders are mere folders
+    tar(tmp_path / "a.tar", {**members, "3.cls": b"sing"})  # with a label, folders are not classes
     files, classes = list_videos(tmp_path / "a.tar")
     assert classes == ["sing"] and [file.label for file in files] == [None, None, 0]
 
@@ -147,7 +147,7 @@ def test_folders_in_shards_are_classes_where_nothing_else_names_any(tmp_path):
         ({"1.cls": b" \n"}, None),
     ],
 )
-def test_how_a_file_beside_a_video_names_its_class(tmp_path, sidecar, name):
+def test_sidecar_files_name_the_class(tmp_path, sidecar, name):
     tar(tmp_path / "a.tar", {"1.mp4": b"", **sidecar})
     files, classes = list_videos(tmp_path / "a.tar")
     assert classes == ([] if name is None else [name]) and len(files) == 1
@@ -166,13 +166,13 @@ def test_links_in_shards(tmp_path, sprites):
     files, _ = list_videos(tmp_path / "a.tar", lines.append)
     assert [file.path.name for file in files] == ["run/1.mp4", "run/2.mp4"]
     assert torch.equal(*(read_clip(file.path, fps=8, num_frames=4) for file in files))
-    assert "1 link in shards is left out (run/3.mp4)" in lines[0]
+    assert "ignored links in shards: 1 (run/3.mp4)" in lines[0]
 
 
 @pytest.mark.parametrize(
     ("pattern", "folder"), [("*.mp4", "."), ("s/*/*.mp4", "s"), ("s/*", "s"), ("s/{run,jump}", "s"), ("n/*.AVI", "n")]
 )
-def test_a_pattern_of_videos_names_the_folder_to_give(tmp_path, monkeypatch, pattern, folder):
+def test_error_for_a_pattern_of_videos_names_the_folder(tmp_path, monkeypatch, pattern, folder):
     monkeypatch.chdir(tmp_path)
     for name in ("run", "jump"):
         (tmp_path / "s" / name).mkdir(parents=True)
@@ -185,21 +185,21 @@ def test_a_pattern_of_videos_names_the_folder_to_give(tmp_path, monkeypatch, pat
         list_videos("s/{run,jump")
 
 
-def test_folders_of_videos_beside_their_archive_are_refused(tmp_path, shards):
+def test_folders_of_videos_beside_their_archive_are_rejected(tmp_path, shards):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "1.mp4").touch()
     tar(tmp_path / "all.tar", {"run/1.mp4": b""})
-    with pytest.raises(UserError, match=r"holds both folders of videos \(1 video, such as run/1.mp4\) and .*all.tar"):
+    with pytest.raises(UserError, match=r"holds both folders of videos \(such as run/1.mp4\) and .*all.tar"):
         list_videos(tmp_path)
     assert list_videos(f"{tmp_path}/*.tar")[1] == ["run"]
     copied = Path(shutil.copytree(shards, tmp_path / "copied"))
     shutil.copytree(tmp_path / "run", copied / "run")
     lines = []
-    assert len(list_videos(copied, lines.append)[0]) == 16  # an index says that the shards are meant
-    assert "1 video beside the shards is left out (run/1.mp4)" in lines[0]
+    assert len(list_videos(copied, lines.append)[0]) == 16  # with an index, the shards are used
+    assert "ignored videos beside the shards: 1 (run/1.mp4)" in lines[0]
 
 
-def test_videos_that_shards_would_not_list_again_are_named(tmp_path, sprites):
+def test_files_that_shards_would_not_list_are_left_out(tmp_path, sprites):
     video = next(sprites.rglob("*.mp4"))
     for name in ("1.dat", "2", "3.mp4"):
         shutil.copy(video, tmp_path / name)
@@ -210,7 +210,7 @@ def test_videos_that_shards_would_not_list_again_are_named(tmp_path, sprites):
     assert len(list_videos(tmp_path / "out")[0]) == 1
 
 
-def test_odd_names(tmp_path, frames):
+def test_unusual_file_names(tmp_path, frames):
     path = tmp_path / "100%, it's {a}: v1.2.MP4"
     encode(tmp_path / "a.mp4", frames).rename(path)
     write_shards([(path, 0)], ["a b"], tmp_path / "50% of, it")
@@ -220,9 +220,9 @@ def test_odd_names(tmp_path, frames):
     assert read_clip(path, fps=8, num_frames=4).shape == (4, 64, 64, 3)
 
 
-def test_shards_from_shards_and_the_same_bytes_each_time(shards, tmp_path):
+def test_shards_from_shards_are_deterministic(shards, tmp_path):
     files, classes = list_videos(shards)
-    for name in ("a", "b", "a"):  # the second time it replaces what it wrote
+    for name in ("a", "b", "a"):  # the second time it replaces its output
         write_shards(files, classes, tmp_path / name, shard_size_mb=0.03)
     first, second = (sorted((tmp_path / name).iterdir()) for name in "ab")
     assert len(first) > 3 and [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
@@ -232,7 +232,7 @@ def test_shards_from_shards_and_the_same_bytes_each_time(shards, tmp_path):
     assert again == [member.shard.read_bytes()[member.offset :][: member.size] for (member, _) in files]
 
 
-def test_what_cannot_be_read_is_left_out_and_named(tmp_path, sprites):
+def test_unreadable_files_are_left_out_and_reported(tmp_path, sprites):
     files, classes = list_videos(sprites)
     missing = files[0]._replace(path=tmp_path / "missing.mp4")
     assert write_shards([missing, *files[1:3]], classes, tmp_path / "out") == [
@@ -244,7 +244,7 @@ def test_what_cannot_be_read_is_left_out_and_named(tmp_path, sprites):
     assert not (tmp_path / "none").exists()
 
 
-def test_whole_or_not_at_all(tmp_path, sprites):
+def test_writing_is_atomic(tmp_path, sprites):
     files, classes = list_videos(sprites)
 
     def interrupt(written: int) -> None:
@@ -263,7 +263,7 @@ def test_whole_or_not_at_all(tmp_path, sprites):
 
 
 @pytest.mark.parametrize("with_index", [True, False])
-def test_a_cut_shard_is_said_at_once(copied, with_index):
+def test_truncated_shard_raises_when_listed(copied, with_index):
     if not with_index:
         (copied / "index.json").unlink()
     shard = copied / "shard-000001.tar"
@@ -284,14 +284,14 @@ def test_a_cut_shard_is_said_at_once(copied, with_index):
             list_videos(copied)
 
 
-def test_an_index_that_is_none(copied):
+def test_invalid_index_is_rejected(copied):
     for content in ("{}", "not json", '{"shardlist": [{"url": "shard-000000.tar", "nsamples": 6}]}'):
         (copied / "index.json").write_text(content)
         with pytest.raises(UserError, match=r"index.json is not an index that `vidgen shards` writes"):
             list_videos(copied)
 
 
-def test_a_damaged_member_is_listed_like_a_bad_video(copied):
+def test_damaged_member_is_listed_as_bad_video(copied):
     data = ClipDataset(copied, **SHAPE, train=False)
     member = data.files[4].path
     with member.shard.open("r+b") as file:
@@ -303,7 +303,7 @@ def test_a_damaged_member_is_listed_like_a_bad_video(copied):
     assert path == str(member) and "not a readable video" in reason
 
 
-def test_a_shard_cut_while_training_is_listed(copied):
+def test_shard_truncated_during_training_is_listed(copied):
     data = ClipDataset(copied, **SHAPE, train=False)
     member = data.files[5].path  # the last of the first shard
     with member.shard.open("r+b") as file:

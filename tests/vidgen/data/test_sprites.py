@@ -1,4 +1,4 @@
-"""Sprites: factors are reproducible and true of the pixels, and each class moves as its name says."""
+"""Sprites: factors are reproducible and match the pixels, and each class has its motion."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from vidgen.data.dataset import list_videos
+from vidgen.data.listing import list_videos
 from vidgen.data.sprites import MOTIONS, SHAPES, render_sprite, sample_factors, write_sprites
 from vidgen.data.video import probe, read_clip
 
@@ -16,14 +16,14 @@ def draw(motion: str, seed: int = 0, **sizes) -> dict:
     return sample_factors(np.random.default_rng(seed), motion, **sizes)
 
 
-def shown(factors: dict) -> np.ndarray:
-    """Where a clip differs from its bare background: bool (T, H, W)."""
+def find_shape(factors: dict) -> np.ndarray:
+    """Where a clip differs from its background: bool (T, H, W)."""
     bare = render_sprite({**factors, "shapes": []})
     return np.abs(render_sprite(factors).astype(int) - bare).max(-1) > 24
 
 
 @pytest.mark.parametrize("motion", MOTIONS)
-def test_factors_are_json_and_alone_decide_the_pixels(motion):
+def test_factors_are_json_and_determine_the_pixels(motion):
     factors = draw(motion)
     assert factors == draw(motion)
     again = json.loads(json.dumps(factors))
@@ -34,7 +34,7 @@ def test_factors_are_json_and_alone_decide_the_pixels(motion):
     assert not np.array_equal(clip, render_sprite(draw(motion, seed=1)))
 
 
-def test_files_hold_what_the_factors_say(sprites):
+def test_files_match_their_factors(sprites):
     assert sorted(p.name for p in sprites.iterdir()) == sorted([*MOTIONS, "shapes.csv"])
     for motion in MOTIONS:
         path = sprites / motion / f"{motion}_0001.mp4"
@@ -43,10 +43,10 @@ def test_files_hold_what_the_factors_say(sprites):
         factors = json.loads(path.with_suffix(".json").read_text())
         assert factors["motion"] == motion
         error = read_clip(path, fps=8, num_frames=16).numpy().astype(float) - render_sprite(factors)
-        assert np.sqrt((error**2).mean()) < 12  # H.264 with halved color planes
+        assert np.sqrt((error**2).mean()) < 12  # H.264 with chroma subsampling
 
 
-def test_the_table_has_the_shapes_for_sub_classes(sprites):
+def test_shapes_csv_lists_the_subclasses(sprites):
     files, classes = list_videos(sprites / "shapes.csv")
     assert sorted(file.path for file in files) == sorted(sprites.glob("*/*.mp4"))
     for file in files:
@@ -56,7 +56,7 @@ def test_the_table_has_the_shapes_for_sub_classes(sprites):
     assert {file.label for file in list_videos(sprites)[0]} == set(range(len(MOTIONS)))
 
 
-def test_a_clip_does_not_depend_on_how_many_are_written(sprites, tmp_path):
+def test_clip_does_not_depend_on_the_number_of_clips(sprites, tmp_path):
     paths = write_sprites(tmp_path, 1, seed=0)
     assert len(paths) == len(MOTIONS)
     for path in paths:
@@ -71,14 +71,14 @@ def test_a_clip_does_not_depend_on_how_many_are_written(sprites, tmp_path):
 @pytest.mark.parametrize("motion", [m for m in MOTIONS if m != "swap"])
 def test_centers_are_where_the_shape_is(motion, seed):
     factors = draw(motion, seed)
-    where = shown(factors)
+    where = find_shape(factors)
     grid = np.stack(np.meshgrid(np.arange(64) + 0.5, np.arange(64) + 0.5), -1)
     for mask, center in zip(where, factors["shapes"][0]["centers"], strict=True):
         np.testing.assert_allclose(grid[mask].mean(0), center, atol=1.5)
 
 
 @pytest.mark.parametrize("motion", MOTIONS)
-def test_shapes_are_large_inside_the_frame_and_of_their_own_color(motion):
+def test_shapes_are_large_inside_the_frame_and_distinct_in_color(motion):
     for seed in range(12):
         factors = draw(motion, seed, resolution=128)
         assert len(factors["shapes"]) == (2 if motion == "swap" else 1)
@@ -96,16 +96,16 @@ def test_shapes_are_large_inside_the_frame_and_of_their_own_color(motion):
 def test_scales_are_those_of_the_drawn_shape():
     factors = draw("zoom", resolution=128)
     factors["shapes"][0]["kind"] = "square"
-    areas, scales = shown(factors).sum((1, 2)), np.array(factors["shapes"][0]["scales"])
+    areas, scales = find_shape(factors).sum((1, 2)), np.array(factors["shapes"][0]["scales"])
     np.testing.assert_allclose(areas / areas[0], (scales / scales[0]) ** 2, rtol=0.08)
 
 
-def test_every_kind_of_shape_is_drawn_about_as_large():
+def test_all_shapes_are_similarly_large():
     factors = draw("still")
     areas = []
     for kind in SHAPES:
         factors["shapes"][0].update(kind=kind, size=26.0)
-        areas.append(shown(factors)[0].sum())
+        areas.append(find_shape(factors)[0].sum())
     assert max(areas) < 3 * min(areas) and min(areas) > 0.05 * 64 * 64
 
 
@@ -113,7 +113,7 @@ def test_every_kind_of_shape_is_drawn_about_as_large():
 def test_angles_turn_clockwise(angle, direction):
     factors = draw("still", num_frames=1)
     factors["shapes"][0].update(kind="triangle", centers=[[32, 32]], angles=[angle])
-    y, x = np.nonzero(shown(factors)[0])
+    y, x = np.nonzero(find_shape(factors)[0])
     toward = np.stack([x - 31.5, y - 31.5], -1) @ np.array(direction)
     assert toward.max() > -1.6 * toward.min()  # a corner on this side, an edge on the other
 
@@ -127,7 +127,7 @@ def test_spin_is_visible_for_every_shape(kind):
     assert steps.min() > 1
 
 
-def test_motions_do_what_their_names_say():
+def test_motions_match_their_names():
     tracks = {m: {k: np.array(v) for k, v in draw(m)["shapes"][0].items() if k[:-1] in ("center", "angle", "scale")}
               for m in MOTIONS}  # fmt: skip
     centers = {m: t["centers"] / 64 for m, t in tracks.items()}
@@ -164,6 +164,6 @@ def _first_center() -> np.ndarray:
     return np.array(draw("orbit")["shapes"][0]["centers"][0]) / 64
 
 
-def test_an_unknown_motion_is_named():
+def test_unknown_motion_raises():
     with pytest.raises(ValueError, match="unknown motion 'wobble', expected one of slide, "):
         draw("wobble")

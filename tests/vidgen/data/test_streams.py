@@ -1,4 +1,4 @@
-"""Whole videos frame by frame: the right frames in, whole files out or none, and memory that does not grow."""
+"""Reading and writing whole videos frame by frame: correct frames, atomic files, constant memory."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from video_makers import encode
+from video_makers import decode_all, encode, encode_audio
 
 from vidgen.common.errors import UserError
-from vidgen.common.io import to_uint8
-from vidgen.data.dataset import frames_to_clip, resize_to_cover
+from vidgen.common.images import to_uint8
 from vidgen.data.streams import FrameReader, open_writer
+from vidgen.data.transforms import frames_to_clip, resize_to_cover
 from vidgen.data.video import VideoError, probe, read_clip
 from vidgen.data.video_index import index_video
 
 
 def read(path: Path, **how) -> np.ndarray:
-    """All frames that a reader gives, which keep what it announced."""
+    """All frames of a reader, whose number and shape match its attributes."""
     with FrameReader(path, **how) as reader:
         frames = list(reader)
         assert len(frames) == reader.num_frames
@@ -40,24 +40,16 @@ def write(path, frames: np.ndarray, fps=25) -> Path:
     return Path(path)
 
 
-def decode_all(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Every frame in the order decoded, and its seconds since the first: the plain reference."""
-    with av.open(str(path)) as container:
-        decoded = list(container.decode(container.streams.best("video")))
-        pictures = np.stack([frame.to_ndarray(format="rgb24") for frame in decoded])
-        return pictures, np.array([float((frame.pts - decoded[0].pts) * frame.time_base) for frame in decoded])
-
-
 def delays(path: Path) -> list[int]:
-    """How long each frame of a GIF is shown, in milliseconds."""
+    """The duration of each frame of a GIF, in milliseconds."""
     with Image.open(path) as image:
         return [(image.seek(i), image.info["duration"])[1] for i in range(image.n_frames)]
 
 
-# --- reading: which frames ------------------------------------------------------------------------------------------
+# --- reading: which frames -------------------------------------------------------------------------------------------
 
 
-def test_real_videos_give_what_read_clip_gives(clips):
+def test_real_videos_match_read_clip(clips):
     paths = sorted(clips.rglob("*.*"))
     assert len(paths) == 13
     for path in paths:
@@ -82,22 +74,22 @@ def test_real_videos_give_what_read_clip_gives(clips):
         ("a.webm", "libvpx-vp9", {"deadline": "realtime", "cpu-used": "8"}),
     ],
 )
-def test_a_constant_rate_gives_each_frame_once(tmp_path, frames, name, codec, options):
+def test_constant_rate_gives_each_frame_once(tmp_path, frames, name, codec, options):
     path = encode(tmp_path / name, frames, codec, options=options)
     np.testing.assert_array_equal(read(path), decode_all(path)[0])
     assert FrameReader(path).fps == 25
 
 
-def test_rounded_and_jittering_timestamps_are_a_constant_rate(tmp_path, frames):
+def test_rounded_and_jittering_timestamps_count_as_constant_rate(tmp_path, frames):
     film = np.round(np.arange(48) * 1001 / 30)  # Matroska stores milliseconds
-    pulled_down = np.cumsum(np.tile([33, 50], 24))  # 24 fps as it is put on 60 Hz
+    pulled_down = np.cumsum(np.tile([33, 50], 24))  # 24 fps converted to 60 Hz
     for times, rate in [(film, 30 / 1.001), (pulled_down, 24.1)]:
         path = encode(tmp_path / "a.mkv", frames, milliseconds=times)
         np.testing.assert_array_equal(read(path), decode_all(path)[0])
         assert float(FrameReader(path).fps) == pytest.approx(rate, rel=0.01)
 
 
-def test_the_rate_stays_a_fraction(tmp_path, frames):
+def test_rate_is_an_exact_fraction(tmp_path, frames):
     rate = Fraction(30000, 1001)
     path = write(tmp_path / "a.mp4", frames[:8], rate)
     assert FrameReader(path).fps == rate
@@ -105,7 +97,7 @@ def test_the_rate_stays_a_fraction(tmp_path, frames):
 
 
 @pytest.mark.parametrize("fps", [None, 10, 40])
-def test_a_variable_rate_goes_by_timestamps(tmp_path, frames, fps):
+def test_variable_rate_follows_the_timestamps(tmp_path, frames, fps):
     times = 700 + np.cumsum(np.random.default_rng(0).integers(10, 150, len(frames)))  # starts late, too
     path = encode(tmp_path / "a.mkv", frames, milliseconds=times)
     pictures, seconds = decode_all(path)
@@ -114,12 +106,12 @@ def test_a_variable_rate_goes_by_timestamps(tmp_path, frames, fps):
     assert rate == pytest.approx(fps or 48 / duration, rel=1e-3)
     assert reader.num_frames == round(duration * rate)
     shown = [np.flatnonzero(seconds <= i / rate + 1e-3)[-1] for i in range(reader.num_frames)]
-    assert len(set(shown)) < 48 or fps == 40  # frames fall out, or
+    assert len(set(shown)) < 48 or fps == 40  # frames are dropped, or
     assert len(set(shown)) < len(shown)  # are repeated
     np.testing.assert_array_equal(read(path, fps=fps), pictures[shown])
 
 
-def test_frames_repeat_or_fall_out_to_meet_the_rate(tmp_path, frames):
+def test_frames_are_repeated_or_dropped_to_match_the_rate(tmp_path, frames):
     path = write(tmp_path / "a.mp4", frames, 8)
     pictures, _ = decode_all(path)
     np.testing.assert_array_equal(read(path, fps=8), pictures)
@@ -127,14 +119,14 @@ def test_frames_repeat_or_fall_out_to_meet_the_rate(tmp_path, frames):
     np.testing.assert_array_equal(read(path, fps=16), pictures.repeat(2, axis=0))
     assert len(read(path, fps=0.0004)) == 1 and FrameReader(path, fps=0.0004).fps == Fraction(1, 2500)
     first, second, *_ = FrameReader(path, fps=16)
-    first[:] = 0  # what a caller does to one frame does not reach the next
+    first[:] = 0  # modifying one frame does not change the next
     np.testing.assert_array_equal(second, pictures[0])
 
 
 def test_only_listed_timestamps_have_a_number(tmp_path, frames):
     index = index_video(write(tmp_path / "a.mp4", frames[:4]))
-    assert [index.number_of(tick) for tick in index.ticks.tolist()] == [0, 1, 2, 3]
-    assert {index.number_of(tick) for tick in (None, *(index.ticks + 1).tolist())} == {-1}
+    assert [index.find_tick(tick) for tick in index.ticks.tolist()] == [0, 1, 2, 3]
+    assert {index.find_tick(tick) for tick in (None, *(index.ticks + 1).tolist())} == {-1}
 
 
 def test_one_frame(tmp_path, frames):
@@ -144,7 +136,7 @@ def test_one_frame(tmp_path, frames):
         assert len(read(path, fps=3)) == 1
 
 
-def test_each_iteration_begins_anew_and_leaving_the_block_ends_it(tmp_path, frames):
+def test_each_iteration_restarts_and_the_block_ends_it(tmp_path, frames):
     path = write(tmp_path / "a.mp4", frames)
     with FrameReader(path) as reader:
         running = iter(reader)
@@ -156,7 +148,7 @@ def test_each_iteration_begins_anew_and_leaving_the_block_ends_it(tmp_path, fram
     assert list(last) == []
 
 
-# --- reading: which pixels ------------------------------------------------------------------------------------------
+# --- reading: which pixels -------------------------------------------------------------------------------------------
 
 
 def test_odd_sizes_are_kept(tmp_path, frames):
@@ -165,7 +157,7 @@ def test_odd_sizes_are_kept(tmp_path, frames):
 
 
 @pytest.mark.parametrize("rotation", [90, 180, 270])
-def test_rotated_videos_come_upright(tmp_path, frames, rotation):
+def test_rotated_videos_are_read_upright(tmp_path, frames, rotation):
     plain = encode(tmp_path / "plain.mp4", frames[:4, :48])
     phone = encode(tmp_path / "phone.mp4", frames[:4, :48], rotation=rotation)
     upright = np.rot90(decode_all(plain)[0], rotation // 90, axes=(1, 2))
@@ -176,7 +168,7 @@ def test_rotated_videos_come_upright(tmp_path, frames, rotation):
 
 
 @pytest.mark.parametrize(("codec", "options"), [("libx264", {}), ("libx265", {"x265-params": "log-level=none"})])
-def test_ten_bits_become_eight(tmp_path, frames, codec, options):
+def test_ten_bit_videos_are_read_as_eight_bit(tmp_path, frames, codec, options):
     soft = (frames[:4].astype(int) // 2 + 64).astype(np.uint8)
     path = encode(tmp_path / "a.mkv", soft, codec, "yuv444p10le", options={"crf": "1", **options})
     assert np.abs(read(path).astype(int) - soft).mean() < 1
@@ -185,7 +177,7 @@ def test_ten_bits_become_eight(tmp_path, frames, codec, options):
 @pytest.mark.parametrize(
     ("name", "codec", "pix_fmt"), [("a.mov", "qtrle", "argb"), ("b.mov", "png", "rgba"), ("a.mkv", "ffv1", "bgra")]
 )
-def test_what_is_transparent_shows_black(tmp_path, frames, name, codec, pix_fmt):
+def test_transparent_parts_are_shown_over_black(tmp_path, frames, name, codec, pix_fmt):
     alpha = np.zeros((4, 64, 64, 1), np.uint8)
     alpha[:, 16:], alpha[:, 32:] = 128, 255
     path = encode(tmp_path / name, np.concatenate([frames[:4], alpha], axis=-1), codec, pix_fmt)
@@ -195,7 +187,7 @@ def test_what_is_transparent_shows_black(tmp_path, frames, name, codec, pix_fmt)
 
 
 @pytest.mark.parametrize("codec", ["libvpx-vp9", "libvpx"])
-def test_transparent_webm_shows_black(tmp_path, frames, codec):
+def test_transparent_webm_is_shown_over_black(tmp_path, frames, codec):
     alpha = np.full((4, 64, 64, 1), 255, np.uint8)
     alpha[:, :32] = 0
     bright = np.concatenate([frames[:4] // 2 + 128, alpha], axis=-1)
@@ -206,7 +198,7 @@ def test_transparent_webm_shows_black(tmp_path, frames, codec):
     np.testing.assert_array_equal(read_clip(path, fps=25, num_frames=4), pictures)
 
 
-def test_gifs_show_each_frame_over_the_last_and_for_its_time(tmp_path, frames):
+def test_gif_frames_are_composed_and_timed(tmp_path, frames):
     images = [Image.fromarray(frame).quantize(64) for frame in frames[:3]]
     path = tmp_path / "a.gif"
     images[0].save(path, save_all=True, append_images=images[1:], duration=[100, 300, 200], optimize=False)
@@ -223,7 +215,7 @@ def test_gifs_show_each_frame_over_the_last_and_for_its_time(tmp_path, frames):
 @pytest.mark.parametrize(
     ("size", "expected"), [(32, (32, 46)), (48, (48, 68)), (63, (64, 90)), (1, (2, 2)), (90, (90, 128))]
 )
-def test_the_short_side_is_resized_as_the_dataset_does(tmp_path, frames, size, expected):
+def test_short_side_is_resized_as_in_the_dataset(tmp_path, frames, size, expected):
     wide = np.concatenate([frames, frames[:, :, :26]], axis=2)[:4, :63]  # 63 x 90
     path = encode(tmp_path / "a.mkv", wide, "ffv1", "bgr0")
     resized = read(path, size=size)
@@ -240,7 +232,7 @@ def test_the_short_side_is_resized_as_the_dataset_does(tmp_path, frames, size, e
         assert np.abs(squares.astype(int) - clip.permute(1, 2, 3, 0).numpy()).max() <= 1
 
 
-def test_a_stream_that_changes_its_size_keeps_to_the_first(tmp_path, frames):
+def test_stream_with_changing_size_keeps_the_first(tmp_path, frames):
     large = frames[:6].repeat(2, axis=1).repeat(2, axis=2)
     parts = [
         encode(tmp_path / name, part, "mjpeg", "yuvj420p", options={"qmin": "1", "qmax": "1"}).read_bytes()
@@ -255,10 +247,10 @@ def test_a_stream_that_changes_its_size_keeps_to_the_first(tmp_path, frames):
         assert np.abs(picture.astype(int) - frame).mean() < 8
 
 
-# --- reading: files that are no use ---------------------------------------------------------------------------------
+# --- reading: unusable files -----------------------------------------------------------------------------------------
 
 
-def test_what_is_no_whole_video_is_named_at_once_with_the_reason(tmp_path, frames):
+def test_incomplete_videos_raise_at_once_with_the_reason(tmp_path, frames):
     good = write(tmp_path / "good.mp4", frames).read_bytes()
     mkv = encode(tmp_path / "good.mkv", frames).read_bytes()
 
@@ -266,23 +258,17 @@ def test_what_is_no_whole_video_is_named_at_once_with_the_reason(tmp_path, frame
         (tmp_path / name).write_bytes(content)
         return tmp_path / name
 
-    sound = tmp_path / "sound.mp4"
-    with av.open(str(sound), "w") as container:
-        stream = container.add_stream("aac", rate=8000)
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), format="fltp", layout="mono")
-        frame.rate = 8000
-        container.mux(stream.encode(frame))
-        container.mux(stream.encode())
+    audio = encode_audio(tmp_path / "audio.mp4")
     for path, reason in [
         (tmp_path / "missing.mp4", "no such file"),
         (tmp_path, "it is a folder, not a video"),
         (file("empty.mp4", b""), "the file is empty"),
         (file("text.mp4", b"not a video at all\n" * 50), "not a readable video"),
         (file("notes.txt", b"FFmpeg would film this text\n" * 50), "it is text, not a video"),
-        (file("cut.mp4", good[: len(good) * 7 // 10]), r"cut off: \d+ of 48 frames are whole"),
-        (file("cut.mkv", mkv[: len(mkv) * 7 // 10]), r"cut off: \d.\d\d of 1.92 s are there"),
+        (file("cut.mp4", good[: len(good) * 7 // 10]), r"cut off: \d+ of 48 frames are complete"),
+        (file("cut.mkv", mkv[: len(mkv) * 7 // 10]), r"cut off: \d.\d\d of 1.92 s are present"),
         (file("codec.mp4", good.replace(b"avc1", b"zzzz")), "its codec is unknown"),
-        (sound, "it holds no video stream"),
+        (audio, "it holds no video stream"),
     ]:
         with pytest.raises(VideoError, match=reason) as caught:
             FrameReader(path)
@@ -292,13 +278,13 @@ def test_what_is_no_whole_video_is_named_at_once_with_the_reason(tmp_path, frame
 @pytest.mark.parametrize(
     ("how", "reason"), [({"fps": 0}, "fps"), ({"fps": float("nan")}, "fps"), ({"size": 0}, "size")]
 )
-def test_a_rate_or_size_that_is_none(tmp_path, frames, how, reason):
+def test_invalid_rate_or_size_raises(tmp_path, frames, how, reason):
     with pytest.raises(UserError, match=f"{reason} must be"):
         FrameReader(write(tmp_path / "a.mp4", frames[:2]), **how)
 
 
 @pytest.mark.parametrize("name", ["a.mpg", "a.mp4"])
-def test_a_damaged_frame_is_named_when_it_comes(tmp_path, frames, name):
+def test_damaged_frame_raises_when_reached(tmp_path, frames, name):
     codec = "mpeg2video" if name == "a.mpg" else "libx264"
     path = encode(tmp_path / name, frames, codec, options={"g": "12", "bf": "0"})
     pictures, _ = decode_all(path)
@@ -313,7 +299,7 @@ def test_a_damaged_frame_is_named_when_it_comes(tmp_path, frames, name):
     np.testing.assert_array_equal(seen, pictures[: len(seen)])
 
 
-def test_a_file_that_ends_early_is_said_while_reading(tmp_path, frames):
+def test_file_that_ends_early_raises_while_reading(tmp_path, frames):
     path = write(tmp_path / "a.mp4", frames)
     reader = FrameReader(path)
     write(path, frames[:20])
@@ -321,7 +307,7 @@ def test_a_file_that_ends_early_is_said_while_reading(tmp_path, frames):
         list(reader)
 
 
-# --- writing --------------------------------------------------------------------------------------------------------
+# --- writing ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fps", [8, 12.5, 29.97, Fraction(30000, 1001), 0.25])
@@ -369,11 +355,11 @@ def test_gif_keeps_colors_and_still_parts(tmp_path):
     still = pictures[:, 32:]
     assert np.abs(still - scene[:, 32:]).mean() < 6 and np.abs(np.diff(still, axis=0)).mean() < 4
     patches = still.reshape(12, 8, 8, 16, 8, 3).mean((2, 4)) - scene[:, 32:].reshape(12, 8, 8, 16, 8, 3).mean((2, 4))
-    assert np.abs(patches).mean() < 3  # from afar, colors are right
+    assert np.abs(patches).mean() < 3  # on average, colors are correct
 
 
 @pytest.mark.parametrize("name", ["pictures", "version.2/"])
-def test_pngs_are_exact_and_replace_only_their_like(tmp_path, frames, name):
+def test_png_folder_is_exact_and_replaces_only_such_folders(tmp_path, frames, name):
     folder, target = tmp_path / name, f"{tmp_path}/{name}"
     folder.mkdir()
     write(target, frames[:12, :33, :47])
@@ -388,7 +374,7 @@ def test_pngs_are_exact_and_replace_only_their_like(tmp_path, frames, name):
     assert len(list(folder.iterdir())) == 12
 
 
-def test_a_folder_filled_meanwhile_is_not_destroyed(tmp_path, frames):
+def test_folder_filled_meanwhile_is_kept(tmp_path, frames):
     folder = tmp_path / "pictures"
     with (
         pytest.raises(UserError, match="holds other things"),
@@ -400,12 +386,12 @@ def test_a_folder_filled_meanwhile_is_not_destroyed(tmp_path, frames):
     assert [file.name for file in folder.iterdir()] == ["notes.txt"] and list(tmp_path.iterdir()) == [folder]
 
 
-def test_the_same_frames_give_the_same_file(tmp_path, frames):
+def test_same_frames_give_the_same_file(tmp_path, frames):
     for name in ("a.mp4", "a.gif"):
         assert len({write(tmp_path / name, frames[:16]).read_bytes() for _ in range(4)}) == 1
 
 
-# --- writing: whole or not at all -----------------------------------------------------------------------------------
+# --- writing: atomic files -------------------------------------------------------------------------------------------
 
 NAMES = ["a.mp4", "a.gif", "pictures"]
 
@@ -416,7 +402,7 @@ def content(folder: Path) -> dict[Path, bytes]:
 
 @contextmanager
 def full_disk(size: int):
-    """No file grows beyond `size` bytes; the system reports that as it does a full disk."""
+    """Limit files to `size` bytes; the system reports a larger one like a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -427,19 +413,19 @@ def full_disk(size: int):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("error", [RuntimeError, OSError, KeyboardInterrupt])
-def test_a_block_that_raises_leaves_all_as_it_was(tmp_path, frames, name, error):
+def test_block_that_raises_changes_no_file(tmp_path, frames, name, error):
     for _ in range(2):
         before = content(tmp_path)
         with pytest.raises(error, match=r"^mine$"), open_writer(tmp_path / name, fps=8, width=64, height=64) as writer:
             writer.write(frames[:8])
             raise error("mine")
         assert content(tmp_path) == before and len(list(tmp_path.iterdir())) == (1 if before else 0)
-        write(tmp_path / name, frames[:3])  # the second time there is something to lose
+        write(tmp_path / name, frames[:3])  # the second time there is a file to keep
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("count", [1, 200])  # fails at the end, or midway
-def test_a_full_disk_is_said_and_leaves_all_as_it_was(tmp_path, frames, name, count):
+def test_full_disk_raises_and_changes_no_file(tmp_path, frames, name, count):
     write(tmp_path / name, frames[:3])
     before = content(tmp_path)
     noise = np.random.default_rng(0).integers(0, 256, (count, 64, 64, 3), dtype=np.uint8)
@@ -455,7 +441,7 @@ def test_a_full_disk_is_said_and_leaves_all_as_it_was(tmp_path, frames, name, co
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_of_two_failures_the_first_is_told(tmp_path, frames, name):
+def test_first_of_two_errors_is_raised(tmp_path, frames, name):
     noise = np.random.default_rng(0).integers(0, 256, (60, 64, 64, 3), dtype=np.uint8)
     with pytest.raises(RuntimeError, match=r"^mine$"), full_disk(3000):  # noqa: SIM117
         with open_writer(tmp_path / name, fps=8, width=64, height=64) as writer:
@@ -466,14 +452,14 @@ def test_of_two_failures_the_first_is_told(tmp_path, frames, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_without_frames_there_is_no_file(tmp_path, name):
+def test_no_frames_raise_and_write_no_file(tmp_path, name):
     with pytest.raises(UserError, match="no frame to write"), open_writer(tmp_path / name, fps=8, width=64, height=64):
         pass
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_frames_of_another_kind_are_refused(tmp_path, frames, name):
+def test_frames_of_other_shape_or_type_are_rejected(tmp_path, frames, name):
     for bad in (frames[0], frames[:0], frames[:, :62], frames.astype(np.float32), frames[..., :1]):
         with (
             pytest.raises(UserError, match=r"must be uint8 of shape \(T, 64, 64, 3\), got"),
@@ -484,12 +470,12 @@ def test_frames_of_another_kind_are_refused(tmp_path, frames, name):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_cannot_be_written_is_said_before_the_work_begins(tmp_path):
+def test_invalid_outputs_raise_before_writing(tmp_path):
     (tmp_path / "file").write_text("mine")
     (tmp_path / "folder.mp4").mkdir()
     for name, change, reason in [
-        ("a.avi", {}, r"expected a name ending in \.mp4 or \.gif, or without ending"),
-        ("run.2", {}, r"expected a name ending in \.mp4 or \.gif, or without ending"),
+        ("a.avi", {}, r"expected a name ending in \.mp4 or \.gif, or without extension"),
+        ("run.2", {}, r"expected a name ending in \.mp4 or \.gif, or without extension"),
         ("a.mp4", {"fps": 0}, "fps must be positive, got 0"),
         ("a.gif", {"fps": float("inf")}, "fps must be positive, got inf"),
         ("a.mp4", {"width": 0}, "width and height must be at least 1 pixel, got 0x64"),
@@ -506,11 +492,11 @@ def test_what_cannot_be_written_is_said_before_the_work_begins(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.mp4"]
 
 
-# --- memory ---------------------------------------------------------------------------------------------------------
+# --- memory ----------------------------------------------------------------------------------------------------------
 
 
 def resident() -> int:
-    """Bytes of memory that this process now holds, FFmpeg's included."""
+    """The memory of this process in bytes, including FFmpeg's."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
@@ -519,14 +505,14 @@ def resident() -> int:
 def test_memory_does_not_grow_with_the_length(tmp_path, name):
     side, count = 256, 200
     frame = np.zeros((side, side, 3), np.uint8)
-    everything = count * frame.nbytes  # 39 MB
+    total = count * frame.nbytes  # 39 MB
     held = {}
     with open_writer(tmp_path / name, fps=25, width=side, height=side) as writer:
         for i in range(count):
             frame[:, i % side] = i % 251  # cheap to encode
             writer.write(frame[None])
             held[i] = resident()
-    assert held[count - 1] - held[count // 4] < everything / 8  # of three quarters of all frames
+    assert held[count - 1] - held[count // 4] < total / 8  # of three quarters of all frames
 
     tracemalloc.start()
     with FrameReader(tmp_path / name, size=64) as reader:
@@ -534,4 +520,4 @@ def test_memory_does_not_grow_with_the_length(tmp_path, name):
             held[i] = resident()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert held[count - 1] - held[count // 4] < everything / 8 and peak < everything / 8
+    assert held[count - 1] - held[count // 4] < total / 8 and peak < total / 8

@@ -1,4 +1,4 @@
-"""UCF-101's official splits: the right videos on the right side, with the classes in their official order."""
+"""The official splits of UCF-101: their videos, with the classes in the official order."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from vidgen.common.errors import UserError
 from vidgen.data.config import DataConfig
 from vidgen.data.dataset import ClipDataset
-from vidgen.data.listing import list_train_and_validation
+from vidgen.data.splits import list_train_and_validation
 from vidgen.data.ucf101 import ucf101_split
 
 TRAIN = ["YoYo/v_YoYo_g08_c01.avi 2", "YoYo/v_YoYo_g08_c02.avi 2", "ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi 1"]
@@ -32,7 +32,7 @@ def make(root: Path, lists: Path) -> Path:
 
 
 @pytest.mark.parametrize("where", ["UCF-101/ucfTrainTestlist", "ucfTrainTestlist"])
-def test_a_split_is_what_its_lists_say(tmp_path, where, monkeypatch):
+def test_split_follows_its_lists(tmp_path, where, monkeypatch):
     (tmp_path / "UCF-101").mkdir()
     root = make(tmp_path / "UCF-101", tmp_path / where)
     train, test, classes = ucf101_split(root, 1)
@@ -46,7 +46,7 @@ def test_a_split_is_what_its_lists_say(tmp_path, where, monkeypatch):
     assert len(ucf101_split(".", 1)[0]) == 3
 
 
-def test_reencoded_and_deeper_videos_are_found_and_missing_ones_stay_listed(tmp_path):
+def test_reencoded_and_nested_videos_are_found_and_missing_ones_stay_listed(tmp_path):
     root = make(tmp_path / "all" / "UCF-101", tmp_path / "lists")
     (root / "YoYo" / "v_YoYo_g08_c01.avi").rename(root / "YoYo" / "v_YoYo_g08_c01.mp4")
     (root / "YoYo" / "v_YoYo_g08_c02.avi").unlink()
@@ -55,13 +55,13 @@ def test_reencoded_and_deeper_videos_are_found_and_missing_ones_stay_listed(tmp_
     assert not train[1].path.exists() and train[1].path.name == "v_YoYo_g08_c02.avi"
 
 
-def test_a_listed_file_comes_before_others_of_its_name(tmp_path):
+def test_listed_extension_is_preferred(tmp_path):
     root = make(tmp_path / "UCF-101", tmp_path / "lists")
     (root / "YoYo" / "v_YoYo_g08_c01.mp4").touch()  # sorted after the .avi
     assert ucf101_split(root, 1, tmp_path / "lists")[0][0].path == root / "YoYo" / "v_YoYo_g08_c01.avi"
 
 
-def test_a_recipe_trains_on_one_list_and_validates_on_the_other(tmp_path, sprites):
+def test_config_trains_on_one_list_and_validates_on_the_other(tmp_path, sprites):
     root = make(tmp_path / "UCF-101", tmp_path / "lists")
     data = DataConfig(root=str(root), ucf101_split=1, split_files=str(tmp_path / "lists"))
     assert list_train_and_validation(data, 0) == ucf101_split(root, 1, tmp_path / "lists")
@@ -77,24 +77,24 @@ def test_a_recipe_trains_on_one_list_and_validates_on_the_other(tmp_path, sprite
         ClipDataset(ucf101_split(root, 1, tmp_path / "lists")[0], 8, 8, 32)
 
 
-def test_what_is_missing_or_wrong_is_said(tmp_path):
+def test_missing_or_malformed_lists_raise(tmp_path):
     root, lists = make(tmp_path / "UCF-101", tmp_path / "lists"), tmp_path / "lists"
 
-    def says(message: str, split: int = 1, root: Path = root, split_files: Path | None = lists) -> None:
+    def check_error(message: str, split: int = 1, root: Path = root, split_files: Path | None = lists) -> None:
         with pytest.raises(UserError, match=message) as caught:
             ucf101_split(root, split, split_files)
         assert "\n" not in str(caught.value)
 
-    says("UCF-101 has the splits 1, 2 and 3, not 4", split=4)
-    says(r"trainlist02.txt cannot be read", split=2)
-    says(rf"no split files at {root}/ucfTrainTestlist or {tmp_path}/ucfTrainTestlist: unpack", split_files=None)
-    says(r"no split files at .*/absent: ", split_files=tmp_path / "absent")
-    says(r"needs the folder that its videos unpack into", root=tmp_path / "videos.csv")
+    check_error("UCF-101 has the splits 1, 2 and 3, not 4", split=4)
+    check_error(r"trainlist02.txt cannot be read", split=2)
+    check_error(rf"no split files at {root}/ucfTrainTestlist or {tmp_path}/ucfTrainTestlist: unpack", split_files=None)
+    check_error(r"no split files at .*/absent: ", split_files=tmp_path / "absent")
+    check_error(r"needs the folder of its unpacked videos", root=tmp_path / "videos.csv")
     (tmp_path / "empty").mkdir()
-    says(r"none of the videos of trainlist01.txt is in .*empty", root=tmp_path / "empty")
+    check_error(r"none of the videos of trainlist01.txt is in .*empty", root=tmp_path / "empty")
     (lists / "testlist01.txt").write_text("Juggling/v_Juggling_g01_c01.avi")
-    says(r"testlist01.txt, line 1: expected CLASS/NAME with a class of classInd.txt")
+    check_error(r"testlist01.txt, line 1: expected CLASS/NAME with a class of classInd.txt")
     (lists / "classInd.txt").write_text("1 YoYo\n1 ApplyEyeMakeup\n")
-    says(r"classInd.txt, line 2: the number 1 is taken by YoYo")
+    check_error(r"classInd.txt, line 2: the number 1 is taken by YoYo")
     (lists / "classInd.txt").write_text("1 YoYo\nApplyEyeMakeup\n")
-    says(r"classInd.txt, line 2: expected a number and a class, got 'ApplyEyeMakeup'")
+    check_error(r"classInd.txt, line 2: expected a number and a class, got 'ApplyEyeMakeup'")

@@ -1,4 +1,4 @@
-"""Reading and writing files: the right frames at the right times, whatever the container, and plain errors."""
+"""Reading and writing video files: the correct frames at the correct times in every container, and clear errors."""
 
 from __future__ import annotations
 
@@ -11,18 +11,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from video_makers import encode
+from video_makers import decode_all, encode, encode_audio
 
 from vidgen.data import video
 from vidgen.data.video import VideoError, VideoInfo, probe, read_clip, write_video
-
-
-def decode_all(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Every frame in the order decoded, and its seconds since the first: the plain reference."""
-    with av.open(str(path)) as container:
-        decoded = list(container.decode(container.streams.best("video")))
-        pictures = np.stack([frame.to_ndarray(format="rgb24") for frame in decoded])
-        return pictures, np.array([float((frame.pts - decoded[0].pts) * frame.time_base) for frame in decoded])
 
 
 def expected(path: Path, *, start: float, fps: float, num_frames: int):
@@ -35,10 +27,10 @@ def as_displayed(picture: np.ndarray, info: VideoInfo) -> np.ndarray:
     return np.asarray(Image.fromarray(picture).resize((info.width, info.height), Image.Resampling.BILINEAR))
 
 
-# --- the right frames -----------------------------------------------------------------------------------------------
+# --- correct frames --------------------------------------------------------------------------------------------------
 
 
-def test_real_videos_give_what_decoding_them_from_the_start_gives(clips):
+def test_clips_of_real_videos_match_full_decoding(clips):
     paths = sorted(clips.rglob("*.*"))
     assert len(paths) == 13
     rng = np.random.default_rng(0)
@@ -47,7 +39,7 @@ def test_real_videos_give_what_decoding_them_from_the_start_gives(clips):
         with av.open(str(path)) as container:
             decoded = list(container.decode(container.streams.best("video")))
         times = np.array([float((frame.pts - decoded[0].pts) * frame.time_base) for frame in decoded])
-        if path.suffix == ".avi":  # no timestamps inside
+        if path.suffix == ".avi":  # which has no timestamps
             times = np.arange(len(decoded)) / info.fps
         assert info.num_frames == len(decoded)
         latest = info.latest_start(fps=8, num_frames=4)
@@ -80,12 +72,12 @@ def test_every_start_is_exact_in_every_container(tmp_path, frames, name, codec, 
     for first in range(0, 44, 3):
         clip = read_clip(path, start=first / 25, fps=25, num_frames=4)
         np.testing.assert_array_equal(clip.numpy(), pictures[first : first + 4], err_msg=f"from {first}")
-        sparse = read_clip(path, start=first / 25, fps=7, num_frames=2)  # frames between them need no decoding
+        sparse = read_clip(path, start=first / 25, fps=7, num_frames=2)  # frames between them need not be decoded
         np.testing.assert_array_equal(sparse.numpy(), pictures[[first, first + 25 // 7]], err_msg=f"from {first}")
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
-def test_only_what_a_clip_is_built_on_is_decoded(tmp_path, frames, suffix, monkeypatch):
+def test_only_frames_that_a_clip_depends_on_are_decoded(tmp_path, frames, suffix, monkeypatch):
     path = encode(tmp_path / f"a{suffix}", frames, options={"g": "12", "bf": "3", "x264-params": "scenecut=0"})
     decoded = []
     decode_frames = video.decode_frames
@@ -101,12 +93,12 @@ def test_only_what_a_clip_is_built_on_is_decoded(tmp_path, frames, suffix, monke
     assert len(decoded) == 1 and min(decoded[0]) == 24 and max(decoded[0]) == 33
     read_clip(path, start=24 / 25, fps=25, num_frames=2)
     assert len(decoded) == 2 and decoded[1] == [24, 25]
-    read_clip(path, start=12 / 25, fps=3, num_frames=3)  # 12, 20 and 28: most B-frames between them can be left out
+    read_clip(path, start=12 / 25, fps=3, num_frames=3)  # 12, 20 and 28: most B-frames between them are skipped
     assert len(decoded) == 3 and decoded[2][0] == 12 and len(decoded[2]) < 14
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts"])
-def test_variable_frame_rate_goes_by_timestamps(tmp_path, frames, suffix):
+def test_variable_frame_rate_follows_the_timestamps(tmp_path, frames, suffix):
     times = 700 + np.cumsum(np.random.default_rng(0).integers(10, 150, len(frames)))  # starts late, too
     path = encode(tmp_path / f"vfr{suffix}", frames, milliseconds=times)
     duration = (times[-1] - times[0]) / 1000
@@ -116,7 +108,7 @@ def test_variable_frame_rate_goes_by_timestamps(tmp_path, frames, suffix):
         np.testing.assert_array_equal(read_clip(path, start=start, fps=10, num_frames=16).numpy(), wanted)
 
 
-def test_frames_repeat_or_drop_to_meet_the_rate(tmp_path, frames):
+def test_frames_are_repeated_or_dropped_to_match_the_rate(tmp_path, frames):
     path = write_video(tmp_path / "a.mp4", frames, 8)
     pictures, _ = decode_all(path)
 
@@ -136,16 +128,16 @@ def test_rounded_timestamps_lose_no_frame(tmp_path, frames):
     assert probe(path).fps == pytest.approx(30, rel=0.01)
 
 
-def test_sound_makes_no_difference(tmp_path, frames):
+def test_audio_makes_no_difference(tmp_path, frames):
     path = encode(tmp_path / "loud.mp4", frames, audio=True)
     clip = read_clip(path, fps=10, num_frames=12).numpy()
     np.testing.assert_array_equal(clip, expected(path, start=0, fps=10, num_frames=12))
 
 
-# --- files that are no use ------------------------------------------------------------------------------------------
+# --- unusable files --------------------------------------------------------------------------------------------------
 
 
-def test_what_is_no_video_is_named_with_the_reason(tmp_path, frames):
+def test_unusable_files_raise_with_the_reason(tmp_path, frames):
     good = write_video(tmp_path / "good.mp4", frames, 8).read_bytes()
 
     def file(name: str, content: bytes) -> Path:
@@ -161,7 +153,7 @@ def test_what_is_no_video_is_named_with_the_reason(tmp_path, frames):
         (file("noise.mp4", np.random.default_rng(0).bytes(5000)), "not a readable video"),
         (file("cut.mp4", good[: len(good) * 7 // 10]), "cut off: "),
         (file("header.mp4", good[:600]), "not a readable video|holds no"),
-        (encode(tmp_path / "sound.mp4", frames[:1], audio=True).with_name("sound.m4a"), "no such file"),
+        (encode(tmp_path / "audio.mp4", frames[:1], audio=True).with_name("audio.m4a"), "no such file"),
     ]:
         with pytest.raises(VideoError, match=reason) as caught:
             probe(path)
@@ -171,20 +163,14 @@ def test_what_is_no_video_is_named_with_the_reason(tmp_path, frames):
             read_clip(path, fps=8, num_frames=2)
 
 
-def test_sound_alone_is_no_video(tmp_path):
-    path = tmp_path / "sound.mp4"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("aac", rate=8000)
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), format="fltp", layout="mono")
-        frame.rate = 8000
-        container.mux(stream.encode(frame))
-        container.mux(stream.encode())
+def test_audio_file_is_not_a_video(tmp_path):
+    path = encode_audio(tmp_path / "audio.mp4")
     with pytest.raises(VideoError, match="it holds no video stream"):
         probe(path)
 
 
 @pytest.mark.parametrize(("name", "codec"), [("a.mp4", "libx264"), ("a.avi", "mpeg4"), ("a.mkv", "libx264")])
-def test_a_damaged_file_gives_right_frames_or_an_error_but_never_black(tmp_path, frames, name, codec):
+def test_damaged_file_gives_correct_frames_or_an_error(tmp_path, frames, name, codec):
     whole = encode(tmp_path / name, frames, codec, options={"g": "12", "bf": "0"})
     content, pictures = whole.read_bytes(), decode_all(whole)[0]
     hurt = tmp_path / f"hurt_{name}"
@@ -205,7 +191,7 @@ def test_a_damaged_file_gives_right_frames_or_an_error_but_never_black(tmp_path,
     assert {"error", "frames"} == set(outcomes)
 
 
-def test_a_frame_known_to_be_damaged_is_not_given_out(tmp_path, frames):
+def test_damaged_frame_is_not_returned(tmp_path, frames):
     path = encode(tmp_path / "a.mpg", frames, "mpeg2video")
     content = path.read_bytes()
     middle = len(content) // 2
@@ -215,14 +201,14 @@ def test_a_frame_known_to_be_damaged_is_not_given_out(tmp_path, frames):
     assert read_clip(path, fps=25, num_frames=8).shape[0] == 8  # before the damage
 
 
-def test_a_file_replaced_by_another_is_read_anew(tmp_path, frames):
+def test_replaced_file_is_indexed_again(tmp_path, frames):
     path = write_video(tmp_path / "a.mp4", frames, 8)
     assert probe(path).num_frames == 48
     write_video(path, frames[:20], 8)
     assert probe(path).num_frames == 20
 
 
-def test_too_short(tmp_path, frames):
+def test_too_short_video_raises(tmp_path, frames):
     path = write_video(tmp_path / "a.mp4", frames[:16], 8)
     assert read_clip(path, fps=8, num_frames=16).shape[0] == 16
     with pytest.raises(VideoError, match=r"a.mp4: too short: it lasts 2.00 s, 17 frames at 8 fps need more than 2.00"):
@@ -237,12 +223,12 @@ def test_too_short(tmp_path, frames):
     )
 
 
-def test_errors_survive_the_way_between_processes():
+def test_errors_can_be_pickled():
     error = pickle.loads(pickle.dumps(VideoError("the file is empty", Path("a.mp4"))))
     assert str(error) == "a.mp4: the file is empty" and error.reason == "the file is empty"
 
 
-# --- writing --------------------------------------------------------------------------------------------------------
+# --- writing ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fps", [8, 12.5, 23.976, 29.97, Fraction(30000, 1001), 60])
@@ -256,7 +242,7 @@ def test_written_videos_have_exactly_the_size_rate_and_count(tmp_path, frames, f
         assert container.streams.video[0].pix_fmt == "yuv420p"
 
 
-def test_colors_come_back(tmp_path):
+def test_colors_are_preserved(tmp_path):
     colors = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0), (200, 100, 50)]
     frames = torch.tensor(colors, dtype=torch.uint8)[:, None, None].expand(-1, 32, 32, -1)
     path = write_video(tmp_path / "a.mp4", frames, 8)
@@ -268,7 +254,7 @@ def test_the_same_frames_give_the_same_bytes(tmp_path, frames):
     assert len(contents) == 1
 
 
-def test_what_cannot_be_written_is_said_and_leaves_no_file(tmp_path, frames):
+def test_invalid_frames_raise_and_leave_no_file(tmp_path, frames):
     path = tmp_path / "a.mp4"
     for bad, fps, reason in [
         (frames[:, :63], 8, "even height and width, got 63x64"),
@@ -282,7 +268,7 @@ def test_what_cannot_be_written_is_said_and_leaves_no_file(tmp_path, frames):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_write_cut_short_leaves_the_old_file(tmp_path, frames, monkeypatch):
+def test_interrupted_write_keeps_the_old_file(tmp_path, frames, monkeypatch):
     path = write_video(tmp_path / "a.mp4", frames[:8], 8)
     before = path.read_bytes()
 

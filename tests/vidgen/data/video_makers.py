@@ -1,4 +1,4 @@
-"""Videos as the data tests need them: of any codec and timing, and damaged in many ways."""
+"""Make videos for the data tests: of any codec and timing, and damaged in many ways."""
 
 from __future__ import annotations
 
@@ -35,34 +35,54 @@ def encode(
     times = np.arange(len(frames)) if milliseconds is None else milliseconds
     times = times if ticks is None else ticks
     with av.open(str(path), "w", options=container_options) as container:
-        steady = {"x264-params": "mbtree=0"} if codec == "libx264" else {}  # else bytes differ from run to run
+        steady = {"x264-params": "mbtree=0"} if codec == "libx264" else {}  # otherwise bytes differ from run to run
         stream = container.add_stream(codec, rate=25, options=steady | (options or {}))
-        stream.codec_context.thread_count = 1  # likewise
+        stream.codec_context.thread_count = 1  # for the same reason
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], pix_fmt
         stream.codec_context.time_base = base
         for name, value in attributes.items():
             setattr(stream.codec_context, name, value)
         if rotation:
             stream.set_display_rotation(rotation)
-        sound = container.add_stream("aac", rate=8000) if audio else None
+        audio_stream = container.add_stream("aac", rate=8000) if audio else None
         for array, time in zip(frames, times, strict=True):
             format = "rgba" if array.shape[-1] == 4 else "rgb24"
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format=format)
             frame.pts, frame.time_base = int(time), base
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-        if sound is not None:
-            samples = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), format="fltp", layout="mono")
-            samples.rate = 8000
-            container.mux(sound.encode(samples))
-            container.mux(sound.encode())
+        if audio_stream is not None:
+            encode_silence(container, audio_stream)
     return path
 
 
-def copy_packets(source: Path, target: Path, *, first: int = 0, change=lambda number, packet: None) -> Path:
-    """Write the packets from number `first` on without encoding them again, as `ffmpeg -c copy` does.
+def encode_silence(container: av.container.OutputContainer, stream: av.AudioStream) -> None:
+    """A second of silence, at 8 kHz."""
+    samples = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), format="fltp", layout="mono")
+    samples.rate = 8000
+    container.mux(stream.encode(samples))
+    container.mux(stream.encode())
 
-    `change` may alter the `pts` and `dts` of each.
+
+def encode_audio(path: Path) -> Path:
+    """Write a file without video."""
+    with av.open(str(path), "w") as container:
+        encode_silence(container, container.add_stream("aac", rate=8000))
+    return path
+
+
+def decode_all(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The reference: every frame in decoding order, and its seconds since the first."""
+    with av.open(str(path)) as container:
+        decoded = list(container.decode(container.streams.best("video")))
+        pictures = np.stack([frame.to_ndarray(format="rgb24") for frame in decoded])
+        return pictures, np.array([float((frame.pts - decoded[0].pts) * frame.time_base) for frame in decoded])
+
+
+def copy_packets(source: Path, target: Path, *, first: int = 0, change=lambda number, packet: None) -> Path:
+    """Copy the packets from number `first` on without encoding, as `ffmpeg -c copy` does.
+
+    `change` may modify the `pts` and `dts` of each.
     """
     with av.open(str(source)) as container, av.open(str(target), "w") as copy:
         stream = copy.add_stream_from_template(container.streams.video[0])
@@ -75,7 +95,7 @@ def copy_packets(source: Path, target: Path, *, first: int = 0, change=lambda nu
 
 
 def trim(source: Path, target: Path, *, start: int, duration: int) -> Path:
-    """Write an mp4 of 25 fps with another edit list: `duration` milliseconds from frame `start` on, as phones trim."""
+    """Write an mp4 of 25 fps with another edit list: `duration` milliseconds from frame `start` on, as phones do."""
     content = bytearray(source.read_bytes())
     place = content.index(b"elst") + 12
     _, begin = struct.unpack(">Ii", content[place : place + 8])

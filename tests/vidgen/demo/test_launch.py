@@ -1,4 +1,4 @@
-"""A program that is asked to end takes what it started with it."""
+"""Signals reach the child processes, which end with the program."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
 open(sys.argv[1] + "/" + str(os.getpid()), "w").close()
 time.sleep(60)
 """
-# As accelerate launch: a parent that ends at once, and does not pass the signal on.
+# Like accelerate launch: a parent that ends at once and does not forward the signal.
 LAUNCHER = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[2], sys.argv[1]]).wait()"
 PROGRAM = """
 import sys
@@ -36,7 +36,7 @@ def _hear_interrupts() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_ends_all_that_was_started(tmp_path, number):
+def test_a_signal_ends_all_child_processes(tmp_path, number):
     words = [LAUNCHER, str(tmp_path), CHILD]
     command = [sys.executable, "-c", PROGRAM, *words]
     program = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=_hear_interrupts)

@@ -1,4 +1,4 @@
-"""The `vidgen` command, word by word, on real files with a tiny untrained model."""
+"""The commands of `vidgen` on real files with a tiny untrained model."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from command_line import fail
 from PIL import Image
 from safetensors import safe_open
 
@@ -33,7 +34,7 @@ def model(tmp_path_factory) -> str:
     """A whole pipeline's folder."""
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
-    vae = AutoencoderKLVidTwin.from_preset("tiny-test", heads="residual")
+    vae = AutoencoderKLVidTwin.from_preset("tiny-test", bottleneck="residual")
     transformer = VidTwinTransformer3DModel.from_preset("tiny-test", vae=vae, num_classes=2)
     for layer in (transformer.structure_out, transformer.dynamics_out, transformer.modulation_out[1]):
         torch.nn.init.normal_(layer.weight)  # a fresh DiT predicts zero, whatever noise it is given
@@ -60,16 +61,6 @@ def read(path: Path | str) -> tuple[np.ndarray, Fraction]:
         return np.stack(list(reader)), reader.fps
 
 
-def says(capsys, *words: str) -> str:
-    """The one sentence a wrong command ends with."""
-    with pytest.raises(SystemExit) as end:
-        main([*map(str, words)])
-    assert end.value.code == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("error: ")
-    return error
-
-
 def test_reconstruct_keeps_size_rate_and_count(model, video, tmp_path):
     out = tmp_path / "out.mp4"
     main(["reconstruct", video, str(out), "--model", model])
@@ -80,7 +71,7 @@ def test_reconstruct_keeps_size_rate_and_count(model, video, tmp_path):
 
 
 @torch.no_grad()
-def test_reconstruct_is_the_models_own_round_trip(model, video, tmp_path):
+def test_reconstruct_equals_the_models_forward_pass(model, video, tmp_path):
     main(["reconstruct", video, str(tmp_path / "frames"), "--model", model])
     written, _ = read_folder(tmp_path / "frames")
     source, _ = read(video)
@@ -96,7 +87,7 @@ def read_folder(folder: Path) -> tuple[np.ndarray, list[str]]:
     return np.stack([np.asarray(Image.open(file)).astype(int) for file in files]), [file.name for file in files]
 
 
-def test_encode_and_decode_are_reconstruct(model, video, tmp_path):
+def test_encode_and_decode_equal_reconstruct(model, video, tmp_path):
     latents = tmp_path / "z.safetensors"
     main(["encode", video, str(latents), "--model", model])
     main(["decode", str(latents), str(tmp_path / "a"), "--model", model])
@@ -111,7 +102,7 @@ def test_encode_and_decode_are_reconstruct(model, video, tmp_path):
     assert read(tmp_path / "c.mp4")[1] == FPS
 
 
-def test_rate_size_overlap_and_dtype_are_the_users(model, video, tmp_path):
+def test_rate_size_overlap_and_dtype_can_be_set(model, video, tmp_path):
     out = tmp_path / "out.gif"
     options = ["--fps", "10", "--size", "32", "--dtype", "bfloat16", "--tile-overlap", "4", "--window-overlap", "0"]
     main(["reconstruct", video, str(out), "--model", model, "--device", "cpu", *options])
@@ -123,7 +114,7 @@ def test_rate_size_overlap_and_dtype_are_the_users(model, video, tmp_path):
     assert loaded.geometry.stride == (4, 28, 28) and loaded.structure.dtype == torch.bfloat16
 
 
-def test_components_stand_side_by_side(model, video, tmp_path):
+def test_components_are_side_by_side(model, video, tmp_path):
     main(["components", video, str(tmp_path / "c"), "--model", model])
     rows, _ = read_folder(tmp_path / "c")
     source, _ = read(video)
@@ -135,7 +126,7 @@ def test_components_stand_side_by_side(model, video, tmp_path):
         np.testing.assert_array_equal(part, read_folder(tmp_path / kind)[0])
 
 
-def test_reenact_goes_from_ones_own_motion_to_the_others(model, video, other, tmp_path):
+def test_reenact_interpolates_the_dynamics(model, video, other, tmp_path):
     def reenacted(name: str, *options: str) -> np.ndarray:
         main(["reenact", video, other, str(tmp_path / name), "--model", model, *options])
         return read_folder(tmp_path / name)[0]
@@ -164,10 +155,10 @@ def test_generate_writes_a_video_for_each_class_and_number(model, tmp_path, caps
         main([*words, str(tmp_path / "w.gif"), "--class", "1", "--seed", "4", "--guidance-interval", *interval])
         assert ((tmp_path / "w.gif").read_bytes() == (tmp_path / names[-1]).read_bytes()) is same
     capsys.readouterr()
-    assert "did you mean 'spin'" in says(capsys, *words, tmp_path / "x.mp4", "--class", "spinn")
+    assert "did you mean 'spin'" in fail(capsys, *words, tmp_path / "x.mp4", "--class", "spinn")
 
 
-def test_a_class_given_twice_is_two_videos_of_it(model, tmp_path, capsys):
+def test_a_repeated_class_gives_further_videos(model, tmp_path, capsys):
     words = ["generate", "--model", model, "--steps", "2", "--seed", "3"]
     main([*words, str(tmp_path / "num.gif"), "--class", "orbit", "--num", "3"])
     capsys.readouterr()
@@ -193,7 +184,7 @@ def test_a_class_given_twice_is_two_videos_of_it(model, tmp_path, capsys):
         ["0", "0-0", "00"],
     ],
 )
-def test_no_two_generated_videos_have_one_name(names, num):
+def test_generated_videos_have_unique_names(names, num):
     paths = _number_paths("folder/out.mp4", names, num)
     assert len(paths) == len(names) * num
     keys = {unicodedata.normalize("NFC", path).casefold() for path in paths}
@@ -204,8 +195,8 @@ def test_no_two_generated_videos_have_one_name(names, num):
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
 def test_guidance_that_is_not_finite_is_refused(model, tmp_path, capsys, value):
     words = ["generate", "--model", model, tmp_path / "x.mp4"]
-    assert f"--guidance must be a finite number, not {value}" in says(capsys, *words, f"--guidance={value}")
-    assert "--guidance-interval must be" in says(capsys, *words, "--guidance-interval", "0", value.lstrip("-"))
+    assert f"--guidance must be a finite number, not {value}" in fail(capsys, *words, f"--guidance={value}")
+    assert "--guidance-interval must be" in fail(capsys, *words, "--guidance-interval", "0", value.lstrip("-"))
     assert not list(tmp_path.iterdir())
 
 
@@ -219,14 +210,14 @@ def test_the_commands_work_in_float16_or_name_a_dtype_that_does(model, video, tm
             next(layer.parameters()).mul_(1e6)
     broken.save_pretrained(folder)
     words = ["--model", folder, *half]
-    assert "Use bfloat16 or float32" in says(capsys, "generate", tmp_path / "g.mp4", "--steps", "2", *words)
-    assert "Use bfloat16 or float32" in says(capsys, "reconstruct", video, tmp_path / "r.mp4", *words)
+    assert "Use bfloat16 or float32" in fail(capsys, "generate", tmp_path / "g.mp4", "--steps", "2", *words)
+    assert "Use bfloat16 or float32" in fail(capsys, "reconstruct", video, tmp_path / "r.mp4", *words)
     assert not (tmp_path / "g.mp4").exists() and not (tmp_path / "r.mp4").exists()
 
 
-def test_generate_draws_sub_classes_or_takes_the_one_named(tmp_path, capsys):
+def test_generate_draws_subclasses_or_uses_the_given_one(tmp_path, capsys):
     torch.manual_seed(0)
-    vae = AutoencoderKLVidTwin.from_preset("tiny-test", heads="residual")
+    vae = AutoencoderKLVidTwin.from_preset("tiny-test", bottleneck="residual")
     transformer = VidTwinTransformer3DModel.from_preset("tiny-test", vae=vae, num_classes=4)
     names = {"0": "orbit", "1": "spin", "2": "orbit/star", "3": "spin/disc"}
     model = tmp_path / "model"
@@ -247,7 +238,7 @@ def test_latents_saved_from_python_decode_with_a_given_rate(model, tmp_path, cap
             z = vae.encode(torch.rand(1, 3, *size)).latent_dist.mode()
         path = tmp_path / f"{name}.safetensors"
         (z if isinstance(z, TwinLatents) else vae.unpack(z)).save(path)
-        assert "--fps" in says(capsys, "decode", path, tmp_path / "a.mp4", "--model", model)
+        assert "--fps" in fail(capsys, "decode", path, tmp_path / "a.mp4", "--model", model)
         main(["decode", str(path), str(tmp_path / f"{name}.mp4"), "--model", model, "--fps", "12"])
         pictures, fps = read(tmp_path / f"{name}.mp4")
         assert pictures.shape[:3] == size and fps == 12
@@ -264,8 +255,8 @@ def test_generate_makes_videos_of_any_length_and_loops(model, tmp_path, capsys):
     assert np.array_equal(long[:2], clip[:2])  # before the windows meet
     assert not np.array_equal(loop[:2], clip[:2])  # where the loop closes
     capsys.readouterr()
-    assert "the nearest is 8" in says(capsys, *words, tmp_path / "x.mp4", "--frames", "7", "--loop")
-    assert "--frames must be at least 1" in says(capsys, *words, tmp_path / "x.mp4", "--frames", "0")
+    assert "the nearest is 8" in fail(capsys, *words, tmp_path / "x.mp4", "--frames", "7", "--loop")
+    assert "--frames must be at least 1" in fail(capsys, *words, tmp_path / "x.mp4", "--frames", "0")
     assert not (tmp_path / "x.mp4").exists()
 
 
@@ -285,7 +276,7 @@ def test_generate_checks_before_it_samples(model, tmp_path, capsys, monkeypatch)
         ([".", "--num", "2"], "name to number"),
     ):
         target = "." if changed[0] == "." else tmp_path / changed[0]
-        assert sentence in says(capsys, *words, target, *changed[1:])
+        assert sentence in fail(capsys, *words, target, *changed[1:])
     assert [p.name for p in tmp_path.iterdir()] == ["mine"]
 
 
@@ -300,7 +291,7 @@ def start(*words: str) -> subprocess.Popen:
 
 
 @pytest.mark.parametrize("signal_name", ["SIGINT", "SIGTERM"])
-def test_an_interrupt_ends_it_soon_and_leaves_nothing(signal_name, model, tmp_path):
+def test_an_interrupt_ends_the_command_and_leaves_no_file(signal_name, model, tmp_path):
     clip = render_sprite(sample_factors(np.random.default_rng(0), "orbit", num_frames=600))
     video = write_video(tmp_path / "long.mp4", clip, 8)
     words = ["reconstruct", str(video), str(tmp_path / "out" / "a.mp4"), "--model", model, "--window-overlap", "3"]
@@ -315,33 +306,33 @@ def test_an_interrupt_ends_it_soon_and_leaves_nothing(signal_name, model, tmp_pa
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_called_from_python_it_leaves_the_signals_as_they_were(model, capsys):
+def test_main_restores_signal_handlers(model, capsys):
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     main(["info", model])
-    says(capsys, "info", "nowhere")
+    fail(capsys, "info", "nowhere")
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-def test_mistakes_are_one_sentence_and_leave_nothing(model, video, tmp_path, capsys):
+def test_mistakes_end_with_one_sentence_and_leave_no_file(model, video, tmp_path, capsys):
     out = tmp_path / "out.mp4"
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "text.mp4").write_text("not a video\n" * 50)
-    assert "no such file" in says(capsys, "reconstruct", tmp_path / "absent.mp4", out, "--model", model)
-    assert "the file is empty" in says(capsys, "reconstruct", tmp_path / "empty.mp4", out, "--model", model)
-    assert "not a readable video" in says(capsys, "encode", tmp_path / "text.mp4", out, "--model", model)
-    assert "No VAE in" in says(capsys, "reconstruct", video, out, "--model", tmp_path / "nowhere")
-    assert "vidgen convert" in says(capsys, "reconstruct", video, out, "--model", video)
-    assert ".mp4" in says(capsys, "reconstruct", video, tmp_path / "out.avi", "--model", model)
-    assert ".safetensors" in says(capsys, "encode", video, tmp_path / "z.pt", "--model", model)
-    assert "--device nowhere" in says(capsys, "reconstruct", video, out, "--model", model, "--device", "nowhere")
-    assert "--device meta" in says(capsys, "reconstruct", video, out, "--model", model, "--device", "meta")
-    assert "at most 1000" in says(capsys, "reconstruct", video, out, "--model", model, "--fps", "1e9")
-    assert "at most 16384" in says(capsys, "reconstruct", video, out, "--model", model, "--size", "100000")
-    assert ".mp4" in says(capsys, "reconstruct", video, tmp_path / ".mp4", "--model", model)
-    assert "0 to 31 pixels" in says(capsys, "reconstruct", video, out, "--model", model, "--tile-overlap", "32")
-    assert "8 x 8 pixels or more" in says(capsys, "reconstruct", video, out, "--model", model, "--size", "4")
-    assert "between 0 and 1" in says(capsys, "reenact", video, video, out, "--model", model, "--strength", "2")
-    assert "does not hold the latents" in says(capsys, "decode", _not_latents(tmp_path), out, "--model", model)
+    assert "no such file" in fail(capsys, "reconstruct", tmp_path / "absent.mp4", out, "--model", model)
+    assert "the file is empty" in fail(capsys, "reconstruct", tmp_path / "empty.mp4", out, "--model", model)
+    assert "not a readable video" in fail(capsys, "encode", tmp_path / "text.mp4", out, "--model", model)
+    assert "No VAE in" in fail(capsys, "reconstruct", video, out, "--model", tmp_path / "nowhere")
+    assert "vidgen convert" in fail(capsys, "reconstruct", video, out, "--model", video)
+    assert ".mp4" in fail(capsys, "reconstruct", video, tmp_path / "out.avi", "--model", model)
+    assert ".safetensors" in fail(capsys, "encode", video, tmp_path / "z.pt", "--model", model)
+    assert "--device nowhere" in fail(capsys, "reconstruct", video, out, "--model", model, "--device", "nowhere")
+    assert "--device meta" in fail(capsys, "reconstruct", video, out, "--model", model, "--device", "meta")
+    assert "at most 1000" in fail(capsys, "reconstruct", video, out, "--model", model, "--fps", "1e9")
+    assert "at most 16384" in fail(capsys, "reconstruct", video, out, "--model", model, "--size", "100000")
+    assert ".mp4" in fail(capsys, "reconstruct", video, tmp_path / ".mp4", "--model", model)
+    assert "0 to 31 pixels" in fail(capsys, "reconstruct", video, out, "--model", model, "--tile-overlap", "32")
+    assert "8 x 8 pixels or more" in fail(capsys, "reconstruct", video, out, "--model", model, "--size", "4")
+    assert "between 0 and 1" in fail(capsys, "reenact", video, video, out, "--model", model, "--strength", "2")
+    assert "does not hold the latents" in fail(capsys, "decode", _not_latents(tmp_path), out, "--model", model)
     assert not out.exists() and sorted(p.name for p in tmp_path.iterdir()) == [
         "empty.mp4",
         "other.safetensors",
@@ -356,19 +347,19 @@ def _not_latents(folder: Path) -> Path:
     return folder / "other.safetensors"
 
 
-def test_latents_are_decoded_by_the_model_that_made_them(model, video, tmp_path, capsys):
+def test_latents_are_decoded_only_by_their_model(model, video, tmp_path, capsys):
     torch.manual_seed(1)
-    AutoencoderKLVidTwin.from_preset("tiny-test", heads="residual").save_pretrained(tmp_path / "another")
+    AutoencoderKLVidTwin.from_preset("tiny-test", bottleneck="residual").save_pretrained(tmp_path / "another")
     AutoencoderKLVidTwin.from_preset("tiny-test", num_queries=2).save_pretrained(tmp_path / "smaller")
     latents = tmp_path / "z.safetensors"
     main(["encode", video, str(latents), "--model", model])
-    assert "another model" in says(capsys, "decode", latents, tmp_path / "a.mp4", "--model", tmp_path / "another")
-    assert "this model's are" in says(capsys, "decode", latents, tmp_path / "a.mp4", "--model", tmp_path / "smaller")
+    assert "another model" in fail(capsys, "decode", latents, tmp_path / "a.mp4", "--model", tmp_path / "another")
+    assert "this model's are" in fail(capsys, "decode", latents, tmp_path / "a.mp4", "--model", tmp_path / "smaller")
     main(["decode", str(latents), str(tmp_path / "a.mp4"), "--model", str(tmp_path / "another"), "--any-model"])
     assert len(read(tmp_path / "a.mp4")[0]) == 11
 
 
-def test_weights_that_are_not_the_models_are_refused(model, video, tmp_path, capsys):
+def test_weights_that_do_not_fit_are_refused(model, video, tmp_path, capsys):
     from safetensors.torch import load_file, save_file
 
     vae = AutoencoderKLVidTwin.from_pretrained(model, subfolder="vae")
@@ -377,7 +368,7 @@ def test_weights_that_are_not_the_models_are_refused(model, video, tmp_path, cap
     tensors = load_file(weights)
     tensors["stranger"] = tensors.pop("decoder.proj_out.bias")
     save_file(tensors, weights, {"format": "pt"})
-    error = says(capsys, "info", tmp_path / "vae")
+    error = fail(capsys, "info", tmp_path / "vae")
     assert "missing 1 keys, the first decoder.proj_out.bias" in error and "stranger" in error
 
 
@@ -396,5 +387,5 @@ def test_a_damaged_video_leaves_no_half_written_output(model, tmp_path, capsys, 
 
     monkeypatch.setattr(streams.FrameReader, "__iter__", breaks)
     for word, name in (("reconstruct", "out.mp4"), ("encode", "z.safetensors"), ("components", "frames")):
-        assert "frame 30 is damaged" in says(capsys, word, path, tmp_path / name, "--model", model)
+        assert "frame 30 is damaged" in fail(capsys, word, path, tmp_path / name, "--model", model)
     assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]

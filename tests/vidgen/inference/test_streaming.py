@@ -1,4 +1,4 @@
-"""Windows of a video: streamed is the same as whole, and threads change nothing but the time."""
+"""Streaming a video gives the same result as processing it whole; threads only save time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from autoencoder import AutoencoderKLVidTwin
-from vidgen.data.dataset import clip_to_frames, frames_to_clip
+from vidgen.data.transforms import clip_to_frames, frames_to_clip
 from vidgen.inference.streaming import (
     WindowLatents,
     decode_windows,
@@ -27,7 +27,7 @@ from vidgen.inference.streaming import (
 @pytest.fixture(scope="module")
 def vae() -> AutoencoderKLVidTwin:
     torch.manual_seed(0)
-    return AutoencoderKLVidTwin.from_preset("tiny-test", heads="residual").eval()
+    return AutoencoderKLVidTwin.from_preset("tiny-test", bottleneck="residual").eval()
 
 
 def frames(count: int, height: int = 32, width: int = 32) -> np.ndarray:
@@ -36,7 +36,7 @@ def frames(count: int, height: int = 32, width: int = 32) -> np.ndarray:
 
 @pytest.mark.parametrize("size", [(4, 32, 32), (1, 32, 32), (3, 40, 24), (5, 32, 32), (6, 32, 48), (17, 33, 32)])
 @torch.no_grad()
-def test_a_streamed_video_is_the_whole_one(vae, size):
+def test_streaming_equals_processing_the_whole_video(vae, size):
     video = frames(*size)
     geometry = video_geometry(vae, *size)
     whole = vae(frames_to_clip(torch.from_numpy(video))[None]).sample[0]
@@ -50,7 +50,7 @@ def test_a_streamed_video_is_the_whole_one(vae, size):
 
 
 @torch.no_grad()
-def test_windows_latents_are_the_whole_videos_in_order(vae):
+def test_latents_of_windows_equal_those_of_the_whole_video(vae):
     video, geometry = frames(9, 40, 32), video_geometry(vae, 9, 40, 32)
     whole = vae.encode(frames_to_clip(torch.from_numpy(video))[None]).latent_dist.mode()
     parts = list(encode_windows(windows(iter(video), geometry), vae))
@@ -58,8 +58,8 @@ def test_windows_latents_are_the_whole_videos_in_order(vae):
     torch.testing.assert_close(torch.cat([z.pack() for _, z in parts], dim=1), whole.pack())
 
 
-def test_shared_frames_pass_from_one_window_to_the_next(vae):
-    """Two windows of one shade each: over the frames they share it rises step by step, and only there."""
+def test_windows_are_blended_where_they_overlap(vae):
+    """Two windows of constant shades: the shade rises linearly over the overlap, and only there."""
     geometry = video_geometry(vae, 7, 32, 32)
     assert window_starts(geometry) == [0, 3]
     shades = iter([torch.full((1, 3, 4, 32, 32), -0.5), torch.full((1, 3, 4, 32, 32), 0.5)])
@@ -74,7 +74,7 @@ def test_shared_frames_pass_from_one_window_to_the_next(vae):
 
 
 def test_latents_and_frames_that_are_not_finite_are_refused(vae):
-    """Before a pixel or a latent is made of them, with the dtype they are of."""
+    """The error names the dtype."""
     video, geometry = frames(4), video_geometry(vae, 4, 32, 32)
     [window] = encode_windows(windows(iter(video), geometry), vae)
     for part, run in (
@@ -92,7 +92,7 @@ def test_a_video_that_ends_early_is_an_error(vae):
         list(windows(iter(frames(5)), video_geometry(vae, 9, 32, 32)))
 
 
-def test_windows_are_read_as_they_are_asked_for(vae):
+def test_windows_are_read_lazily(vae):
     read = []
 
     def counted():
@@ -128,7 +128,7 @@ def test_two_stages_work_at_once():
     assert time.monotonic() - start < 0.9 * 3 * 8 * 0.05
 
 
-def test_errors_come_through_and_leaving_stops_the_thread():
+def test_errors_propagate_and_closing_stops_the_thread():
     def broken():
         yield 1
         raise KeyError("the reason")

@@ -1,4 +1,4 @@
-"""The discriminators and both sides' losses against their formulas."""
+"""The discriminators, and their losses against formulas."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_three_dimensions_see_motion_and_halve_the_length():
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("num_layers", [1, 2, 3])
-def test_least_size_is_the_least(kind, num_layers):
+def test_the_minimum_size_is_the_minimum(kind, num_layers):
     discriminator = PatchDiscriminator(GANConfig(channels=8, num_layers=num_layers, discriminator=kind))
     least = 3 * 2**num_layers
     assert discriminator(clips(1, 3, 1, least, least)).shape[-2:] == (1, 1)
@@ -85,7 +85,7 @@ def test_least_size_is_the_least(kind, num_layers):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("lecam_weight", [0.0, 1.0])
-def test_a_batch_in_parts_gives_the_gradients_of_the_whole(kind, lecam_weight):
+def test_micro_batches_give_the_gradients_of_the_whole_batch(kind, lecam_weight):
     real, fake = clips(4, 3, 4, 32, 32), clips(4, 3, 4, 32, 32, seed=1)
     gradients = []
     for parts in (1, 2, 4):
@@ -134,7 +134,7 @@ def test_gradients_in_bfloat16_are_those_in_float32(kind, num_frames):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"discriminator": "4d"}, "must be 2d or 3d, not '4d'"),
+        ({"discriminator": "4d"}, "must be one of 2d, 3d, not '4d'"),
         ({"num_layers": 0}, "1 or more"),
         ({"channels": 0}, "1 or more"),
         ({"loss": "wasserstein"}, "hinge, non_saturating, not 'wasserstein'"),

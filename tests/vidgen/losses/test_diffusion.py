@@ -1,4 +1,4 @@
-"""The denoising objective against its formulas."""
+"""The denoising loss against its formulas."""
 
 from __future__ import annotations
 
@@ -64,14 +64,14 @@ def make(prediction_type: str, batch: int = 64, **config):
 
 @pytest.mark.parametrize("independent", [0.0, 0.5])
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
-def test_the_right_answer_has_no_loss(prediction_type, independent):
+def test_the_right_prediction_has_no_loss(prediction_type, independent):
     objective, clean, labels = make(prediction_type, independent_timesteps=independent)
     assert objective(clean, labels)["loss"] < 1e-3
     assert objective(clean + 1, labels)["loss"] > 0.01
 
 
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
-def test_the_streams_errors_are_logged_apart_unweighted_and_without_gradient(prediction_type):
+def test_the_errors_of_both_streams_are_logged_unweighted_and_detached(prediction_type):
     error = torch.cat([torch.full((SIZES[0],), 2.0), torch.full((SIZES[1],), 3.0)]).requires_grad_()
     objective, clean, labels = make(prediction_type, error=error, loss_weighting="min_snr")
     losses = objective(clean, labels)
@@ -115,7 +115,7 @@ def test_min_snr_makes_every_target_weigh_as_x0_under_the_capped_snr(prediction_
     torch.testing.assert_close(weight * (answer(clean) - answer(wrong)).square(), expected, rtol=1e-5, atol=1e-9)
 
 
-def test_min_snr_weights_at_points_done_by_hand():
+def test_min_snr_weights_at_points_computed_by_hand():
     alpha, sigma = torch.tensor([0.6, 0.8, 0.995]), torch.tensor([0.8, 0.6, 0.1])  # SNR 0.5625, 1.78, 99
     close = lambda kind, values: torch.testing.assert_close(  # noqa: E731
         min_snr_weight(kind, alpha, sigma, 1.0), torch.tensor(values), rtol=1e-4, atol=1e-4
@@ -157,7 +157,7 @@ def test_the_weights_are_those_of_each_streams_timestep(prediction_type, indepen
 
 @pytest.mark.parametrize("prediction_type", ["v_prediction", "flow_prediction"])
 @pytest.mark.parametrize("share", [0.25, 1.0])
-def test_a_share_of_the_clips_has_a_timestep_for_each_stream(prediction_type, share):
+def test_a_fraction_of_the_clips_has_a_timestep_per_stream(prediction_type, share):
     objective, clean, labels = make(prediction_type, batch=4000, independent_timesteps=share)
     objective(clean, labels)
     structure, dynamics = objective.transformer.timesteps[-1].double().unbind(1)
@@ -203,7 +203,7 @@ def test_flow_matching_shows_the_model_noise_in_proportion_to_its_timestep():
 
 
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
-def test_a_clips_loss_does_not_depend_on_the_batch_it_is_in(prediction_type):
+def test_the_loss_of_a_clip_does_not_depend_on_its_batch(prediction_type):
     """With noise and draws given nothing is random, so processes and accumulation may cut a batch as they like."""
     torch.manual_seed(0)
     shapes = {"structure_shape": (2, 2, 2, 2), "dynamics_shape": (2, 4, 4), "num_classes": 3}
@@ -229,7 +229,7 @@ def test_a_clips_loss_does_not_depend_on_the_batch_it_is_in(prediction_type):
         torch.testing.assert_close(mean, value, rtol=1e-4, atol=1e-5)
 
 
-def test_an_unconditional_transformer_is_given_no_class_whatever_the_dropout():
+def test_an_unconditional_transformer_gets_no_class_at_any_dropout():
     objective, clean, labels = make("sample", class_dropout=0.5, self_conditioning=True)
     objective.transformer.config.num_classes = None
     for given in (labels, None):
@@ -244,7 +244,7 @@ def test_a_setting_that_is_not_finite_is_refused_by_name(name, value):
         make("sample", **{name: value})
 
 
-def test_what_is_not_given_is_drawn_from_the_global_generator():
+def test_missing_noise_is_drawn_from_the_global_generator():
     objective, clean, labels = make("v_prediction", independent_timesteps=0.5, error=torch.randn(sum(SIZES)))
     losses = []
     for seed in (1, 1, 2):
@@ -287,7 +287,7 @@ def test_class_dropout_gives_the_null_class(dropout, expected):
     assert torch.equal(seen[~dropped], labels[~dropped])
 
 
-def test_subclass_dropout_gives_the_class_above():
+def test_subclass_dropout_gives_the_superclass():
     objective, clean, labels = make("sample", batch=1000, class_dropout=0.2)
     config = DiffusionConfig(class_dropout=0.2, subclass_dropout=0.3)
     names = ["jump", "jump/dog", "run/cat"]
@@ -319,7 +319,7 @@ def test_self_conditioning_shows_half_of_the_clips_their_estimate(prediction_typ
 
 
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
-def test_a_real_transformer_takes_all_of_it_at_once(prediction_type):
+def test_all_options_together_train_a_real_transformer(prediction_type):
     torch.manual_seed(0)
     shapes = {"structure_shape": (2, 2, 2, 2), "dynamics_shape": (2, 4, 4), "num_classes": 3}
     model = VidTwinTransformer3DModel.from_preset("tiny-test", self_conditioning=True, **shapes)
@@ -336,8 +336,8 @@ def test_a_real_transformer_takes_all_of_it_at_once(prediction_type):
     [
         ({"loss_weighting": "snr"}, "loss_weighting must be one of none, min_snr, not 'snr'"),
         ({"timestep_sampling": "cosine"}, "timestep_sampling must be one of"),
-        ({"independent_timesteps": 1.5}, "independent_timesteps is a share from 0 to 1"),
-        ({"class_dropout": -0.1}, "class_dropout is a share from 0 to 1"),
+        ({"independent_timesteps": 1.5}, "independent_timesteps must be 1 or less"),
+        ({"class_dropout": -0.1}, "class_dropout must be 0 or more"),
         ({"min_snr_gamma": 0.0}, "min_snr_gamma must be above 0"),
         ({"logit_std": 0.0}, "logit_std must be above 0"),
     ],

@@ -1,7 +1,8 @@
-"""LPIPS against torchmetrics' documented values and its own network, and its handling of weight files."""
+"""LPIPS against the documented values and the network of torchmetrics; weight files."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,7 @@ def test_squeeze_agrees_with_the_value_of_torchmetrics_class_whose_network_draws
 
 
 def draw_initial_weights_of_torchmetrics() -> None:
-    """Draws as many random numbers as torchvision's SqueezeNet 1.1 and the seven heads take."""
+    """Draws the same number of random numbers as torchvision's SqueezeNet 1.1 and the seven heads take."""
     layers = [*LPIPS("squeeze").features.modules(), nn.Conv2d(512, 1000, 1)]
     for layer in layers:
         if isinstance(layer, nn.Conv2d):
@@ -126,16 +127,16 @@ def test_under_autocast_distances_stay_float32(squeeze):
     assert (half != squeeze(a, b)).all()  # the backbone did run in bfloat16
 
 
-def test_features_are_compared_in_float32_and_may_be_nothing():
-    assert perceptual._unit_length(torch.ones(1, 2, 3, 3, dtype=torch.bfloat16)).dtype == torch.float32
+def test_features_are_compared_in_float32_and_may_be_zero():
+    assert perceptual._normalize(torch.ones(1, 2, 3, 3, dtype=torch.bfloat16)).dtype == torch.float32
     nothing = torch.zeros(1, 2, 3, 3, requires_grad=True)
-    unit = perceptual._unit_length(nothing)
+    unit = perceptual._normalize(nothing)
     unit.sum().backward()
     assert (unit == 0).all() and nothing.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("backbone", BACKBONE_NAMES)
-def test_least_size_is_the_least(backbone, monkeypatch):
+def test_the_minimum_size_is_the_minimum(backbone, monkeypatch):
     lpips, least = LPIPS(backbone), BACKBONES[backbone].min_size
     assert lpips(images(1, 3, least, least), -images(1, 3, least, least)).isfinite().all()
     with pytest.raises(UserError, match=f"{least} x {least} pixels or more, not {least} x {least - 1}"):
@@ -165,14 +166,17 @@ def hub(tmp_path, monkeypatch) -> Path:
 
 def known_as(monkeypatch, backbone: str, file: Path) -> None:
     """Take this file for torchvision's."""
-    fields = {**vars(BACKBONES[backbone]), "sha256": (file_sha256(file),)}
+    fields = {
+        **vars(BACKBONES[backbone]),
+        "weights": replace(BACKBONES[backbone].weights, sha256=(file_sha256(file),)),
+    }
     monkeypatch.setitem(BACKBONES, backbone, perceptual.Backbone(**fields))
 
 
 @pytest.mark.parametrize("backbone", BACKBONE_NAMES)
 def test_weights_come_from_torch_hubs_cache(backbone, hub, monkeypatch):
     source = LPIPS(backbone)
-    file = hub / BACKBONES[backbone].file
+    file = hub / BACKBONES[backbone].weights.name
     state = {f"features.{key}": value for key, value in source.features.state_dict().items()}
     # As torchvision's: the classifier beside the features, in PyTorch's older format.
     torch.save({**state, "classifier.6.bias": torch.zeros(3)}, file, _use_new_zipfile_serialization=False)
@@ -187,18 +191,18 @@ def test_weights_come_from_torch_hubs_cache(backbone, hub, monkeypatch):
 
 @pytest.mark.parametrize("backbone", BACKBONE_NAMES)
 def test_missing_weights_are_explained(backbone, hub):
-    known = BACKBONES[backbone]
+    known = BACKBONES[backbone].weights
     with pytest.raises(UserError) as error:
         LPIPS.from_pretrained(backbone)
-    for said in (
-        str(hub / known.file),
-        f"https://download.pytorch.org/models/{known.file}",
+    for text in (
+        str(hub / known.name),
+        f"https://download.pytorch.org/models/{known.name}",
         known.sha256[0],
         "perceptual.weights=FILE",
         "perceptual.weight=0",
     ):
-        assert said in str(error.value)
-    assert known.sha256[0][:8] in known.file  # torchvision names its files by their hash
+        assert text in str(error.value)
+    assert known.sha256[0][:8] in known.name  # torchvision names its files by their hash
     with pytest.raises(UserError, match=r"elsewhere\.pth is no file"):
         LPIPS.from_pretrained(backbone, str(hub / "elsewhere.pth"))
 
@@ -212,7 +216,7 @@ def test_weights_saved_again_need_their_hash(suffix, tmp_path):
     with pytest.raises(UserError) as error:
         LPIPS.from_pretrained("squeeze", str(file))
     assert f"weights_sha256={found}" in str(error.value)
-    assert BACKBONES["squeeze"].sha256[0] in str(error.value)
+    assert BACKBONES["squeeze"].weights.sha256[0] in str(error.value)
     with pytest.raises(UserError, match=f"{found}, not {'0' * 64}"):
         LPIPS.from_pretrained("squeeze", str(file), "0" * 64)
     loaded = LPIPS.from_pretrained("squeeze", str(file), found.upper())

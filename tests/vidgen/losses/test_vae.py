@@ -1,4 +1,4 @@
-"""The autoencoder's objective against its formulas, and against plain autograd."""
+"""The VAE's loss against its formulas, and against plain autograd."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ GAN = GANConfig(weight=0.3, channels=8, num_layers=2)
 def build(loss=LOSS, perceptual=PERCEPTUAL, gan=GAN, judges=True, **overrides) -> VAELoss:
     """A tiny VAE under random judges; the same one every time."""
     torch.manual_seed(0)
-    vae = AutoencoderKLVidTwin.from_preset("tiny-test", heads="residual", **overrides)
+    vae = AutoencoderKLVidTwin.from_preset("tiny-test", bottleneck="residual", **overrides)
     lpips = LPIPS(perceptual.backbone) if judges else None
     discriminator = DiscriminatorLoss(PatchDiscriminator(gan), gan) if judges else None
     if judges:
@@ -114,7 +114,7 @@ def test_a_plain_gan_term(kind, loss):
     torch.testing.assert_close(losses["loss"], total)
 
 
-def test_the_discriminator_is_not_run_before_it_counts():
+def test_the_discriminator_is_not_run_before_its_start_step():
     objective = build()
     objective.discriminator.discriminator.forward = None
     losses = run(objective, video(), gan_scale=None)
@@ -192,7 +192,7 @@ def test_adaptive_weight_is_computed_in_float32():
     assert half == objective._adaptive_weight(*gradients)
 
 
-def test_adaptive_weight_refuses_what_it_cannot_see():
+def test_adaptive_weight_refuses_a_sliced_decoder():
     objective = build()
     objective.vae.enable_slicing()
     with pytest.raises(ValueError, match="own size"):
@@ -223,7 +223,7 @@ def half_of(rank: int) -> dict[str, torch.Tensor]:
 # --- the judges ----------------------------------------------------------------------------------------------------
 
 
-def test_neither_players_gradient_reaches_the_other():
+def test_neither_loss_has_a_gradient_in_the_others_parameters():
     objective = build()
     losses = run(objective, video(), gan_scale=1.0)
     losses["loss"].backward()
@@ -251,14 +251,14 @@ def test_the_discriminator_is_saved_with_the_model_and_lpips_is_not():
     assert all(parameter.requires_grad for parameter in objective.parameters())
 
 
-def test_judges_too_large_for_the_clips_are_refused_before_training():
+def test_critics_too_large_for_the_clips_are_refused_before_training():
     with pytest.raises(UserError, match="48 x 48"):
         build(gan=GANConfig(channels=8, num_layers=4))
     with pytest.raises(UserError, match="31 x 31"):
         build(perceptual=PerceptualConfig(backbone="alex"), gan=GANConfig(num_layers=1), sample_size=24)
 
 
-def test_without_gradients_there_are_terms_alone():
+def test_without_gradients_only_the_terms_are_computed():
     objective = build()
     expected = run(objective, video(), gan_scale=1.0)
     with torch.no_grad():
@@ -292,7 +292,7 @@ def test_gradients_survive_float16():
 
 
 class Black(nn.Module):
-    """Stands for a VAE that has learned one constant clip to the last bit: its output is cut at black."""
+    """Replaces a VAE that has learned one constant clip exactly: its output is cut at black."""
 
     clip_shape = (3, 2, 8, 8)
 
@@ -310,10 +310,10 @@ class Black(nn.Module):
         return SimpleNamespace(sample=self.level.clamp(-1, 1).expand(self.shape))
 
 
-def test_the_released_recipe_reaches_nan_on_a_constant_clip_and_ours_does_not():
+def test_the_released_loss_reaches_nan_on_a_constant_clip_and_ours_does_not():
     """The released code minimizes |error| / exp(logvar) + logvar, summed over pixels, with a free scalar logvar.
 
-    Once a clip is rebuilt without error nothing holds the log-variance: it falls at every step, until
+    Once a clip is reconstructed without error nothing holds the log-variance: it falls at every step, until
     exp(-logvar) is infinite and its product with no error is not a number. Here no log-variance is learned.
     """
     clips = torch.full((1, *Black.clip_shape), -1.0)

@@ -1,4 +1,4 @@
-"""Detectors: what pooled pixels say and cannot see, how the others take clips and files of weights."""
+"""Detectors: features of pooled pixels, shapes and precision, and files of weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vidgen.common.errors import UserError
 from vidgen.common.weights import file_sha256
 from vidgen.losses.lpips import BACKBONES, LPIPS
 from vidgen.metrics import detectors
-from vidgen.metrics.detectors import DETECTORS, Detector, PooledPixels, get_detector, named_detectors, squash
+from vidgen.metrics.detectors import DETECTORS, Detector, PooledPixels, get_detector, resize_frames
 from vidgen.metrics.frechet import FeatureStatistics, frechet_distance
 
 COLOR, FIRST, LAST, DETAIL = slice(0, 48), slice(48, 64), slice(64, 80), slice(80, 96)
@@ -53,7 +53,7 @@ def test_other_sizes_give_the_same_length(detector, shape):
     assert detector(torch.zeros(1, *shape)).shape == (1, 128)
 
 
-def test_a_flat_clip_is_its_color_and_nothing_else(detector):
+def test_a_flat_clip_has_only_its_color(detector):
     color = torch.tensor([0.5, -0.25, 0.75])
     values = detector(color.view(1, 3, 1, 1, 1).expand(1, 3, 6, 8, 8))[0]
     torch.testing.assert_close(values[COLOR], color.repeat_interleave(16))
@@ -63,7 +63,7 @@ def test_a_flat_clip_is_its_color_and_nothing_else(detector):
     torch.testing.assert_close(values[DETAIL.start :], torch.zeros(48), atol=1e-6, rtol=0)
 
 
-def test_cells_are_where_they_are_said_to_be(detector):
+def test_cells_are_at_the_documented_places(detector):
     clip = torch.zeros(1, 3, 3, 8, 8)
     clip[:, 1, :, 2:4, 6:8] = 1  # green, second row, last column
     expected = torch.zeros(48)
@@ -71,14 +71,14 @@ def test_cells_are_where_they_are_said_to_be(detector):
     torch.testing.assert_close(detector(clip)[0, COLOR], expected)
 
 
-def test_detail_is_the_size_of_steps_between_pixels_either_way(detector):
+def test_detail_is_the_difference_between_pixels_in_both_directions(detector):
     stripes = (torch.arange(16) % 2).float().expand(1, 3, 4, 16, 16)
     across, down = detector(stripes)[0, DETAIL], detector(stripes.transpose(3, 4))[0, DETAIL]
     torch.testing.assert_close(across, across.new_ones(16), atol=0.15, rtol=0)  # the last column has no neighbor
     torch.testing.assert_close(down.view(4, 4), across.view(4, 4).T)
 
 
-def test_motion_is_the_size_of_change_at_its_lag(detector):
+def test_motion_is_the_difference_between_frames_at_a_lag(detector):
     blink = torch.tensor([0.0, 1, 0, 1, 0, 1, 0, 1]).view(1, 1, 8, 1, 1).expand(1, 3, 8, 8, 8)
     values = detector(blink)[0]
     torch.testing.assert_close(values[MOTION_1], torch.ones(16))
@@ -86,7 +86,7 @@ def test_motion_is_the_size_of_change_at_its_lag(detector):
     torch.testing.assert_close(detector(0.5 * blink)[0, MOTION_1], torch.full((16,), 0.5))
 
 
-def test_reversal_swaps_the_thirds_and_changes_nothing_else(detector):
+def test_reversal_only_swaps_the_thirds(detector):
     clips = moving_squares(4)
     forward, backward = detector(clips), detector(clips.flip(2))
     assert (forward - backward).abs().max() > 0.1
@@ -96,7 +96,7 @@ def test_reversal_swaps_the_thirds_and_changes_nothing_else(detector):
         torch.testing.assert_close(backward[:, part], forward[:, part])
 
 
-def test_faults_of_generated_clips_are_farther_than_other_real_clips(detector):
+def test_artifacts_are_farther_away_than_other_real_clips(detector):
     real, other = moving_squares(200), moving_squares(200, seed=1)
     blurred = torch.nn.functional.avg_pool3d(other, (1, 5, 5), stride=1, padding=(0, 2, 2))
     faults = {
@@ -125,11 +125,11 @@ def test_names():
     assert isinstance(get_detector("pooled_pixels"), PooledPixels)
     with pytest.raises(ValueError, match="did you mean 'pooled_pixels'"):
         get_detector("pooled_pixel")
-    with pytest.raises(ValueError, match=r"known are i3d, .*pooled_pixels"):
+    with pytest.raises(ValueError, match=r"the detectors are i3d, .*pooled_pixels"):
         get_detector("xyz")
 
 
-# --- what all detectors share ---------------------------------------------------------------------------------------
+# --- all detectors --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -141,7 +141,7 @@ def hub(tmp_path, monkeypatch) -> Path:
 
 
 class Doubling(Detector):
-    """Says what it was given."""
+    """Records its inputs."""
 
     name, dim, min_frames, min_size = "doubling", 2, 3, 4
 
@@ -156,7 +156,7 @@ class Doubling(Detector):
 
 
 @pytest.mark.parametrize("allowed", [True, False])
-def test_features_are_float32_whatever_autocast_and_tf32_say(allowed, monkeypatch):
+def test_features_are_float32_under_autocast_and_tf32(allowed, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
     detector = Doubling()
     with torch.autocast("cpu", torch.bfloat16):
@@ -168,7 +168,7 @@ def test_features_are_float32_whatever_autocast_and_tf32_say(allowed, monkeypatc
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 2, 4, 4), (1, 3, 3, 4, 3)])
-def test_short_and_small_clips_are_a_users_mistake(shape):
+def test_short_and_small_clips_are_user_errors(shape):
     with pytest.raises(UserError, match="doubling needs clips of 3 frames and 4 x 4 pixels or more"):
         Doubling()(torch.zeros(shape))
     with pytest.raises(ValueError, match=r"\(B, 3, T, H, W\)"):
@@ -229,7 +229,7 @@ def test_another_file_needs_its_hash_and_is_not_opened_before(name, tmp_path, mo
         get_detector(name, file, "0" * 64)
 
 
-def test_only_the_published_file_is_said_to_be_it(tmp_path, monkeypatch):
+def test_only_the_published_file_is_described_as_published(tmp_path, monkeypatch):
     file = tmp_path / "file.pt"
     file.write_bytes(b"anything")
     found = file_sha256(file)
@@ -269,31 +269,6 @@ def test_a_file_of_another_detector_is_named(tmp_path, monkeypatch):
     assert get_detector("i3d_imagenet", file).published
 
 
-def test_detectors_of_a_command_line(tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr(detectors, "get_detector", lambda *arguments: asked.append(arguments))
-
-    def of(*given, sha256=None):
-        asked.clear()
-        named_detectors(given, "i3d", sha256)
-        return asked
-
-    path = str(tmp_path / "run=3" / "i3d_of_mine.pt")
-    assert of("squeezenet", f"i3d_imagenet={path}") == [("squeezenet", None, None), ("i3d_imagenet", path, None)]
-    assert of(path) == [("i3d", path, None)]  # the = is part of the path
-    assert of("folder/weights") == [("i3d", "folder/weights", None)]
-    assert of("pooled_pixels", "i3d", sha256="ab") == [("pooled_pixels", None, None), ("i3d", None, "ab")]
-    assert of("squeezenet", path, sha256="ab") == [("squeezenet", None, None), ("i3d", path, "ab")]
-    with pytest.raises(UserError, match=r"--detector-sha256 is of one file, but 2 of these"):
-        of("squeezenet=a.pt", "b.pt", sha256="ab")
-    with pytest.raises(UserError, match=r"--detector-sha256 is of one file, but 2 of these"):
-        of("squeezenet", "i3d", sha256="ab")
-    with pytest.raises(UserError, match=r"--detector-sha256 is of one file, but 0 of these"):
-        of("pooled_pixels", sha256="ab")
-    with pytest.raises(UserError, match=r"the detector i3d is there 2 times"):
-        of("i3d=a.pt", "squeezenet", "b.pt")
-
-
 def test_pooled_pixels_take_no_file(tmp_path):
     with pytest.raises(UserError, match="has no weights"):
         get_detector("pooled_pixels", tmp_path)
@@ -304,19 +279,19 @@ def test_pooled_pixels_take_no_file(tmp_path):
 
 def test_squash_is_bilinear_without_antialiasing_and_keeps_frames_in_order():
     clips = torch.rand(2, 3, 5, 6, 8)
-    squashed = squash(clips, 4)
+    squashed = resize_frames(clips, (4, 4))
     assert squashed.shape == (2, 3, 5, 4, 4)
     expected = torch.nn.functional.interpolate(clips[1, :, 3:4], size=(4, 4), mode="bilinear", align_corners=False)
     torch.testing.assert_close(squashed[1, :, 3:4], expected)
-    assert squash(clips[..., :6], 6).data_ptr() == clips.data_ptr()  # nothing to do
+    assert resize_frames(clips[..., :6], (6, 6)).data_ptr() == clips.data_ptr()  # nothing to do
 
 
 def test_i3d_squashes_frames_to_224_and_gives_probabilities():
     detector = DETECTORS["i3d"]()
     detector.network = lambda clips: clips.mean(dim=(2, 3, 4)).repeat(1, 134)[:, :400]
     clips = torch.rand(2, 3, 9, 20, 30)
-    torch.testing.assert_close(detector(clips), detector.network(squash(clips, 224)))
-    assert detector.network(squash(clips, 224)).shape == (2, 400)
+    torch.testing.assert_close(detector(clips), detector.network(resize_frames(clips, (224, 224))))
+    assert detector.network(resize_frames(clips, (224, 224))).shape == (2, 400)
     probabilities = detector.probabilities(torch.tensor([[0.0, 0.0, math.log(2)]]))
     torch.testing.assert_close(probabilities, torch.tensor([[0.25, 0.25, 0.5]]))
     with pytest.raises(UserError, match="i3d needs clips of 9 frames"):
@@ -324,7 +299,7 @@ def test_i3d_squashes_frames_to_224_and_gives_probabilities():
 
 
 class Program(torch.nn.Module):
-    """Called as StyleGAN-V's file is, and as simple as can be."""
+    """A minimal program with the interface of StyleGAN-V's file."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -378,7 +353,7 @@ def test_torchscript_is_called_as_stylegan_v_does(tmp_path):
 
 @pytest.fixture(scope="module")
 def squeezenet(tmp_path_factory) -> Detector:
-    """With random weights, large enough that each frame has features of its own."""
+    """With random weights that are large enough to distinguish frames."""
     torch.manual_seed(0)
     network, file = BACKBONES["squeeze"].build(), tmp_path_factory.mktemp("weights") / "squeezenet.pth"
     for layer in network.modules():
@@ -404,7 +379,7 @@ def test_squeezenet_is_lpips_backbone(squeezenet):
     lpips.features.load_state_dict(squeezenet.network.state_dict())
     frames = torch.rand(2, 3, 40, 40) * 2 - 1
     with torch.no_grad():
-        expected = lpips._tapped(frames)[-1].mean(dim=(2, 3))  # after the last layer
+        expected = lpips._extract(frames)[-1].mean(dim=(2, 3))  # after the last layer
     torch.testing.assert_close(squeezenet(frames[:, :, None]), expected)
 
 

@@ -1,4 +1,4 @@
-"""Whole data sets and pairs of folders, measured: against figures clip by clip, one process against two."""
+"""Reconstruction of datasets and pairs of folders, against figures clip by clip, and one process against two."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from vidgen.losses.lpips import LPIPS
 from vidgen.metrics import evaluation
 from vidgen.metrics.detectors import get_detector
 from vidgen.metrics.evaluation import ProtocolClips, evaluate_pairs, evaluate_reconstruction
-from vidgen.metrics.frechet import FeatureStatistics, GroupedStatistics, RankDeficientWarning, frechet_distance
+from vidgen.metrics.frechet import FeatureStatistics, RankDeficientWarning, frechet_distance
 from vidgen.metrics.protocols import get_protocol
 from vidgen.metrics.reconstruction import MAX_PSNR, clip_metrics, downsample_baseline, mean_color_baseline
 from vidgen.metrics.stats import mean_interval
@@ -56,10 +56,10 @@ def network() -> LPIPS:
     return LPIPS("squeeze").eval()
 
 
-# --- a VAE over a data set -----------------------------------------------------------------------------------------
+# --- a VAE over a data set ------------------------------------------------------------------------------------------
 
 
-def test_figures_are_the_means_of_every_clips_own(sprites):
+def test_figures_are_means_over_clips(sprites):
     vae, clips, lpips = tiny_vae(), clips_in(sprites, clips_per_video=2), network()
     result = evaluate_reconstruction(vae, clips, networks=[lpips], batch_size=3)
     assert (result["num_clips"], result["num_videos"], result["clip_shape"]) == (16, 8, [3, 4, 32, 32])
@@ -102,7 +102,7 @@ def test_clips_of_another_size_count_the_values_of_all_their_tiles(sprites):
     assert result["num_values"] % vae.latent_size == 0 and result["num_values"] > vae.latent_size
 
 
-def test_clips_that_stand_in_for_unreadable_ones_are_left_out(tmp_path):
+def test_clips_that_replace_unreadable_ones_are_left_out(tmp_path):
     folder = write_folder(tmp_path)
     first, second = sorted(folder.rglob("*.mp4"))[:2]
     first.write_bytes(second.read_bytes()[:1000])
@@ -135,7 +135,7 @@ debug_launcher(work, (sys.argv[1],), num_processes=2)
 
 
 def work(folder: str) -> None:
-    """What each of two processes does."""
+    """The work of each of two processes."""
     state, folder = PartialState(cpu=True), Path(folder)
     assert state.num_processes == 2
     results = evaluate_both(folder)
@@ -156,15 +156,15 @@ def evaluate_both(folder: Path) -> list[dict]:
     ]
 
 
-def test_two_processes_give_what_one_gives(tmp_path):
+def test_two_processes_give_the_result_of_one(tmp_path):
     write_folder(tmp_path)
     for name, length in {"x": 4, "y": 5}.items():
         write(tmp_path / "original" / f"{name}.mp4", noise(4, 32, 32))
         write(tmp_path / "longer" / f"{name}.mp4", noise(length, 32, 32))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", TWO_PROCESSES, str(tmp_path)]
-    said = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
-    assert said.returncode == 0, said.stderr
+    result = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert first == second
     assert_near(first, json.loads(json.dumps(evaluate_both(tmp_path))))
@@ -183,10 +183,10 @@ def assert_near(a, b) -> None:
         assert a == (pytest.approx(b, rel=1e-4) if isinstance(b, float) else b)
 
 
-# --- the interval --------------------------------------------------------------------------------------------------
+# --- the interval ---------------------------------------------------------------------------------------------------
 
 
-def test_an_interval_is_that_of_the_means_spread():
+def test_an_interval_matches_the_standard_error():
     values = np.random.default_rng(1).normal(20, 3, size=200)
     low, high = mean_interval(values)
     half = 1.96 * values.std() / np.sqrt(len(values))
@@ -204,7 +204,7 @@ def test_one_video_has_no_interval():
     assert mean_interval([1.0, 2.0, 3.0], ["a"] * 3) == (None, None)
 
 
-# --- pairs of folders ----------------------------------------------------------------------------------------------
+# --- pairs of folders -----------------------------------------------------------------------------------------------
 
 
 def write(path: Path, frames: np.ndarray, fps: float = 10) -> Path:
@@ -271,7 +271,7 @@ def test_pairs_that_do_not_fit_are_named(tmp_path, theirs, said):
         evaluate_pairs(tmp_path / "original", tmp_path / "theirs")
 
 
-def test_two_videos_of_one_name_are_refused(tmp_path):
+def test_two_videos_of_the_same_name_are_refused(tmp_path):
     video = write(tmp_path / "original" / "x.mp4", noise(4, 32, 32))
     video.with_suffix(".m4v").write_bytes(video.read_bytes())
     with pytest.raises(UserError, match="two videos of the name x"):
@@ -284,7 +284,7 @@ def test_frames_too_small_for_ssim_name_the_video(tmp_path):
         evaluate_pairs(tmp_path, tmp_path)
 
 
-# --- the protocol --------------------------------------------------------------------------------------------------
+# --- the protocol ---------------------------------------------------------------------------------------------------
 
 
 def test_mcl_jcv_takes_clip_after_clip_and_leaves_out_every_sixth_frame(tmp_path):
@@ -306,7 +306,7 @@ def test_mcl_jcv_takes_clip_after_clip_and_leaves_out_every_sixth_frame(tmp_path
     assert result["num_clips"] == 1 and [Path(path).name for path, _ in result["skipped"]] == ["c.mp4"]
 
 
-# --- rFVD ----------------------------------------------------------------------------------------------------------
+# --- rFVD -----------------------------------------------------------------------------------------------------------
 
 
 def test_rfvd_is_the_distance_of_reconstructions_to_originals(sprites):
@@ -326,7 +326,7 @@ def test_rfvd_is_the_distance_of_reconstructions_to_originals(sprites):
 
 
 def test_rfvd_keeps_no_features_of_clips(sprites, monkeypatch):
-    """Nothing of D values goes from process to process or stays, however many clips there are."""
+    """No features of clips are gathered or returned."""
     gathered = []
     monkeypatch.setattr(evaluation, "gather_object", lambda entries: gathered.append(entries) or entries)
     detector = get_detector("pooled_pixels")
@@ -341,22 +341,22 @@ def test_rfvd_keeps_no_features_of_clips(sprites, monkeypatch):
     assert len(leaves(gathered[1][0])) < 40
 
 
-def test_rfvds_interval_is_of_videos_by_their_number(sprites, monkeypatch):
-    """Clips of one video are of one group, in whatever order they come."""
+def test_rfvds_interval_resamples_videos(sprites, monkeypatch):
+    """Clips of one video are in one group."""
     numbers = []
-    original = GroupedStatistics.update
-    monkeypatch.setattr(GroupedStatistics, "update", lambda s, f, n: numbers.append((len(f), n)) or original(s, f, n))
+    original = FeatureStatistics.update
+    monkeypatch.setattr(FeatureStatistics, "update", lambda s, f, n: numbers.append((len(f), n)) or original(s, f, n))
     clips = clips_in(sprites, clips_per_video=2)
     evaluate_reconstruction(tiny_vae(), clips, detectors=[get_detector("pooled_pixels")], batch_size=8)
     assert numbers == [(8, list(range(8)))] * 4  # two batches, each of originals and of reconstructions
 
 
 def test_detectors_of_one_name_are_refused(sprites):
-    with pytest.raises(UserError, match="the detector pooled_pixels is there 2 times"):
+    with pytest.raises(UserError, match="the detector pooled_pixels is given 2 times"):
         evaluate_pairs(sprites, sprites, detectors=[get_detector("pooled_pixels")] * 2)
 
 
-def test_an_error_of_the_program_is_no_users_mistake(sprites, monkeypatch):
+def test_an_internal_error_is_not_a_user_error(sprites, monkeypatch):
     def broken(*_, **__):
         raise ValueError("a bug")
 
@@ -371,7 +371,7 @@ def test_a_latent_larger_than_the_clip_names_the_video(sprites):
         evaluate_pairs(sprites, sprites, compression_rate=1.5)
 
 
-def test_rfvd_under_a_protocol_is_what_its_detector_is_given(tmp_path, monkeypatch):
+def test_rfvd_prepares_clips_by_the_protocol(tmp_path, monkeypatch):
     frames = noise(36, 32, 32)
     write_video(tmp_path / "x.mp4", frames, 25)
     detector, seen = get_detector("pooled_pixels"), []
@@ -384,7 +384,7 @@ def test_rfvd_under_a_protocol_is_what_its_detector_is_given(tmp_path, monkeypat
     assert result["rfvd"]["pooled_pixels"]["low"] is None  # of one video
 
 
-def test_rfvd_of_pairs_is_of_whole_clips_alone(tmp_path):
+def test_rfvd_of_pairs_uses_only_full_clips(tmp_path):
     for name in "xy":
         write(tmp_path / f"{name}.mp4", noise(10, 32, 32))
     distance = evaluate_pairs(tmp_path, tmp_path, num_frames=4, detectors=[get_detector("pooled_pixels")])["rfvd"]

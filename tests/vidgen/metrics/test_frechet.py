@@ -15,9 +15,9 @@ from vidgen.metrics.frechet import (
     INFINITY_GROUPS,
     ClassScore,
     FeatureStatistics,
-    GroupedStatistics,
     RankDeficientWarning,
     bootstrap_interval,
+    choose_num_groups,
     frechet_distance,
     frechet_infinity,
     group_of,
@@ -73,7 +73,7 @@ def reference_in_fifty_digits(x, y):
         return float(mpmath.fsum((a - b) ** 2 for a, b in zip(m1, m2, strict=True)) + trace - 2 * cross)
 
 
-# --- statistics ----------------------------------------------------------------------------------------------------
+# --- statistics -----------------------------------------------------------------------------------------------------
 
 
 def assert_statistics(statistics, x, rtol=1e-10):
@@ -131,14 +131,14 @@ def test_a_far_mean_costs_no_digits():
 
 def test_merging_leaves_the_other_alone():
     a, b = FeatureStatistics.of(features(10, 3)), FeatureStatistics.of(features(8, 3, 1))
-    before = b.mean.clone(), b.scatter.clone(), b.count
+    before = b.mean.clone(), b.scatters.clone(), b.count
     a.merge(b)
     a.update(features(5, 3, 2))
-    assert torch.equal(b.mean, before[0]) and torch.equal(b.scatter, before[1]) and b.count == before[2]
+    assert torch.equal(b.mean, before[0]) and torch.equal(b.scatters, before[1]) and b.count == before[2]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_features_that_are_not_finite_are_refused_whole(value):
+def test_batches_with_non_finite_features_are_refused(value):
     statistics = FeatureStatistics.of(features(10, 3))
     bad = features(6, 3, 1)
     bad[4, 1] = value
@@ -158,7 +158,7 @@ def test_shapes_and_counts_are_checked():
         _ = FeatureStatistics.of(torch.zeros(1, 3)).covariance
 
 
-# --- distance ------------------------------------------------------------------------------------------------------
+# --- distance -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("n", "m", "d"), [(50, 80, 8), (300, 200, 40), (20, 20, 1)])
@@ -178,7 +178,7 @@ def test_random_and_rank_deficient_sets_match_fifty_digits(n, m, d):
 @pytest.mark.parametrize("change", [1e-2, 1e-4, 1e-6])
 @pytest.mark.parametrize("n", [30, 4])
 def test_sets_nearly_the_same_match_fifty_digits(change, n):
-    """Noise, which moves every direction by itself: what traces in float64 would drown is told to six digits."""
+    """Small noise in every direction: six digits remain, where traces in float64 would lose all."""
     x = features(n, 6)
     y = x + change * features(n, 6, 1, mix=False)
     assert distance(x, y) == pytest.approx(reference_in_fifty_digits(x, y), rel=1e-6, abs=0)
@@ -215,7 +215,7 @@ def test_identical_sets_are_at_distance_zero(n, d):
 
 @given(n=st.integers(2, 30), m=st.integers(2, 30), d=st.integers(1, 12), seed=st.integers(0, 1000))
 @settings(max_examples=60, deadline=None)
-def test_symmetric_never_negative_and_blind_to_rotation(n, m, d, seed):
+def test_symmetric_nonnegative_and_rotation_invariant(n, m, d, seed):
     x, y = features(n, d, seed), features(m, d, seed + 1)
     value = distance(x, y)
     assert value >= 0
@@ -247,11 +247,11 @@ def test_too_few_samples_are_refused_or_warned_about():
         frechet_distance(many, FeatureStatistics.of(features(6, 5, 1)))
 
 
-# --- groups --------------------------------------------------------------------------------------------------------
+# --- groups ---------------------------------------------------------------------------------------------------------
 
 
 def grouped(n, d, seed=0, shift=0.0, num_groups=64):
-    return GroupedStatistics.of(features(n, d, seed, mix=False) + shift, num_groups=num_groups)
+    return FeatureStatistics.of(features(n, d, seed, mix=False) + shift, num_groups=num_groups)
 
 
 def assert_same_groups(a, b, rtol=1e-10):
@@ -260,7 +260,7 @@ def assert_same_groups(a, b, rtol=1e-10):
     torch.testing.assert_close(a.scatters, b.scatters, rtol=rtol, atol=1e-9)
 
 
-def test_a_samples_group_is_fixed_and_tells_nothing_of_its_place():
+def test_a_samples_group_is_fixed_and_unrelated_to_its_order():
 
     assert [group_of(n, 64) for n in range(6)] == [4, 54, 27, 30, 49, 11]
     counts = np.bincount([group_of(n, 64) for n in range(6400)], minlength=64)
@@ -280,8 +280,8 @@ def test_a_samples_group_is_fixed_and_tells_nothing_of_its_place():
 def test_groups_are_the_same_in_any_batching_and_order(n, rows, seed, cuts, pending):
     x = features(n * rows, 3, seed) + 100
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    whole = GroupedStatistics.of(x, range(n), num_groups=8)
-    parts = GroupedStatistics(3, 8)
+    whole = FeatureStatistics.of(x, range(n), num_groups=8)
+    parts = FeatureStatistics(3, 8)
     parts.PENDING = pending
     edges = [0, *sorted(min(c, n) for c in cuts), n]
     for first, last in zip(edges, edges[1:], strict=False):
@@ -290,18 +290,19 @@ def test_groups_are_the_same_in_any_batching_and_order(n, rows, seed, cuts, pend
         assert sum(len(waiting) for waiting, _ in parts._pending) < pending
     assert_same_groups(parts, whole)
     for group in range(8):
-        own = [i for i in range(n) if group_of(i, 8) == group]
-        rows_of_group = x.reshape(n, rows, 3)[own].flatten(0, 1)
-        assert whole.group(group).count == len(rows_of_group)
+        samples = [i for i in range(n) if group_of(i, 8) == group]
+        rows_of_group = x.reshape(n, rows, 3)[samples].flatten(0, 1)
+        alone = whole.merged(torch.eye(8, dtype=torch.int64)[group])
+        assert alone.count == len(rows_of_group)
         if len(rows_of_group) > 1:
-            assert_statistics(whole.group(group), rows_of_group)
+            assert_statistics(alone, rows_of_group)
     if n * rows > 1:
         assert_statistics(parts.merged(), x)
 
 
-def test_groups_taken_many_times_are_the_set_with_repetitions():
+def test_repeated_groups_equal_a_set_with_repetitions():
     x = features(50, 4) + 10
-    statistics = GroupedStatistics.of(x, num_groups=5)
+    statistics = FeatureStatistics.of(x, num_groups=5)
     times = torch.tensor([2, 0, 1, 3, 0])
     repeated = torch.cat(
         [x[[group_of(n, 5) == group for n in range(50)]].repeat(t, 1) for group, t in enumerate(times)]
@@ -309,7 +310,7 @@ def test_groups_taken_many_times_are_the_set_with_repetitions():
     assert_statistics(statistics.merged(times), repeated)
 
 
-def test_halves_have_no_sample_in_common_and_all_together():
+def test_halves_are_disjoint_and_complete():
     statistics = grouped(200, 3)
     even, odd = statistics.halves()
     assert even.merged().count + odd.merged().count == 200
@@ -324,14 +325,14 @@ def test_halves_have_no_sample_in_common_and_all_together():
 
 def test_groups_take_no_more_memory_than_stated():
     for dim in (128, 400, 512, 1024):
-        groups = len(GroupedStatistics(dim).counts)
+        groups = len(FeatureStatistics(dim, choose_num_groups(dim)).counts)
         assert groups == 64 if dim <= 512 else 16 <= groups < 64
         assert 8 * groups * dim**2 <= 2**28
 
 
-def test_grouped_statistics_come_back_bit_equal_and_others_are_refused():
+def test_state_dicts_round_trip_and_invalid_ones_are_refused():
     statistics = grouped(40, 3)
-    again = GroupedStatistics.from_state_dict(statistics.state_dict())
+    again = FeatureStatistics.from_state_dict(statistics.state_dict())
     assert all(
         torch.equal(a, b) for a, b in zip(statistics.state_dict().values(), again.state_dict().values(), strict=True)
     )
@@ -343,11 +344,11 @@ def test_grouped_statistics_come_back_bit_equal_and_others_are_refused():
         ({**state, "counts": state["counts"] - 9}, "negative"),
     ):
         with pytest.raises(ValueError, match=said):
-            GroupedStatistics.from_state_dict(broken)
+            FeatureStatistics.from_state_dict(broken)
 
 
 def test_grouped_features_are_checked():
-    statistics = GroupedStatistics(3, 4)
+    statistics = FeatureStatistics(3, 4)
     for bad, numbers, said in (
         (torch.zeros(2, 4), [0, 1], r"\(N, 3\)"),
         (torch.zeros(3, 3), [0, 1], "3 feature vectors cannot be those of 2 samples"),
@@ -362,12 +363,12 @@ def test_grouped_features_are_checked():
     assert statistics.filled.tolist() == [group_of(5, 4)]
 
 
-# --- how far to trust a distance -----------------------------------------------------------------------------------
+# --- interval and bias ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("dim", "shift"), [(3, 0.3), (10, 0.0)])
-def test_the_interval_holds_the_mean_over_samples_about_as_often_as_it_says(dim, shift):
-    """Of one kind of sample the plain quantiles of resampled distances, all bias, would hold it in no case."""
+def test_the_interval_covers_the_mean_at_its_level(dim, shift):
+    """The plain quantiles of resampled distances would never cover it, because of their bias."""
     pairs = [(standard(200, 2 * i, d=dim), standard(200, 2 * i + 1, shift, dim)) for i in range(40)]
     mean = np.mean([frechet_distance(a.merged(), b.merged()) for a, b in pairs])
     held = [low <= mean <= high for low, high in (bootstrap_interval(*p, resamples=30, level=0.9) for p in pairs)]
@@ -377,10 +378,10 @@ def test_the_interval_holds_the_mean_over_samples_about_as_often_as_it_says(dim,
 
 def standard(n, seed, shift=0.0, d=3):
     x = torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return GroupedStatistics.of(x + shift)
+    return FeatureStatistics.of(x + shift, num_groups=64)
 
 
-def test_an_interval_is_seeded_holds_the_number_and_narrows_with_samples():
+def test_an_interval_is_seeded_and_narrows_with_samples():
     few, many = [(standard(n, 1), standard(n, 2, 0.5)) for n in (200, 5000)]
     low, high = bootstrap_interval(*few)
     assert bootstrap_interval(*few) == (low, high) != bootstrap_interval(*few, seed=1)
@@ -390,9 +391,9 @@ def test_an_interval_is_seeded_holds_the_number_and_narrows_with_samples():
     assert np.ptp(bootstrap_interval(*few, level=0.5)) < 0.7 * (high - low)
 
 
-def test_an_interval_of_pairs_draws_the_same_on_both_sides():
+def test_a_paired_interval_draws_the_same_groups_on_both_sides():
     x = features(300, 4)
-    clips, rebuilt = GroupedStatistics.of(x), GroupedStatistics.of(0.9 * x)
+    clips, rebuilt = (FeatureStatistics.of(y, num_groups=64) for y in (x, 0.9 * x))
     paired, apart = (np.ptp(bootstrap_interval(clips, rebuilt, paired=p)) for p in (True, False))
     assert paired < 0.5 * apart
 
@@ -414,12 +415,12 @@ def test_the_bias_of_the_sample_count_is_extrapolated_away():
     assert frechet_infinity(standard(500, 0), standard(500, 1)) == frechet_infinity(standard(500, 0), standard(500, 1))
     with pytest.raises(ValueError, match="from 39 samples in 10 dimensions means nothing: use 40"):
         frechet_infinity(standard(39, 0, d=10), standard(500, 1, d=10))
-    few = GroupedStatistics.of(features(500, 3), num_groups=INFINITY_GROUPS - 1)  # no quarter of them
+    few = FeatureStatistics.of(features(500, 3), num_groups=INFINITY_GROUPS - 1)  # no quarter of them
     with pytest.raises(ValueError, match=f"needs samples in {INFINITY_GROUPS} groups"):
         frechet_infinity(few, standard(500, 1))
 
 
-# --- class score ---------------------------------------------------------------------------------------------------
+# --- class score ----------------------------------------------------------------------------------------------------
 
 
 def test_the_class_score_is_the_inception_scores_formula():

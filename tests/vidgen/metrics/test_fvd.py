@@ -1,4 +1,4 @@
-"""FVD of a pipeline: every clip by its number, features kept and resumed, statistics cached, all of it stated."""
+"""FVD of a pipeline: distances, features that are kept and resumed, samples by number, and caveats."""
 
 from __future__ import annotations
 
@@ -17,14 +17,21 @@ from autoencoder import AutoencoderKLVidTwin
 from pipelines import VidTwinPipeline, VidTwinTransformer3DModel, default_scheduler
 from pipelines.schedulers import other_solver
 from vidgen.common.errors import UserError
-from vidgen.data.dataset import list_videos
+from vidgen.data.listing import list_videos
 from vidgen.data.sprites import write_sprites
 from vidgen.data.video import VideoError, read_clip
 from vidgen.metrics import features, frechet, fvd, real_clips
 from vidgen.metrics.detectors import DETECTORS, Detector, get_detector
 from vidgen.metrics.features import Collector
 from vidgen.metrics.frechet import ClassScore, FeatureStatistics, bootstrap_interval, frechet_distance
-from vidgen.metrics.fvd import Sampling, class_frequencies, class_labels, evaluate_pipeline, generated_clips, guards
+from vidgen.metrics.fvd import (
+    Sampling,
+    class_frequencies,
+    class_labels,
+    evaluate_pipeline,
+    generate_clips,
+    list_caveats,
+)
 from vidgen.metrics.protocols import get_protocol, protocol_clips
 from vidgen.metrics.real_clips import RealClips, draw_windows
 from vidgen.metrics.reconstruction import mean_color_baseline
@@ -34,7 +41,7 @@ SAMPLING = Sampling(num_inference_steps=2)
 
 
 class FewNumbers(Detector):
-    """A few numbers of a clip, so that a few clips suffice; with classes, as I3D has them."""
+    """Few features per clip, so that few clips suffice; with classes, as I3D has."""
 
     name, dim, per_frame, sha256 = "few_numbers", 3, False, "0" * 64
 
@@ -76,7 +83,7 @@ def sprites(tmp_path_factory):
 @pytest.fixture(scope="module")
 def pipeline():
     torch.manual_seed(0)
-    vae = AutoencoderKLVidTwin.from_preset("tiny-test", heads="residual").eval()
+    vae = AutoencoderKLVidTwin.from_preset("tiny-test", bottleneck="residual").eval()
     transformer = VidTwinTransformer3DModel.from_preset("tiny-test", vae=vae, num_classes=8).eval()
     for parameter in transformer.parameters():
         torch.nn.init.normal_(parameter, std=0.15)
@@ -102,7 +109,7 @@ def evaluate(pipeline, sprites, tmp_path):
 def made(monkeypatch):
     """The numbers of the samples that are generated."""
     numbers = []
-    original = fvd.generated_clips
+    original = fvd.generate_clips
 
     def watched(*arguments):
         clips = original(*arguments)
@@ -114,16 +121,16 @@ def made(monkeypatch):
 
         return generate
 
-    monkeypatch.setattr(fvd, "generated_clips", watched)
+    monkeypatch.setattr(fvd, "generate_clips", watched)
     return numbers
 
 
 def numbers_of(result):
-    """Everything that was measured."""
+    """All measurements."""
     return {name: value for name, value in asdict(result).items() if name not in ("settings", "versions")}
 
 
-# --- the numbers ---------------------------------------------------------------------------------------------------
+# --- the numbers ----------------------------------------------------------------------------------------------------
 
 
 def test_every_distance_is_that_of_its_clips(evaluate, pipeline, sprites):
@@ -135,7 +142,7 @@ def test_every_distance_is_that_of_its_clips(evaluate, pipeline, sprites):
     def read(windows):
         return torch.stack([RealClips(files, windows, PROTOCOL)[i][2] for i in range(16)])
 
-    [batch] = generated_clips(pipeline, SAMPLING, PROTOCOL)([range(16)])
+    [batch] = generate_clips(pipeline, SAMPLING, PROTOCOL)([range(16)])
     generated, clips = batch.clips, read(real.windows)
     with torch.no_grad():
         rebuilt = protocol_clips(pipeline.vae(clips).sample.clamp(-1, 1), PROTOCOL)
@@ -192,10 +199,10 @@ def test_without_enough_videos_real_against_real_is_of_halves(evaluate):
     assert result.real_vs_real.value > 0
 
 
-# --- kept, and resumed ---------------------------------------------------------------------------------------------
+# --- resume and cache -----------------------------------------------------------------------------------------------
 
 
-def test_an_interrupted_evaluation_goes_on(evaluate, made, monkeypatch, tmp_path):
+def test_an_interrupted_evaluation_resumes(evaluate, made, monkeypatch, tmp_path):
     [whole] = evaluate(folder=tmp_path / "whole")
     assert sorted(made) == list(range(8))
     made.clear()
@@ -221,10 +228,10 @@ def test_an_interrupted_evaluation_goes_on(evaluate, made, monkeypatch, tmp_path
     assert numbers_of(resumed) == numbers_of(whole)
 
 
-def test_other_videos_are_kept_by_how_many_are_not_others(evaluate, monkeypatch, tmp_path):
-    """Those of a larger set do not begin with those of a smaller one: what an interruption left is not of it."""
+def test_features_of_other_videos_depend_on_the_size_of_the_real_set(evaluate, monkeypatch, tmp_path):
+    """The others of a larger set do not begin with those of a smaller one, so they share no shards."""
     [whole] = evaluate(folder=tmp_path / "whole", samples=12)
-    original, others = Collector._made, []
+    original, others = Collector._compute_shards, []
 
     def dies(self, name, *arguments):
         for shard in original(self, name, *arguments):
@@ -234,15 +241,15 @@ def test_other_videos_are_kept_by_how_many_are_not_others(evaluate, monkeypatch,
                 if len(others) == 2:
                     raise KeyboardInterrupt
 
-    monkeypatch.setattr(Collector, "_made", dies)
+    monkeypatch.setattr(Collector, "_compute_shards", dies)
     with pytest.raises(KeyboardInterrupt):
         evaluate(samples=8)
-    monkeypatch.setattr(Collector, "_made", original)
+    monkeypatch.setattr(Collector, "_compute_shards", original)
     [resumed] = evaluate(samples=12)
     assert len(others) == 2 and numbers_of(resumed) == numbers_of(whole)
 
 
-def test_what_is_there_is_not_made_again_and_what_is_damaged_is(evaluate, made, tmp_path):
+def test_only_missing_and_damaged_shards_are_computed(evaluate, made, tmp_path):
     [first] = evaluate()
     made.clear()
     assert numbers_of(evaluate()[0]) == numbers_of(first) and not made
@@ -253,14 +260,14 @@ def test_what_is_there_is_not_made_again_and_what_is_damaged_is(evaluate, made, 
     assert sorted(made) == [2, 3, 6, 7]
 
 
-def test_more_samples_go_on_from_fewer(evaluate, made):
+def test_more_samples_reuse_the_shards_of_fewer(evaluate, made):
     evaluate(samples=5)
     made.clear()
     evaluate(samples=8)
     assert sorted(made) == [4, 5, 6, 7]
 
 
-def test_samples_drawn_otherwise_are_other_samples(evaluate, made):
+def test_other_sampling_settings_are_other_samples(evaluate, made):
     [first] = evaluate()
     for change in (
         {"seed": 1},
@@ -277,7 +284,7 @@ def test_samples_drawn_otherwise_are_other_samples(evaluate, made):
         assert second.settings.items() >= change.items()
 
 
-def test_another_solver_and_a_cache_make_other_samples(evaluate, pipeline, made, monkeypatch):
+def test_another_solver_or_cache_gives_other_samples(evaluate, pipeline, made, monkeypatch):
     [first] = evaluate()
     made.clear()
     with monkeypatch.context() as patch:
@@ -306,7 +313,7 @@ def reads(monkeypatch):
     return count
 
 
-def test_statistics_of_real_clips_are_kept_until_anything_differs(evaluate, reads, sprites, tmp_path):
+def test_statistics_of_real_clips_are_kept_until_a_setting_changes(evaluate, reads, sprites, tmp_path):
     [first] = evaluate()
     assert len(reads) == 4 * 8  # the set, its mean colors, its reconstructions, the others
     kept = sorted(path.name.split("-")[0] for path in (tmp_path / "kept").glob("*.safetensors"))
@@ -333,7 +340,7 @@ def test_statistics_of_real_clips_are_kept_until_anything_differs(evaluate, read
     assert len(reads) == 8
 
 
-def test_another_autoencoder_has_other_reconstructions_and_samples(evaluate, pipeline, made, reads):
+def test_another_autoencoder_invalidates_reconstructions_and_samples(evaluate, pipeline, made, reads):
     [first] = evaluate()
     made.clear()
     reads.clear()
@@ -350,7 +357,7 @@ def test_another_autoencoder_has_other_reconstructions_and_samples(evaluate, pip
     assert second.settings["vae"] != first.settings["vae"]
 
 
-def test_other_settings_of_the_models_are_others(evaluate, pipeline, made, reads):
+def test_model_configs_invalidate_features(evaluate, pipeline, made, reads):
     [first] = evaluate()
     made.clear()
     reads.clear()
@@ -368,9 +375,9 @@ def test_other_settings_of_the_models_are_others(evaluate, pipeline, made, reads
     assert numbers_of(evaluate()[0]) == numbers_of(first) and not made and not reads
 
 
-def test_a_kept_file_that_says_another_source_is_not_believed(evaluate, reads, tmp_path, monkeypatch):
-    """As if two sources had one hash."""
-    monkeypatch.setattr(features, "_digest", lambda source: "same")
+def test_a_file_with_another_source_is_not_used(evaluate, reads, tmp_path, monkeypatch):
+    """Two sources with the same hash."""
+    monkeypatch.setattr(features, "_hash_source", lambda source: "same")
     [first] = evaluate(protocol=replace(PROTOCOL, size=16))
     reads.clear()
     [second] = evaluate()
@@ -378,11 +385,11 @@ def test_a_kept_file_that_says_another_source_is_not_believed(evaluate, reads, t
     assert second.generated.value != first.generated.value
 
 
-# --- samples by number ---------------------------------------------------------------------------------------------
+# --- samples by number ----------------------------------------------------------------------------------------------
 
 
 def test_a_sample_is_the_same_in_any_batch(pipeline):
-    clips = generated_clips(pipeline, SAMPLING, PROTOCOL)
+    clips = generate_clips(pipeline, SAMPLING, PROTOCOL)
     [batch] = clips([[0, 1, 2, 9]])
     together = batch.clips
     assert batch.numbers == batch.keys == [0, 1, 2, 9] and together.shape == (4, 3, 4, 32, 32)
@@ -391,7 +398,7 @@ def test_a_sample_is_the_same_in_any_batch(pipeline):
     assert not torch.equal(together[1], together[3])  # of one class, with noise of their own
 
 
-def test_classes_take_turns_or_come_as_often_as_in_the_data(pipeline, sprites):
+def test_class_sampling_is_balanced_uniform_or_by_frequency(pipeline, sprites):
     assert class_labels(pipeline, range(10), SAMPLING) == [0, 1, 2, 3, 4, 5, 6, 7, 0, 1]
     files, classes = list_videos(sprites)
     some = [file for file in files if classes[file.label] in ("spin", "zoom")][:6]  # 4 of spin, 2 of zoom
@@ -412,7 +419,7 @@ def test_classes_take_turns_or_come_as_often_as_in_the_data(pipeline, sprites):
         Sampling(class_sampling="equal")
 
 
-def test_sub_classes_are_drawn_within_their_class(pipeline, sprites):
+def test_subclasses_are_drawn_within_their_class(pipeline, sprites):
     names = ["bounce", "orbit", "bounce/disc", "bounce/ring", "orbit/disc", "orbit/ring", "orbit/star", "bounce/star"]
     kinds = VidTwinPipeline(pipeline.vae, pipeline.transformer, pipeline.scheduler, id2label=dict(enumerate(names)))
     assert class_labels(kinds, range(5), SAMPLING) == [0, 1, 0, 1, 0]
@@ -424,8 +431,8 @@ def test_sub_classes_are_drawn_within_their_class(pipeline, sprites):
     assert set(class_labels(kinds, range(50), as_in_data, frequencies)) == {0, 6}
 
 
-def test_classes_come_as_often_as_in_the_clips_that_are_compared_with(evaluate, sprites):
-    """Of videos of which any clip is taken, long ones count more."""
+def test_prior_class_frequencies_are_those_of_the_real_clips(evaluate, sprites):
+    """If any clip of a video counts, long videos count more."""
     prior, protocol = replace(SAMPLING, class_sampling="prior"), replace(PROTOCOL, windows="any", fps=None, real=8)
     [result] = evaluate(sampling=prior, protocol=protocol, samples=6)
     files, classes = list_videos(sprites)
@@ -435,7 +442,7 @@ def test_classes_come_as_often_as_in_the_clips_that_are_compared_with(evaluate, 
     assert max(expected) > 1 / 8  # not those of all videos
 
 
-def test_a_pipeline_without_classes_is_evaluated_too(pipeline, sprites, tmp_path):
+def test_an_unconditional_pipeline_is_evaluated(pipeline, sprites, tmp_path):
     vae = pipeline.vae
     plain = VidTwinPipeline(vae, VidTwinTransformer3DModel.from_preset("tiny-test", vae=vae), default_scheduler())
     plain.set_progress_bar_config(disable=True)
@@ -445,10 +452,10 @@ def test_a_pipeline_without_classes_is_evaluated_too(pipeline, sprites, tmp_path
     assert result.generated.samples == 8
 
 
-# --- what is said --------------------------------------------------------------------------------------------------
+# --- statements and errors ------------------------------------------------------------------------------------------
 
 
-def test_a_result_says_all_it_depends_on(evaluate, sprites):
+def test_a_result_states_all_its_settings(evaluate, sprites):
     [result] = evaluate()
     said = asdict(result)
     assert said["detector"]["name"] == "few_numbers" and said["detector"]["sha256"] == "0" * 64
@@ -456,18 +463,22 @@ def test_a_result_says_all_it_depends_on(evaluate, sprites):
     wanted = {"root", "data", "vae", "transformer", "scheduler", "seed", "guidance_scale", "num_inference_steps"}
     assert wanted | {"class_sampling", "dtype", "batch_size", "processes", "videos"} <= said["settings"].keys()
     assert {"torch", "diffusers", "git commit", "command", "device"} <= said["versions"].keys()
-    for part, setting in (("vae_config", "heads"), ("transformer_config", "qk_norm"), ("scheduler", "beta_start")):
+    for part, setting in (
+        ("vae_config", "bottleneck"),
+        ("transformer_config", "qk_norm"),
+        ("scheduler", "beta_start"),
+    ):
         assert setting in said["settings"][part]
         assert not [name for name in said["settings"][part] if name.startswith("_")]  # paths and versions
     assert result.notes == ["The detector is few_numbers, not the protocol's pooled_pixels."]
 
 
-def test_guards_say_why_a_number_cannot_be_compared():
+def test_caveats_state_why_a_number_is_not_comparable():
     detector = FewNumbers()
     detector.name = "i3d"
 
     def notes(name="tats", samples=2048, real=2048, rows=2048, classes="balanced"):
-        return guards(get_protocol(name), detector, samples, real, rows, classes)
+        return list_caveats(get_protocol(name), detector, samples, real, rows, classes)
 
     assert notes() == notes(rows=4) == []
     assert notes("latte", classes="uniform", real=13_320) == [
@@ -490,14 +501,14 @@ def test_guards_say_why_a_number_cannot_be_compared():
     assert "1" * 64 in note and "are not known to be VideoGPT's i3d_pretrained_400.pt" in note
 
 
-def test_the_protocol_says_how_many_clips(evaluate):
+def test_the_protocol_sets_the_numbers_of_clips(evaluate):
     [result] = evaluate(samples=None, protocol=replace(PROTOCOL, generated=6, real=9))
     assert (result.generated.samples, result.generated.real_samples) == (6, 9)
     [result] = evaluate(protocol=replace(PROTOCOL, generated=6, real=None))
     assert (result.generated.samples, result.generated.real_samples) == (8, 32)
 
 
-def test_what_cannot_be_evaluated_is_said(evaluate, tmp_path):
+def test_invalid_evaluations_are_refused(evaluate, tmp_path):
     with pytest.raises(UserError, match="compares clips of 8 frames, but the pipeline's have 4"):
         evaluate(protocol=replace(PROTOCOL, frames=8))
     with pytest.raises(UserError, match="4 clips or more: 3 samples"):
@@ -515,7 +526,7 @@ def test_what_cannot_be_evaluated_is_said(evaluate, tmp_path):
 
 
 @pytest.mark.parametrize("pixels", ["round", "truncate", "float"])
-def test_clips_that_are_not_finite_are_named_and_nothing_is_kept_of_them(evaluate, monkeypatch, tmp_path, pixels):
+def test_clips_that_are_not_finite_are_named_and_not_kept(evaluate, monkeypatch, tmp_path, pixels):
     original, protocol = VidTwinPipeline.__call__, replace(PROTOCOL, pixels=pixels)
 
     def broken(self, **options):
@@ -534,7 +545,7 @@ def test_clips_that_are_not_finite_are_named_and_nothing_is_kept_of_them(evaluat
         "features-000000.safetensors",
         "features-000002.safetensors",
     ]
-    monkeypatch.setattr(fvd, "reconstruction", lambda vae: lambda clips: clips / 0)
+    monkeypatch.setattr(fvd, "reconstruct_by", lambda vae: lambda clips: clips / 0)
     with pytest.raises(UserError, match=r"^reconstructed clips 0, 1 hold NaN"):
         evaluate(protocol=protocol, folder=tmp_path / "other")
 
@@ -552,8 +563,8 @@ def test_features_that_are_not_finite_are_named_and_not_kept(evaluate, monkeypat
     assert not list((tmp_path / "kept").rglob("*.safetensors"))
 
 
-def test_few_videos_give_what_they_can(evaluate, tmp_path, monkeypatch):
-    """Four videos of one half, and all clips of one video: known before as tracebacks after all the work."""
+def test_few_videos_give_the_figures_that_are_defined(evaluate, tmp_path, monkeypatch):
+    """All clips in one group, and all groups in one half."""
     videos = sorted(write_sprites(tmp_path / "videos", 1, seed=0, resolution=32, num_frames=16))
     root = tmp_path / "one"
     root.mkdir()
@@ -593,6 +604,6 @@ def test_clips_that_cannot_be_read_are_left_out_and_counted(evaluate, tmp_path):
             assert result.real_vs_real.samples + result.real_vs_real.real_samples == 14
         again = evaluate(root=root, batch_size=1, samples=16, protocol=protocol)[0]
         assert numbers_of(again) == numbers_of(result)  # from what was kept
-        with pytest.raises(UserError, match=r"only 0 of 8 real clips could be had.* frame 3 cannot be decoded"):
+        with pytest.raises(UserError, match=r"only 0 of 8 real clips could be read.* frame 3 cannot be decoded"):
             unread |= {str(file.path) for file in files}
             evaluate(root=root, samples=8)

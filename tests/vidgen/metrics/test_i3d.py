@@ -55,7 +55,7 @@ def features(file, clips) -> torch.Tensor:
         return load_i3d(file)(clips)
 
 
-# --- the network ---------------------------------------------------------------------------------------------------
+# --- the network ----------------------------------------------------------------------------------------------------
 
 
 def reference(state: State, x: torch.Tensor, eps: float = 1e-3) -> torch.Tensor:
@@ -99,7 +99,7 @@ def reference(state: State, x: torch.Tensor, eps: float = 1e-3) -> torch.Tensor:
     return (logits + state["logits.conv3d.bias"][:, None]).mean(dim=2)
 
 
-def test_agrees_with_a_second_writing(state, features, clips):
+def test_agrees_with_a_second_implementation(state, features, clips):
     assert features.std() > 0.1
     torch.testing.assert_close(features, reference(state, clips), rtol=1e-4, atol=1e-4)
 
@@ -114,7 +114,7 @@ def test_the_size_of_the_published_network():
     assert outputs == [256, 480, 512, 512, 512, 528, 832, 832, 1024]
 
 
-def test_it_stays_as_it_is(file):
+def test_it_stays_frozen_and_in_evaluation_mode(file):
     network = load_i3d(file).train()
     assert not network.training and not network.Mixed_3b.b0.bn.training
     assert not any(parameter.requires_grad for parameter in network.parameters())
@@ -128,7 +128,7 @@ def test_other_shapes_are_refused(shape):
         network(clips)
 
 
-# --- files of weights ----------------------------------------------------------------------------------------------
+# --- files of weights -----------------------------------------------------------------------------------------------
 
 
 def as_kinetics_i3d_pytorch(state: State) -> State:

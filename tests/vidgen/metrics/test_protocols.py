@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from vidgen.common.errors import UserError
-from vidgen.data.dataset import crop, resize_to_cover
+from vidgen.data.transforms import crop, resize_to_cover
 from vidgen.metrics import protocols
 from vidgen.metrics.detectors import DETECTORS
 from vidgen.metrics.protocols import PROTOCOLS, Protocol, detector_input, get_protocol, protocol_clips
@@ -37,10 +37,10 @@ def seen_by_detector(clips: torch.Tensor, protocol: Protocol) -> torch.Tensor:
     return detector_input(protocol_clips(clips, protocol), protocol)
 
 
-# --- the table -----------------------------------------------------------------------------------------------------
+# --- the table ------------------------------------------------------------------------------------------------------
 
 
-def test_design_md_section_8():
+def test_settings_of_the_published_protocols():
     def stated(name: str) -> tuple:
         p = PROTOCOLS[name]
         return p.generated, p.size, p.frames, p.stride, p.fps, p.split
@@ -57,7 +57,7 @@ def test_design_md_section_8():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_is_whole_and_documented(name):
+def test_each_protocol_is_complete_and_documented(name):
     protocol = get_protocol(name)
     assert protocol.name == name and f"`{name}`" in protocols.__doc__
     assert protocol.detector in DETECTORS
@@ -69,14 +69,14 @@ def test_each_is_whole_and_documented(name):
         protocol.frames = 1
 
 
-def test_unknown_names_are_a_users_mistake():
+def test_unknown_names_are_user_errors():
     with pytest.raises(UserError, match="did you mean 'stylegan-v'"):
         get_protocol("styleganv")
-    with pytest.raises(UserError, match="known are larp, tats"):
+    with pytest.raises(UserError, match="the protocols are larp, tats"):
         get_protocol("xyz")
 
 
-# --- which clips of a video ------------------------------------------------------------------------------------------
+# --- which clips of a video -----------------------------------------------------------------------------------------
 
 
 def test_starts():
@@ -106,7 +106,7 @@ def test_short_clips_are_repeated_or_refused():
         protocol_clips(random_clips(frames=17), repeat)
 
 
-# --- frames ----------------------------------------------------------------------------------------------------------
+# --- frames ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -149,14 +149,14 @@ def test_stylegan_v_resizes_as_pillow():
     np.testing.assert_allclose((ours.permute(1, 2, 0).numpy() + 1) * 127.5, np.asarray(picture), atol=1e-3)
 
 
-def test_frames_that_stand_are_cut_as_those_that_lie():
+def test_portrait_frames_are_cropped_like_landscape_frames():
     protocol = small(PROTOCOLS["larp"])
     clips = random_clips(2, 60, 80)
     standing = protocol_clips(clips.transpose(3, 4), protocol)
     torch.testing.assert_close(standing.transpose(3, 4), protocol_clips(clips, protocol), atol=1e-5, rtol=0)
 
 
-def test_the_papers_protocol_cuts_as_training_does():
+def test_the_papers_protocol_crops_like_training():
     clips = random_clips(2, 60, 90)
     trained_on = crop(resize_to_cover(clips[0], (32, 32)), (32, 32), 0.5, 0.5)
     torch.testing.assert_close(
@@ -199,7 +199,7 @@ def test_oblong_frames_are_squashed_or_cropped_for_the_detector():
 
 
 @pytest.mark.parametrize("shape", [(3, 2, 8, 8), (1, 1, 2, 8, 8), (1, 3, 0, 8, 8)])
-def test_what_is_no_clip_is_refused(shape):
+def test_invalid_clips_are_refused(shape):
     with pytest.raises(ValueError, match=r"\(B, 3, T, H, W\)"):
         protocol_clips(torch.zeros(shape), PROTOCOLS["larp"])
     if len(shape) < 5 or shape[1] != 3:
@@ -219,7 +219,7 @@ def test_clips_that_are_not_finite_are_refused(pixels):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_same_clips_through_two_protocols_differ_only_by_what_they_state(name):
+def test_protocols_differ_only_by_their_settings(name):
     protocol, clips = small(PROTOCOLS[name]), random_clips(2)
     for other in NAMES:
         other = small(PROTOCOLS[other])
@@ -247,7 +247,7 @@ def test_the_same_clips_through_two_protocols_differ_only_by_what_they_state(nam
         ("detector_range", 0.5),
     ],
 )
-def test_each_statement_about_frames_matters(field, value):
+def test_each_setting_of_frames_matters(field, value):
     protocol, clips = small(PROTOCOLS["vidtwin"]), random_clips(2)
     changed = dataclasses.replace(protocol, **{field: value})
     before, after = (seen_by_detector(clips[:, :, : p.frames], p) for p in (protocol, changed))
@@ -255,7 +255,7 @@ def test_each_statement_about_frames_matters(field, value):
 
 
 @pytest.mark.parametrize("field", sorted(CHOICE))
-def test_statements_about_the_choice_of_clips_change_no_frame(field):
+def test_settings_of_the_choice_of_clips_change_no_frame(field):
     value = {"stride": 2, "not_stated": ("real",), "generated": 7, "real": 7, "trials": 7, "fps": 7.0}.get(
         field, "else"
     )

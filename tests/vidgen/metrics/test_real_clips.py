@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from vidgen.data.dataset import frames_to_clip, list_videos
+from vidgen.data.listing import list_videos
 from vidgen.data.sprites import write_sprites
+from vidgen.data.transforms import frames_to_clip
 from vidgen.data.video import read_clip, write_video
 from vidgen.metrics.protocols import get_protocol, protocol_clips
 from vidgen.metrics.real_clips import RealClips, draw_windows, protocol_videos
@@ -41,7 +42,7 @@ def clip_of(windows, frames=8, **changes):
 
 
 def first_frames(files, protocol, windows):
-    """(video, frames shown) of windows, told from the grays."""
+    """(video, frames) of windows, recognized by their grays."""
     shown = []
     for _, number, clip in (RealClips(files, windows, protocol)[i] for i in range(len(windows))):
         assert clip.shape == (3, protocol.frames, 32, 32)
@@ -90,7 +91,7 @@ def test_short_videos_repeat_their_last_frame_where_the_protocol_says(counting):
     assert shown[3] == [0, 1, 2, 3, 3, 3, 3, 3]
 
 
-def test_a_smaller_set_begins_the_larger_and_the_others_are_of_other_videos(sprites):
+def test_a_larger_set_begins_with_the_smaller_one(sprites):
     files, _ = list_videos(sprites)
     protocol = replace(PROTOCOL, windows="any", fps=None)
     few, many = (draw_windows(files, protocol, count) for count in (6, 12))

@@ -13,13 +13,13 @@ from vidgen.losses.lpips import LPIPS
 from vidgen.metrics.reconstruction import (
     MAX_PSNR,
     ReconstructionMetrics,
-    _shrink,
+    _downsample,
     clip_metrics,
     downsample_baseline,
+    downsample_grids,
     lpips,
     mean_color_baseline,
     psnr,
-    shrink_grids,
     ssim,
 )
 
@@ -41,7 +41,7 @@ def test_psnr_of_a_constant_offset(levels, per):
     )
 
 
-def test_psnr_rounds_to_pixels_unless_told_otherwise():
+def test_psnr_rounds_to_pixels_by_default():
     clip = (torch.randint(0, 256, (1, 3, 2, 8, 8), generator=torch.Generator().manual_seed(0)) / 127.5 - 1) * 0.9
     clip = ((clip + 1) * 127.5).round() / 127.5 - 1  # on the pixel levels
     nudged = clip + 0.3 * ONE_LEVEL
@@ -151,36 +151,36 @@ def test_bad_input_is_named():
         ReconstructionMetrics().compute()
 
 
-def test_mean_color_is_each_clips_own():
+def test_mean_color_is_that_of_each_clip():
     clip = random_clip(2, 3, 4, 8, 8)
     color = mean_color_baseline(clip)
     assert color.shape == clip.shape
     torch.testing.assert_close(color[1, 2], clip[1, 2].mean().expand(4, 8, 8))
 
 
-def test_shrunk_keeps_constant_clips_and_clips_of_all_their_values():
+def test_downsampling_keeps_constant_clips_and_full_resolution():
     constant = torch.full((2, 3, 4, 8, 12), 0.3)
     torch.testing.assert_close(downsample_baseline(constant, 10), constant)
     clip = random_clip(2, 3, 4, 8, 12)
     torch.testing.assert_close(downsample_baseline(clip, clip[0].numel()), clip)
 
 
-def test_shrunk_beats_the_mean_color_and_improves_with_more_values():
+def test_downsampling_beats_the_mean_color_and_improves_with_more_values():
     ramp = torch.linspace(-1, 1, 16)
     clip = (ramp[:, None] * ramp).expand(1, 3, 8, 16, 16).contiguous()
     scores = [psnr(downsample_baseline(clip, n), clip).item() for n in (12, 48, 192)]
     assert psnr(mean_color_baseline(clip), clip).item() < scores[0] < scores[1] < scores[2]
 
 
-def test_shrinking_antialiases_in_space_and_time():
+def test_downsampling_antialiases_in_space_and_time():
     """One line in four is white, none where plain interpolation would look; brightness must survive."""
     white = (torch.arange(16) % 4 == 0) * 2.0 - 1
     for lines in (white, white[:, None], white[:, None, None]):
         clip = lines.expand(1, 3, 16, 16, 16)
-        torch.testing.assert_close(_shrink(clip, (4, 4, 4)).mean(), clip.mean(), atol=0.1, rtol=0)
+        torch.testing.assert_close(_downsample(clip, (4, 4, 4)).mean(), clip.mean(), atol=0.1, rtol=0)
 
 
-def test_shrunk_spends_its_values_where_the_clip_needs_them():
+def test_downsampling_chooses_the_best_grid_for_each_clip():
     """A still picture keeps its pixels, a flickering flat one its frames, also within one batch."""
     picture = random_clip(1, 3, 1, 8, 8).expand(1, 3, 4, 8, 8)
     flicker = random_clip(1, 3, 4, 1, 1).expand(1, 3, 4, 8, 8)
@@ -188,7 +188,7 @@ def test_shrunk_spends_its_values_where_the_clip_needs_them():
     torch.testing.assert_close(downsample_baseline(both, 3 * 64), both, atol=1e-5, rtol=0)
 
 
-def test_shrunk_does_not_depend_on_the_batch():
+def test_downsampling_does_not_depend_on_the_batch():
     clips = torch.stack([random_clip(3, 6, 8, 8, seed=i) * (i + 1) / 4 for i in range(3)])
     torch.testing.assert_close(downsample_baseline(clips, 100)[1:2], downsample_baseline(clips[1:2], 100))
 
@@ -200,7 +200,7 @@ def test_shrunk_does_not_depend_on_the_batch():
 @settings(max_examples=200, deadline=None)
 def test_grids_hold_the_values_and_fit_the_clip(shape, share):
     num_values = max(1, int(share * math.prod(shape)))
-    grids = shrink_grids(shape, num_values)
+    grids = downsample_grids(shape, num_values)
     assert grids
     for t, h, w in grids:
         assert 3 * t * h * w >= num_values
@@ -209,17 +209,17 @@ def test_grids_hold_the_values_and_fit_the_clip(shape, share):
 
 
 def test_grids_keep_the_aspect():
-    assert (1, 5, 10) in shrink_grids((3, 4, 50, 100), 150)
-    assert (1, 10, 5) in shrink_grids((3, 4, 100, 50), 150)
+    assert (1, 5, 10) in downsample_grids((3, 4, 50, 100), 150)
+    assert (1, 10, 5) in downsample_grids((3, 4, 100, 50), 150)
 
 
 @pytest.mark.parametrize("num_values", [0, 3 * 2 * 8 * 8 + 1])
-def test_a_number_of_values_that_cannot_be_is_refused(num_values):
+def test_impossible_numbers_of_values_are_refused(num_values):
     with pytest.raises(UserError, match="num_values must be in"):
         downsample_baseline(random_clip(1, 3, 2, 8, 8), num_values)
 
 
-# --- LPIPS ---------------------------------------------------------------------------------------------------------
+# --- LPIPS ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -254,7 +254,7 @@ def test_accumulated_metrics_with_lpips_merge_across_processes(network):
     assert result["psnr"] == pytest.approx(psnr(a, b).mean().item())
 
 
-def test_every_figure_goes_by_its_name_and_is_of_pixels_or_of_floats(network):
+def test_metrics_have_names_and_use_pixels_or_floats(network):
     torch.manual_seed(1)
     other = LPIPS("alex")
     a = random_clip(2, 3, 3, 64, 64)

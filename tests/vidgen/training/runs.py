@@ -1,4 +1,4 @@
-"""What training runs leave, read back and compared."""
+"""Reading and comparing the files of training runs."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-NOT_COMPUTED = ("clips_per_second", "data_wait", "tflops", "mfu", "peak_memory_gib", "hours_left")  # but measured
+MEASURED = ("clips_per_second", "data_wait", "tflops", "mfu", "peak_memory_gib", "hours_left")
 
-# Every part of the objective that needs no file, with both players at work from the third step on.
+# All losses that need no file; the GAN is enabled at the third step.
 FULL = ["gan.weight=0.05", "gan.start_step=2", "gan.warmup_steps=2", "gan.lecam_weight=0.01"]
 FULL += ["gan.channels=8", "gan.num_layers=2"]
 
@@ -21,10 +21,10 @@ def logged(run: Path) -> list[dict]:
 
 
 def numbers(run: Path) -> dict[int, dict[str, float]]:
-    """What was computed at every logged step, validation included."""
+    """The computed values of every logged step, with those of the validation."""
     by_step: dict[int, dict[str, float]] = {}
     for entry in logged(run):
-        by_step.setdefault(entry["step"], {}).update({k: v for k, v in entry.items() if k not in NOT_COMPUTED})
+        by_step.setdefault(entry["step"], {}).update({k: v for k, v in entry.items() if k not in MEASURED})
     return by_step
 
 
@@ -41,7 +41,7 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def assert_same_tensors(a: Path, b: Path) -> None:
-    """Bit for bit."""
+    """Bit-identical."""
     ours, theirs = tensors(a), tensors(b)
     assert ours.keys() == theirs.keys() and ours
     different = [name for name in ours if not torch.equal(ours[name], theirs[name])]
@@ -49,7 +49,7 @@ def assert_same_tensors(a: Path, b: Path) -> None:
 
 
 def assert_same_run(a: Path, b: Path) -> None:
-    """Two runs logged the same numbers and left the same final weights and last checkpoint, bit for bit."""
+    """Two runs have bit-identical logs, final weights and last checkpoints."""
     assert numbers(a) == numbers(b)
     assert_same_tensors(a / "final", b / "final")
     last = max(numbers(a))
@@ -59,7 +59,7 @@ def assert_same_run(a: Path, b: Path) -> None:
 
 
 def _optimizer_state(checkpoint: Path) -> list[dict[str, torch.Tensor]]:
-    """What the optimizer, or each of which it is made, keeps of every parameter."""
+    """The state of every parameter in the optimizer, or in its parts."""
     saved = torch.load(checkpoint / "optimizer.bin", weights_only=True)
     parts = [saved] if "state" in saved else saved.values()
     return [kept for part in parts for kept in part["state"].values()]

@@ -1,4 +1,4 @@
-"""A run that is resumed with other settings says which, or is refused; one that is done is left as it is."""
+"""Resuming with changed settings: a warning that names them, or a refusal; a finished run is left unchanged."""
 
 from __future__ import annotations
 
@@ -45,7 +45,11 @@ def changes(folder: Path, config_class: type, before: list[str], now: list[str],
         (["train.ema_decay=0"], [], "!train.ema_decay changed from 0 to 0.999"),
         ([], ["train.train_batch_size=3"], "train.train_batch_size changed from 6 to 3"),
         ([], ["seed=1", "data.flip=true"], "seed changed from 0 to 1, data.flip changed from False to True"),
-        ([], ["model.overrides={heads: residual}"], "model.overrides changed from {} to {'heads': 'residual'}"),
+        (
+            [],
+            ["model.overrides={bottleneck: residual}"],
+            "model.overrides changed from {} to {'bottleneck': 'residual'}",
+        ),
         ([], ["train.max_train_steps=9000"], "train.max_train_steps changed from 100000 to 9000"),
         ([STEADY], [STEADY, "train.max_train_steps=9000"], ""),
         ([STEADY], [STEADY, "train.max_train_steps=50"], "train.max_train_steps changed from 100000 to 50"),
@@ -105,7 +109,10 @@ def test_a_vae_run_with_another_objective_is_refused_and_one_with_another_rate_w
     for settings, named in (
         (FULL, r"because gan.weight changed from 0 to 0.05.*Other changes: optim.learning_rate"),
         (["optim.name=muon"], "optim.name changed from adamw to muon"),
-        (["model.overrides={heads: residual, hidden_size: 64}"], "does not fit this run: .*model.overrides changed"),
+        (
+            ["model.overrides={bottleneck: residual, hidden_size: 64}"],
+            "does not fit this run: .*model.overrides changed",
+        ),
     ):
         with pytest.raises(UserError, match=named):
             train_vae(vae_config(run, *resumed, *settings, "optim.learning_rate=2e-3"))
@@ -117,7 +124,7 @@ def test_a_vae_run_with_another_objective_is_refused_and_one_with_another_rate_w
     assert "train.train_batch_size changed from 4 to 2" in warning
 
 
-def test_a_run_resumed_with_its_own_settings_warns_of_nothing(vae_config, tmp_path, capsys):
+def test_a_run_resumed_with_equal_settings_gives_no_warning(vae_config, tmp_path, capsys):
     train_vae(vae_config(tmp_path, "train.max_train_steps=2", STEADY))
     (tmp_path / CONFIG).write_text("seed: 7\n")  # the settings of a checkpoint are its own, not those of the folder
     train_vae(vae_config(tmp_path, "train.max_train_steps=3", STEADY, "resume=latest", "train.logging_steps=2"))
@@ -139,7 +146,7 @@ def test_a_dit_run_with_another_target_is_refused(dit_config, tmp_path):
 
 
 @pytest.mark.parametrize("steps", [2, 3])
-def test_a_run_that_has_taken_its_steps_says_so_and_is_left_as_it_is(vae_config, tmp_path, capsys, steps):
+def test_a_finished_run_is_reported_and_left_unchanged(vae_config, tmp_path, capsys, steps):
     final = train_vae(vae_config(tmp_path, "train.max_train_steps=3"))
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in tmp_path.rglob("*") if path.is_file()}
     capsys.readouterr()
@@ -150,7 +157,7 @@ def test_a_run_that_has_taken_its_steps_says_so_and_is_left_as_it_is(vae_config,
     assert after == before
 
 
-def test_a_run_that_was_killed_before_its_final_model_was_written_writes_it(vae_config, tmp_path, capsys):
+def test_a_run_killed_before_its_final_model_was_written_writes_it(vae_config, tmp_path, capsys):
     settings = [STEADY, "train.checkpointing_steps=1"]
     run, early = tmp_path / "run", tmp_path / "early"
     shutil.copytree(train_vae(vae_config(run, "train.max_train_steps=2", *settings)), early)

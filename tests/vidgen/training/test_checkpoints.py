@@ -1,4 +1,4 @@
-"""Checkpoints: complete or absent, whatever happens while they are written."""
+"""Checkpoints are complete or absent after any interruption."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def test_a_run_does_not_mix_its_checkpoints_with_those_of_another(tmp_path):
             find_checkpoint(tmp_path / "here", resume)
 
 
-def test_what_was_written_after_the_step_a_run_goes_back_to_is_deleted(tmp_path):
+def test_checkpoints_after_the_resumed_step_are_deleted(tmp_path):
     for step in (2, 3, 4, 5):
         save(tmp_path, step, limit=4)
     save(tmp_path, 3, limit=2)
     assert names(tmp_path) == ["checkpoint-2", "checkpoint-3"]
 
 
-def test_one_of_the_same_step_is_replaced(tmp_path):
+def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path):
     save(tmp_path, 3)
     save(tmp_path, 3, how=lambda folder: (folder / "state").write_text("new"))
     assert names(tmp_path) == ["checkpoint-3"]
@@ -66,10 +66,12 @@ def test_a_full_disk_loses_nothing_earlier(tmp_path):
         (folder / "state").write_text("ha")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(UserError, match=r"step 1 cannot be written .*No space left.*Make room if the disk is full"):
+    with pytest.raises(
+        UserError, match=r"step 1 cannot be written .*No space left.*Free some space if the disk is full"
+    ):
         save(tmp_path, 1, how=fill)
     save(tmp_path, 1, limit=1)
-    with pytest.raises(UserError, match=r"step 2 cannot be written .*checkpoint-1 is whole"):
+    with pytest.raises(UserError, match=r"step 2 cannot be written .*checkpoint-1 is complete"):
         save(tmp_path, 2, limit=1, how=fill)
     assert names(tmp_path) == ["checkpoint-1"]
     assert (tmp_path / "checkpoint-1" / "part" / "state").read_text() == "whole"
@@ -103,7 +105,7 @@ def killed_at(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("step", [1, 2])  # in the place of an older one, and of the same
-def test_a_kill_between_any_two_operations_leaves_a_whole_checkpoint(tmp_path, monkeypatch, step):
+def test_a_kill_between_any_two_operations_leaves_a_complete_checkpoint(tmp_path, monkeypatch, step):
     for count in range(1, 40):
         folder = tmp_path / str(count)
         save(folder, 1, limit=1)
@@ -125,7 +127,7 @@ def test_a_kill_between_any_two_operations_leaves_a_whole_checkpoint(tmp_path, m
     pytest.fail("the checkpoint was never written whole")
 
 
-def test_what_is_written_reaches_the_disk_before_it_counts(tmp_path, monkeypatch):
+def test_a_checkpoint_is_on_the_disk_before_it_is_renamed(tmp_path, monkeypatch):
     events = []
     monkeypatch.setattr(os, "fsync", lambda handle: events.append(os.readlink(f"/proc/self/fd/{handle}")))
     rename = Path.rename
@@ -137,7 +139,7 @@ def test_what_is_written_reaches_the_disk_before_it_counts(tmp_path, monkeypatch
     assert events[-1] == str(tmp_path)
 
 
-def test_nothing_is_forced_to_the_disk_while_another_process_still_writes(tmp_path, monkeypatch):
+def test_files_are_synchronized_after_all_processes_have_written(tmp_path, monkeypatch):
     meeting, written, early = threading.Barrier(2, timeout=30), [], []
 
     class Process:

@@ -1,4 +1,4 @@
-"""Recipes and overrides: what they accept, and the one sentence for what they do not."""
+"""Configs and overrides: the values they accept, and one sentence for each mistake."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from vidgen.common.config import config_fields, load_config, save_config
 from vidgen.common.errors import UserError
 from vidgen.training.config import DiTTrainingConfig, VAETrainingConfig
 
-RECIPES = Path(__file__).parents[3] / "configs"
+CONFIGS = Path(__file__).parents[3] / "configs"
 
 
-def test_overrides_come_after_the_recipe(tmp_path):
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("train:\n  max_train_steps: 5\n  train_batch_size: 3\nmodel:\n  overrides: {hidden_size: 64}\n")
-    arguments = ["train.max_train_steps=7", "--config", str(recipe), "data.root=clips", "model.overrides.num_frames=8"]
+def test_overrides_have_priority_over_the_file(tmp_path):
+    file = tmp_path / "file.yaml"
+    file.write_text("train:\n  max_train_steps: 5\n  train_batch_size: 3\nmodel:\n  overrides: {hidden_size: 64}\n")
+    arguments = ["train.max_train_steps=7", "--config", str(file), "data.root=clips", "model.overrides.num_frames=8"]
     config = load_config(VAETrainingConfig, arguments)
     assert config.train.max_train_steps == 7
     assert config.train.train_batch_size == 3
@@ -31,10 +31,16 @@ def test_a_saved_config_reads_back(tmp_path):
     assert load_config(DiTTrainingConfig, ["--config", str(tmp_path / "config.yaml")]) == config
 
 
-@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("vae/*.yaml")) + sorted(RECIPES.glob("dit/*.yaml")), ids=str)
-def test_every_recipe_is_valid(recipe):
-    kind, needed = (VAETrainingConfig, []) if recipe.parent.name == "vae" else (DiTTrainingConfig, ["vae=v"])
-    assert load_config(kind, ["--config", str(recipe), "data.root=clips", *needed]).data.root == "clips"
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("vae/*.yaml")) + sorted(CONFIGS.glob("dit/*.yaml")), ids=str)
+def test_every_config_is_valid(path):
+    kind, needed = (VAETrainingConfig, []) if path.parent.name == "vae" else (DiTTrainingConfig, ["vae=v"])
+    assert load_config(kind, ["--config", str(path), "data.root=clips", *needed]).data.root == "clips"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*/*.yaml")), ids=str)
+def test_every_header_states_command_hardware_time_and_score(path):
+    header = path.read_text().split("\n\n")[0]
+    assert all(f"# {word}:" in header for word in ("Command", "Hardware", "Time", "Score"))
 
 
 @pytest.mark.parametrize(
@@ -59,8 +65,8 @@ def test_an_unknown_key_names_the_nearest(argument, nearest):
         ([], "data.root is not set"),
         (["data.root=x", "train.max_train_steps=many"], "train.max_train_steps in the command line does not fit"),
         (["data.root=x", "train=3"], "does not fit"),
-        (["data.root=x", "--config"], "--config wants the path"),
-        (["data.root=x", "--config", "absent.yaml"], "No recipe at absent.yaml"),
+        (["data.root=x", "--config"], "--config requires a path"),
+        (["data.root=x", "--config", "absent.yaml"], "No config at absent.yaml"),
         (["data.root"], "is not an override"),
         (["--help-me"], "is not an override"),
         (["data.root=x", "train.train_batch_size=0"], "train.train_batch_size must be 1 or more, not 0"),
@@ -108,20 +114,20 @@ def test_home_folders_are_expanded_in_every_path(tmp_path, monkeypatch):
     }
     keys[VAETrainingConfig].append("perceptual.weights")
     for config_class, paths in keys.items():
-        recipe = OmegaConf.create()
+        file = OmegaConf.create()
         for key in paths:
-            OmegaConf.update(recipe, key, f"~/{key}")
-        OmegaConf.save(recipe, tmp_path / "recipe.yaml")
-        for arguments in (["--config", "~/recipe.yaml"], [f"{key}=~/{key}" for key in paths]):
+            OmegaConf.update(file, key, f"~/{key}")
+        OmegaConf.save(file, tmp_path / "file.yaml")
+        for arguments in (["--config", "~/file.yaml"], [f"{key}=~/{key}" for key in paths]):
             config = OmegaConf.structured(load_config(config_class, arguments))
             assert {key: OmegaConf.select(config, key) for key in paths} == {key: f"{tmp_path}/{key}" for key in paths}
     assert VAETrainingConfig(output_dir="~/a").output_dir == f"{tmp_path}/a"
 
 
 def test_an_empty_path_is_not_the_current_folder(tmp_path):
-    (tmp_path / "recipe.yaml").write_text("data: {root: ''}")
+    (tmp_path / "file.yaml").write_text("data: {root: ''}")
     with pytest.raises(UserError, match=r"data\.root is empty"):
-        load_config(VAETrainingConfig, ["--config", str(tmp_path / "recipe.yaml")])
+        load_config(VAETrainingConfig, ["--config", str(tmp_path / "file.yaml")])
 
 
 def test_every_whole_number_has_a_minimum():
@@ -133,18 +139,18 @@ def test_every_whole_number_has_a_minimum():
 def test_text_stays_as_it_was_typed(tmp_path):
     config = load_config(VAETrainingConfig, ["data.root=007", "train.mixed_precision=no", "data.validation_root=null"])
     assert (config.data.root, config.train.mixed_precision, config.data.validation_root) == ("007", "no", None)
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("train:\n  mixed_precision: no\ndata:\n  root: 12\n")
-    config = load_config(VAETrainingConfig, ["--config", str(recipe)])
+    file = tmp_path / "file.yaml"
+    file.write_text("train:\n  mixed_precision: no\ndata:\n  root: 12\n")
+    config = load_config(VAETrainingConfig, ["--config", str(file)])
     assert (config.data.root, config.train.mixed_precision) == ("12", "no")
 
 
 @pytest.mark.parametrize("content", ["a: [1", "- 1\n- 2\n", ""])
-def test_a_broken_recipe_is_named(tmp_path, content):
-    recipe = tmp_path / "broken.yaml"
-    recipe.write_text(content)
+def test_a_broken_file_is_named(tmp_path, content):
+    file = tmp_path / "broken.yaml"
+    file.write_text(content)
     if not content:
-        load_config(VAETrainingConfig, ["--config", str(recipe), "data.root=x"])
+        load_config(VAETrainingConfig, ["--config", str(file), "data.root=x"])
         return
     with pytest.raises(UserError, match=r"broken\.yaml"):
-        load_config(VAETrainingConfig, ["--config", str(recipe), "data.root=x"])
+        load_config(VAETrainingConfig, ["--config", str(file), "data.root=x"])

@@ -1,4 +1,4 @@
-"""Two CPU processes, started as users start them with the configs of configs/accelerate, against one."""
+"""Two CPU processes, launched with the configs of configs/accelerate, equal one process."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from vidgen.training.vae_trainer import train_vae
 
 ROOT = Path(__file__).parents[3]
 STEADY = ["optim.lr_scheduler=constant_with_warmup", "train.checkpointing_steps=2"]
-NO_DROPOUT = "model.overrides={heads: residual, qformer_dropout: 0}"  # whose masks are each process's own
+NO_DROPOUT = "model.overrides={bottleneck: residual, qformer_dropout: 0}"  # whose masks are each process's own
 
 
-def start(config, *arguments: str, recipe: str = "ddp") -> subprocess.Popen:
+def start(config, *arguments: str, launcher: str = "ddp") -> subprocess.Popen:
     """`accelerate launch` of the program that a config belongs to, with two processes."""
     path = Path(f"{config.output_dir}.yaml")
     save_config(config, path)
     program = "train_vae.py" if "perceptual" in OmegaConf.load(path) else "train_dit.py"
-    wrapper = [str(Path(__file__).with_name("on_cpu.py"))] if recipe == "fsdp2" else []
-    command = ["launch", "--config_file", f"configs/accelerate/{recipe}.yaml", "--num_processes", "2"]
+    wrapper = [str(Path(__file__).with_name("on_cpu.py"))] if launcher == "fsdp2" else []
+    command = ["launch", "--config_file", f"configs/accelerate/{launcher}.yaml", "--num_processes", "2"]
     command += ["--dynamo_backend", "no", "--main_process_port", "0", *wrapper, program, "--config", str(path)]
     return subprocess.Popen(
         [sys.executable, "-m", "accelerate.commands.accelerate_cli", *command, *arguments],
@@ -44,14 +44,14 @@ def start(config, *arguments: str, recipe: str = "ddp") -> subprocess.Popen:
 
 def finish(process: subprocess.Popen) -> str:
     try:
-        said, _ = process.communicate(timeout=300)
+        output, _ = process.communicate(timeout=300)
     except subprocess.TimeoutExpired:
         for hanging in reversed(psutil.Process(process.pid).children(recursive=True)):
             hanging.send_signal(signal.SIGABRT)  # faulthandler then says where it is
-        said, _ = process.communicate(timeout=60)
-        pytest.fail(f"still running after 300 s:\n{said[-6000:]}")
-    assert process.returncode == 0, said[:6000]
-    return said
+        output, _ = process.communicate(timeout=60)
+        pytest.fail(f"still running after 300 s:\n{output[-6000:]}")
+    assert process.returncode == 0, output[:6000]
+    return output
 
 
 def assert_near(one: Path, two: Path) -> None:
@@ -75,12 +75,12 @@ def one_process(vae_config, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("recipe", ["ddp", "fsdp2"])
-def test_two_processes_equal_one_and_resume_bit_for_bit(vae_config, one_process, tmp_path, recipe):
+@pytest.mark.parametrize("launcher", ["ddp", "fsdp2"])
+def test_two_processes_equal_one_and_resume_bit_for_bit(vae_config, one_process, tmp_path, launcher):
     settings = ["train.train_batch_size=2", *STEADY, NO_DROPOUT, *FULL]
     two = tmp_path / "two"
-    said = finish(start(vae_config(two, "train.max_train_steps=5", *settings), recipe=recipe))
-    assert said.count("parameters; latent") == 1, "more than the main process spoke"
+    output = finish(start(vae_config(two, "train.max_train_steps=5", *settings), launcher=launcher))
+    assert output.count("parameters; latent") == 1, "only the main process prints"
     assert_near(one_process, two)
     assert len(logged(two)) == 6  # five steps and a validation, each once
 
@@ -89,12 +89,12 @@ def test_two_processes_equal_one_and_resume_bit_for_bit(vae_config, one_process,
     (two / "checkpoint-2").rename(cut / "checkpoint-2")
     before = [line for line in (two / "metrics.jsonl").read_text().splitlines(True) if '"step": 5' not in line]
     (cut / "metrics.jsonl").write_text("".join(before))
-    finish(start(vae_config(cut, "train.max_train_steps=5", "resume=latest", *settings), recipe=recipe))
+    finish(start(vae_config(cut, "train.max_train_steps=5", "resume=latest", *settings), launcher=launcher))
     assert numbers(two) == numbers(cut)
     assert_same_tensors(two / "final", cut / "final")
 
 
-def test_two_processes_train_a_dit_as_one_does(dit_config, tmp_path):
+def test_two_processes_train_a_dit_like_one(dit_config, tmp_path):
     settings = ["train.max_train_steps=4", "diffusion.independent_timesteps=0.5", *STEADY]
     settings += ["model.overrides={self_conditioning: true}"]
     train_dit(dit_config(tmp_path / "one", "train.train_batch_size=4", *settings))
@@ -129,9 +129,9 @@ def test_a_process_that_dies_ends_the_run_and_a_signal_stops_all(vae_config, tmp
     launcher = start(config)
     wait_for(tmp_path / "run" / "checkpoint-2")
     processes_of(launcher)[1].kill()
-    said, _ = launcher.communicate(timeout=60)
+    output, _ = launcher.communicate(timeout=60)
     assert launcher.returncode != 0
-    assert "exitcode" in said
+    assert "exitcode" in output
 
     launcher = start(config, "resume=latest")
     wait_for(tmp_path / "run" / "metrics.jsonl")
@@ -140,6 +140,6 @@ def test_a_process_that_dies_ends_the_run_and_a_signal_stops_all(vae_config, tmp
         time.sleep(0.1)
         assert launcher.poll() is None
     launcher.send_signal(signal.SIGTERM)
-    said, _ = launcher.communicate(timeout=60)
+    output, _ = launcher.communicate(timeout=60)
     assert launcher.returncode != 0
-    assert "stopped by SIGTERM after step" in said
+    assert "stopped by SIGTERM after step" in output

@@ -1,4 +1,4 @@
-"""A run that was stopped, in good order or not, ends as one that never was: bit for bit."""
+"""Interrupted and killed runs resume, and are bit-identical to uninterrupted ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from runs import FULL, assert_same_run, assert_same_tensors, logged, losses
 from vidgen.common.errors import TrainingInterrupted, UserError
 from vidgen.training.checkpoints import checkpoint_step, list_checkpoints
 from vidgen.training.dit_trainer import train_dit
-from vidgen.training.trainer import TrainingDiverged
+from vidgen.training.failures import TrainingDiverged
 from vidgen.training.vae_trainer import VAETrainer, train_vae
 
 KILLS = int(os.environ.get("VIDGEN_KILLS", "4"))  # more of them take minutes
@@ -59,8 +59,19 @@ def test_a_resumed_vae_run_equals_an_uninterrupted_one(vae_config, tmp_path, ema
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
+def test_the_old_file_name_of_the_average_resumes(vae_config, tmp_path):
+    settings = [STEADY, "train.ema_decay=0.9"]
+    train_vae(vae_config(tmp_path / "old", "train.max_train_steps=2", *settings))
+    shutil.copytree(tmp_path / "old", tmp_path / "new")
+    checkpoint = tmp_path / "old" / "checkpoint-2"
+    (checkpoint / "ema.safetensors").rename(checkpoint / "averaged.safetensors")
+    for run in ("old", "new"):
+        train_vae(vae_config(tmp_path / run, "train.max_train_steps=3", "resume=latest", *settings))
+    assert_same_tensors(tmp_path / "old" / "final", tmp_path / "new" / "final")
+
+
 def test_accumulated_gradients_are_those_of_the_larger_batch(vae_config, tmp_path):
-    settings = ["train.max_train_steps=4", "model.overrides={heads: residual, qformer_dropout: 0}"]
+    settings = ["train.max_train_steps=4", "model.overrides={bottleneck: residual, qformer_dropout: 0}"]
     train_vae(vae_config(tmp_path / "whole", "train.train_batch_size=4", *settings))
     train_vae(
         vae_config(tmp_path / "parts", "train.train_batch_size=2", "train.gradient_accumulation_steps=2", *settings)
@@ -68,7 +79,7 @@ def test_accumulated_gradients_are_those_of_the_larger_batch(vae_config, tmp_pat
     assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
 
 
-def test_a_resumed_run_takes_the_rate_and_the_parts_of_its_own_config(vae_config, tmp_path, monkeypatch):
+def test_a_resumed_run_uses_the_learning_rate_and_accumulation_of_the_new_config(vae_config, tmp_path, monkeypatch):
     settings = [STEADY, "gan.lr_scale=0.5", *FULL]
     train_vae(vae_config(tmp_path, "train.max_train_steps=3", *settings))
     compute, calls = VAETrainer.compute_losses, []
@@ -80,10 +91,10 @@ def test_a_resumed_run_takes_the_rate_and_the_parts_of_its_own_config(vae_config
     assert len(calls) == 4, "a step was made of fewer parts"
 
 
-def test_a_run_leaves_the_checkpoints_of_another_alone(vae_config, tmp_path):
+def test_a_run_does_not_overwrite_the_checkpoints_of_another(vae_config, tmp_path):
     train_vae(vae_config(tmp_path, "train.max_train_steps=2"))
     before = (tmp_path / "metrics.jsonl").read_text(), (tmp_path / "config.yaml").read_text()
-    with pytest.raises(UserError, match="holds checkpoint-2 of an earlier run: go on with it by resume=latest"):
+    with pytest.raises(UserError, match="holds checkpoint-2 of an earlier run: continue it with resume=latest"):
         train_vae(vae_config(tmp_path, "train.max_train_steps=1"))
     assert ((tmp_path / "metrics.jsonl").read_text(), (tmp_path / "config.yaml").read_text()) == before
 
@@ -109,7 +120,7 @@ def test_a_signal_stops_after_the_step_with_a_checkpoint(vae_config, tmp_path, m
     train_vae(vae_config(tmp_path / "whole", *settings))
     with monkeypatch.context() as patch:
         interrupted_at(3, number, patch)
-        with pytest.raises(TrainingInterrupted, match=r"after step 4; .*checkpoint-4 is written: go on") as stop:
+        with pytest.raises(TrainingInterrupted, match=r"after step 4; .*checkpoint-4 is written: continue") as stop:
             train_vae(vae_config(tmp_path / "cut", *settings))
     assert stop.value.code == 128 + number
     assert [path.name for path in list_checkpoints(tmp_path / "cut")] == [
@@ -146,7 +157,7 @@ def test_a_signal_to_all_processes_leaves_the_workers_to_the_step(vae_config, tm
     assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-3"]
 
 
-def test_a_second_signal_ends_it_at_once(vae_config, tmp_path, monkeypatch):
+def test_a_second_signal_ends_the_run_at_once(vae_config, tmp_path, monkeypatch):
     compute = VAETrainer.compute_losses
 
     def compute_and_insist(self, batch):
@@ -165,7 +176,7 @@ def test_a_second_signal_ends_it_at_once(vae_config, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 @pytest.mark.parametrize("logging_steps", [1, 5])
-def test_what_is_not_finite_stops_the_run_at_the_last_good_step(
+def test_a_value_that_is_not_finite_stops_the_run_at_the_last_good_step(
     vae_config, tmp_path, monkeypatch, where, logging_steps
 ):
     settings = [f"train.logging_steps={logging_steps}", STEADY, *FULL]
@@ -196,7 +207,7 @@ def test_what_is_not_finite_stops_the_run_at_the_last_good_step(
     assert_same_tensors(tmp_path / "good" / "final", tmp_path / "bad" / "final")
 
 
-def test_a_learning_rate_beyond_reason_is_told_so(vae_config, tmp_path):
+def test_divergence_suggests_a_lower_learning_rate(vae_config, tmp_path):
     with pytest.raises(TrainingDiverged, match=r"lower optim.learning_rate"):
         train_vae(vae_config(tmp_path, "train.max_train_steps=50", "optim.learning_rate=1e30"))
     assert list_checkpoints(tmp_path)
@@ -231,7 +242,7 @@ def run_and_kill(train, config, kills: int) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("program", ["vae", "dit"])
-def test_a_run_killed_at_random_moments_ends_as_one_never_stopped(request, tmp_path, program, workers):
+def test_a_run_killed_at_random_moments_equals_an_uninterrupted_one(request, tmp_path, program, workers):
     make, train = request.getfixturevalue(f"{program}_config"), {"vae": train_vae, "dit": train_dit}[program]
     # Half of the time goes into writing checkpoints, so half of the kills fall into one.
     settings = [f"train.max_train_steps={20 + 6 * KILLS}", "train.checkpointing_steps=1", "train.logging_steps=3"]
@@ -248,7 +259,7 @@ def _train_with_little_room(config, size: int) -> None:
     try:
         train_vae(config)
     except UserError as error:
-        Path(config.output_dir, "said").write_text(str(error))
+        Path(config.output_dir, "message").write_text(str(error))
 
 
 def test_a_full_disk_stops_the_run_and_loses_nothing_earlier(vae_config, tmp_path):
@@ -258,8 +269,8 @@ def test_a_full_disk_stops_the_run_and_loses_nothing_earlier(vae_config, tmp_pat
     process = multiprocessing.get_context("fork").Process(target=_train_with_little_room, args=(config, 100_000))
     process.start()
     process.join()
-    assert "The checkpoint of step 4 cannot be written" in (tmp_path / "said").read_text()
-    assert "checkpoint-2 is whole" in (tmp_path / "said").read_text()
+    assert "The checkpoint of step 4 cannot be written" in (tmp_path / "message").read_text()
+    assert "checkpoint-2 is complete" in (tmp_path / "message").read_text()
     assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-2"]
     train_vae(config)
     assert max(losses(tmp_path)) == 9

@@ -1,4 +1,4 @@
-"""What a training prints of its data before it begins."""
+"""The summary of the data that a training prints first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run says of its speed, on a clock of our own."""
+"""Throughput of a run, on a simulated clock."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vidgen.training import tracking
 from vidgen.training.tracking import SpeedMeter
 
 
-def test_speed_counts_training_and_what_it_waits_for(monkeypatch):
+def test_speed_counts_training_and_waiting(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(tracking.time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(tracking, "matmul_rate", lambda device, dtype: 100.0)

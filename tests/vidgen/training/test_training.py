@@ -1,4 +1,4 @@
-"""Both trainings, end to end: what a run leaves, that it learns, and that it resumes."""
+"""Both trainings end to end: files of a run, learning, resuming, errors."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from autoencoder import AutoencoderKLVidTwin
 from pipelines import VidTwinPipeline
 from runs import FULL, WEIGHTS, assert_same_tensors, logged, losses, numbers
 from vidgen.common.errors import UserError
-from vidgen.data.dataset import list_videos
+from vidgen.data.listing import list_videos
 from vidgen.data.sprites import MOTIONS
 from vidgen.losses.diffusion import DiffusionLoss
 from vidgen.training import trainer
 from vidgen.training.checkpoints import list_checkpoints
 from vidgen.training.dit_trainer import train_dit
-from vidgen.training.trainer import TrainingDiverged
+from vidgen.training.failures import TrainingDiverged
 from vidgen.training.vae_trainer import VAETrainer, train_vae
 
 
-def test_a_vae_run_leaves_what_it_promises(trained_vae):
+def test_a_vae_run_writes_its_files(trained_vae):
     run = trained_vae.parent
     assert list(losses(run)) == [1, 2, 3, 4, 5, 6]
     validation = logged(run)[-1]
@@ -42,7 +42,9 @@ def test_a_vae_run_leaves_what_it_promises(trained_vae):
 
 @torch.no_grad()
 def test_statistics_are_those_of_the_training_set(trained_vae, sprites):
-    from vidgen.data.dataset import ClipDataset, list_videos, split_validation
+    from vidgen.data.dataset import ClipDataset
+    from vidgen.data.listing import list_videos
+    from vidgen.data.splits import split_validation
 
     model = AutoencoderKLVidTwin.from_pretrained(trained_vae)
     files, classes = list_videos(sprites)
@@ -62,7 +64,7 @@ def test_the_vae_learns(vae_config, tmp_path):
     assert sum(values[s] for s in range(36, 41)) < 0.75 * sum(values[s] for s in range(1, 6))
 
 
-def test_watching_a_run_changes_nothing(vae_config, tmp_path):
+def test_logging_and_validation_do_not_change_a_run(vae_config, tmp_path):
     """Logging, validating and saving, whenever; and what is left is the average, with both players trained."""
     settings = ["train.max_train_steps=6", "train.ema_decay=0.9", *FULL]
     watched = ["train.validation_steps=2", "train.checkpointing_steps=3"]
@@ -74,7 +76,7 @@ def test_watching_a_run_changes_nothing(vae_config, tmp_path):
     assert numbers(tmp_path / "often")[6]["lecam"] > 0
 
     final, checkpoint = load_file(tmp_path / "often" / "final" / WEIGHTS), tmp_path / "often" / "checkpoint-6"
-    average, last = load_file(checkpoint / "averaged.safetensors"), load_file(checkpoint / "model.safetensors")
+    average, last = load_file(checkpoint / "ema.safetensors"), load_file(checkpoint / "model.safetensors")
     assert all(torch.equal(final[name], tensor) for name, tensor in average.items())
     assert any(not torch.equal(last[f"vae.{name}"], tensor) for name, tensor in average.items())
     optimizer = torch.load(checkpoint / "optimizer.bin", weights_only=True)
@@ -82,7 +84,7 @@ def test_watching_a_run_changes_nothing(vae_config, tmp_path):
     assert steps == [{6}, {4}], "the discriminator starts after two steps"
 
 
-def test_gradients_are_brought_under_the_norm_allowed(vae_config, tmp_path):
+def test_gradients_are_clipped_to_the_maximum_norm(vae_config, tmp_path):
     """So far under Adam's epsilon that nothing moves."""
     settings = ["train.max_train_steps=3", "optim.adam_weight_decay=0", "train.ema_decay=0", *FULL]
     train_vae(vae_config(tmp_path, "train.checkpointing_steps=1", "train.max_grad_norm=1e-14", *settings))
@@ -91,14 +93,14 @@ def test_gradients_are_brought_under_the_norm_allowed(vae_config, tmp_path):
     assert all(numbers(tmp_path)[3][name] > 1e-3 for name in ("grad_norm", "grad_norm/discriminator"))
 
 
-def test_no_norm_asked_for_leaves_gradients_as_they_are(vae_config, tmp_path):
+def test_a_maximum_norm_of_zero_disables_clipping(vae_config, tmp_path):
     for norm in (0, 1e9):
         train_vae(vae_config(tmp_path / str(norm), "train.max_train_steps=3", f"train.max_grad_norm={norm}"))
     assert losses(tmp_path / "0") == losses(tmp_path / "1000000000.0")
     assert losses(tmp_path / "0")[3] < losses(tmp_path / "0")[1]
 
 
-def test_dropout_is_another_for_every_part_of_every_step(vae_config, tmp_path, monkeypatch):
+def test_dropout_differs_in_every_micro_batch(vae_config, tmp_path, monkeypatch):
     seeds = []
     compute = VAETrainer.compute_losses
     monkeypatch.setattr(
@@ -145,7 +147,7 @@ def test_broken_videos_are_skipped_counted_and_listed(vae_config, sprites, tmp_p
     assert all(entry["reason"] for entry in listed)
     assert "3 videos skipped" in capsys.readouterr().out
 
-    (tmp_path / "held-out" / "cut.mp4").unlink()  # the clip that stood in for it was not counted twice
+    (tmp_path / "held-out" / "cut.mp4").unlink()  # the clip that replaced it was not counted twice
     train_vae(vae_config(tmp_path / "sound", f"data.root={data}", *settings))
     assert numbers(tmp_path / "sound")[6] == numbers(tmp_path / "run")[6]
 
@@ -173,12 +175,12 @@ def test_a_dit_run_leaves_a_pipeline_and_resumes(dit_config, trained_vae, tmp_pa
 def learned(monkeypatch) -> list[torch.Tensor]:
     """The classes that a DiT is trained on, step by step."""
     classes = []
-    drop = DiffusionLoss._drop
-    monkeypatch.setattr(DiffusionLoss, "_drop", lambda *args: classes.append(drop(*args)) or classes[-1])
+    drop = DiffusionLoss._drop_labels
+    monkeypatch.setattr(DiffusionLoss, "_drop_labels", lambda *args: classes.append(drop(*args)) or classes[-1])
     return classes
 
 
-def test_a_dit_learns_sub_classes_and_the_classes_above(dit_config, sprites, tmp_path, learned):
+def test_a_dit_learns_subclasses_and_superclasses(dit_config, sprites, tmp_path, learned):
     table = [f"data.root={sprites / 'shapes.csv'}", "diffusion.class_dropout=0", "train.max_train_steps=4"]
     final = train_dit(dit_config(tmp_path / "above", *table, "diffusion.subclass_dropout=1"))
     pipeline = VidTwinPipeline.from_pretrained(final)
@@ -191,11 +193,11 @@ def test_a_dit_learns_sub_classes_and_the_classes_above(dit_config, sprites, tmp
     train_dit(dit_config(tmp_path / "below", *table, "diffusion.subclass_dropout=1e-9"))
     names = [kinds[label - 8] for label in torch.cat(learned).tolist()]
     assert [name.split("/")[0] for name in names] == [sorted(MOTIONS)[label] for label in above.tolist()]
-    with pytest.raises(UserError, match=r"needs classes with sub-classes, such as jump/dog of jump: .* bounce, orbit"):
+    with pytest.raises(UserError, match=r"needs classes with subclasses, such as jump/dog of jump: .* bounce, orbit"):
         train_dit(dit_config(tmp_path / "none", "diffusion.subclass_dropout=0.1"))
 
 
-def test_clips_without_a_class_are_learned_as_of_none(dit_config, sprites, tmp_path, learned):
+def test_clips_without_a_class_get_the_null_class(dit_config, sprites, tmp_path, learned):
     head, first, *rows = (sprites / "shapes.csv").read_text().splitlines()
     rows = [head, *(f"{sprites}/{row}" for row in [first.split(",")[0] + ",", *rows])]
     (tmp_path / "some.csv").write_text("\n".join(rows))
@@ -214,12 +216,12 @@ def test_clips_without_a_class_are_learned_as_of_none(dit_config, sprites, tmp_p
         (["data.resolution=33"], "multiple of patch_size"),
         (["resume=absent"], "No checkpoint at absent"),
         (["train.mixed_precision=int3"], "train.mixed_precision"),
-        (["output_dir=README.md"], "output_dir: the folder README.md cannot be made (File exists)"),
+        (["output_dir=README.md"], "output_dir: the folder README.md cannot be created (File exists)"),
         (["train.report_to=nonsense"], "train.report_to does not fit"),
         (["train.report_to=clearml"], "clearml is not installed"),
         (["optim.lr_scheduler=square"], "optim.lr_scheduler"),
         (["optim.lr_scheduler=piecewise_constant"], "needs rules"),
-        (["optim.learning_rate=-1"], "optim or gan.lr_scale does not fit: Invalid learning rate: -1"),
+        (["optim.learning_rate=-1"], "optim.learning_rate must be 0 or more, not -1"),
     ],
 )
 def test_vae_mistakes_get_one_sentence(vae_config, tmp_path, settings, sentence):
@@ -269,7 +271,7 @@ def test_latents_are_their_mean_or_drawn_around_it(dit_config, tmp_path, monkeyp
     assert torch.corrcoef(torch.stack([around.flatten(), noise.flatten()]))[0, 1].abs() < 0.1
 
 
-def test_a_run_that_finds_its_latents_equals_one_that_makes_them(dit_config, tmp_path):
+def test_a_run_with_cached_latents_equals_one_that_encodes_them(dit_config, tmp_path):
     """So a run killed before its first checkpoint, started again, is still the same run."""
     shared = f"latent_cache={tmp_path / 'cache'}"
     for run in ("makes", "finds"):
@@ -337,12 +339,12 @@ def test_real_videos_train_resume_and_are_labeled(vae_config, shared_data, tmp_p
     dataset = ClipDataset(clips / "ucf101", num_frames=4, fps=4, resolution=32, train=False)
     assert [dataset.id2label[dataset[i]["label"]] for i in range(2)] == ["ApplyEyeMakeup", "BaseballPitch"]
     with torch.no_grad():
-        rebuilt = AutoencoderKLVidTwin.from_pretrained(final)(dataset[0]["video"][None]).sample
-    assert rebuilt.shape == (1, 3, 4, 32, 32)
-    assert rebuilt.isfinite().all()
+        reconstructed = AutoencoderKLVidTwin.from_pretrained(final)(dataset[0]["video"][None]).sample
+    assert reconstructed.shape == (1, 3, 4, 32, 32)
+    assert reconstructed.isfinite().all()
 
 
-def test_muon_trains_the_dit_by_two_rates_in_step_and_otherwise_than_adamw(dit_config, tmp_path):
+def test_muon_logs_both_learning_rates_and_differs_from_adamw(dit_config, tmp_path):
     for name in ("adamw", "muon"):
         train_dit(dit_config(tmp_path / name, "train.max_train_steps=5", f"optim.name={name}"))
     first, last = (numbers(tmp_path / "muon")[step] for step in (1, 5))
@@ -353,5 +355,5 @@ def test_muon_trains_the_dit_by_two_rates_in_step_and_otherwise_than_adamw(dit_c
 
 def test_muon_is_refused_where_matrices_are_split(vae_config, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "SHARDING", (DistributedType.NO,))
-    with pytest.raises(UserError, match="needs whole matrices, which FSDP and DeepSpeed split: take adamw"):
+    with pytest.raises(UserError, match="needs complete matrices, which FSDP and DeepSpeed split: use adamw"):
         train_vae(vae_config(tmp_path, "optim.name=muon"))

@@ -67,7 +67,7 @@ def test_the_command_generates_without_a_class(final, tmp_path, capsys):
     assert "classes           unconditional" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main([*words, str(tmp_path / "none.mp4"), "--class", "orbit"])
-    assert "unconditional: it knows no class 'orbit'; leave the class out" in capsys.readouterr().err
+    assert "unconditional and has no class 'orbit': leave class_labels out" in capsys.readouterr().err
 
 
 class MeanColor(torch.nn.Module):
@@ -94,7 +94,7 @@ def test_its_frechet_distance_needs_no_classes(final, flat, tmp_path):
             pipeline, flat, protocol, [MeanColor()], Accelerator(), folder=tmp_path, sampling=sampling
         )
         assert result.generated.samples == 6 and result.generated.value > 0
-        assert "The pipeline is unconditional: its clips are of no class." in result.notes
+        assert "The pipeline is unconditional: its clips have no class." in result.notes
         assert not any(note.startswith("Classes are") for note in result.notes)
 
 
@@ -102,17 +102,17 @@ def test_the_page_generates_and_animates_without_classes(final, tmp_path):
     pytest.importorskip("gradio")
     from PIL import Image
 
-    from vidgen.app.service import Studio
+    from vidgen.app.service import InferenceService
     from vidgen.app.uploads import UploadLimits
 
-    studio = Studio(VidTwinPipeline.from_pretrained(final), tmp_path, UploadLimits())
+    service = InferenceService(VidTwinPipeline.from_pretrained(final), tmp_path, UploadLimits())
     visitor, bar = SimpleNamespace(session_hash="visitor"), lambda *args, **options: None
-    assert studio.classes == []
+    assert service.classes == []
     still = tmp_path / "still.png"
     Image.new("RGB", (40, 30), "red").save(still)
     for path in (
-        studio.generate([], 2, 2, 3.0, 0, visitor, bar),
-        studio.animate(str(still), None, 0.5, 1, 2, 3.0, 0, visitor, bar),
+        service.generate([], 2, 2, 3.0, 0, visitor, bar),
+        service.animate(str(still), None, 0.5, 1, 2, 3.0, 0, visitor, bar),
     ):
         with FrameReader(path) as reader:
             assert sum(1 for _ in reader) == 4

@@ -1,4 +1,4 @@
-"""CSV files that list videos and their classes."""
+"""Read CSV files that list videos and their classes."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import csv
 import io
 import os
 from pathlib import Path
-from typing import NamedTuple
 
 from ..common.errors import UserError
 from ..common.options import expand_home
-from .formats import are, count, some
+from .summary import format_note, list_names
 
 TABLE_SUFFIXES = (".csv", ".tsv")
 DELIMITERS = ",;\t"
@@ -18,56 +17,44 @@ PATH_COLUMN = "path"
 LABEL_COLUMNS = ("label", "class")
 
 
-class Table(NamedTuple):
-    """Videos in the order of their rows, the names of their classes (None for an empty one), and remarks."""
-
-    paths: list[Path]
-    names: list[str | None]
-    notes: list[str]
-
-
-def read_table(table: Path) -> Table:
-    """Read a CSV of videos.
+def read_table(table: Path) -> tuple[list[Path], list[str | None], list[str]]:
+    """Read a CSV of videos: their paths, the names of their classes (None for an empty field), and notes.
 
     The header names the column `path` and, where there are classes, `label` or `class`, in any case. Fields are
-    separated by commas, semicolons or tabs; blanks around them do not count. Paths are relative to the file.
+    separated by commas, semicolons or tabs; blanks around them are removed. Paths are relative to the CSV.
 
     Raises:
-        UserError: if the file is not UTF-8, has no column `path` or none of the classes beside others, or a row has
+        UserError: if the file is not UTF-8, has no column `path`, has other columns but none of classes, or a row has
             more fields than the header.
     """
     text = _read_text(table)
     header = next((line for line in text.splitlines() if line.strip()), None)
     if header is None:
-        return Table([], [], [])
-    delimiter = next((each for each in DELIMITERS if PATH_COLUMN in _columns(header, each)), None)
+        return [], [], []
+    delimiter = next((each for each in DELIMITERS if PATH_COLUMN in _split_header(header, each)), None)
     if delimiter is None:
         raise UserError(f"{table} has no column 'path': its first line should read path,label")
-    rows = _rows(table, text, delimiter)
+    rows = _read_rows(table, text, delimiter)
     columns = [name.lower() for name in rows[0][1]]
-    path_at, label_at = _find_column(table, columns, PATH_COLUMN), _label_column(table, columns, rows)
+    path_at, label_at = _find_column(table, columns, PATH_COLUMN), _find_label_column(table, columns, rows)
 
-    paths, names, without_path = [], [], 0
+    paths, names, num_without_path = [], [], 0
     for number, row in rows[1:]:
         if any(row[len(columns) :]):
             raise UserError(
                 f"{table}, line {number} has {len(row)} fields and the header {len(columns)}: name every column in "
-                "the first line (path,label), and put paths that hold the separator in quotes"
+                "the first line (path,label), and quote paths that contain the separator"
             )
         row += [""] * (len(columns) - len(row))
         if not row[path_at]:
-            without_path += 1
+            num_without_path += 1
             continue
         paths.append(_resolve(table.parent, row[path_at]))
         names.append((row[label_at] or None) if label_at is not None else None)
 
     unused = [name for at, name in enumerate(rows[0][1]) if at not in (path_at, label_at) and name]
-    notes = []
-    if unused:
-        notes.append(f"{count(len(unused), 'column')} {are(len(unused))} not used ({some(unused)})")
-    if without_path:
-        notes.append(f"{count(without_path, 'row')} without a path {are(without_path)} left out")
-    return Table(paths, names, notes)
+    notes = format_note("unused columns", unused)
+    return paths, names, notes + format_note("ignored rows without a path", (), count=num_without_path)
 
 
 def _read_text(table: Path) -> str:
@@ -79,12 +66,12 @@ def _read_text(table: Path) -> str:
         raise UserError(f"{table} cannot be read ({error.strerror or error})") from error
 
 
-def _columns(header: str, delimiter: str) -> list[str]:
+def _split_header(header: str, delimiter: str) -> list[str]:
     fields = next(csv.reader([header], delimiter=delimiter, skipinitialspace=True))
     return [name.strip().lower() for name in fields]
 
 
-def _rows(table: Path, text: str, delimiter: str) -> list[tuple[int, list[str]]]:
+def _read_rows(table: Path, text: str, delimiter: str) -> list[tuple[int, list[str]]]:
     """The rows that are not empty, each with the number of its (last) line."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
     rows = []
@@ -106,8 +93,8 @@ def _find_column(table: Path, columns: list[str], name: str) -> int:
     return columns.index(name)
 
 
-def _label_column(table: Path, columns: list[str], rows: list[tuple[int, list[str]]]) -> int | None:
-    """The place of the column of classes; None where `path` is the only column that holds something."""
+def _find_label_column(table: Path, columns: list[str], rows: list[tuple[int, list[str]]]) -> int | None:
+    """The index of the column of classes; None where `path` is the only column with content."""
     present = [name for name in LABEL_COLUMNS if name in columns]
     if len(present) > 1:
         raise UserError(f"{table} has both a column 'label' and a column 'class'; keep the one that names the classes")
@@ -120,8 +107,8 @@ def _label_column(table: Path, columns: list[str], rows: list[tuple[int, list[st
     ]
     if others:
         raise UserError(
-            f"{table} has no column 'label' or 'class' beside 'path', only {some(others)}: rename the one that names "
-            "the classes, or remove them all for a data set without classes"
+            f"{table} has no column 'label' or 'class' beside 'path', only {list_names(others)}: rename the one that "
+            "names the classes, or remove them all for a data set without classes"
         )
     return None
 

@@ -1,0 +1,95 @@
+"""The scripts and the notebook in examples/ run as they are, with fewer steps."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import pytest
+
+from vidgen.data.sprites import write_sprites
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+
+
+def run(script: str, *arguments: str, cwd: Path) -> str:
+    """Run an example in a folder with the pretrained model; returns what it printed."""
+    (cwd / "pretrained").symlink_to(ROOT / "pretrained")
+    result = subprocess.run(
+        [sys.executable, EXAMPLES / script, *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    return result.stdout
+
+
+def count_frames(path: Path) -> int:
+    with av.open(str(path)) as container:
+        return sum(1 for _ in container.decode(video=0))
+
+
+@pytest.mark.parametrize(
+    ("script", "files"),
+    [
+        ("quickstart.py", {"orbit-star.gif": 16, "bounce.gif": 16}),
+        ("image_to_video.py", dict.fromkeys(("source.gif", "animated.gif", "transferred.gif", "varied.gif"), 16)),
+        ("long_video.py", {"long.mp4": 24, "loop.mp4": 28}),
+    ],
+)
+def test_scripts_write_their_videos(script, files, tmp_path):
+    frames = ["--frames=24"] if script == "long_video.py" else []
+    run(script, "--steps=2", "--output-dir=out", *frames, cwd=tmp_path)
+    assert {path.name: count_frames(path) for path in (tmp_path / "out").iterdir()} == files
+
+
+def test_latent_swap_shows_four_clips_side_by_side(tmp_path):
+    clips = write_sprites(tmp_path / "clips", 1, seed=0)
+    run("latent_swap.py", str(clips[0]), str(clips[-1]), "--output=swap.mp4", cwd=tmp_path)
+    with av.open(str(tmp_path / "swap.mp4")) as container:
+        assert (container.streams.video[0].width, container.streams.video[0].height) == (256, 64)
+
+
+def test_fewer_steps_compares_three_samplers(tmp_path):
+    assert len(run("fewer_steps.py", "--steps=4", cwd=tmp_path).splitlines()) == 3
+
+
+def test_tiny_training_writes_a_sample(tmp_path):
+    run("train_tiny.py", "--steps=2", "--clips-per-class=2", "--output-dir=tiny", cwd=tmp_path)
+    assert count_frames(tmp_path / "tiny" / "orbit.gif") == 16
+
+
+def test_the_notebook_runs(tmp_path, monkeypatch):
+    (tmp_path / "pretrained").symlink_to(ROOT / "pretrained")
+    monkeypatch.chdir(tmp_path)
+    cells = json.loads((EXAMPLES / "tour.ipynb").read_text())["cells"]
+    assert all(not cell.get("outputs") for cell in cells), "clear the outputs before committing the notebook"
+    names: dict = {}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]).replace("STEPS = 25", "STEPS = 2"), "tour.ipynb", "exec"), names)
+    assert names["swapped"].isfinite().all()
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+def test_the_slurm_script_launches_the_training(tmp_path):
+    """With stand-ins for SLURM's commands, the script starts the training that its header states."""
+    for name, body in {"srun": '"$@"', "scontrol": "echo localhost", "accelerate": 'echo "accelerate $*"'}.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    slurm = {"SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "8", "SLURM_NODEID": "1", "SLURM_JOB_NODELIST": "a,b"}
+    command = ["bash", str(EXAMPLES / "slurm.sh"), "data.root=/data", "output_dir=runs/vae"]
+    env = {**os.environ, **slurm, "SLURM_RESTART_COUNT": "1", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    launched = subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout.split()
+    for part in ("--num_machines 2", "--num_processes 16", "--machine_rank 1", "resume=latest data.root=/data"):
+        assert part in " ".join(launched)
+    assert Path(ROOT, launched[launched.index("--config_file") + 1]).is_file()

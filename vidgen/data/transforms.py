@@ -1,0 +1,43 @@
+"""Convert frames to clips and back, resize and crop them."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+
+from ..common.images import to_uint8
+
+
+def frames_to_clip(frames: torch.Tensor) -> torch.Tensor:
+    """uint8 (..., T, H, W, 3) in [0, 255] to float32 (..., 3, T, H, W) in [-1, 1]."""
+    return rearrange(frames.to(torch.float32, copy=True).div_(127.5).sub_(1), "... t h w c -> ... c t h w")
+
+
+def clip_to_frames(clip: torch.Tensor) -> torch.Tensor:
+    """Float (..., 3, T, H, W) in [-1, 1] to uint8 (..., T, H, W, 3) on the CPU, rounded and clamped.
+
+    Raises `ValueError` if the clip is not finite: NaN would become black.
+    """
+    return rearrange(to_uint8(clip), "... c t h w -> ... t h w c").cpu()
+
+
+def resize_to_cover(clip: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Resize (C, T, H, W), float or uint8, with antialiasing, to the smallest size that covers `size` (height, width).
+
+    The proportions are kept.
+    """
+    scale = max(target / side for target, side in zip(size, clip.shape[-2:], strict=True))
+    covering = [max(target, round(side * scale)) for target, side in zip(size, clip.shape[-2:], strict=True)]
+    if covering == list(clip.shape[-2:]):
+        return clip
+    frames = rearrange(clip, "c t h w -> t c h w")
+    frames = F.interpolate(frames, size=covering, mode="bilinear", antialias=True, align_corners=False)
+    return rearrange(frames, "t c h w -> c t h w")
+
+
+def crop(clip: torch.Tensor, size: tuple[int, int], down: float, across: float) -> torch.Tensor:
+    """Cut `size` (height, width) out of (C, T, H, W); `down` and `across` run from 0 (top, left) to 1."""
+    (height, width), (full_height, full_width) = size, clip.shape[-2:]
+    top, left = round(down * (full_height - height)), round(across * (full_width - width))
+    return clip[..., top : top + height, left : left + width]
