@@ -480,7 +480,7 @@ def test_invalid_outputs_raise_before_writing(tmp_path):
         ("a.gif", {"fps": float("inf")}, "fps must be positive, got inf"),
         ("a.mp4", {"width": 0}, "width and height must be at least 1 pixel, got 0x64"),
         ("folder.mp4", {}, "it is a folder"),
-        ("file", {}, "it is a file"),
+        ("file", {}, "is a file"),
         ("file/a.mp4", {}, "cannot be written"),
     ]:
         with (
