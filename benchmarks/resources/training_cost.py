@@ -49,19 +49,22 @@ PROCESSES = {"vae": 4, "dit": 8}  # batches per step: the paper's four GPUs; eig
 BATCHES = (16, 32)  # their peaks give the bytes per clip; the peak of a single clip may be the optimizer's
 USABLE = 0.9  # of a GPU's memory; the rest is workspaces and fragmentation
 CLASSES = 101
-CONFIGS = {  # config: settings
-    "smoke": {"vae/sprites": ["model.preset=tiny-test"], "dit/paper": ["model.preset=tiny-test"]},
-    "cpu": {"vae/small": [], "vae/base": [], "vae/large": [], "dit/paper": [], "dit/ucf101": []},
+CONFIGS = {  # name, with a file in configs and a preset
+    "smoke": {"vae/sprites": ("vae/sprites", "tiny-test"), "dit/paper": ("dit/paper", "tiny-test")},
+    "cpu": {
+        **{f"vae/{preset}": ("vae/paper", preset) for preset in ("small", "base", "large")},
+        **{name: (name, None) for name in ("dit/paper", "dit/ucf101")},
+    },
 }
 CONFIGS["paper"] = CONFIGS["cpu"]
 
 
 def run_training_cost(options: argparse.Namespace) -> Results:
     costs = {}
-    for name, settings in CONFIGS[options.scale].items():
+    for name, (file, preset) in CONFIGS[options.scale].items():
         print(name, file=sys.stderr, flush=True)
-        required = ["data.root=none", "output_dir=none", *settings]
-        path = str(REPOSITORY / "configs" / f"{name}.yaml")
+        required = ["data.root=none", "output_dir=none", *([f"model.preset={preset}"] if preset else [])]
+        path = str(REPOSITORY / "configs" / f"{file}.yaml")
         if name.startswith("vae/"):
             config = load_config(VAETrainingConfig, ["--config", path, *required])
             costs[name] = count_cost(config, build_vae_loss, judges(config))
