@@ -13,7 +13,6 @@ import math
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,18 +31,8 @@ from ..common.tables import markdown_table
 from ..speed.flops import training_flops
 from ..speed.memory import Build, training_memory
 
-
-@dataclass(frozen=True)
-class GPU:
-    """A GPU's published dense bf16 FLOP/s and bytes, and the assumed utilization of the former."""
-
-    name: str
-    flops: float
-    memory: float
-    utilization: float
-
-
-H100 = GPU("H100 SXM, 80 GB", 989e12, 80e9, 0.4)
+# Published dense bf16 FLOP/s and bytes of a GPU, and the assumed utilization of the former.
+H100 = {"name": "H100 SXM, 80 GB", "flops": 989e12, "memory": 80e9, "utilization": 0.4}
 COUNTS = (1, 8, 64)
 PROCESSES = {"vae": 4, "dit": 8}  # batches per step: the paper's four GPUs; eight for DiT's usual 256 clips
 BATCHES = (16, 32)  # their peaks give the bytes per clip; the peak of a single clip may be the optimizer's
@@ -71,7 +60,7 @@ def run_training_cost(options: argparse.Namespace) -> Results:
         else:
             config = load_config(DiTTrainingConfig, ["--config", path, *required, "vae=none"])
             costs[name] = count_cost(config, build_dit_loss, {})
-    return {"gpu": vars(H100), "costs": costs}
+    return {"gpu": H100, "costs": costs}
 
 
 def count_cost(config: Any, builder: Callable[[Any, int, bool], Build], judges: dict[str, Build]) -> dict[str, Any]:
