@@ -114,7 +114,7 @@ class AutoencoderKLVidTwin(
             `autoencoder.presets.ABLATIONS`). `structure_pool` over time is a `"qformer"`, or a `"conv"` and an MLP.
             `structure_fold` puts locations into the Q-Former's `"batch"` or `"hidden"` dimension. `dynamics_pool`
             over space is the `"average"` or a `"qformer"`. With `single_latent` the structure latent is
-            (d, T, h_S, w_S), with about as many values as both latents, and the dynamics latent is empty.
+            (d, T, h_S, w_S), with about the number of values of both latents, and the dynamics latent is empty.
         bottleneck: `"plain"` (the paper's, required by the released weights) or `"residual"` (with shortcuts: trains
             much faster from scratch). Configs saved by older versions call it `heads="official"` or `"residual"`.
         latents_mean, latents_std: mean and standard deviation of the [structure, dynamics] latents over a training

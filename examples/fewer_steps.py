@@ -15,7 +15,7 @@ from vidgen import VidTwinPipeline
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--model", default="pretrained/sprites", help="pipeline folder or Hub repository")
 parser.add_argument(
-    "--steps", type=int, default=50, help="denoising steps of the reference; the others use half or as many"
+    "--steps", type=int, default=50, help="denoising steps of the reference; the others use half or the same number"
 )
 arguments = parser.parse_args()
 

@@ -390,7 +390,7 @@ class VidTwinPipeline(
         latents = self.prepare_latents(batch_size, generator, latents, device)
         latents = latents * getattr(self.scheduler, "init_noise_sigma", 1.0)  # schedulers for flow matching have none
 
-        # 5. Prepare the streams: both start from noise at once, or each from its conditioning at its own step.
+        # 5. Prepare the streams: both start from noise at once, or each from its conditioning at a separate step.
         conditioning, noise = None, latents
         solvers, start_steps, solver_sizes, model_timesteps = [self.scheduler], (0,), (sum(sizes),), timesteps
         if clean is not None:

@@ -32,12 +32,8 @@ def test_weights_are_small_and_in_bfloat16():
 
 def test_model_card_documents_the_training():
     card = (SHIPPED_MODEL / "README.md").read_text()
-    for text in (
-        "## Data",
-        "train_vae.py --config configs/vae/sprites_long.yaml",
-        "## Limitations",
-        "from_pretrained(",
-    ):
+    training = "train_vae.py --config configs/vae/sprites_long.yaml"
+    for text in ("## Data", training, "## Limitations", "from_pretrained("):
         assert text in card
 
 

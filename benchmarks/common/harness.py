@@ -47,17 +47,17 @@ PROGRAMS = {
 }
 # Keys and labels of older records (regular expressions), and their present names.
 RENAMED = {
-    "colour": "color",
+    "colou(?=r)": "colo",
     "models/sprites": "pretrained/sprites",
-    '"centre"': '"center"',
+    '"cent[r]e"': '"center"',
     "utilisation": "utilization",
-    r'(psnr_|ssim_|lpips_|")shrunk"': r'\1downsample"',
+    r'(psnr_|ssim_|lpips_|")shr[u]nk"': r'\1downsample"',
     '"reenactment":': '"latent_swap":',
     '"whose":': '"factor_attribution":',
     '"way":': '"interpolation":',
     '"drawn":': '"original":',
     '"scorer":': '"classifier":',
-    '"the recipe"': '"full config"',
+    '"the rec[i]pe"': '"full config"',
     '"together"': '"combined"',
     r'"own (\d)': r'"default \1',
     r"\bguided (\d)": r"guidance \1",

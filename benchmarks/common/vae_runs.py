@@ -37,7 +37,7 @@ from .harness import REPOSITORY
 CONFIGS = {
     "smoke": ("sprites", ["model.preset=tiny-test", "data.resolution=32", "data.num_frames=4", "data.fps=4"]),
     "cpu": ("sprites", []),
-    "paper": ("base", []),
+    "paper": ("paper", []),
 }
 STEPS = {"smoke": 4, "cpu": 600, "paper": None}
 SEEDS = {"smoke": 1, "cpu": 2, "paper": 2}

@@ -13,7 +13,6 @@ import math
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,43 +31,36 @@ from ..common.tables import markdown_table
 from ..speed.flops import training_flops
 from ..speed.memory import Build, training_memory
 
-
-@dataclass(frozen=True)
-class GPU:
-    """A GPU's published dense bf16 FLOP/s and bytes, and the assumed utilization of the former."""
-
-    name: str
-    flops: float
-    memory: float
-    utilization: float
-
-
-H100 = GPU("H100 SXM, 80 GB", 989e12, 80e9, 0.4)
+# Published dense bf16 FLOP/s and bytes of a GPU, and the assumed utilization of the former.
+H100 = {"name": "H100 SXM, 80 GB", "flops": 989e12, "memory": 80e9, "utilization": 0.4}
 COUNTS = (1, 8, 64)
 PROCESSES = {"vae": 4, "dit": 8}  # batches per step: the paper's four GPUs; eight for DiT's usual 256 clips
 BATCHES = (16, 32)  # their peaks give the bytes per clip; the peak of a single clip may be the optimizer's
 USABLE = 0.9  # of a GPU's memory; the rest is workspaces and fragmentation
 CLASSES = 101
-CONFIGS = {  # config: settings
-    "smoke": {"vae/sprites": ["model.preset=tiny-test"], "dit/paper": ["model.preset=tiny-test"]},
-    "cpu": {"vae/small": [], "vae/base": [], "vae/large": [], "dit/paper": [], "dit/ucf101": []},
+CONFIGS = {  # name, with a file in configs and a preset
+    "smoke": {"vae/sprites": ("vae/sprites", "tiny-test"), "dit/paper": ("dit/paper", "tiny-test")},
+    "cpu": {
+        **{f"vae/{preset}": ("vae/paper", preset) for preset in ("small", "base", "large")},
+        **{name: (name, None) for name in ("dit/paper", "dit/ucf101")},
+    },
 }
 CONFIGS["paper"] = CONFIGS["cpu"]
 
 
 def run_training_cost(options: argparse.Namespace) -> Results:
     costs = {}
-    for name, settings in CONFIGS[options.scale].items():
+    for name, (file, preset) in CONFIGS[options.scale].items():
         print(name, file=sys.stderr, flush=True)
-        required = ["data.root=none", "output_dir=none", *settings]
-        path = str(REPOSITORY / "configs" / f"{name}.yaml")
+        required = ["data.root=none", "output_dir=none", *([f"model.preset={preset}"] if preset else [])]
+        path = str(REPOSITORY / "configs" / f"{file}.yaml")
         if name.startswith("vae/"):
             config = load_config(VAETrainingConfig, ["--config", path, *required])
             costs[name] = count_cost(config, build_vae_loss, judges(config))
         else:
             config = load_config(DiTTrainingConfig, ["--config", path, *required, "vae=none"])
             costs[name] = count_cost(config, build_dit_loss, {})
-    return {"gpu": vars(H100), "costs": costs}
+    return {"gpu": H100, "costs": costs}
 
 
 def count_cost(config: Any, builder: Callable[[Any, int, bool], Build], judges: dict[str, Build]) -> dict[str, Any]:

@@ -38,6 +38,8 @@ PARTS: dict[str, Callable[..., list[Row]]] = {
     "peers": peers,
     "data": data.data,
     "video": data.video,
+    "attention": models.attention,
+    "qformer": models.qformer,
 }
 
 

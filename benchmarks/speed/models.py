@@ -1,7 +1,8 @@
-"""The speed of models: the autoencoder, its training, the DiT, sampling and `torch.compile`."""
+"""The speed of models: the autoencoder, its training, the DiT, sampling, `torch.compile`, attention, the Q-Former."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from autoencoder import AutoencoderKLVidTwin
+from autoencoder.attention import _matmul_attention
+from autoencoder.qformer import QFormer
 from pipelines import VidTwinPipeline, VidTwinTransformer3DModel
 from pipelines.schedulers import default_scheduler
 from vidgen.data.sprites import render_sprite, sample_factors
@@ -49,6 +52,14 @@ DIT_CASES = {  # precision, clips, and whether all queries of a place and all po
 SAMPLER = {"smoke": ("tiny-test", 3), "cpu": ("B", 50), "paper": ("paper", 50)}  # DiT, steps
 CLASSES = 101
 FRACTION = "fraction of matmul rate"
+REPEATS = {"smoke": 1, "cpu": 5, "paper": 20}  # of operations that take milliseconds
+SEQUENCES = {  # batch, length, heads and head dimension of attentions
+    "temporal, 224 px": (196, 16, 12, 64),
+    "spatial, 224 px": (16, 196, 12, 64),
+    "Q-Former, 224 px": (196, 16, 8, 8),
+    "DiT, 1008 tokens": (1, 1008, 16, 72),
+    "DiT, 65 tokens": (8, 65, 16, 72),
+}
 
 
 def round_trip(scale: str) -> list[Row]:
@@ -217,3 +228,57 @@ def compiled(scale: str) -> list[Row]:
         ratio = seconds["compiled"] / seconds["plain"]
         rows.append({"case": name, "plain, s": seconds["plain"], "compiled / plain": ratio, "first call, s": first})
     return rows
+
+
+def attention(scale: str) -> list[Row]:
+    """The fused kernel relative to two plain matrix products, at the sequence lengths of VidTwin, Q-Former and DiT."""
+    device, rows = device_of(scale), []
+    for case, (batch, length, heads, dim) in SEQUENCES.items():
+        for name, dtype in precisions(scale).items():
+            qkv = torch.randn(3, batch, length, heads, dim, device=device, dtype=dtype)
+            kernels = {"fused": _fused_attention, "plain": lambda q, k, v: _matmul_attention(q, k, v, False, 0.0)}
+            rows.append({"case": case, "length": length, "precision": name, **_compare(kernels, qkv, scale)})
+    return rows
+
+
+def _fused_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (query, key, value))).transpose(1, 2)
+
+
+def qformer(scale: str) -> list[Row]:
+    """The Q-Former of transformers relative to ours, at the paper's size: 196 places of 16 frames."""
+    from transformers import Blip2QFormerConfig, Blip2QFormerModel
+
+    device, rows = device_of(scale), []
+    sizes = dict(hidden_size=64, num_hidden_layers=6, num_attention_heads=8, intermediate_size=768)
+    dropout = dict(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    config = Blip2QFormerConfig(**sizes, encoder_hidden_size=768, **dropout)
+    for name, dtype in precisions(scale).items():
+        ours = QFormer(16, 64, 768, num_layers=6, num_heads=8, ffn_dim=768, dropout=0.0).to(device, dtype)
+        reference = Blip2QFormerModel(config).to(device, dtype)
+        queries = ours.queries.detach().expand(196, -1, -1)
+        models = {
+            "transformers": lambda x, m=reference, q=queries: m(query_embeds=q, encoder_hidden_states=x)[0],
+            "vidgen": ours,
+        }
+        context = torch.randn(1, 196, 16, 768, device=device, dtype=dtype)
+        rows.append({"precision": name, **_compare(models, context, scale)})
+    return rows
+
+
+def _compare(functions: dict[str, Callable], inputs: torch.Tensor, scale: str) -> Row:
+    """Time of the first of two functions of some inputs relative to the second, without and with the backward pass."""
+    row: Row = {}
+    for backward in (False, True):
+        leaves = [x.clone().requires_grad_(backward) for x in inputs]
+
+        def run(function: Callable, leaves=leaves, backward=backward) -> None:
+            with torch.set_grad_enabled(backward):
+                output = function(*leaves)
+            if backward:
+                output.sum().backward()
+
+        runs = {name: partial(run, function) for name, function in functions.items()}
+        first, second = alternating(runs, device_of(scale), REPEATS[scale]).values()
+        row[f"{'forward + backward' if backward else 'forward'}, {' / '.join(functions)}"] = first / second
+    return row

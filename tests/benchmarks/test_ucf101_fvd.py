@@ -102,7 +102,7 @@ def test_detectors_are_named_or_files(tmp_path):
         return generation.detectors_of(options, get_protocol("tats"))
 
     assert [d.name for d in asked("pooled_pixels")] == ["pooled_pixels"]
-    with pytest.raises(UserError, match="pooled_pixels is there 2 times"):
+    with pytest.raises(UserError, match="pooled_pixels is given 2 times"):
         asked("pooled_pixels", "pooled_pixels")
     for given in (str(tmp_path / "i3d_of_mine.pt"), f"i3d={tmp_path / 'i3d_of_mine.pt'}"):
         with pytest.raises(UserError, match=r"detector i3d.*i3d_of_mine\.pt"):

@@ -236,7 +236,7 @@ def serve(
                     enable_monitoring=False,
                     ssr_mode=False,
                     mcp_server=False,
-                    _frontend=False,  # skips Gradio's request to its own server, which fails behind a proxy
+                    _frontend=False,  # skips Gradio's request to the local server, which fails behind a proxy
                 )
             except OSError as error:
                 raise UserError(f"cannot bind to {host}:{port}: {error}") from error

@@ -364,8 +364,8 @@ def frechet_infinity(
     evaluated at 0. They keep the real set whole; here both sides are samples and are reduced by the same factor.
 
     Args:
-        sizes: number of subset sizes, evenly spaced in 1/N from all groups down to a quarter of them, or to twice as
-            many samples as dimensions.
+        sizes: number of subset sizes, evenly spaced in 1/N from all groups down to a quarter of them, or to twice
+            that many samples as dimensions.
         draws: random subsets per size.
         seed: random seed.
 

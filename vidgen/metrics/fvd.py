@@ -98,7 +98,7 @@ class FVDResult:
         reconstructed: rFVD, the distance of the autoencoder's reconstructions of the real set to it; a lower bound
             for the DiT.
         real_vs_real: the distance of real clips to those of other videos, the noise level. If the data has fewer than
-            twice as many clips, two halves are compared, and the distance is larger; None if they are too few.
+            twice that many clips, two halves are compared, and the distance is larger; None if they are too few.
         mean_color: the distance of clips of one color each, the mean of a real clip: a baseline without content.
         infinity: `frechet_infinity` of `generated`; None with too few samples or groups.
         class_score: mean and deviation of `ClassScore` of the generated clips; None for detectors without classes.

@@ -43,7 +43,7 @@ class RealSet:
 
     Attributes:
         windows: the set, in a fixed random order.
-        others: at most as many windows of videos outside the set, to compare real clips with real ones.
+        others: at most the same number of windows of videos outside the set, to compare real clips with real ones.
         unusable: (path, reason) of the videos that are unreadable or too short.
     """
 

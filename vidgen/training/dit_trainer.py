@@ -138,7 +138,7 @@ def build_scheduler(config: DiffusionConfig) -> SchedulerMixin:
     if config.prediction_type == "flow_prediction":
         if config.noise_schedule is not None or config.zero_terminal_snr is False:
             raise UserError(
-                "diffusion.prediction_type flow_prediction has its own schedule, which ends in pure noise: leave out "
+                "diffusion.prediction_type flow_prediction has a fixed schedule, which ends in pure noise: leave out "
                 "diffusion.noise_schedule and diffusion.zero_terminal_snr."
             )
         overrides = {}

@@ -31,6 +31,7 @@ def test_smoke_measures_every_part(tmp_path):
     parts = results["parts"]
     assert list(parts) == list(speed.PARTS) and all(parts.values())
     assert all(value > 0 for value in results["ceilings"].values())
+    assert {row["length"] for row in parts["attention"]} == {16, 65, 196, 1008}
     assert parts["rounding"][0]["PSNR of bf16 to fp32, dB"] > 40
     assert [row["tokens"] for row in parts["peers"]] == [28, 8]
     assert parts["video"][1]["frames"] == 10 * parts["video"][0]["frames"] == 40

@@ -314,7 +314,7 @@ def test_statistics_come_from_the_cache_where_the_vae_has_none(dit_config, train
         (["model.latent_setting=2"], r"model.latent_setting is a setting of the VAE"),
         (["diffusion.noise_schedule=sigmoid"], "noise_schedule must be one of"),
         (["diffusion.prediction_type=epsilon", "diffusion.zero_terminal_snr=true"], "cannot have zero terminal SNR"),
-        (["diffusion.prediction_type=flow_prediction", "diffusion.noise_schedule=linear"], "has its own schedule"),
+        (["diffusion.prediction_type=flow_prediction", "diffusion.noise_schedule=linear"], "has a fixed schedule"),
         (["diffusion.prediction_type=flow_prediction", "diffusion.zero_terminal_snr=false"], "ends in pure noise"),
         (["diffusion.loss_weighting=guess"], "diffusion.loss_weighting must be one of"),
     ],
