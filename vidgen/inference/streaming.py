@@ -1,7 +1,7 @@
 """Pass videos of any length through a VidTwin, window by window, so that memory does not grow with their length.
 
-A window has the number of frames that the model takes at once; `autoencoder.tiling` places the windows, and the model cuts
-each into tiles. The functions are generators, so that reading, the model and writing, each in a separate thread
+A window is as long as a clip of the model; `autoencoder.tiling` places the windows, and the model cuts each into
+tiles. The functions are generators, so that reading, the model and writing, each in a separate thread
 (`in_background`), work on different windows at the same time.
 """
 

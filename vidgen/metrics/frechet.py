@@ -365,7 +365,7 @@ def frechet_infinity(
 
     Args:
         sizes: number of subset sizes, evenly spaced in 1/N from all groups down to a quarter of them, or to twice
-            that many samples as dimensions.
+            the number of dimensions.
         draws: random subsets per size.
         seed: random seed.
 
