@@ -21,9 +21,9 @@ $(READY): pyproject.toml constraints.txt
 demo: setup
 	@$(BIN)/python -m vidgen.demo --output-dir runs/demo
 
-# Two test files in parallel, each on one core.
+# Two test files in parallel, each on one core, the longest ones first (tests/conftest.py).
 test: setup lint
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Code, spelling, and idioms that readers stumble over.
 lint: setup

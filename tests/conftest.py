@@ -55,3 +55,16 @@ def graphs() -> Iterator[Callable[[], int]]:
     counters.clear()
     yield lambda: counters["stats"]["unique_graphs"]
     torch.compiler.reset()
+
+
+LONG_FILES = ("vidgen/training/", "benchmarks/", "test_examples.py", "test_docs.py", "vidgen/data/", "vidgen/app/")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the longest files first, so that two processes finish at the same time."""
+
+    def rank(item: pytest.Item) -> int:
+        path = item.path.relative_to(Path(__file__).parent).as_posix()
+        return next((i for i, start in enumerate(LONG_FILES) if path.startswith(start)), len(LONG_FILES))
+
+    items.sort(key=rank)

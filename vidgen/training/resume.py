@@ -19,6 +19,8 @@ from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
 from yaml import YAMLError
 
+from autoencoder.presets import rename_old_arguments
+
 from ..common.config import config_values
 from ..common.errors import UserError
 from .checkpoints import find_checkpoint
@@ -164,6 +166,8 @@ def _config_changes(saved: dict[str, Any], config: TrainingConfig) -> list[Chang
 
 
 def _comparable(key: str, value: Any) -> Any:
+    if key == "model.overrides":
+        return rename_old_arguments(value)
     return str(Path(value).expanduser().resolve()) if key in PATHS and isinstance(value, str) else value
 
 
