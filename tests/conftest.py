@@ -57,7 +57,15 @@ def graphs() -> Iterator[Callable[[], int]]:
     torch.compiler.reset()
 
 
-LONG_FILES = ("vidgen/training/", "benchmarks/", "test_examples.py", "test_docs.py", "vidgen/data/", "vidgen/app/")
+LONG_FILES = (
+    "vidgen/test_programs.py",
+    "vidgen/training/",
+    "benchmarks/",
+    "test_examples.py",
+    "test_docs.py",
+    "vidgen/data/",
+    "vidgen/app/",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import av
@@ -18,19 +20,18 @@ ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
 
 
-def run(script: str, *arguments: str, cwd: Path) -> str:
-    """Run an example in a folder with the pretrained model; returns what it printed."""
-    (cwd / "pretrained").symlink_to(ROOT / "pretrained")
-    result = subprocess.run(
-        [sys.executable, EXAMPLES / script, *arguments],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr[-2000:]
-    return result.stdout
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys) -> Callable[..., str]:
+    """Runs an example in a folder with the pretrained model; returns what it printed."""
+    (tmp_path / "pretrained").symlink_to(ROOT / "pretrained")
+    monkeypatch.chdir(tmp_path)
+
+    def run_script(script: str, *arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", [script, *arguments])
+        runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run_script
 
 
 def count_frames(path: Path) -> int:
@@ -46,25 +47,29 @@ def count_frames(path: Path) -> int:
         ("long_video.py", {"long.mp4": 24, "loop.mp4": 28}),
     ],
 )
-def test_scripts_write_their_videos(script, files, tmp_path):
+def test_scripts_write_their_videos(script, files, run, tmp_path):
     frames = ["--frames=24"] if script == "long_video.py" else []
-    run(script, "--steps=2", "--output-dir=out", *frames, cwd=tmp_path)
+    run(script, "--steps=2", "--output-dir=out", *frames)
     assert {path.name: count_frames(path) for path in (tmp_path / "out").iterdir()} == files
 
 
-def test_latent_swap_shows_four_clips_side_by_side(tmp_path):
+def test_latent_swap_shows_four_clips_side_by_side(run, tmp_path):
     clips = write_sprites(tmp_path / "clips", 1, seed=0)
-    run("latent_swap.py", str(clips[0]), str(clips[-1]), "--output=swap.mp4", cwd=tmp_path)
+    run("latent_swap.py", str(clips[0]), str(clips[-1]), "--output=swap.mp4")
     with av.open(str(tmp_path / "swap.mp4")) as container:
         assert (container.streams.video[0].width, container.streams.video[0].height) == (256, 64)
 
 
-def test_fewer_steps_compares_three_samplers(tmp_path):
-    assert len(run("fewer_steps.py", "--steps=4", cwd=tmp_path).splitlines()) == 3
+def test_fewer_steps_compares_three_samplers(run):
+    assert len(run("fewer_steps.py", "--steps=4").splitlines()) == 3
 
 
 def test_tiny_training_writes_a_sample(tmp_path):
-    run("train_tiny.py", "--steps=2", "--clips-per-class=2", "--output-dir=tiny", cwd=tmp_path)
+    """In a process of its own: Accelerate keeps one mixed precision per process."""
+    command = [sys.executable, EXAMPLES / "train_tiny.py", "--steps=2", "--clips-per-class=2", "--output-dir=tiny"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-2000:]
     assert count_frames(tmp_path / "tiny" / "orbit.gif") == 16
 
 
