@@ -1,7 +1,7 @@
 # Training and inference on NVIDIA GPUs; on a machine without one it runs on the CPU.
 #   docker build -t vidgen .
 #   docker run --gpus all -v /data:/data vidgen accelerate launch train_vae.py --config configs/vae/paper.yaml data.root=/data/UCF-101
-# Not built here (no Docker on the development machine); tests/test_packaging.py checks its files and versions.
+# Not built by the project yet: the development machine has no Docker daemon, and the tag of the base image is unverified.
 FROM pytorch/pytorch:2.13.0-cuda12.9-cudnn9-runtime
 
 WORKDIR /workspace/vidgen

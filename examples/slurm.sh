@@ -1,7 +1,7 @@
 #!/bin/bash
 # Train VidTwin base on two nodes with eight GPUs each:
 #   sbatch examples/slurm.sh data.root=/data/UCF-101 data.ucf101_split=1 output_dir=runs/vae
-# Not run here (it needs a SLURM cluster); tests/test_examples.py checks the syntax and the launch command with one CPU process.
+# Not run on a cluster; tests/test_examples.py runs it with stand-ins for the commands of SLURM and Accelerate.
 #SBATCH --job-name=vidgen-vae
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
