@@ -8,15 +8,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, FrozenDict, register_to_config
 from diffusers.loaders import FromOriginalModelMixin
-from diffusers.models.autoencoders.vae import AutoencoderMixin, DecoderOutput
-from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.models.modeling_utils import ModelMixin
-from diffusers.utils.accelerate_utils import apply_forward_hook
 from einops import rearrange
 from huggingface_hub import ModelCard
 from torch import nn
@@ -32,13 +29,11 @@ from .bottleneck import (
     dynamics_grid,
     structure_grid,
 )
-from .latents import LatentShape, TwinLatents, TwinPosterior, numel
+from .latents import LatentShape, TwinLatents
 from .model_card import ModelCardMixin, count_parameters, render_card
 from .presets import preset_config, rename_old_arguments
 from .qformer import QFormer
-from .tiling import Blender, ClipGeometry, check_stride, cut
-
-Components = Literal["both", "structure", "dynamics"]
+from .video_autoencoder import Components, VideoAutoencoder
 
 
 class VidTwinEncoder(nn.Module):
@@ -81,7 +76,7 @@ class VidTwinDecoder(nn.Module):
 
 
 class AutoencoderKLVidTwin(
-    ModelCardMixin, ModelMixin, AutoencoderMixin, ProcessorMixin, ConfigMixin, FromOriginalModelMixin
+    ModelCardMixin, VideoAutoencoder, ModelMixin, ProcessorMixin, ConfigMixin, FromOriginalModelMixin
 ):
     r"""The VidTwin video autoencoder.
 
@@ -121,6 +116,7 @@ class AutoencoderKLVidTwin(
             set. Trainers and pipelines apply them; `encode` and `decode` never do.
     """
 
+    encoder_modules = ("encoder", "structure_encoder", "dynamics_encoder")
     _supports_gradient_checkpointing = True
     _no_split_modules = ["VidTwinFirstBlock", "VidTwinBlock", "QFormerLayer"]
     _repeated_blocks = ["VidTwinFirstBlock", "VidTwinBlock"]
@@ -219,8 +215,6 @@ class AutoencoderKLVidTwin(
         self.norm_in = nn.LayerNorm(hidden_size) if bottleneck == "residual" else nn.Identity()
         self.decoder = VidTwinDecoder(in_channels, patch_size, build_transformer(), hidden_size)
 
-        self.use_slicing = False
-        self.enable_tiling()
         self.gradient_checkpointing = False
         self._reset_parameters()
 
@@ -303,12 +297,7 @@ class AutoencoderKLVidTwin(
             compression_rate=self.compression_rate,
         )
 
-    # --- sizes -----------------------------------------------------------------------------------------------------
-
-    @property
-    def latent_size(self) -> int:
-        """Number L of values in a packed latent."""
-        return numel(self.structure_shape) + numel(self.dynamics_shape)
+    # --- the protocol of video autoencoders ------------------------------------------------------------------------
 
     @property
     def clip_shape(self) -> tuple[int, int, int, int]:
@@ -317,9 +306,31 @@ class AutoencoderKLVidTwin(
         return (c.in_channels, c.num_frames, c.sample_size, c.sample_size)
 
     @property
-    def compression_rate(self) -> float:
-        """Values in the latent over values in the clip; 0.002046 for the paper's default."""
-        return self.latent_size / numel(self.clip_shape)
+    def min_size(self) -> int:
+        """Smallest height and width of a clip in pixels: one patch."""
+        return self.config.patch_size
+
+    @property
+    def latents_mean(self) -> list[float] | None:
+        """Mean of the latents over a training set, from the config."""
+        return self.config.latents_mean
+
+    @property
+    def latents_std(self) -> list[float] | None:
+        """Standard deviation of the latents over a training set, from the config."""
+        return self.config.latents_std
+
+    def set_latent_statistics(self, mean: list[float], std: list[float]) -> None:
+        """Set `latents_mean` and `latents_std` in the config."""
+        self.register_to_config(latents_mean=mean, latents_std=std)
+
+    def fit_clip_size(self, num_frames: int, height: int, width: int) -> None:
+        """Do nothing: the size of a model is fixed."""
+
+    @property
+    def last_layer(self) -> nn.Linear:
+        """The last layer of the decoder."""
+        return self.decoder.proj_out
 
     @property
     def spatial_compression_ratio(self) -> int:
@@ -330,84 +341,6 @@ class AutoencoderKLVidTwin(
     def temporal_compression_ratio(self) -> int:
         """Frames per frame of the dynamics latent, which does not compress time."""
         return 1
-
-    def unpack(self, packed: torch.Tensor, geometry: ClipGeometry | None = None) -> TwinLatents:
-        """Unpack latents (B, L) into `TwinLatents` of this model's shapes; (B, N * L) with a geometry of N tiles."""
-        return TwinLatents.unpack(packed, self.structure_shape, self.dynamics_shape, geometry)
-
-    # --- clips of other sizes --------------------------------------------------------------------------------------
-
-    def enable_tiling(
-        self,
-        tile_sample_min_height: int | bool | None = None,
-        tile_sample_min_width: int | None = None,
-        tile_sample_min_num_frames: int | None = None,
-        tile_sample_stride_height: int | None = None,
-        tile_sample_stride_width: int | None = None,
-        tile_sample_stride_num_frames: int | None = None,
-        *,
-        use_tiling: bool = True,
-    ) -> None:
-        """Accept clips of any size by cutting them into tiles of the model's size; the default.
-
-        The parameters are those of Diffusers' video autoencoders.
-
-        Args:
-            tile_sample_min_height, tile_sample_min_width, tile_sample_min_num_frames: the size of a tile, which can
-                only be the size of the model.
-            tile_sample_stride_height, tile_sample_stride_width: pixels from one tile to the next; the overlap is
-                blended. None: unchanged, initially three quarters of `sample_size`.
-            tile_sample_stride_num_frames: frames from one window to the next. None: unchanged, initially three
-                quarters of `num_frames`.
-            use_tiling: False disables tiling, as `disable_tiling` does; also accepted as the first argument, as in
-                older autoencoders.
-
-        Raises:
-            ValueError: if a stride is not a whole number between 1 and the size of a tile, or the size of a tile is
-                not that of the model.
-        """
-        if isinstance(tile_sample_min_height, bool):
-            tile_sample_min_height, use_tiling = None, tile_sample_min_height
-        if not isinstance(use_tiling, bool):
-            raise ValueError(f"use_tiling must be True or False, not {use_tiling!r}.")
-        tile = self.clip_shape[1:]
-        strides = list(getattr(self, "_tile_strides", [max(3 * size // 4, 1) for size in tile]))
-        for axis, (name, size, requested_size, stride) in enumerate(
-            [
-                ("num_frames", tile[0], tile_sample_min_num_frames, tile_sample_stride_num_frames),
-                ("height", tile[1], tile_sample_min_height, tile_sample_stride_height),
-                ("width", tile[2], tile_sample_min_width, tile_sample_stride_width),
-            ]
-        ):
-            if requested_size is not None and (isinstance(requested_size, bool) or requested_size != size):
-                raise ValueError(
-                    f"tile_sample_min_{name} can only be {size}, the size of the model, not {requested_size!r}. "
-                    f"tile_sample_stride_{name} sets how much tiles overlap."
-                )
-            if stride is not None:
-                strides[axis] = check_stride(f"tile_sample_stride_{name}", stride, size)
-        self._tile_strides = tuple(strides)
-        self.use_tiling = use_tiling
-
-    def geometry(self, num_frames: int, height: int, width: int) -> ClipGeometry | None:
-        """Return the tiles that cover a clip of this size; None for the size of the model.
-
-        Raises:
-            ValueError: if the clip has no frame, is smaller than a patch, or has another size while tiling is off.
-        """
-        size, tile = (num_frames, height, width), self.clip_shape[1:]
-        if size == tile:
-            return None
-        if num_frames < 1 or min(height, width) < self.config.patch_size:
-            raise ValueError(
-                f"A clip must have one frame and {self.config.patch_size} x {self.config.patch_size} pixels or more, "
-                f"but (T, H, W) = {size}."
-            )
-        if not self.use_tiling:
-            raise ValueError(f"Without tiling, clips must be (T, H, W) = {tile}, not {size}: call enable_tiling().")
-        return ClipGeometry(size, tile, self._tile_strides)
-
-    # --- encode, decode --------------------------------------------------------------------------------------------
 
     def _encode(self, x: torch.Tensor) -> torch.Tensor:
         """Clips (B, C, T, H, W) -> packed means and log-variances (B, 2 L)."""
@@ -431,86 +364,3 @@ class AutoencoderKLVidTwin(
         if torch.is_grad_enabled() and self.gradient_checkpointing:
             return self._gradient_checkpointing_func(module, x)
         return module(x)
-
-    @apply_forward_hook
-    def encode(self, x: torch.Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple[TwinPosterior]:
-        """Encode clips to the posterior over their packed latents.
-
-        Args:
-            x: clips (B, C, T, H, W) in [-1, 1].
-            return_dict: whether to return an `AutoencoderKLOutput` or a tuple.
-
-        Raises:
-            ValueError: if the size or the number of channels is not supported.
-        """
-        if x.ndim != 5 or x.shape[0] == 0 or x.shape[1] != self.config.in_channels:
-            raise ValueError(
-                f"Clips must be (B, C, T, H, W) = (B, {', '.join(map(str, self.clip_shape))}), or of other T, H and W "
-                f"with tiling, but have shape {tuple(x.shape)}."
-            )
-        geometry = self.geometry(*x.shape[2:])
-        if geometry is None:
-            mean, logvar = self._encode_sliced(x).chunk(2, dim=1)
-            posterior = TwinPosterior(mean, logvar)
-        else:
-            moments = [self._encode_sliced(tile) for tile in cut(x, geometry)]
-            mean, logvar = torch.stack(moments, dim=1).chunk(2, dim=2)
-            layout = (self.structure_shape, self.dynamics_shape, geometry)
-            posterior = TwinPosterior(mean.flatten(1), logvar.flatten(1), layout)
-        return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
-
-    def _encode_sliced(self, x: torch.Tensor) -> torch.Tensor:
-        if self.use_slicing and x.shape[0] > 1:
-            return torch.cat([self._encode(part) for part in x.split(1)])
-        return self._encode(x)
-
-    @apply_forward_hook
-    def decode(
-        self, z: torch.Tensor | TwinLatents, components: Components = "both", return_dict: bool = True
-    ) -> DecoderOutput | tuple[torch.Tensor]:
-        """Decode latents to clips (B, C, T, H, W), about [-1, 1], not clamped.
-
-        Args:
-            z: packed latents (B, L) or `TwinLatents`; for tiled clips, `TwinLatents` with their geometry.
-            components: `"both"`, or `"structure"` or `"dynamics"` to decode only one of the two latents.
-            return_dict: whether to return a `DecoderOutput` or a tuple.
-
-        Raises:
-            ValueError: if the latents have another size or `components` is unknown.
-        """
-        if components not in ("both", "structure", "dynamics"):
-            raise ValueError(f'components must be "both", "structure" or "dynamics", not {components!r}.')
-        # Packing and unpacking checks the shapes of both forms.
-        geometry = z.geometry if isinstance(z, TwinLatents) else None
-        latents = self.unpack(z.pack() if isinstance(z, TwinLatents) else z, geometry)
-        if geometry is None:
-            sample = self._decode_sliced(latents, components)
-        else:
-            if geometry.tile != self.clip_shape[1:]:
-                raise ValueError(
-                    f"The latents are of tiles (T, H, W) = {geometry.tile}, but this model has tiles "
-                    f"{self.clip_shape[1:]}."
-                )
-            blender = Blender(geometry)
-            for tile in latents.tiles():
-                blender.add(self._decode_sliced(tile, components))
-            sample = blender.clip()
-        return DecoderOutput(sample=sample) if return_dict else (sample,)
-
-    def _decode_sliced(self, z: TwinLatents, components: Components) -> torch.Tensor:
-        if self.use_slicing and z.structure.shape[0] > 1:
-            return torch.cat([self._decode(self.unpack(part), components) for part in z.pack().split(1)])
-        return self._decode(z, components)
-
-    def forward(
-        self,
-        sample: torch.Tensor,
-        sample_posterior: bool = False,
-        components: Components = "both",
-        return_dict: bool = True,
-        generator: torch.Generator | None = None,
-    ) -> DecoderOutput | tuple[torch.Tensor]:
-        """Encode and decode clips (B, C, T, H, W); the latent is the mean, or a sample if `sample_posterior`."""
-        posterior = self.encode(sample).latent_dist
-        z = posterior.sample(generator=generator) if sample_posterior else posterior.mode()
-        return self.decode(z, components=components, return_dict=return_dict)
