@@ -71,17 +71,18 @@ class VideoOptions:
 
     def prepare(self, vae: AutoencoderKLVidTwin) -> AutoencoderKLVidTwin:
         """Place a model on the device, in the dtype, and enable tiling with these overlaps."""
-        side, frames = vae.config.sample_size, vae.config.num_frames
+        _, frames, height, width = vae.clip_shape
         strides: dict[str, int] = {}
-        for option, overlap, size, unit, axes in (
-            ("--tile-overlap", self.tile_overlap, side, "pixels", ("height", "width")),
-            ("--window-overlap", self.window_overlap, frames, "frames", ("num_frames",)),
+        for option, overlap, unit, sizes in (
+            ("--tile-overlap", self.tile_overlap, "pixels", {"height": height, "width": width}),
+            ("--window-overlap", self.window_overlap, "frames", {"num_frames": frames}),
         ):
             if overlap is None:
                 continue
-            if not 0 <= overlap < size:
-                raise UserError(f"{option} must be 0 to {size - 1} {unit} for this model, not {overlap}.")
-            strides |= {f"tile_sample_stride_{axis}": size - overlap for axis in axes}
+            least = min(sizes.values())
+            if not 0 <= overlap < least:
+                raise UserError(f"{option} must be 0 to {least - 1} {unit} for this model, not {overlap}.")
+            strides |= {f"tile_sample_stride_{axis}": size - overlap for axis, size in sizes.items()}
         vae.enable_tiling(**strides)
         return place_model(vae, resolve_device(self.device), self.dtype)
 

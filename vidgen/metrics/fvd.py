@@ -169,10 +169,10 @@ def evaluate_pipeline(
     ):
         if value is not None and value < minimum:
             raise UserError(f"{name} must be {minimum} or more, not {value}.")
-    if pipeline.vae.config.num_frames < protocol.frames:
+    if pipeline.vae.clip_shape[1] < protocol.frames:
         raise UserError(
             f"the protocol {protocol.name} compares clips of {protocol.frames} frames, but the pipeline's have "
-            f"{pipeline.vae.config.num_frames}."
+            f"{pipeline.vae.clip_shape[1]}."
         )
 
     # Draw the real clips.
@@ -200,14 +200,14 @@ def evaluate_pipeline(
     if sampling.class_sampling == "prior":
         dit["frequencies"] = class_frequencies(pipeline, [files[window.video] for window in real.windows], classes)
 
-    def read(windows: Sequence[Window], size: int = protocol.size) -> Clips:
+    def read(windows: Sequence[Window], size: int | tuple[int, int] = protocol.size) -> Clips:
         return partial(RealClips(files, windows, replace(protocol, size=size)).batches, num_workers=num_workers)
 
     # Compute the features of every set. Those of real clips are kept for other evaluations.
     collector = Collector(detectors, protocol, accelerator, Path(folder), batch_size, shard_size)
     originals = read(real.windows)
     mean_colors = change_clips("mean_color", originals, mean_color_baseline, protocol)
-    full_size = read(real.windows, pipeline.vae.config.sample_size)
+    full_size = read(real.windows, pipeline.vae.clip_shape[2:])
     reconstructions = change_clips("reconstructed", full_size, reconstruct_by(pipeline.vae), protocol)
     samples_by_number = generate_clips(pipeline, sampling, protocol, dit.get("frequencies"))
     sets = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -54,7 +54,7 @@ def train_vae(config: VAETrainingConfig) -> Path:
 
 
 def build_vae(
-    config: ModelConfig, resolution: int | None = None, num_frames: int | None = None
+    config: ModelConfig, resolution: int | Sequence[int] | None = None, num_frames: int | None = None
 ) -> AutoencoderKLVidTwin:
     """Create the VAE of a config for clips of the given size.
 
@@ -78,9 +78,8 @@ def build_datasets(
     """
     data = config.data
     files, validation_files, classes = list_train_and_validation(data, config.seed, report)
-    shape = dict(
-        num_frames=model.config.num_frames, resolution=model.config.sample_size, fps=data.fps, decoder=data.decoder
-    )
+    _, num_frames, *resolution = model.clip_shape
+    shape = dict(num_frames=num_frames, resolution=resolution, fps=data.fps, decoder=data.decoder)
     train_set = ClipDataset(
         files,
         classes=classes,
