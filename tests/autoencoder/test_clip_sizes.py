@@ -84,6 +84,14 @@ def test_transposed_dynamics_decode_to_transposed_features(decoder_class):
 
 
 @torch.no_grad()
+def test_columns_and_rows_of_dynamics_are_encoded_separately():
+    encoder = tiny(**WIDE, dynamics_downsamples=0).dynamics_encoder
+    z = torch.rand(1, 32, 2, 3, 5)
+    expected = [encoder.conv_out(z.mean(dim=3)), encoder.conv_out(z.mean(dim=4))]
+    torch.testing.assert_close(encoder(z), torch.cat(expected, dim=3))
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("size", [(7, 24, 40), (4, 33, 50), (3, 8, 96)])
 def test_clips_of_other_sizes_are_tiled(size):
     model = tiny(bottleneck="residual", **WIDE)

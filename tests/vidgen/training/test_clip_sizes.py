@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from command_line import fail
 
 from autoencoder import AutoencoderKLVidTwin
 from pipelines import VidTwinPipeline
@@ -77,15 +79,15 @@ def test_frames_share_positions_of_the_dynamics_latent(wide_pipeline):
         rollout(pipeline, 7, 0, overlap=1, **options)
 
 
-def test_videos_are_reconstructed_and_generated(wide_pipeline, sprites, tmp_path):
+def test_videos_are_reconstructed_and_generated(wide_pipeline, sprites, tmp_path, capsys):
     video = next(sprites.rglob("*.mp4"))
     main(["reconstruct", str(video), str(tmp_path / "a.mp4"), "--model", str(wide_pipeline), "--tile-overlap", "31"])
     main(["generate", str(tmp_path / "b.mp4"), "--model", str(wide_pipeline), "--class", "orbit", "--steps", "2"])
     for name, shape in (("a", (32, 32)), ("b", (32, 48))):
         with FrameReader(tmp_path / f"{name}.mp4") as reader:
             assert (reader.height, reader.width) == shape
-    with pytest.raises(SystemExit):
-        main(["reconstruct", str(video), "c.mp4", "--model", str(wide_pipeline), "--tile-overlap", "32"])
+    wrong = ["reconstruct", str(video), "c.mp4", "--model", str(wide_pipeline), "--tile-overlap", "32"]
+    assert "--tile-overlap must be 0 to 31 pixels" in fail(capsys, *wrong)
 
 
 def test_the_caches_size_is_that_of_the_vae(dit_config, wide_vae, tmp_path):
@@ -125,8 +127,6 @@ def test_a_resolution_that_patches_do_not_divide(vae_config, tmp_path):
 
 @pytest.mark.parametrize("shape", [(32, 48), (48, 32), (90, 100), (40, 200)])
 def test_protocols_prepare_clips_of_other_proportions(shape):
-    from dataclasses import replace
-
     protocol = replace(get_protocol("sprites"), size=(32, 48), frames=1)
     clip = torch.linspace(-1, 1, shape[1]).expand(1, 3, 1, *shape)
     assert protocol_clips(clip, protocol).shape == (1, 3, 1, 32, 48)
