@@ -102,9 +102,7 @@ class VidTwinFirstBlock(VidTwinBlock):
 
 
 class VidTwinTransformer(nn.Module):
-    """A stack of blocks with position embeddings, for a fixed grid of T frames of h x w patches.
-
-    `grid` is (h, w)."""
+    """A stack of blocks with position embeddings, for T frames of a fixed grid (h, w) of patches."""
 
     def __init__(
         self,
