@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from .bottleneck import (
 )
 from .grids import Grid, dynamics_grid, feature_frames, feature_grid, frame_size, structure_grid
 from .latents import LatentShape, TwinLatents
+from .linear_path import LinearDecoder, LinearEncoder, fit_linear_path
 from .model_card import ModelCardMixin, count_parameters, render_card
 from .presets import preset_config, rename_old_arguments
 from .qformer import QFormer
@@ -119,11 +120,12 @@ class AutoencoderKLVidTwin(
             (d, T, h_S, w_S), with about the number of values of both latents, and the dynamics latent is empty.
         bottleneck: `"plain"` (the paper's, required by the released weights) or `"residual"` (with shortcuts: trains
             much faster from scratch). Configs saved by older versions call it `heads="official"` or `"residual"`.
+        linear_path: number of slow temporal frequencies of a linear encoder and decoder around the network
+            (`autoencoder.linear_path`), of 16 frames for example 4; 0: none. Training programs fit it to clips first.
         latents_mean, latents_std: mean and standard deviation of the [structure, dynamics] latents over a training
             set. Trainers and pipelines apply them; `encode` and `decode` never do.
     """
 
-    encoder_modules = ("encoder", "structure_encoder", "dynamics_encoder")
     _supports_gradient_checkpointing = True
     _no_split_modules = ["VidTwinFirstBlock", "VidTwinBlock", "QFormerLayer"]
     _repeated_blocks = ["VidTwinFirstBlock", "VidTwinBlock"]
@@ -137,6 +139,8 @@ class AutoencoderKLVidTwin(
         "dynamics_decoder",
         "norm_in",
         "decoder",
+        "linear_encoder",
+        "linear_decoder",
     ]
 
     @register_to_config
@@ -170,6 +174,7 @@ class AutoencoderKLVidTwin(
         latents_mean: list[float] | None = None,
         latents_std: list[float] | None = None,
         temporal_patch_size: int = 1,
+        linear_path: int = 0,
     ) -> None:
         super().__init__()
         counts = (num_attention_heads, qformer_heads, num_layers, num_queries, num_frames)
@@ -198,6 +203,8 @@ class AutoencoderKLVidTwin(
                 raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}.")
         if structure_pool != "qformer" and structure_fold != "batch":
             raise ValueError('structure_fold="hidden" requires structure_pool="qformer".')
+        if linear_path and single_latent:
+            raise ValueError("linear_path requires both latents: it does not support single_latent.")
 
         # 1. Latent shapes
         config, grid, frames = self.config, structure_grid(self.config), feature_frames(self.config)
@@ -230,13 +237,16 @@ class AutoencoderKLVidTwin(
 
         self.gradient_checkpointing = False
         self._reset_parameters()
+        self.linear_encoder = LinearEncoder(config) if linear_path else None
+        self.linear_decoder = LinearDecoder(config) if linear_path else None
 
     def _reset_parameters(self) -> None:
         for module in self.modules():
             if isinstance(module, VidTwinTransformer | QFormer):
                 module.reset_parameters()
         # A small gain for the output: at 1 training starts by unlearning a random pattern in every patch.
-        for linear, gain in ((self.encoder.patch_embed, 1.0), (self.decoder.proj_out, 0.1)):
+        output_gain = 0.01 if self.config.linear_path else 0.1
+        for linear, gain in ((self.encoder.patch_embed, 1.0), (self.decoder.proj_out, output_gain)):
             nn.init.xavier_uniform_(linear.weight, gain)
             nn.init.zeros_(linear.bias)
 
@@ -293,6 +303,16 @@ class AutoencoderKLVidTwin(
 
         return load_single_file(cls, pretrained_model_link_or_path_or_dict, **kwargs)
 
+    def fit_linear_path(self, clips: Iterable[torch.Tensor]) -> None:
+        """Fit the linear path to batches of clips (B, C, T, H, W) in [-1, 1], in closed form.
+
+        Raises:
+            ValueError: if the model has no linear path, or there are no clips.
+        """
+        if self.linear_encoder is None:
+            raise ValueError("This model has no linear path: create it with linear_path=4, for example.")
+        fit_linear_path(self.linear_encoder, self.linear_decoder, clips)
+
     def model_card(self, repo_id: str) -> ModelCard:
         """Render the README.md that `push_to_hub` uploads.
 
@@ -322,6 +342,12 @@ class AutoencoderKLVidTwin(
     def min_size(self) -> int:
         """Smallest height and width of a clip in pixels: one patch."""
         return self.config.patch_size
+
+    @property
+    def encoder_modules(self) -> tuple[str, ...]:
+        """Names of the modules that `encode` uses."""
+        network = ("encoder", "structure_encoder", "dynamics_encoder")
+        return network if self.linear_encoder is None else (*network, "linear_encoder")
 
     @property
     def latents_mean(self) -> list[float] | None:
@@ -359,8 +385,12 @@ class AutoencoderKLVidTwin(
         """Clips (B, C, T, H, W) -> packed means and log-variances (B, 2 L)."""
         rows, _ = feature_grid(self.config)
         z = rearrange(self.encoder(x), "b t (h w) d -> b d t h w", h=rows)
-        structure_mean, structure_logvar = self._checkpoint(self.structure_encoder, z).chunk(2, dim=1)
-        dynamics_mean, dynamics_logvar = self._checkpoint(self.dynamics_encoder, z).chunk(2, dim=1)
+        structure = self._checkpoint(self.structure_encoder, z)
+        dynamics = self._checkpoint(self.dynamics_encoder, z)
+        if self.linear_encoder is not None:
+            structure, dynamics = self.linear_encoder(x, structure, dynamics)
+        structure_mean, structure_logvar = structure.chunk(2, dim=1)
+        dynamics_mean, dynamics_logvar = dynamics.chunk(2, dim=1)
         mean = TwinLatents(structure_mean, dynamics_mean).pack()
         return torch.cat([mean, TwinLatents(structure_logvar, dynamics_logvar).pack()], dim=1)
 
@@ -371,7 +401,11 @@ class AutoencoderKLVidTwin(
         if components != "structure":
             features.append(self._checkpoint(self.dynamics_decoder, z.dynamics))
         hidden_states = rearrange(sum(features), "b d t h w -> b t (h w) d")
-        return self.decoder(self.norm_in(hidden_states))
+        sample = self.decoder(self.norm_in(hidden_states))
+        if self.linear_decoder is not None:
+            used = {"structure": (z.structure, None), "dynamics": (None, z.dynamics)}
+            sample = sample + self.linear_decoder(*used.get(components, (z.structure, z.dynamics)))
+        return sample
 
     def _checkpoint(self, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
         if torch.is_grad_enabled() and self.gradient_checkpointing:
