@@ -116,6 +116,7 @@ class AutoencoderKLVidTwin(
             set. Trainers and pipelines apply them; `encode` and `decode` never do.
     """
 
+    normalizes_channels = False
     encoder_modules = ("encoder", "structure_encoder", "dynamics_encoder")
     _supports_gradient_checkpointing = True
     _no_split_modules = ["VidTwinFirstBlock", "VidTwinBlock", "QFormerLayer"]
@@ -325,6 +326,9 @@ class AutoencoderKLVidTwin(
         self.register_to_config(latents_mean=mean, latents_std=std)
 
     def fit_clip_size(self, num_frames: int, height: int, width: int) -> None:
+        """Do nothing: the size of a model is fixed."""
+
+    def fit_latent_shape(self, structure_shape: LatentShape) -> None:
         """Do nothing: the size of a model is fixed."""
 
     @property

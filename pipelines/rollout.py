@@ -56,7 +56,7 @@ def rollout(
     check_finite_number("structure_strength", structure_strength)
     check_finite_number("dynamics_strength", dynamics_strength)
     check_whole_numbers(num_frames=num_frames, overlap=overlap)
-    length = pipeline.vae.config.num_frames
+    length = pipeline.autoencoder.clip_shape[1]
     step = length - overlap
     if not 0 < overlap <= length // 2:
         raise ValueError(f"overlap must be 1 to {length // 2} for windows of {length} frames, not {overlap}.")
@@ -140,7 +140,7 @@ def interpolate(
     Raises:
         ValueError: for an unknown stream, more than one clip, or an argument that the pipeline refuses.
     """
-    vae, device = pipeline.vae, pipeline._execution_device
+    vae, device = pipeline.autoencoder, pipeline._execution_device
     unknown = set(streams) - set(STREAMS)
     if unknown:
         raise ValueError(f"streams must be among {', '.join(STREAMS)}, not {', '.join(sorted(unknown))}.")

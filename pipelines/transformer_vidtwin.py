@@ -29,7 +29,7 @@ from .lora import LoraAdapterMixin
 from .presets import preset_config
 
 if TYPE_CHECKING:
-    from autoencoder.autoencoder_kl_vidtwin import AutoencoderKLVidTwin
+    from autoencoder.video_autoencoder import VideoAutoencoder
 
 
 class VidTwinAttnProcessor:
@@ -268,7 +268,7 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
 
     @classmethod
     def from_preset(
-        cls, name: str, vae: AutoencoderKLVidTwin | None = None, **overrides: Any
+        cls, name: str, vae: VideoAutoencoder | None = None, **overrides: Any
     ) -> VidTwinTransformer3DModel:
         """Build a newly initialized model of a named size (`pipelines/presets.py`).
 

@@ -59,3 +59,8 @@ class EncodingConfig(PathConfig):
     data: DataConfig = field(default_factory=DataConfig)
     latent_cache: str | None = key(None, "folder of the latent cache; by default OUTPUT_DIR/latents")
     latents: LatentsConfig = field(default_factory=LatentsConfig)
+
+
+def clip_size(config: DataConfig) -> tuple[int | None, int | None, int | None]:
+    """The frames, height and width of a config's clips; None where they are those of the model."""
+    return (config.num_frames, config.resolution, config.resolution)

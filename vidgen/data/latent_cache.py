@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.utils.data import Dataset
 
-from autoencoder import AutoencoderKLVidTwin
+from autoencoder.video_autoencoder import VideoAutoencoder
 
 from ..common.errors import UserError
 from ..common.io import atomic_write
@@ -31,7 +31,7 @@ from ..common.loading import weights_hash
 from .config import DataConfig, EncodingConfig, LatentsConfig
 from .dataset import BadVideos, ClipDataset
 from .decoders import describe_fallbacks
-from .latent_encoding import compute_statistics, encode_clips, split_evenly, sum_streams
+from .latent_encoding import compute_statistics, encode_clips, split_evenly, sum_latents
 from .listing import data_hash, relative_path
 from .splits import list_training_videos
 from .types import VideoFile
@@ -50,7 +50,7 @@ class LatentCache(Dataset):
 
     Attributes:
         classes: class names by id.
-        mean, std: of all means, of [structure, dynamics].
+        mean, std: of all means, of each stream or each channel, structure first.
         source: everything that the latents depend on.
         bad_videos: (path, reason) of the videos that could not be read.
     """
@@ -119,7 +119,7 @@ class LatentCache(Dataset):
 
 
 def prepare_cache(
-    config: EncodingConfig, vae: AutoencoderKLVidTwin, accelerator: Accelerator, num_workers: int = 0
+    config: EncodingConfig, vae: VideoAutoencoder, accelerator: Accelerator, num_workers: int = 0
 ) -> LatentCache:
     """Load the latents of the training clips, for all processes; encode them first if the cache is incomplete.
 
@@ -150,9 +150,9 @@ def prepare_cache(
     if missing is not None:
         clips = ClipDataset(
             files,
-            num_frames=vae.config.num_frames,
+            num_frames=vae.clip_shape[1],
             fps=config.data.fps,
-            resolution=vae.config.sample_size,
+            resolution=vae.clip_shape[2],
             train=config.latents.crops > 1,
             seed=config.seed,
             clips_per_video=config.data.clips_per_video * config.latents.crops,
@@ -173,14 +173,14 @@ def prepare_cache(
     return LatentCache.load(folder, source, with_logvar=config.latents.sample)
 
 
-def check_latents(config: EncodingConfig, vae: AutoencoderKLVidTwin) -> None:
+def check_latents(config: EncodingConfig, vae: VideoAutoencoder) -> None:
     """Raise a `UserError` for settings that contradict the VAE, or that latents do not depend on."""
     if config.data.flip:
         raise UserError(
             "data.flip flips clips while a VAE is trained, but the DiT is trained on latents that are encoded once: "
             "leave data.flip out, and set latents.flips=true to encode every clip flipped as well."
         )
-    for name, value in {"resolution": vae.config.sample_size, "num_frames": vae.config.num_frames}.items():
+    for name, value in {"resolution": vae.clip_shape[2], "num_frames": vae.clip_shape[1]}.items():
         if getattr(config.data, name) not in (None, value):
             raise UserError(
                 f"data.{name} is {getattr(config.data, name)}, but the latents of {config.vae} are those of {value}; "
@@ -189,15 +189,15 @@ def check_latents(config: EncodingConfig, vae: AutoencoderKLVidTwin) -> None:
 
 
 def describe_source(
-    config: EncodingConfig, vae: AutoencoderKLVidTwin, files: Sequence[VideoFile], classes: Sequence[str]
+    config: EncodingConfig, vae: VideoAutoencoder, files: Sequence[VideoFile], classes: Sequence[str]
 ) -> Source:
     """Everything that latents depend on, by name; a cache is only used with an equal source."""
     return {
         "vae": weights_hash(vae),
         "data": data_hash(config.data.root, files, classes),
         "fps": config.data.fps,
-        "num_frames": vae.config.num_frames,
-        "resolution": vae.config.sample_size,
+        "num_frames": vae.clip_shape[1],
+        "resolution": vae.clip_shape[2],
         "clips_per_video": config.data.clips_per_video,
         "crops": config.latents.crops,
         "flips": config.latents.flips,
@@ -256,7 +256,7 @@ def find_missing_shards(folder: Path, source: Source, config: EncodingConfig, nu
 def encode_shards(
     folder: Path,
     shards: Sequence[int],
-    vae: AutoencoderKLVidTwin,
+    vae: VideoAutoencoder,
     clips: ClipDataset,
     source: Source,
     config: LatentsConfig,
@@ -292,7 +292,7 @@ def encode_shards(
             skipped |= dict.fromkeys(batch["skipped"])
             fallbacks += batch["fallbacks"]
         tensors = {name: torch.cat(values).contiguous() for name, values in rows.items()}
-        sums = sum_streams(tensors["mean"], vae)
+        sums = sum_latents(tensors["mean"], vae)
         metadata = {"source": source, "sums": sums, "clips": len(tensors["mean"]), "skipped": list(skipped)}
         with atomic_write(shard_path(folder, shard, len(ranges))) as path:
             save_file(tensors, path, {"vidgen": json.dumps(metadata)})
@@ -304,7 +304,7 @@ def write_index(
     folder: Path,
     clips: ClipDataset,
     source: Source,
-    vae: AutoencoderKLVidTwin,
+    vae: VideoAutoencoder,
     config: EncodingConfig,
     mixed_precision: str,
 ) -> None:

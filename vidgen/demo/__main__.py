@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 import time
 from collections.abc import Sequence
@@ -250,7 +251,7 @@ def format_values(summary: dict[str, Any], pipeline: VidTwinPipeline) -> dict[st
         "compression_rate": f"{100 * vae.compression_rate:.2f}",
         "vae_parameters": vae.num_parameters(),
         "dit_parameters": pipeline.transformer.num_parameters(),
-        "clip_values": 3 * vae.config.num_frames * vae.config.sample_size**2,
+        "clip_values": math.prod(vae.clip_shape),
         "latent_values": vae.latent_size,
         "structure_shape": vae.structure_shape,
         "dynamics_shape": vae.dynamics_shape,

@@ -24,7 +24,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from diffusers import ConfigMixin
 
-from autoencoder import AutoencoderKLVidTwin
+from autoencoder.video_autoencoder import VideoAutoencoder
 from pipelines import VidTwinPipeline
 from pipelines.finite import NonFiniteError
 
@@ -169,10 +169,10 @@ def evaluate_pipeline(
     ):
         if value is not None and value < minimum:
             raise UserError(f"{name} must be {minimum} or more, not {value}.")
-    if pipeline.vae.config.num_frames < protocol.frames:
+    if pipeline.autoencoder.clip_shape[1] < protocol.frames:
         raise UserError(
             f"the protocol {protocol.name} compares clips of {protocol.frames} frames, but the pipeline's have "
-            f"{pipeline.vae.config.num_frames}."
+            f"{pipeline.autoencoder.clip_shape[1]}."
         )
 
     # Draw the real clips.
@@ -207,8 +207,8 @@ def evaluate_pipeline(
     collector = Collector(detectors, protocol, accelerator, Path(folder), batch_size, shard_size)
     originals = read(real.windows)
     mean_colors = change_clips("mean_color", originals, mean_color_baseline, protocol)
-    full_size = read(real.windows, pipeline.vae.config.sample_size)
-    reconstructions = change_clips("reconstructed", full_size, reconstruct_by(pipeline.vae), protocol)
+    full_size = read(real.windows, pipeline.autoencoder.clip_shape[2])
+    reconstructions = change_clips("reconstructed", full_size, reconstruct_by(pipeline.autoencoder), protocol)
     samples_by_number = generate_clips(pipeline, sampling, protocol, dit.get("frequencies"))
     sets = {
         "real": collector.collect("real", originals, count, data, keep=True),
@@ -364,7 +364,7 @@ def _prepare(name: str, batch: ClipBatch, protocol: Protocol) -> ClipBatch:
     return replace(batch, clips=protocol_clips(batch.clips, protocol))
 
 
-def reconstruct_by(vae: AutoencoderKLVidTwin) -> Callable[[torch.Tensor], torch.Tensor]:
+def reconstruct_by(vae: VideoAutoencoder) -> Callable[[torch.Tensor], torch.Tensor]:
     """Return a function that reconstructs clips from the posterior's mean, clamped to [-1, 1]."""
     return lambda clips: vae(clips.to(vae.device, vae.dtype)).sample.float().clamp(-1, 1)
 

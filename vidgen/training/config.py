@@ -15,6 +15,11 @@ class ModelConfig:
     """The model: a preset, and constructor arguments that replace its values."""
 
     preset: str = key("base", "model size: a name of autoencoder/presets.py or pipelines/presets.py")
+    class_name: str = key(
+        "AutoencoderKLVidTwin",
+        "VAE only: class of the model; one of autoencoder/adapters.py, such as AutoencoderKLWan, is built from "
+        "`overrides` alone",
+    )
     latent_setting: int | None = key(None, "VAE only: latent size of the paper's Table 8", choices=(1, 2, 3))
     overrides: dict[str, Any] = key(  # noqa: RUF009
         dict, "constructor arguments of the model, such as {hidden_size: 64}"

@@ -11,7 +11,8 @@ from accelerate import Accelerator
 from diffusers import SchedulerMixin
 from torch.utils.data import default_collate
 
-from autoencoder import AutoencoderKLVidTwin, TwinPosterior
+from autoencoder import TwinPosterior
+from autoencoder.video_autoencoder import VideoAutoencoder
 from pipelines import VidTwinPipeline, VidTwinTransformer3DModel, default_scheduler
 from pipelines.classes import superclass_names
 from pipelines.latents import normalize_latents
@@ -22,6 +23,7 @@ from ..common.images import class_grid, save_clip_grid_video
 from ..common.io import atomic_dir
 from ..common.loading import load_vae
 from ..common.precision import agree_on_mixed_precision
+from ..data.config import clip_size
 from ..data.dataset import BadVideos
 from ..data.latent_cache import LatentCache, prepare_cache
 from ..data.splits import list_training_videos
@@ -48,7 +50,7 @@ def train_dit(config: DiTTrainingConfig) -> Path:
     check_diffusion(config.diffusion)
     superclasses = find_superclasses(config)
     scheduler = build_scheduler(config.diffusion)
-    vae = load_vae(config.vae).to(accelerator.device)
+    vae = load_vae(config.vae, *clip_size(config.data)).to(accelerator.device)
     if config.model.latent_setting is not None:
         raise UserError(
             f"model.latent_setting is a setting of the VAE; the DiT uses the latents of {config.vae} unchanged. "
@@ -59,8 +61,8 @@ def train_dit(config: DiTTrainingConfig) -> Path:
     cache = prepare_cache(config, vae, accelerator, config.train.dataloader_num_workers)
     if accelerator.is_main_process:  # before the trainer reads the file
         BadVideos(Path(config.output_dir) / "bad_videos.jsonl").add(cache.bad_videos)
-    if vae.config.latents_mean is None:  # a converted official VAE has no statistics
-        vae.register_to_config(latents_mean=cache.mean, latents_std=cache.std)
+    if vae.latents_mean is None:  # a converted official VAE, and some of Diffusers, have no statistics
+        vae.set_latent_statistics(cache.mean, cache.std)
 
     # Train.
     transformer = build_transformer(config, vae, num_classes=len(superclasses) + len(cache.classes) or None)
@@ -83,7 +85,7 @@ def encode_latents(config: DiTTrainingConfig) -> Path:
         accelerator = Accelerator(mixed_precision=agree_on_mixed_precision(config.train.mixed_precision).precision)
     except ValueError as error:
         raise UserError(f"train.mixed_precision does not fit: {error}") from error
-    vae = load_vae(config.vae).to(accelerator.device)
+    vae = load_vae(config.vae, *clip_size(config.data)).to(accelerator.device)
     cache = prepare_cache(config, vae, accelerator, config.train.dataloader_num_workers)
     folder = Path(cache.folder)
     accelerator.print(
@@ -112,7 +114,7 @@ def find_superclasses(config: DiTTrainingConfig) -> list[str]:
 
 
 def build_transformer(
-    config: DiTTrainingConfig, vae: AutoencoderKLVidTwin, num_classes: int | None
+    config: DiTTrainingConfig, vae: VideoAutoencoder, num_classes: int | None
 ) -> VidTwinTransformer3DModel:
     """Create the DiT of a config for the latents of a VAE.
 
@@ -155,7 +157,7 @@ class DiTTrainer(Trainer):
         self,
         config: DiTTrainingConfig,
         accelerator: Accelerator,
-        vae: AutoencoderKLVidTwin,
+        vae: VideoAutoencoder,
         transformer: VidTwinTransformer3DModel,
         scheduler: SchedulerMixin,
         cache: LatentCache,
@@ -192,7 +194,10 @@ class DiTTrainer(Trainer):
     def build_pipeline(self, model: VidTwinTransformer3DModel) -> VidTwinPipeline:
         """Create the pipeline of a model with the VAE, scheduler and classes of this run."""
         id2label = dict(enumerate(self.classes)) or None
-        pipeline = VidTwinPipeline(self.vae, model, self.scheduler, id2label=id2label)
+        statistics = {}
+        if self.vae.backbone is not self.vae:  # not every class saves its statistics
+            statistics = {"latents_mean": self.vae.latents_mean, "latents_std": self.vae.latents_std}
+        pipeline = VidTwinPipeline(self.vae, model, self.scheduler, id2label=id2label, **statistics)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 

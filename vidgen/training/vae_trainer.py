@@ -1,4 +1,4 @@
-"""Training of the VidTwin VAE."""
+"""Training of a video VAE: VidTwin, or another class of `autoencoder.adapters`."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Subset
 
 from autoencoder import AutoencoderKLVidTwin, TwinLatents
+from autoencoder.adapters import adapt, build_model
+from autoencoder.video_autoencoder import VideoAutoencoder
 
 from ..common.errors import UserError
-from ..common.images import component_grid, reenactment_grid
+from ..common.images import comparison_grid, component_grid, reenactment_grid
 from ..common.io import atomic_dir
 from ..data.dataset import ClipDataset, collate_clips
 from ..data.decoders import describe_fallbacks
-from ..data.latent_encoding import compute_statistics, encode_clips, split_evenly, sum_streams
+from ..data.latent_encoding import compute_statistics, encode_clips, split_evenly, sum_latents
 from ..data.splits import list_train_and_validation
 from ..losses import Losses
 from ..losses.adversarial import DiscriminatorLoss, PatchDiscriminator, gan_scale
@@ -53,9 +55,7 @@ def train_vae(config: VAETrainingConfig) -> Path:
     return VAETrainer(config, accelerator, model, train_set, validation_set).fit()
 
 
-def build_vae(
-    config: ModelConfig, resolution: int | None = None, num_frames: int | None = None
-) -> AutoencoderKLVidTwin:
+def build_vae(config: ModelConfig, resolution: int | None = None, num_frames: int | None = None) -> VideoAutoencoder:
     """Create the VAE of a config for clips of the given size.
 
     Raises:
@@ -64,13 +64,16 @@ def build_vae(
     sizes = {"sample_size": resolution, "num_frames": num_frames}
     overrides = config.overrides | {name: size for name, size in sizes.items() if size is not None}
     try:
+        if config.class_name != AutoencoderKLVidTwin.__name__:
+            peer = build_model(config.class_name, **config.overrides)
+            return adapt(peer, num_frames=num_frames, height=resolution, width=resolution)
         return AutoencoderKLVidTwin.from_preset(config.preset, config.latent_setting, **overrides)
     except (ValueError, TypeError) as error:
         raise UserError(f"The model of this config cannot be built: {error}") from error
 
 
 def build_datasets(
-    config: VAETrainingConfig, model: AutoencoderKLVidTwin, report: Callable[[str], object] | None = None
+    config: VAETrainingConfig, model: VideoAutoencoder, report: Callable[[str], object] | None = None
 ) -> tuple[ClipDataset, ClipDataset | None]:
     """Create the training clips and the validation clips, of their own folder or held out from the training videos.
 
@@ -78,9 +81,7 @@ def build_datasets(
     """
     data = config.data
     files, validation_files, classes = list_train_and_validation(data, config.seed, report)
-    shape = dict(
-        num_frames=model.config.num_frames, resolution=model.config.sample_size, fps=data.fps, decoder=data.decoder
-    )
+    shape = dict(num_frames=model.clip_shape[1], resolution=model.clip_shape[2], fps=data.fps, decoder=data.decoder)
     train_set = ClipDataset(
         files,
         classes=classes,
@@ -95,13 +96,13 @@ def build_datasets(
 
 
 class VAETrainer(Trainer):
-    """`Trainer` of an `AutoencoderKLVidTwin`."""
+    """`Trainer` of a `VideoAutoencoder`."""
 
     def __init__(
         self,
         config: VAETrainingConfig,
         accelerator: Accelerator,
-        model: AutoencoderKLVidTwin,
+        model: VideoAutoencoder,
         train_set: ClipDataset,
         validation_set: ClipDataset | None,
     ) -> None:
@@ -141,7 +142,7 @@ class VAETrainer(Trainer):
     def flops_per_sample(self) -> float:
         return encode_flops(self.model) + decode_flops(self.model)
 
-    def validate(self, model: AutoencoderKLVidTwin) -> dict[str, float]:
+    def validate(self, model: VideoAutoencoder) -> dict[str, float]:
         """PSNR, SSIM and LPIPS of the model and two baselines on validation clips; grids of components and swaps."""
         if self.validation_set is None:
             return {}
@@ -178,11 +179,14 @@ class VAETrainer(Trainer):
             if batch["own"].any():
                 yield batch["video"][batch["own"]].to(accelerator.device)
 
-    def _draw_grids(self, model: AutoencoderKLVidTwin) -> None:
+    def _draw_grids(self, model: VideoAutoencoder) -> None:
         count = len(self.validation_set)
         indices = torch.linspace(0, count - 1, min(GRID_CLIPS, count)).round().long().tolist()
         clips = torch.stack([self.validation_set[i]["video"] for i in indices]).to(self.accelerator.device)
         folder, name = self.output_dir / "validation", f"step-{self.state.step}"
+        if not model.has_dynamics:
+            comparison_grid(folder / f"{name}.png", {"original": clips, "reconstruction": model(clips).sample.float()})
+            return
         components = [model(clips, components=c).sample.float() for c in ("both", "structure", "dynamics")]
         component_grid(folder / f"{name}.png", clips, *components)
         latents = model.unpack(model.encode(clips).latent_dist.mode())
@@ -193,10 +197,10 @@ class VAETrainer(Trainer):
         decoded = torch.stack([model.decode(swap).sample.float() for swap in swaps])
         reenactment_grid(folder / f"{name}-reenactment.png", clips, clips, decoded)
 
-    def save_final(self, model: AutoencoderKLVidTwin, folder: Path) -> None:
+    def save_final(self, model: VideoAutoencoder, folder: Path) -> None:
         """Save the averaged VAE, with the statistics of its latents over the training set in its config."""
         mean, std = self._latent_statistics(model)
-        model.register_to_config(latents_mean=mean, latents_std=std)
+        model.set_latent_statistics(mean, std)
         if self.accelerator.is_main_process:
             with atomic_dir(folder) as unfinished:
                 model.save_pretrained(unfinished)
@@ -207,7 +211,7 @@ class VAETrainer(Trainer):
         if sentence := describe_fallbacks(self.config.data.decoder, fallbacks, len(self.dataset.files)):
             self.accelerator.print(sentence)
 
-    def _latent_statistics(self, model: AutoencoderKLVidTwin) -> tuple[list[float], list[float]]:
+    def _latent_statistics(self, model: VideoAutoencoder) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of the latents of the training clips, encoded by all processes together."""
         accelerator, clips = self.accelerator, self.dataset.centered()
         indices = range(0, len(clips), math.ceil(len(clips) / STATISTICS_CLIPS))
@@ -215,4 +219,4 @@ class VAETrainer(Trainer):
         batches = split_evenly(indices, self.config.train.train_batch_size)
         workers = self.config.train.dataloader_num_workers
         encoded = encode_clips(model, clips, accelerator.device, batches, workers)
-        return compute_statistics(gather_object([sum_streams(posterior.mean, model) for posterior, _ in encoded]))
+        return compute_statistics(gather_object([sum_latents(posterior.mean, model) for posterior, _ in encoded]))

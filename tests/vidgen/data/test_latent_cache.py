@@ -25,7 +25,7 @@ from vidgen.common.loading import load_vae
 from vidgen.data import latent_cache
 from vidgen.data.dataset import ClipDataset
 from vidgen.data.latent_cache import INDEX, LatentCache, prepare_cache
-from vidgen.data.latent_encoding import compute_statistics, sum_streams
+from vidgen.data.latent_encoding import compute_statistics, sum_latents
 from vidgen.data.sprites import write_sprites
 from vidgen.training.config import DiTTrainingConfig
 
@@ -131,8 +131,8 @@ def test_statistics_of_all_shards_equal_those_of_all_means(prepare, vae_folder):
 def test_statistics_of_unequal_parts_and_of_an_empty_stream(vae_folder):
     vae = load_vae(str(vae_folder))
     means = 3 + torch.randn(7, vae.latent_size)
-    whole = compute_statistics([sum_streams(means, vae)])
-    parts = compute_statistics([sum_streams(means[:1], vae), sum_streams(means[1:], vae)])
+    whole = compute_statistics([sum_latents(means, vae)])
+    parts = compute_statistics([sum_latents(means[:1], vae), sum_latents(means[1:], vae)])
     for a, b in zip(whole, parts, strict=True):
         assert a == pytest.approx(b, rel=1e-12)
     assert compute_statistics([[[0, 0.0, 0.0], [4, 8.0, 20.0]]]) == ([0.0, 2.0], [1.0, 1.0])
