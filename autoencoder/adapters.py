@@ -71,6 +71,15 @@ def _ltx(model: Any) -> LatentRule:
     return LatentRule(c.latent_channels, model.spatial_compression_ratio, model.temporal_compression_ratio)
 
 
+def _ltx2(model: Any) -> LatentRule:
+    c = model.config  # its ratios count every layer as one over space and time
+    scaling = c.spatio_temporal_scaling
+    scaling = [scaling] * len(c.downsample_type) if isinstance(scaling, bool) else scaling
+    kinds = [kind for kind, scales in zip(c.downsample_type, scaling, strict=False) if scales]
+    pixels = c.patch_size * 2 ** sum(kind != "temporal" for kind in kinds)
+    return LatentRule(c.latent_channels, pixels, c.patch_size_t * 2 ** sum(kind != "spatial" for kind in kinds))
+
+
 def _wan(model: Any) -> LatentRule:
     c = model.config
     pixels = 2 ** (len(c.dim_mult) - 1) * (c.get("patch_size") or 1)
@@ -108,7 +117,7 @@ def _emu3(model: Any) -> LatentRule:
 
 RULES: dict[str, Callable[[Any], LatentRule]] = {
     "AutoencoderKLLTXVideo": _ltx,
-    "AutoencoderKLLTX2Video": _ltx,
+    "AutoencoderKLLTX2Video": _ltx2,
     "AutoencoderKLWan": _wan,
     "AutoencoderKLQwenImage": _wan,
     "AutoencoderKLCogVideoX": _cogvideox,
@@ -318,6 +327,12 @@ class VidTokAdapter(AutoencoderAdapter):
         return self.model.decode(z)
 
 
+class HunyuanVideo15Adapter(AutoencoderAdapter):
+    """HunyuanVideo 1.5, whose attention mask fits one clip at a time only."""
+
+    use_slicing = True
+
+
 class MagvitAdapter(AutoencoderAdapter):
     """EasyAnimate's autoencoder, whose convolutions keep features between the frames that they process in turn."""
 
@@ -356,6 +371,7 @@ class Emu3Adapter(AutoencoderAdapter):
 ADAPTERS: dict[str, type[AutoencoderAdapter]] = {
     "AutoencoderKLLTXVideo": LTXAdapter,
     "AutoencoderKLLTX2Video": LTXAdapter,
+    "AutoencoderKLHunyuanVideo15": HunyuanVideo15Adapter,
     "AutoencoderKLMagvit": MagvitAdapter,
     "AutoencoderVidTok": VidTokAdapter,
     "Emu3VQVAE": Emu3Adapter,
@@ -442,10 +458,11 @@ def _stated_statistics(model: nn.Module, channels: int) -> tuple[list[float] | N
         mean, std = model.latents_mean, model.latents_std
         if not mean.any() and (std == 1).all():  # LTX before training
             return None, None
-    if mean is None or std is None or len(mean) % channels:  # a default of another number of channels
-        return None, None
     # Cosmos states them for every frame: pool the frames of a channel.
-    mean, std = (torch.as_tensor(x, dtype=torch.float64, device="cpu").view(channels, -1) for x in (mean, std))
+    frames = len(mean) // channels if mean is not None and type(model).__name__ == "AutoencoderKLCosmos" else 1
+    if mean is None or std is None or len(mean) != channels * frames:  # a default of another number of channels
+        return None, None
+    mean, std = (torch.as_tensor(x, dtype=torch.float64, device="cpu").view(channels, frames) for x in (mean, std))
     pooled = (std.square().mean(1) + mean.var(1, correction=0)).sqrt()
     factor = getattr(model.config, "scaling_factor", None) or 1.0  # of normalized latents, in Diffusers' pipelines
     return mean.mean(1).tolist(), (pooled / factor).tolist()
