@@ -36,7 +36,7 @@ class LatentRule:
         pixels: pixels per position, along one side; clips have a multiple of them.
         frames: frames per latent frame.
         frame_step: clips have a multiple of this number of frames, plus one if `causal`; by default `frames`.
-        causal: whether the first frame has a latent frame of its own.
+        causal: whether the first frame has a separate latent frame.
     """
 
     channels: int

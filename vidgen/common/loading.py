@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -90,8 +90,14 @@ def weights_hash(model: nn.Module) -> str:
     model = getattr(model, "backbone", model)
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def public_config(model: Any) -> dict[str, Any]:
+    """Return a config of Diffusers or transformers without the path and the versions it was saved with."""
+    config = model.config.to_dict() if hasattr(model.config, "to_dict") else model.config
+    return {name: value for name, value in config.items() if not name.startswith("_")}
 
 
 def is_pipeline(name: str) -> bool:
