@@ -193,9 +193,9 @@ def test_a_pipeline_with_another_autoencoder(online, hub, cache, tmp_path, name)
     autoencoder = adapt(peer, num_frames=4 if name == "Emu3VQVAE" else 5, height=16, width=16)
     transformer = VidTwinTransformer3DModel.from_preset("tiny-test", autoencoder, num_classes=1)
     VidTwinPipeline(peer, transformer, default_scheduler(), {0: "Diving"}).save_pretrained(tmp_path)
-    hub.create("user/peer", files_of(tmp_path))
-    assert np.array_equal(online(load, "user/peer", cache_dir=cache), load(tmp_path))
-    assert online(load_peer, "user/peer") == online(load_peer, str(tmp_path)) == weights_hash(peer)
+    hub.create(f"user/{name}", files_of(tmp_path))
+    assert np.array_equal(online(load, f"user/{name}", cache_dir=cache), load(tmp_path))
+    assert online(load_peer, f"user/{name}") == online(load_peer, str(tmp_path)) == weights_hash(peer)
 
 
 def test_shards(online, hub, folder, expected, cache, tmp_path):
