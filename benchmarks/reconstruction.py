@@ -131,9 +131,9 @@ def clips_of(options: argparse.Namespace, protocol: str | None, vae: Autoencoder
         return ProtocolClips(options.data, get_protocol(protocol))
     return ClipDataset(
         options.data,
-        vae.config.num_frames,
+        vae.clip_shape[1],
         options.fps or DEFAULT_FPS,
-        vae.config.sample_size,
+        vae.clip_shape[2:],
         train=False,
         clips_per_video=options.clips_per_video or 1,
     )

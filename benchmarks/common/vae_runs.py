@@ -242,9 +242,9 @@ def held_out_clips(vae: AutoencoderKLVidTwin, config: VAETrainingConfig) -> Clip
     _, files, classes = list_train_and_validation(config.data, seed=0)  # the same videos for runs of all seeds
     return ClipDataset(
         files,
-        vae.config.num_frames,
+        vae.clip_shape[1],
         config.data.fps,
-        vae.config.sample_size,
+        vae.clip_shape[2:],
         train=False,
         clips_per_video=config.data.clips_per_video,
         classes=classes,

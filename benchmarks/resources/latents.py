@@ -63,7 +63,7 @@ def latents() -> dict[str, tuple[int, list[Stream]]]:
         with torch.device("meta"):
             vae = AutoencoderKLVidTwin.from_preset(preset, setting)
         shapes = (vae.structure_shape, vae.dynamics_shape)
-        methods[name] = (vae.config.sample_size, [Stream(shape[0], tuple(shape[1:])) for shape in shapes])
+        methods[name] = (vae.clip_shape[-1], [Stream(shape[0], tuple(shape[1:])) for shape in shapes])
     return {**methods, FOLDED: methods[REFERENCE]}
 
 

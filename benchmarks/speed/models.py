@@ -16,7 +16,7 @@ from autoencoder.qformer import QFormer
 from pipelines import VidTwinPipeline, VidTwinTransformer3DModel
 from pipelines.schedulers import default_scheduler
 from vidgen.data.sprites import render_sprite, sample_factors
-from vidgen.data.transforms import frames_to_clip
+from vidgen.data.transforms import crop, frames_to_clip
 from vidgen.metrics.flops import decode_flops, encode_flops, matmul_rate, transformer_flops
 from vidgen.metrics.reconstruction import psnr
 
@@ -91,9 +91,10 @@ def rounding(scale: str, pipeline: Path | None = None) -> list[Row]:
         models[str(pipeline)] = AutoencoderKLVidTwin.from_pretrained(pipeline, subfolder="vae")
     for name, model in models.items():
         model = model.to(device).eval()
-        _, frames, side, _ = model.clip_shape
-        factors = sample_factors(np.random.default_rng(0), "orbit", resolution=side, num_frames=frames)
-        video = frames_to_clip(torch.from_numpy(render_sprite(factors)))[None].to(device)
+        _, frames, height, width = model.clip_shape
+        factors = sample_factors(np.random.default_rng(0), "orbit", resolution=max(height, width), num_frames=frames)
+        sprite = frames_to_clip(torch.from_numpy(render_sprite(factors)))
+        video = crop(sprite, (height, width), 0.5, 0.5)[None].to(device)
         with torch.no_grad():
             exact = model(video).sample.clamp(-1, 1)
             rounded = model.to(torch.bfloat16)(video.bfloat16()).sample.float().clamp(-1, 1)

@@ -71,7 +71,7 @@ def peers(scale: str) -> list[Row]:
 
 def _measure_ours(scale: str, name: str) -> Row:
     vae = AutoencoderKLVidTwin.from_preset(OUR_VAE[scale]).to(device_of(scale), fast_dtype(scale)).eval()
-    figures = _measure_round_trip(vae, vae.config.num_frames, scale)
+    figures = _measure_round_trip(vae, vae.clip_shape[1], scale)
     figures["latent"] = shapes = vae.structure_shape, vae.dynamics_shape
     patches = {}
     if name == FOLDED:  # all queries of a place, all positions of a frame

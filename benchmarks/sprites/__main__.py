@@ -193,7 +193,7 @@ def score_rollouts(
     pipeline: VidTwinPipeline, classifier: SpriteClassifier, options: argparse.Namespace
 ) -> dict[str, Any]:
     """Scores of roll-outs of every class, of three windows or more."""
-    window = pipeline.vae.config.num_frames
+    window = pipeline.vae.clip_shape[1]
     labels = torch.arange(len(MOTIONS)).repeat_interleave(ROLLOUTS[options.scale])
     frames = ROLLOUT_FRAMES if options.scale == "cpu" else 3 * window
     videos = rollout(

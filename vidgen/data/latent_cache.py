@@ -150,14 +150,13 @@ def prepare_cache(
     if missing is not None:
         clips = ClipDataset(
             files,
-            num_frames=vae.clip_shape[1],
             fps=config.data.fps,
-            resolution=vae.clip_shape[2],
             train=config.latents.crops > 1,
             seed=config.seed,
             clips_per_video=config.data.clips_per_video * config.latents.crops,
             classes=classes,
             decoder=config.data.decoder,
+            **clip_settings(vae),
         )
         shards = missing[accelerator.process_index :: accelerator.num_processes]
         with accelerator.autocast():
@@ -180,12 +179,18 @@ def check_latents(config: EncodingConfig, vae: VideoAutoencoder) -> None:
             "data.flip flips clips while a VAE is trained, but the DiT is trained on latents that are encoded once: "
             "leave data.flip out, and set latents.flips=true to encode every clip flipped as well."
         )
-    for name, value in {"resolution": vae.clip_shape[2], "num_frames": vae.clip_shape[1]}.items():
+    for name, value in clip_settings(vae).items():
         if getattr(config.data, name) not in (None, value):
             raise UserError(
                 f"data.{name} is {getattr(config.data, name)}, but the latents of {config.vae} are those of {value}; "
                 f"leave data.{name} out, or train an autoencoder for it."
             )
+
+
+def clip_settings(vae: VideoAutoencoder) -> dict[str, Any]:
+    """The `num_frames` and the `resolution` of a VAE's clips, as in the config of the data."""
+    _, frames, height, width = vae.clip_shape
+    return {"num_frames": frames, "resolution": height if height == width else [height, width]}
 
 
 def describe_source(
@@ -196,8 +201,7 @@ def describe_source(
         "vae": weights_hash(vae),
         "data": data_hash(config.data.root, files, classes),
         "fps": config.data.fps,
-        "num_frames": vae.clip_shape[1],
-        "resolution": vae.clip_shape[2],
+        **clip_settings(vae),
         "clips_per_video": config.data.clips_per_video,
         "crops": config.latents.crops,
         "flips": config.latents.flips,

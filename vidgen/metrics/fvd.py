@@ -199,14 +199,14 @@ def evaluate_pipeline(
     if sampling.class_sampling == "prior":
         dit["frequencies"] = class_frequencies(pipeline, [files[window.video] for window in real.windows], classes)
 
-    def read(windows: Sequence[Window], size: int = protocol.size) -> Clips:
+    def read(windows: Sequence[Window], size: int | tuple[int, int] = protocol.size) -> Clips:
         return partial(RealClips(files, windows, replace(protocol, size=size)).batches, num_workers=num_workers)
 
     # Compute the features of every set. Those of real clips are kept for other evaluations.
     collector = Collector(detectors, protocol, accelerator, Path(folder), batch_size, shard_size)
     originals = read(real.windows)
     mean_colors = change_clips("mean_color", originals, mean_color_baseline, protocol)
-    full_size = read(real.windows, pipeline.autoencoder.clip_shape[2])
+    full_size = read(real.windows, pipeline.autoencoder.clip_shape[2:])
     reconstructions = change_clips("reconstructed", full_size, reconstruct_by(pipeline.autoencoder), protocol)
     samples_by_number = generate_clips(pipeline, sampling, protocol, dit.get("frequencies"))
     sets = {

@@ -18,6 +18,7 @@ from autoencoder.video_autoencoder import VideoAutoencoder
 from ..common.errors import UserError
 from ..common.images import comparison_grid, component_grid, reenactment_grid
 from ..common.io import atomic_dir
+from ..data.config import clip_size
 from ..data.dataset import ClipDataset, collate_clips
 from ..data.decoders import describe_fallbacks
 from ..data.latent_encoding import compute_statistics, encode_clips, split_evenly, sum_latents
@@ -45,7 +46,7 @@ def train_vae(config: VAETrainingConfig) -> Path:
         UserError: if the data, the model or the checkpoint to resume from does not fit.
     """
     accelerator = build_accelerator(config)
-    model = build_vae(config.model, config.data.resolution, config.data.num_frames)
+    model = build_vae(config.model, *clip_size(config.data))
     train_set, validation_set = build_datasets(config, model, accelerator.print)
     accelerator.print(
         f"{model.num_parameters():,} parameters; latent {model.latent_size} values, "
@@ -55,18 +56,21 @@ def train_vae(config: VAETrainingConfig) -> Path:
     return VAETrainer(config, accelerator, model, train_set, validation_set).fit()
 
 
-def build_vae(config: ModelConfig, resolution: int | None = None, num_frames: int | None = None) -> VideoAutoencoder:
+def build_vae(
+    config: ModelConfig, num_frames: int | None = None, height: int | None = None, width: int | None = None
+) -> VideoAutoencoder:
     """Create the VAE of a config for clips of the given size.
 
     Raises:
         UserError: if the preset, an override or a size is wrong.
     """
-    sizes = {"sample_size": resolution, "num_frames": num_frames}
+    sample_size = height if height == width else [height, width]
+    sizes = {"sample_size": sample_size, "num_frames": num_frames}
     overrides = config.overrides | {name: size for name, size in sizes.items() if size is not None}
     try:
         if config.class_name != AutoencoderKLVidTwin.__name__:
             peer = build_model(config.class_name, **config.overrides)
-            return adapt(peer, num_frames=num_frames, height=resolution, width=resolution)
+            return adapt(peer, num_frames=num_frames, height=height, width=width)
         return AutoencoderKLVidTwin.from_preset(config.preset, config.latent_setting, **overrides)
     except (ValueError, TypeError) as error:
         raise UserError(f"The model of this config cannot be built: {error}") from error
@@ -81,7 +85,8 @@ def build_datasets(
     """
     data = config.data
     files, validation_files, classes = list_train_and_validation(data, config.seed, report)
-    shape = dict(num_frames=model.clip_shape[1], resolution=model.clip_shape[2], fps=data.fps, decoder=data.decoder)
+    _, num_frames, *resolution = model.clip_shape
+    shape = dict(num_frames=num_frames, resolution=resolution, fps=data.fps, decoder=data.decoder)
     train_set = ClipDataset(
         files,
         classes=classes,
