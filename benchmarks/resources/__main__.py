@@ -1,11 +1,10 @@
 """Figure 5: FLOPs and training memory of the same diffusion transformer on every method's latent; training costs.
 
     python -m benchmarks.resources --scale cpu
-    python -m benchmarks.resources --scale paper
     python -m benchmarks.resources training_cost --scale cpu
 
-Nothing is trained. `cpu` counts FLOPs and bytes on tensors without data; `paper` also runs each training step on a
-GPU and reads the peak of its allocator. Figure 5 is in float32, at batch size 1, with Adam.
+Nothing is trained: FLOPs and bytes are counted on tensors without data, so no GPU is needed and `paper` equals `cpu`.
+Figure 5 is in float32, at batch size 1, with Adam.
 """
 
 from __future__ import annotations
@@ -21,15 +20,12 @@ import torch
 from matplotlib.figure import Figure
 
 from pipelines import VidTwinTransformer3DModel
-from vidgen.common.errors import UserError
 
 from ..common import paper
 from ..common.figures import DARK_BLUE, LIGHT_BLUE, TEAL, new_figure
 from ..common.harness import Benchmark, Results, main
 from ..common.tables import markdown_table
-from ..speed.flops import training_flops
-from ..speed.memory import ATTENTION, Build, training_memory
-from ..speed.pseudo_dit import PseudoDiT
+from .flops import training_flops
 from .latents import (
     BASELINES,
     CROPPED,
@@ -43,6 +39,8 @@ from .latents import (
     latents,
     patchify,
 )
+from .memory import ATTENTION, training_memory
+from .pseudo_dit import PseudoDiT
 from .training_cost import run_training_cost, training_cost_tables
 
 STATED, PROJECTED = "pseudo-DiT as stated", "pseudo-DiT with projections"
@@ -56,16 +54,12 @@ FIGURES = {  # keys of the results: label, and the paper's claim
     "fused": ("peak memory, fused attention", "memory"),
     "math": ("peak memory, math attention", "memory"),
 }
-MEMORY = ("fused", "fused, allocated", "math", "math, allocated")  # counted, and read from a GPU's allocator
 CLASSES = 101  # UCF-101's
 
 # --- counting --------------------------------------------------------------------------------------------------------
 
 
 def run(options: argparse.Namespace) -> Results:
-    allocate = options.scale == "paper"
-    if allocate and not torch.cuda.is_available():
-        raise UserError("--scale paper requires a GPU, which is not available; --scale cpu counts without one.")
     rows = []
     for model in MODELS[options.scale]:
         for patching in ("2", "1") if options.scale == "smoke" else PATCHINGS:
@@ -76,13 +70,13 @@ def run(options: argparse.Namespace) -> Results:
                 patches = patchify(method, latents()[method][1], patching)
                 tokens = [math.prod(p.grid) for p in patches]
                 # The cost of a pseudo-DiT depends on the number of tokens alone.
-                cost = measure_cost(model, sum(tokens) if model in PSEUDO_DITS else patches, allocate)
+                cost = measure_cost(model, sum(tokens) if model in PSEUDO_DITS else patches)
                 rows.append({"model": model, "patching": patching, "method": method, "tokens": tokens, **cost})
     return {"costs": rows}
 
 
 @cache
-def measure_cost(model: str, latent: int | tuple[Patches, ...], allocate: bool) -> dict[str, Any]:
+def measure_cost(model: str, latent: int | tuple[Patches, ...]) -> dict[str, Any]:
     """Parameters, FLOPs and memory of a model on a number of tokens or on patches."""
 
     def build():
@@ -94,8 +88,6 @@ def measure_cost(model: str, latent: int | tuple[Patches, ...], allocate: bool) 
     cost = {"parameters": parameters, "forward_flops": forward, "step_flops": step}
     for attention in ATTENTION if model in PSEUDO_DITS else ("fused",):
         cost[attention] = asdict(training_memory(build, attention))
-        if allocate:
-            cost[f"{attention}, allocated"] = _measure_allocated(build, attention)
     return cost
 
 
@@ -119,14 +111,6 @@ def build_dit(preset: str, patches: tuple[Patches, ...]) -> tuple:
     latent, target = torch.randn(1, dit.latent_size), torch.randn(1, dit.latent_size)
     inputs = latent, target, torch.zeros(1, 2), torch.zeros(1, dtype=torch.long)
     return dit, lambda x, target, *conditions: (dit(x, *conditions).sample - target).square().mean(), inputs
-
-
-def _measure_allocated(build: Build, attention: str) -> dict[str, int] | None:
-    try:
-        return asdict(training_memory(build, attention, device="cuda"))
-    except torch.OutOfMemoryError:
-        torch.cuda.empty_cache()
-        return None
 
 
 def ratios(costs: list[dict], model: str, patching: str, figure: str) -> dict[str, float]:
@@ -205,14 +189,14 @@ def cost_table(costs: list[dict], models: list[str]) -> str:
     header, rows, parameters = ["patch", "method", "tokens"], {}, {}
     for row in [row for row in costs if row["model"] in models]:
         model, method, patching = row["model"], row["method"], row["patching"]
-        memory = {kind: row[kind] for kind in MEMORY if kind in row}
+        memory = {attention: row[attention] for attention in ("fused", "math") if attention in row}
         if model not in parameters:
-            header += [f"{model}: GFLOP", *(f"{kind}: peak, MiB" for kind in memory)]
+            header += [f"{model}: GFLOP", *(f"{attention}: peak, MiB" for attention in memory)]
         parameters[model] = row["parameters"]  # VidTwin's, which is the last one
         tokens = " + ".join(f"{n:,}" for n in row["tokens"])
         cells = rows.setdefault((patching, method), [PATCHINGS[patching], method, tokens])
         cells.append(f"{row['step_flops'] / 1e9:,.1f} ({ratios(costs, model, patching, 'step_flops')[method]:.2f}x)")
-        cells += [f"{m['peak'] / 2**20:,.0f}" if m else "out of memory" for m in memory.values()]
+        cells += [f"{m['peak'] / 2**20:,.0f}" for m in memory.values()]
     counts = ", ".join(f"{model} {count:,} parameters" for model, count in parameters.items())
     return f"FLOPs (and their ratio to VidTwin's) and peak memory of a training step. {counts}.\n\n" + markdown_table(
         header, list(rows.values())

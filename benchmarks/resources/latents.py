@@ -13,7 +13,7 @@ from autoencoder import AutoencoderKLVidTwin
 
 from ..common import paper
 from ..common.tables import markdown_table
-from ..speed.pseudo_dit import token_grid
+from .pseudo_dit import token_grid
 
 REFERENCE, FOLDED, OTHER_READING = "VidTwin", "VidTwin, 65 tokens", "MAGVIT-v2, 5 channels"
 RELEASED = "VidTwin, released"

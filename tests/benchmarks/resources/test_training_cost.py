@@ -9,7 +9,7 @@ import pytest
 from autoencoder import AutoencoderKLVidTwin
 from benchmarks.resources import __main__ as resources
 from benchmarks.resources import training_cost
-from benchmarks.speed.flops import training_flops
+from benchmarks.resources.flops import training_flops
 from pipelines import VidTwinTransformer3DModel
 from vidgen.losses.config import GANConfig
 from vidgen.metrics.flops import transformer_flops

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.speed.pseudo_dit import PseudoDiT, token_grid
+from benchmarks.resources.pseudo_dit import PseudoDiT, token_grid
 
 
 def test_parameters_of_the_paper():
