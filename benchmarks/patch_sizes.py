@@ -10,7 +10,6 @@ seed, at equal steps and at equal FLOPs. An interrupted run resumes.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -22,7 +21,6 @@ from matplotlib.figure import Figure
 
 from autoencoder import AutoencoderKLVidTwin
 from pipelines import VidTwinTransformer3DModel
-from vidgen.common.io import atomic_write
 from vidgen.common.precision import resolve_dtype
 from vidgen.metrics.flops import transformer_flops
 from vidgen.training.config import DiTTrainingConfig
@@ -30,7 +28,7 @@ from vidgen.training.dit_trainer import train_dit
 
 from .common import generation
 from .common.figures import BLUE, GRAY, ORANGE, errors, new_figure, set_log_axes
-from .common.harness import Benchmark, Results
+from .common.harness import Benchmark, Results, compute_once
 from .common.tables import distance_cell, markdown_table
 from .speed.timing import alternating
 
@@ -96,16 +94,18 @@ def run(options: argparse.Namespace) -> Results | None:
             for budget, count in sorted(steps.items(), key=lambda item: item[1])
         }
         rows[name] = {**sizes, "tokens": models[name].num_tokens, "flops": flops[name], "relative_flops": relative}
-        rows[name]["trained"] = {b: {"steps": steps[b], **evaluations[b]} for b in BUDGETS if b in steps}
+        rows[name]["trained"] = {
+            budget: {"steps": steps[budget], "distance": evaluations[budget]["generated"]}
+            for budget in BUDGETS
+            if budget in steps
+        }
+        if name == REFERENCE:
+            common = evaluations["steps"]
     if not PartialState().is_main_process:
         return None
 
     for name, seconds in step_seconds(models).items():
         rows[name]["step_seconds"] = seconds
-    common = next(iter(rows[REFERENCE]["trained"].values()))["evaluation"]
-    for row in rows.values():
-        for trained in row["trained"].values():
-            trained["distance"] = trained.pop("evaluation")["generated"]
     return {"vae": str(options.pipeline), "steps": STEPS[scale], "evaluation": common, "forms": rows}
 
 
@@ -130,28 +130,22 @@ def build_untrained(
 def train_and_evaluate(
     name: str, sizes: dict[str, Sequence[int]], steps: int, options: argparse.Namespace
 ) -> dict[str, Any]:
-    """Train a DiT for a number of steps and evaluate its clips, unless that has been done.
+    """Train a DiT for a number of steps and evaluate its clips, unless that has been done; returns an `FVDResult`.
 
     A longer training continues a shorter one; with a constant learning rate the result is the same.
-
-    Returns:
-        `evaluation`: `FVDResult` of the scale's detector, as JSON holds it.
     """
     folder = options.work_dir / "patch_sizes" / name.replace(", ", "-").replace(" ", "")
-    finished = folder / f"evaluation-{steps}.json"
-    if finished.exists():
-        return json.loads(finished.read_text())
-    limit = [f"train.max_train_steps={steps}", f"output_dir={folder}", "resume=latest"]
-    trained = train_dit(config_of(sizes, options, *limit))
-    accelerator = Accelerator()  # after the training: the first one determines the precision of the process
-    pipeline = generation.load_placed_pipeline(trained, accelerator, options.dtype)
-    sampling = replace(generation.sampling_of(options), num_inference_steps=SAMPLING_STEPS[options.scale])
-    (evaluation,) = generation.evaluate(pipeline, sampling, options, accelerator) or [None]
-    if accelerator.is_main_process:
-        with atomic_write(finished) as path:
-            path.write_text(json.dumps({"evaluation": asdict(evaluation)}, indent=1))
-    accelerator.wait_for_everyone()
-    return json.loads(finished.read_text())
+
+    def compute() -> dict[str, Any] | None:
+        limit = [f"train.max_train_steps={steps}", f"output_dir={folder}", "resume=latest"]
+        trained = train_dit(config_of(sizes, options, *limit))
+        accelerator = Accelerator()  # after the training: the first one determines the precision of the process
+        pipeline = generation.load_placed_pipeline(trained, accelerator, options.dtype)
+        sampling = replace(generation.sampling_of(options), num_inference_steps=SAMPLING_STEPS[options.scale])
+        evaluations = generation.evaluate(pipeline, sampling, options, accelerator)
+        return evaluations and asdict(evaluations[0])  # None on other processes than the main one
+
+    return compute_once(folder / f"score-{steps}.json", sizes, compute)
 
 
 @torch.no_grad()

@@ -55,9 +55,9 @@ def run(options: argparse.Namespace) -> Results:
 def tables(results: Results) -> str:
     limits = ", ".join(f"{name} {value:,.0f}" for name, value in results["ceilings"].items())
     texts = [f"Limits of the machine with {results['threads']} threads: {limits}."]
-    for name, rows in results["parts"].items():
-        summary = PARTS[name].__doc__ if name in PARTS else "Measured by an earlier version of this program."
-        texts += [f"### `{name}`", summary, rows_table(rows)]
+    for name, part in PARTS.items():  # older records have other parts too
+        if name in results["parts"]:
+            texts += [f"### `{name}`", part.__doc__, rows_table(results["parts"][name])]
     return "\n\n".join(texts)
 
 

@@ -12,32 +12,28 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
-from matplotlib.figure import Figure
 
 from pipelines import VidTwinPipeline
 from pipelines.rollout import rollout
-from vidgen.common.config import config_fields, load_config, nested_config
 from vidgen.common.errors import UserError
 from vidgen.common.io import atomic_dir
 from vidgen.common.loading import load_vae, weights_hash
 from vidgen.data.sprites import MOTIONS
-from vidgen.training.config import DiTTrainingConfig
+from vidgen.metrics.fvd import Sampling
 from vidgen.training.dit_trainer import train_dit
 
 from ..common import generation
-from ..common.figures import BLUE, DARK_BLUE, LIGHT_GRAY, ORANGE, new_figure
-from ..common.harness import Benchmark, Results
+from ..common.harness import Benchmark, Results, compute_once
 from ..common.tables import markdown_table, score_cell
 from .classifier import DrawnSprites, SpriteClassifier, train_classifier
 from .latent_swap import CLASSES
-from .rollouts import rollout_scores, seam_starts
-from .tasks import SpriteSampling, SpriteTasks, score_factors
+from .rollouts import rollout_scores
+from .tasks import SpriteTasks, score_factors
 
 CLASSIFIER = {"smoke": dict(steps=2, batch_size=4, sprites=16, width=8, dim=8), "cpu": dict(steps=1500, batch_size=16)}
 CLASSIFIER_SIZES = {"num_frames": 16, "resolution": 64}  # of a classifier whose folder does not name them
@@ -54,7 +50,6 @@ ABLATIONS: dict[str, list[str]] = {
     "no zero terminal SNR": ["diffusion.zero_terminal_snr=false"],
 }
 ABLATION_STEPS = {"smoke": 2, "cpu": 2000}
-PATH_KEYS = ("vae", "output_dir", "latent_cache", "resume")  # settings that do not affect the training
 SMOKE = [
     *("model.overrides.structure_patch_size=[3,2,2]", "model.overrides.dynamics_patch_size=[4,4]"),
     *("model.overrides.num_layers=1", "model.overrides.num_attention_heads=1", *generation.TINY_DIT),
@@ -95,7 +90,8 @@ def run(options: argparse.Namespace) -> Results | None:
     classifier = load_classifier(options, sizes)
 
     def tasks_of(model: VidTwinPipeline) -> SpriteTasks:
-        return SpriteTasks(model, classifier, sprites, SpriteSampling(STEPS[scale], options.guidance))
+        sampling = Sampling(guidance_scale=options.guidance, num_inference_steps=STEPS[scale])
+        return SpriteTasks(model, classifier, sprites, sampling)
 
     ablations = {name: score_tasks(tasks_of(_load(path, options)), others, (0.0,)) for name, path in folders.items()}
     if not PartialState().is_main_process:
@@ -134,49 +130,16 @@ def train_ablation(name: str, settings: Sequence[str], options: argparse.Namespa
     """Train a DiT with the config and these settings, unless it has been; returns its pipeline's folder.
 
     Raises:
-        UserError: if the folder holds a training with other settings; and everything that training raises.
+        UserError: if it was trained with other settings, data or autoencoder; and everything that training raises.
     """
     folder = options.work_dir / "sprites" / name.replace(" ", "-")
-    own = [
-        f"latent_cache={folder.parent / 'latents'}",
-        f"output_dir={folder}",
-        f"train.max_train_steps={ABLATION_STEPS[options.scale]}",
-        "resume=latest",
-        *(SMOKE if options.scale == "smoke" else ()),
-        *settings,
-    ]
-    config = generation.dit_config("sprites_long", options, options.data, *own)
-    finished = (folder / "final" / "model_index.json").exists()
-    if finished or (folder / "config.yaml").exists():
-        differences = find_differences(folder, config)
-        if finished and _rounded_hash(folder / "final") != _rounded_hash(config.vae):
-            differences.append(f"on another autoencoder than that of {config.vae}")
-        if differences:
-            raise UserError(
-                f"{folder} was trained {', '.join(differences)}: delete it first, or use the settings it was "
-                "trained with."
-            )
-    return folder / "final" if finished else train_dit(config)
-
-
-def find_differences(folder: Path, config: DiTTrainingConfig) -> list[str]:
-    """Describe the settings of a run that differ from a config's, except for the paths of its files and autoencoder.
-
-    Data sets are compared by their path. The latent cache of an unfinished run refuses another autoencoder itself.
-    """
-    saved = load_config(DiTTrainingConfig, ["--config", str(folder / "config.yaml")])
-    leaves = [key for key, field in config_fields(DiTTrainingConfig).items() if nested_config(field) is None]
-    keys = [key for key in leaves if key not in PATH_KEYS]
-    before, now = (
-        {key: attrgetter(key)(one) for key in keys} | {"data.root": str(Path(one.data.root).resolve())}
-        for one in (saved, config)
-    )
-    return [f"with {key} {before[key]}, not {now[key]}" for key in keys if before[key] != now[key]]
-
-
-def _rounded_hash(vae: str | Path) -> str:
-    """Hash of an autoencoder's weights in bf16, the precision of the bundled model."""
-    return weights_hash(load_vae(str(vae)).bfloat16())
+    data = options.data and str(Path(options.data).resolve())
+    settings = [f"train.max_train_steps={ABLATION_STEPS[options.scale]}", *settings]
+    trained_on = {"settings": settings, "data": data, "vae": weights_hash(load_vae(str(options.pipeline)).bfloat16())}
+    paths = [f"latent_cache={folder.parent / 'latents'}", f"output_dir={folder}", "resume=latest"]
+    smoke = SMOKE if options.scale == "smoke" else ()
+    config = generation.dit_config("sprites_long", options, data, *paths, *smoke, *settings)
+    return Path(compute_once(folder / "finished.json", trained_on, lambda: str(train_dit(config))))
 
 
 def score_tasks(tasks: SpriteTasks, others: DrawnSprites, strengths: Sequence[float]) -> dict[str, Any]:
@@ -210,7 +173,7 @@ def score_rollouts(
     return {"frames": frames, "overlap": OVERLAP, "videos": len(labels), **scores}
 
 
-# --- tables and plot -------------------------------------------------------------------------------------------------
+# --- tables ----------------------------------------------------------------------------------------------------------
 
 
 def tables(results: Results) -> str:
@@ -294,39 +257,7 @@ def _text(scores: dict[str, dict[str, float]], name: str) -> str:
     return f"{scores[name]['value']:{form}} (chance {scores[name]['chance']:{form}})"
 
 
-def plot(results: Results) -> Figure:
-    """Factors that a strength preserves, and the drift and the displacements of roll-outs."""
-    figure, [[strength_axes, drift_axes, motion_axes]] = new_figure(10, 3.6, columns=3)
-    tasks = (("animate", "shape", "animated", BLUE), ("retarget", "motion", "retargeted", ORANGE))
-    for task, name, key, color in tasks:
-        strengths = [float(strength) for strength in results[task]]
-        scores = [found[key][name] for found in results[task].values()]
-        label = f"{task}: {name} accuracy"
-        strength_axes.plot(strengths, [s["value"] for s in scores], "o-", color=color, label=label)
-        strength_axes.plot(strengths, [s["chance"] for s in scores], ":", color=color, lw=1)
-    strength_axes.set_xlabel("strength")
-    strength_axes.set_ylabel("accuracy (dotted: chance)")
-
-    rollouts = results["rollouts"]
-    frames = [window["first_frame"] for window in rollouts["windows"]]
-    for name, label, color in (("motion", "motion accuracy", ORANGE), ("shape", "same shape as first window", BLUE)):
-        drift_axes.plot(frames, [w[name]["value"] for w in rollouts["windows"]], "o-", color=color, label=label)
-    drift_axes.set_xlabel("first frame of the window")
-    for axes in (strength_axes, drift_axes):
-        axes.set_ylim(0, 1.03)
-        axes.legend(frameon=False, fontsize=8, loc=(0.02, 0.2))
-
-    motion_axes.plot(range(1, len(rollouts["moved"]) + 1), rollouts["moved"], color=DARK_BLUE)
-    step, overlap = frames[1] - frames[0], rollouts["overlap"]  # roll-outs have three windows or more
-    for frame in seam_starts(rollouts["frames"], step + overlap, overlap):
-        motion_axes.axvspan(frame - 0.5, frame + overlap + 0.5, color=LIGHT_GRAY, lw=0)
-    motion_axes.set_ylim(0)
-    motion_axes.set_xlabel("frame (gray: window overlap)")
-    motion_axes.set_ylabel("displacement (px/frame)")
-    return figure
-
-
-BENCHMARK = Benchmark("sprites", "One model, four tasks, on sprites", run, tables, plot, add_options)
+BENCHMARK = Benchmark("sprites", "One model, four tasks, on sprites", run, tables, add_options=add_options)
 
 if __name__ == "__main__":
     BENCHMARK.main()

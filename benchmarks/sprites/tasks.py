@@ -21,6 +21,7 @@ from pipelines.schedulers import estimate_clean, noise_levels
 from vidgen.common.progress import progress
 from vidgen.data.sprites import MOTIONS, SHAPES, subclass
 from vidgen.metrics.frechet import FeatureStatistics, frechet_distance, quiet_about_rank
+from vidgen.metrics.fvd import Sampling
 from vidgen.metrics.reconstruction import downsample_baseline, mean_color_baseline, psnr
 from vidgen.metrics.stats import Score, mean, share
 
@@ -28,21 +29,6 @@ from .classifier import DrawnSprites, Prediction, SpriteClassifier
 from .latent_swap import CLASSES, unrelated_pairs
 
 BATCH = 32
-
-
-@dataclass(frozen=True)
-class SpriteSampling:
-    """How clips are sampled.
-
-    Attributes:
-        steps: denoising steps.
-        guidance: classifier-free guidance scale.
-        seed: of the noise.
-    """
-
-    steps: int = 50
-    guidance: float = 2.0
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -55,13 +41,13 @@ class SpriteTasks:
         classifier: predicts the factors of clips.
         sprites: real clips that neither was trained on, motions in turn, equally many of each: the reference, and the
             source of structure and dynamics.
-        sampling: of all clips.
+        sampling: seed, guidance and steps of all clips.
     """
 
     pipeline: VidTwinPipeline
     classifier: SpriteClassifier
     sprites: DrawnSprites
-    sampling: SpriteSampling
+    sampling: Sampling
 
     def reconstruct(self) -> dict[str, Any]:
         """PSNR of the autoencoder's reconstructions in dB, per clip, with two baselines.
@@ -200,8 +186,8 @@ class SpriteTasks:
         for indices in progress(torch.arange(len(self.sprites)).split(BATCH), "sampling"):
             frames = self.pipeline(
                 class_labels=None if labels is None else [labels[i] for i in indices.tolist()],
-                guidance_scale=self.sampling.guidance,
-                num_inference_steps=self.sampling.steps,
+                guidance_scale=self.sampling.guidance_scale,
+                num_inference_steps=self.sampling.num_inference_steps,
                 generator=[torch.Generator().manual_seed(self.sampling.seed + i) for i in indices.tolist()],
                 output_type="pt",
                 **{name: value[indices] for name, value in streams.items()},

@@ -51,7 +51,6 @@ def test_results_table_and_pictures(smoke):
         "protocol `sprites`: 4 frames of 32 px, 4 fps, split all",
     ):
         assert text_part in text
-    assert Image.open(smoke / "smoke" / "ucf101_fvd.png").size[0] > 300
     assert Image.open(smoke / "smoke" / "ucf101_fvd_samples.png").size[1] > 300
 
 
@@ -118,8 +117,6 @@ def test_undefined_distances_leave_empty_cells(smoke, tmp_path):
     text = ucf101_fvd.tables(found)
     assert "| real vs. other real clips (noise level) |  |  |  |" in text
     assert f"| generated | {evaluation['generated']['value']:.4g} |  | 24 / 24 |" in text
-    ucf101_fvd.plot(found).savefig(tmp_path / "plot.png")
-    assert Image.open(tmp_path / "plot.png").size[0] > 300
 
 
 def test_counts_must_be_positive(capsys, smoke):

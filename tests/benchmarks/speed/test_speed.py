@@ -55,11 +55,11 @@ def test_mistakes_are_named(tmp_path):
 
 @pytest.mark.parametrize(("name", "tokens"), {"LTX": 147, "Wan": 980, "CogVideoX": 980}.items())
 def test_tokens_of_peers_by_hand(name, tokens):
-    peer = speed_peers.PEERS[name]
+    model, patch_size = speed_peers.PEERS[name]
     with torch.device("meta"), torch.no_grad():
-        vae = getattr(diffusers, peer.model)().eval()
-        shape = vae.encode(torch.empty(1, 3, peer.frames, 224, 224)).latent_dist.mode().shape[1:]
-    assert math.prod(math.ceil(n / p) for n, p in zip(shape[1:], peer.patch, strict=True)) == tokens
+        vae = getattr(diffusers, model)().eval()
+        shape = vae.encode(torch.empty(1, 3, speed_peers.FRAMES, 224, 224)).latent_dist.mode().shape[1:]
+    assert math.prod(math.ceil(n / p) for n, p in zip(shape[1:], patch_size, strict=True)) == tokens
 
 
 def test_peak_memory_of_a_new_process():

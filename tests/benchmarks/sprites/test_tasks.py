@@ -11,12 +11,13 @@ from diffusers import SchedulerMixin
 
 from autoencoder import AutoencoderKLVidTwin, TwinLatents
 from benchmarks.sprites.classifier import DrawnSprites
-from benchmarks.sprites.tasks import SpriteSampling, SpriteTasks, score_factors
+from benchmarks.sprites.tasks import SpriteTasks, score_factors
 from pipelines import VidTwinPipeline, VidTwinTransformer3DModel, default_scheduler
 from pipelines.classes import superclass_name
 from pipelines.latents import normalize_latents
 from pipelines.schedulers import noise_levels
 from vidgen.data.sprites import MOTIONS, subclass
+from vidgen.metrics.fvd import Sampling
 from vidgen.metrics.reconstruction import downsample_baseline, mean_color_baseline, psnr
 
 SIZES = dict(num_frames=4, resolution=32)
@@ -85,7 +86,10 @@ class Pipeline:
 
 def tasks(pipeline: Pipeline, sprites: DrawnSprites, *known: DrawnSprites) -> SpriteTasks:
     return SpriteTasks(
-        pipeline, IdealClassifier(sprites, *known), sprites, SpriteSampling(steps=3, guidance=1.5, seed=4)
+        pipeline,
+        IdealClassifier(sprites, *known),
+        sprites,
+        Sampling(num_inference_steps=3, guidance_scale=1.5, seed=4),
     )
 
 
@@ -220,7 +224,7 @@ def test_denoise_is_the_error_of_the_estimate(monkeypatch, prediction_type, shar
         return SimpleNamespace(sample=z if prediction_type == "sample" else (alpha * noisy - z) / sigma)
 
     monkeypatch.setattr(transformer, "forward", knows)
-    found = SpriteTasks(pipeline, IdealClassifier(sprites), sprites, SpriteSampling()).denoise(levels=3)
+    found = SpriteTasks(pipeline, IdealClassifier(sprites), sprites, Sampling()).denoise(levels=3)
     assert found["error"] == pytest.approx(0 if share else clean.square().mean().item(), abs=1e-5)
     assert found["chance"] == pytest.approx(clean.var(dim=0, correction=0).mean().item(), rel=1e-4)
     assert [timestep for _, timestep in asked[::2]] == pytest.approx([1000 / 6, 500, 5000 / 6], abs=10)
@@ -247,7 +251,7 @@ def test_all_schedules_use_the_same_noise_levels(monkeypatch, scheduler):
         return SimpleNamespace(sample=noisy)
 
     monkeypatch.setattr(pipeline.transformer, "forward", hears)
-    SpriteTasks(pipeline, IdealClassifier(sprites), sprites, SpriteSampling()).denoise(levels=4)
+    SpriteTasks(pipeline, IdealClassifier(sprites), sprites, Sampling()).denoise(levels=4)
     alpha, sigma = noise_levels(scheduler, torch.cat(asked))
     share = sigma**2 / (alpha**2 + sigma**2)
     assert share.tolist() == pytest.approx([0.0381, 0.3087, 0.6913, 0.9619], abs=0.002)
