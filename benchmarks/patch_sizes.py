@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 
 from autoencoder import AutoencoderKLVidTwin
 from pipelines import VidTwinTransformer3DModel
+from vidgen.common.config import load_config
 from vidgen.common.precision import resolve_dtype
 from vidgen.metrics.flops import transformer_flops
 from vidgen.training.config import DiTTrainingConfig
@@ -28,14 +29,17 @@ from vidgen.training.dit_trainer import train_dit
 
 from .common import generation
 from .common.figures import BLUE, GRAY, ORANGE, errors, new_figure, set_log_axes
-from .common.harness import Benchmark, Results, compute_once
+from .common.harness import REPOSITORY, Benchmark, Results, compute_once
 from .common.tables import distance_cell, markdown_table
+from .common.vae_runs import sprite_data
 from .speed.timing import alternating
 
 PatchSizes = tuple[tuple[int, int, int], tuple[int, int]]  # (query, row, column), and (frame, position)
+# Settings for a training of two steps; without warm-up and EMA the steps change the weights.
+TINY = ["model.preset=tiny-test", "data.num_frames=4", "data.fps=4", "train.mixed_precision=no", "train.ema_decay=0"]
 # Config in configs/dit, and settings on top of it.
 CONFIGS = {
-    "smoke": ("sprites", ["model.preset=tiny-test", *generation.TINY_DIT]),
+    "smoke": ("sprites", [*TINY, "optim.lr_warmup_steps=0"]),
     "cpu": ("sprites", []),
     "paper": ("ucf101", []),
 }
@@ -112,11 +116,15 @@ def run(options: argparse.Namespace) -> Results | None:
 def config_of(sizes: dict[str, Sequence[int]], options: argparse.Namespace, *settings: str) -> DiTTrainingConfig:
     """The scale's config with these patch sizes, and settings on top."""
     name, more = CONFIGS[options.scale]
-    cache = f"latent_cache={options.work_dir / 'patch_sizes' / 'latents'}"
-    rare = ["train.validation_steps=1000000", "train.checkpointing_steps=1000000"]
+    if options.scale == "paper":
+        data = [f"data.root={options.data}", "data.ucf101_split=1"]
+    else:
+        data = sprite_data(options)
+    paths = [f"vae={options.pipeline}", f"latent_cache={options.work_dir / 'patch_sizes' / 'latents'}"]
+    rare = ["train.validation_steps=1000000", "train.checkpointing_steps=1000000", "train.report_to=none"]
     patches = [f"model.overrides.{key}={list(size)}" for key, size in sizes.items()]
-    data = options.data if options.scale == "paper" else None
-    return generation.dit_config(name, options, data, cache, *rare, *more, *patches, *settings)
+    path = str(REPOSITORY / "configs" / "dit" / f"{name}.yaml")
+    return load_config(DiTTrainingConfig, ["--config", path, *data, *paths, *rare, *more, *patches, *settings])
 
 
 def build_untrained(

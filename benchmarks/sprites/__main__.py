@@ -1,18 +1,13 @@
 """One model, four tasks: generation, image-to-video, motion transfer and roll-outs of sprites, scored by a classifier.
 
     python -m benchmarks.sprites --scale cpu --pipeline FOLDER
-    python -m benchmarks.sprites --scale cpu --pipeline FOLDER --ablations
 
-The classifier is trained first, on separate sprites, and its accuracy on held-out sprites is reported. `--ablations`
-trains DiTs on the latents of the pipeline's autoencoder, with one seed and for equally many steps: with the full
-config, and without one part of it. An interrupted run resumes; an existing training with other settings is refused.
+The classifier is trained first, on separate sprites, and its accuracy on held-out sprites is reported.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,13 +17,11 @@ from pipelines import VidTwinPipeline
 from pipelines.rollout import rollout
 from vidgen.common.errors import UserError
 from vidgen.common.io import atomic_dir
-from vidgen.common.loading import load_vae, weights_hash
 from vidgen.data.sprites import MOTIONS
 from vidgen.metrics.fvd import Sampling
-from vidgen.training.dit_trainer import train_dit
 
 from ..common import generation
-from ..common.harness import Benchmark, Results, compute_once
+from ..common.harness import Benchmark, Results
 from ..common.tables import markdown_table, score_cell
 from .classifier import DrawnSprites, SpriteClassifier, train_classifier
 from .latent_swap import CLASSES
@@ -43,17 +36,6 @@ ROLLOUTS = {"smoke": 1, "cpu": 4}  # of each motion
 ROLLOUT_FRAMES, OVERLAP = 64, 2
 STEPS = {"smoke": 2, "cpu": 25}
 STRENGTHS = (0.0, 0.5)  # of the conditioning latent
-ABLATIONS: dict[str, list[str]] = {
-    "full config": [],
-    "one timestep for both streams": ["diffusion.independent_timesteps=0"],
-    "no self-conditioning": ["model.overrides.self_conditioning=false"],
-    "no zero terminal SNR": ["diffusion.zero_terminal_snr=false"],
-}
-ABLATION_STEPS = {"smoke": 2, "cpu": 2000}
-SMOKE = [
-    *("model.overrides.structure_patch_size=[3,2,2]", "model.overrides.dynamics_patch_size=[4,4]"),
-    *("model.overrides.num_layers=1", "model.overrides.num_attention_heads=1", *generation.TINY_DIT),
-]
 FACTORS = {  # keys of `score_factors`, with headings
     "motion": "motion accuracy",
     "shape": "shape accuracy",
@@ -64,8 +46,6 @@ FACTORS = {  # keys of `score_factors`, with headings
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pipeline", metavar="FOLDER", help="model of sprites, trained with independent timesteps")
-    parser.add_argument("--ablations", action="store_true", help="also train and score DiTs without one part each")
-    parser.add_argument("--data", metavar="FOLDER", help="sprites to train ablations on (default: 80 of each motion)")
     parser.add_argument("--guidance", type=float, default=3.0, help="classifier-free guidance scale (default: 3)")
 
 
@@ -77,39 +57,28 @@ def run(options: argparse.Namespace) -> Results | None:
         options.pipeline = generation.train_tiny_pipeline(options.work_dir / "ucf101_fvd")
     if options.pipeline is None:
         raise UserError("name a pipeline that was trained on sprites with independent timesteps: --pipeline FOLDER.")
-    pipeline = _load(options.pipeline, options)
+    pipeline = generation.load_placed_pipeline(options.pipeline, PartialState(), options.dtype)
     if missing := [motion for motion in MOTIONS if motion not in pipeline.labels]:
         raise UserError(f"the pipeline must know the motions of sprites as classes; it has no {missing[0]!r}.")
     sizes = dict(zip(("num_frames", "resolution"), pipeline.vae.clip_shape[1:3], strict=True))
     count = len(MOTIONS) * PER_MOTION[scale]
     sprites, others = (DrawnSprites(count, SEEDS[name], **sizes) for name in ("tested", "others"))
 
-    # Train the ablations before the classifier: the first `Accelerator` determines the precision of the process.
-    settings = ABLATIONS if options.ablations else {}
-    folders = {name: train_ablation(name, changes, options) for name, changes in settings.items()}
     classifier = load_classifier(options, sizes)
-
-    def tasks_of(model: VidTwinPipeline) -> SpriteTasks:
-        sampling = Sampling(guidance_scale=options.guidance, num_inference_steps=STEPS[scale])
-        return SpriteTasks(model, classifier, sprites, sampling)
-
-    ablations = {name: score_tasks(tasks_of(_load(path, options)), others, (0.0,)) for name, path in folders.items()}
     if not PartialState().is_main_process:
         return None
-    tasks = tasks_of(pipeline)
+    sampling = Sampling(guidance_scale=options.guidance, num_inference_steps=STEPS[scale])
+    tasks = SpriteTasks(pipeline, classifier, sprites, sampling)
     return {
         "pipeline": str(options.pipeline),
         "sampling": {"steps": STEPS[scale], "guidance": options.guidance},
         "classifier": score_factors(classifier.predict(others.clips()), others.targets),
-        **score_tasks(tasks, others, STRENGTHS),
+        "generate": tasks.generate(others),
+        "animate": {str(strength): tasks.animate(strength) for strength in STRENGTHS},
+        "retarget": {str(strength): tasks.retarget(strength) for strength in STRENGTHS},
         "reconstruct": tasks.reconstruct(),
         "rollouts": score_rollouts(pipeline, classifier, options),
-        "ablations": ablations,
     }
-
-
-def _load(folder: str | Path, options: argparse.Namespace) -> VidTwinPipeline:
-    return generation.load_placed_pipeline(folder, PartialState(), options.dtype)
 
 
 def load_classifier(options: argparse.Namespace, sizes: dict[str, int]) -> SpriteClassifier:
@@ -124,32 +93,6 @@ def load_classifier(options: argparse.Namespace, sizes: dict[str, int]) -> Sprit
                 classifier.save_pretrained(unfinished)
         PartialState().wait_for_everyone()
     return SpriteClassifier.from_pretrained(folder).to(PartialState().device).eval()
-
-
-def train_ablation(name: str, settings: Sequence[str], options: argparse.Namespace) -> Path:
-    """Train a DiT with the config and these settings, unless it has been; returns its pipeline's folder.
-
-    Raises:
-        UserError: if it was trained with other settings, data or autoencoder; and everything that training raises.
-    """
-    folder = options.work_dir / "sprites" / name.replace(" ", "-")
-    data = options.data and str(Path(options.data).resolve())
-    settings = [f"train.max_train_steps={ABLATION_STEPS[options.scale]}", *settings]
-    trained_on = {"settings": settings, "data": data, "vae": weights_hash(load_vae(str(options.pipeline)).bfloat16())}
-    paths = [f"latent_cache={folder.parent / 'latents'}", f"output_dir={folder}", "resume=latest"]
-    smoke = SMOKE if options.scale == "smoke" else ()
-    config = generation.dit_config("sprites_long", options, data, *paths, *smoke, *settings)
-    return Path(compute_once(folder / "finished.json", trained_on, lambda: str(train_dit(config))))
-
-
-def score_tasks(tasks: SpriteTasks, others: DrawnSprites, strengths: Sequence[float]) -> dict[str, Any]:
-    """Scores of denoising, generation, image-to-video and motion transfer."""
-    return {
-        "denoise": tasks.denoise(),
-        "generate": tasks.generate(others),
-        "animate": {str(strength): tasks.animate(strength) for strength in strengths},
-        "retarget": {str(strength): tasks.retarget(strength) for strength in strengths},
-    }
 
 
 def score_rollouts(
@@ -199,8 +142,6 @@ def tables(results: Results) -> str:
         "Motion transfer (`retarget`): keep the dynamics of a sprite, resample its structure without a class.",
         _conditioning_table(results["retarget"], "retargeted"),
     ]
-    if results["ablations"]:
-        parts += ["Ablations, trained for fewer steps:", ablation_table(results["ablations"])]
     return "\n\n".join([*parts, rollout_text(results["rollouts"])])
 
 
@@ -219,20 +160,6 @@ def _conditioning_table(by_strength: dict[str, Any], key: str) -> str:
     scores["reconstruction of the sprite"] = next(iter(by_strength.values()))["reconstructed"]
     rows = [[label, *(score_cell(found[name]) for name in FACTORS)] for label, found in scores.items()]
     return markdown_table(["clips", *FACTORS.values()], rows)
-
-
-def ablation_table(ablations: dict[str, dict[str, Any]]) -> str:
-    header = ["config", "denoising error", "motion accuracy", "Fréchet distance"]
-    header += ["animate: shape accuracy", "retarget: motion accuracy"]
-    rows = []
-    for name, scores in ablations.items():
-        animated = scores["animate"]["0.0"]["animated"]["shape"]
-        retargeted = scores["retarget"]["0.0"]["retargeted"]["motion"]
-        generated = scores["generate"]
-        distance = f"{generated['distance']['generated']:.3g}"
-        cells = [score_cell(score) for score in (generated["accuracy"]["generated"], animated, retargeted)]
-        rows.append([name, f"{scores['denoise']['error']:.4f}", cells[0], distance, *cells[1:]])
-    return markdown_table(header, rows)
 
 
 def rollout_text(rollouts: dict[str, Any]) -> str:

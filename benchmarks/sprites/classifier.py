@@ -105,8 +105,7 @@ class SpriteClassifier(ModelMixin, ConfigMixin):
     def predict(self, clips: torch.Tensor, batch_size: int = 32) -> Prediction:
         """Predict `sprite_targets`, without the background, of clips (N, 3, T, H, W) in [-1, 1]; on the CPU.
 
-        Also returns the `features` (N, dim), and `probability` (N,), the confidence in the class of motion. Raises
-        `NonFiniteError`, a ValueError, for clips that are not finite.
+        Also returns the `features` (N, dim). Raises `NonFiniteError`, a ValueError, for clips that are not finite.
         """
         if not clips.isfinite().all():
             raise NonFiniteError(f"clips of shape {tuple(clips.shape)} contain NaN or infinite values.")
@@ -114,7 +113,6 @@ class SpriteClassifier(ModelMixin, ConfigMixin):
         size = torch.tensor([clips.shape[-1], clips.shape[-2]], dtype=torch.float64)
         batches = [self(batch.to(self.device, self.dtype)) for batch in clips.split(batch_size)]
         outputs = {name: torch.cat([batch[name].float().cpu() for batch in batches]) for name in batches[0]}
-        probability = outputs["motion"].softmax(dim=1).amax(dim=1)
         classes = {name: outputs[name].argmax(dim=1) for name in CLASSES}
         colors = 255 * outputs["colors"].double().unflatten(1, (2, 3))
         positions = split_motion(outputs["position"].double() * size)
@@ -123,7 +121,6 @@ class SpriteClassifier(ModelMixin, ConfigMixin):
             "colors": colors,
             **positions,
             "features": outputs["features"],
-            "probability": probability,
         }
 
 

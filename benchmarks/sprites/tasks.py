@@ -11,13 +11,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from diffusers import SchedulerMixin
 
 from autoencoder import TwinLatents
 from pipelines import VidTwinPipeline
 from pipelines.classes import superclass_name
-from pipelines.latents import normalize_latents
-from pipelines.schedulers import estimate_clean, noise_levels
 from vidgen.common.progress import progress
 from vidgen.data.sprites import MOTIONS, SHAPES, subclass
 from vidgen.metrics.frechet import FeatureStatistics, frechet_distance, quiet_about_rank
@@ -66,35 +63,6 @@ class SpriteTasks:
             "psnr": {name: _as_dict(mean(psnr(x, clips))) for name, x in approximations.items()},
             "rate": values / clips[0].numel(),
         }
-
-    @torch.no_grad()
-    def denoise(self, levels: int = 10) -> dict[str, float]:
-        """Error of the estimate of clean latents, with both streams at the same noise level and the class given.
-
-        Nothing is sampled, so it distinguishes models of one autoencoder that are too similar for the classifier.
-
-        Args:
-            levels: number of noise levels, the same for every schedule (`even_timesteps`).
-
-        Returns:
-            `error`, the mean squared error of normalized latents, without self-conditioning; and `chance`, that of
-            the sprites' mean.
-        """
-        pipeline, transformer = self.pipeline, self.pipeline.transformer
-        clean = normalize_latents(self._encode().pack(), pipeline.vae)
-        labels = torch.tensor(pipeline.get_label_ids(self._motions()))
-        noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(self.sampling.seed)).to(clean)
-        errors = []
-        for timestep in even_timesteps(pipeline.scheduler, levels):
-            for z, e, label in zip(*(x.split(BATCH) for x in (clean, noise, labels.to(clean.device))), strict=True):
-                times = torch.full((len(z),), timestep, device=z.device)
-                alpha, sigma = (level[:, None] for level in noise_levels(pipeline.scheduler, times))
-                noisy = alpha * z + sigma * e
-                prediction = transformer(noisy.to(transformer.dtype), times, label).sample.float()
-                estimate = estimate_clean(pipeline.scheduler, prediction, times, noisy)
-                errors.append((estimate - z).square().mean(dim=1))
-        chance = (clean - clean.mean(dim=0)).square().mean()
-        return {"error": torch.cat(errors).mean().item(), "chance": chance.item()}
 
     def generate(self, others: DrawnSprites) -> dict[str, Any]:
         """Generate a clip of each sprite's class, or of its subclass where the pipeline has subclasses.
@@ -220,18 +188,6 @@ def score_factors(predicted: Prediction, targets: Prediction) -> dict[str, dict[
         chance = _mean_distance(predicted[name], targets[name][other])[counted].mean().item()
         scores[name] = _as_dict(mean(_mean_distance(predicted[name], targets[name])[counted], chance))
     return scores
-
-
-def even_timesteps(scheduler: SchedulerMixin, levels: int) -> list[int]:
-    """A schedule's timesteps that are closest to fixed noise levels, which are the same for every schedule.
-
-    The levels are the noise's share of the variance in the cosine schedule, at the middles of equal parts of its
-    time. Pure noise is not among them, because a schedule without zero terminal SNR does not reach it.
-    """
-    alpha, sigma = noise_levels(scheduler, torch.arange(scheduler.config.num_train_timesteps))
-    noise = sigma.square() / (alpha.square() + sigma.square())  # flow matching does not preserve the variance
-    wanted = torch.sin(torch.pi / 2 * (torch.arange(levels) + 0.5) / levels).square()
-    return (noise - wanted[:, None]).abs().argmin(dim=1).tolist()
 
 
 def _mean_distance(points: torch.Tensor, others: torch.Tensor) -> torch.Tensor:

@@ -1,73 +1,37 @@
-"""One model, four tasks: smoke scale, ablations and classifier."""
+"""One model, four tasks: smoke scale and classifier."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from autoencoder import AutoencoderKLVidTwin
 from benchmarks.sprites import __main__ as sprites
 from benchmarks.sprites.classifier import SpriteClassifier
 from vidgen.common.errors import UserError
 
 
-def test_smoke_with_ablations_and_a_second_run_trains_nothing(work_dir, monkeypatch):
+def test_smoke_and_a_second_run_trains_nothing(work_dir, monkeypatch):
     torch.set_num_threads(1)
     monkeypatch.setattr(sprites, "STRENGTHS", (0.0, 0.5))
-    arguments = ["--scale", "smoke", "--work-dir", str(work_dir), "--ablations"]
+    arguments = ["--scale", "smoke", "--work-dir", str(work_dir)]
     sprites.BENCHMARK.main(arguments)
     results = json.loads((work_dir / "smoke" / "sprites.json").read_text())["results"]
-    assert set(results["ablations"]) == set(sprites.ABLATIONS)
-    distances = {found["generate"]["distance"]["generated"] for found in results["ablations"].values()}
-    assert len(distances) == len(sprites.ABLATIONS)  # all models differ
     assert [*results["animate"]] == [*results["retarget"]] == ["0.0", "0.5"]
     assert len(results["rollouts"]["change"]) == results["rollouts"]["frames"] - 1 == 11
     text = (work_dir / "sprites.md").read_text()
-    assert "| no self-conditioning | " in text and "Roll-outs: 8 videos of 12 frames" in text
+    assert "Roll-outs: 8 videos of 12 frames" in text
     texture = results["classifier"]["texture"]
     assert f"of the texture {texture['value']:.1%} (chance {texture['chance']:.1%})" in text
     assert "an RGB L2 distance of at most 441" in text
 
-    monkeypatch.setattr(sprites, "train_dit", lambda config: pytest.fail("trained again"))
     monkeypatch.setattr(sprites, "train_classifier", lambda *args, **kwargs: pytest.fail("trained again"))
     sprites.BENCHMARK.main(arguments)
     again = json.loads((work_dir / "smoke" / "sprites.json").read_text())["results"]
     assert again == results
-
-
-def test_a_finished_training_with_other_settings_is_refused(tmp_path, monkeypatch):
-    vae = AutoencoderKLVidTwin.from_preset("tiny-test")
-    vae.save_pretrained(tmp_path / "vae")
-    monkeypatch.chdir(tmp_path)
-    trained = []
-    monkeypatch.setattr(
-        sprites, "train_dit", lambda config: trained.append(config) or Path(config.output_dir, "final")
-    )
-
-    def train(*settings: str, **others) -> Path:
-        Path("sprites/an-ablation").mkdir(parents=True, exist_ok=True)
-        options = {"scale": "cpu", "work_dir": tmp_path, "data": "data", "pipeline": tmp_path / "vae", **others}
-        return sprites.train_ablation("an ablation", settings, argparse.Namespace(**options))
-
-    final = train()
-    vae.bfloat16().save_pretrained("rounded")
-    assert train(data=str(tmp_path / "data"), pipeline="rounded") == final and len(trained) == 1
-    vae.decoder.requires_grad_(True)
-    with torch.no_grad():
-        next(vae.decoder.parameters()).add_(1)
-    vae.save_pretrained("another")
-    for settings, others in (
-        (["diffusion.independent_timesteps=0"], {}),
-        ([], {"data": "other"}),
-        ([], {"pipeline": "another"}),
-    ):
-        with pytest.raises(UserError, match=r"an-ablation was trained with other settings .* delete it first"):
-            train(*settings, **others)
 
 
 def test_one_classifier_per_clip_size(tmp_path, monkeypatch):
@@ -97,6 +61,6 @@ def test_paper_scale_and_missing_pipeline_are_refused(tmp_path):
 
 
 def test_a_pipeline_without_the_classes_of_sprites_is_refused(monkeypatch):
-    monkeypatch.setattr(sprites, "_load", lambda folder, dtype: SimpleNamespace(labels={}))
+    monkeypatch.setattr(sprites.generation, "load_placed_pipeline", lambda *_: SimpleNamespace(labels={}))
     with pytest.raises(UserError, match="must know the motions of sprites as classes; it has no"):
         sprites.run(argparse.Namespace(scale="cpu", pipeline="unconditional", dtype="float32"))

@@ -7,15 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import SchedulerMixin
 
-from autoencoder import AutoencoderKLVidTwin, TwinLatents
+from autoencoder import TwinLatents
 from benchmarks.sprites.classifier import DrawnSprites
 from benchmarks.sprites.tasks import SpriteTasks, score_factors
-from pipelines import VidTwinPipeline, VidTwinTransformer3DModel, default_scheduler
 from pipelines.classes import superclass_name
-from pipelines.latents import normalize_latents
-from pipelines.schedulers import noise_levels
 from vidgen.data.sprites import MOTIONS, subclass
 from vidgen.metrics.fvd import Sampling
 from vidgen.metrics.reconstruction import downsample_baseline, mean_color_baseline, psnr
@@ -194,64 +190,3 @@ def test_reconstruction_psnr_and_baselines(sprites):
     for name, made in expected.items():
         assert found["psnr"][name]["value"] == pytest.approx(psnr(made, clips).mean().item())
     assert found["psnr"]["reconstructed"]["value"] > found["psnr"]["downsample"]["value"]
-
-
-def tiny_pipeline(scheduler: SchedulerMixin) -> VidTwinPipeline:
-    torch.manual_seed(0)
-    vae = AutoencoderKLVidTwin.from_preset("tiny-test", bottleneck="residual").eval()
-    transformer = VidTwinTransformer3DModel.from_preset("tiny-test", vae=vae, num_classes=8)
-    names = dict(zip(map(str, range(8)), reversed(MOTIONS), strict=True))
-    return VidTwinPipeline(vae, transformer.eval(), scheduler, names)
-
-
-@pytest.mark.parametrize("prediction_type", ["sample", "v_prediction"])
-@pytest.mark.parametrize("share", [0.0, 1.0])
-def test_denoise_is_the_error_of_the_estimate(monkeypatch, prediction_type, share):
-    """With a transformer that returns this fraction of the clean latents."""
-    scheduler = default_scheduler(prediction_type)
-    pipeline = tiny_pipeline(scheduler)
-    vae, transformer = pipeline.vae, pipeline.transformer
-    sprites = DrawnSprites(40, seed=3, num_frames=vae.clip_shape[1], resolution=vae.clip_shape[3])
-    with torch.no_grad():
-        clean = normalize_latents(vae.encode(sprites.clips()).latent_dist.mode(), vae)
-    asked = []
-
-    def knows(noisy, timestep, label):
-        first = sum(len(batch) for batch, *_ in asked) % 40
-        asked.append((label, timestep[0].item()))
-        z = share * clean[first : first + len(noisy)]
-        alpha, sigma = (level[:, None] for level in noise_levels(scheduler, timestep))
-        return SimpleNamespace(sample=z if prediction_type == "sample" else (alpha * noisy - z) / sigma)
-
-    monkeypatch.setattr(transformer, "forward", knows)
-    found = SpriteTasks(pipeline, IdealClassifier(sprites), sprites, Sampling()).denoise(levels=3)
-    assert found["error"] == pytest.approx(0 if share else clean.square().mean().item(), abs=1e-5)
-    assert found["chance"] == pytest.approx(clean.var(dim=0, correction=0).mean().item(), rel=1e-4)
-    assert [timestep for _, timestep in asked[::2]] == pytest.approx([1000 / 6, 500, 5000 / 6], abs=10)
-    assert torch.cat([label for label, _ in asked[:2]]).tolist() == [7 - i % 8 for i in range(40)]
-
-
-@pytest.mark.parametrize(
-    "scheduler",
-    [
-        default_scheduler("v_prediction"),
-        default_scheduler("v_prediction", rescale_betas_zero_snr=False),
-        default_scheduler("epsilon"),
-        default_scheduler("flow_prediction"),
-    ],
-)
-def test_all_schedules_use_the_same_noise_levels(monkeypatch, scheduler):
-    pipeline = tiny_pipeline(scheduler)
-    _, frames, size, _ = pipeline.vae.clip_shape[:4]
-    sprites = DrawnSprites(8, seed=3, num_frames=frames, resolution=size)
-    asked = []
-
-    def hears(noisy, timestep, label):
-        asked.append(timestep[:1])
-        return SimpleNamespace(sample=noisy)
-
-    monkeypatch.setattr(pipeline.transformer, "forward", hears)
-    SpriteTasks(pipeline, IdealClassifier(sprites), sprites, Sampling()).denoise(levels=4)
-    alpha, sigma = noise_levels(scheduler, torch.cat(asked))
-    share = sigma**2 / (alpha**2 + sigma**2)
-    assert share.tolist() == pytest.approx([0.0381, 0.3087, 0.6913, 0.9619], abs=0.002)
