@@ -39,7 +39,7 @@ CONFIGS = {
     "cpu": ("sprites", []),
     "paper": ("paper", []),
 }
-STEPS = {"smoke": 4, "cpu": 600, "paper": None}
+STEPS = {"smoke": 2, "cpu": 600, "paper": None}
 SEEDS = {"smoke": 1, "cpu": 2, "paper": 2}
 SPRITES_PER_CLASS = {"smoke": (2, 1), "cpu": (80, 8)}  # training, test
 CLIPS_PER_VIDEO = 8  # of real videos
