@@ -1,4 +1,4 @@
-"""Figure 5: FLOPs and training memory of the same diffusion transformer on every method's latent; training costs.
+"""Figure 5: FLOPs and training memory of the paper's transformer on every method's latent; training costs.
 
     python -m benchmarks.resources --scale cpu
     python -m benchmarks.resources training_cost --scale cpu
@@ -10,7 +10,6 @@ Figure 5 is in float32, at batch size 1, with Adam.
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from dataclasses import asdict
 from functools import cache
@@ -18,8 +17,6 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-
-from pipelines import VidTwinTransformer3DModel
 
 from ..common import paper
 from ..common.figures import DARK_BLUE, LIGHT_BLUE, TEAL, new_figure
@@ -34,10 +31,8 @@ from .latents import (
     PATCHINGS,
     REFERENCE,
     RELEASED,
-    Patches,
+    count_tokens,
     latent_table,
-    latents,
-    patchify,
 )
 from .memory import ATTENTION, training_memory
 from .pseudo_dit import PseudoDiT
@@ -45,8 +40,6 @@ from .training_cost import run_training_cost, training_cost_tables
 
 STATED, PROJECTED = "pseudo-DiT as stated", "pseudo-DiT with projections"
 PSEUDO_DITS = {STATED: False, PROJECTED: True}  # whether the attention has projections
-MODELS = {"smoke": [STATED, "tiny-test"], "cpu": [*PSEUDO_DITS, "S", "B", "L", "XL", "paper"]}
-MODELS["paper"] = MODELS["cpu"]
 METHODS = {"smoke": ["EMU-3", REFERENCE], "cpu": [*BASELINES, OTHER_READING, REFERENCE, RELEASED, FOLDED]}
 METHODS["paper"] = METHODS["cpu"]
 FIGURES = {  # keys of the results: label, and the paper's claim
@@ -54,63 +47,36 @@ FIGURES = {  # keys of the results: label, and the paper's claim
     "fused": ("peak memory, fused attention", "memory"),
     "math": ("peak memory, math attention", "memory"),
 }
-CLASSES = 101  # UCF-101's
 
 # --- counting --------------------------------------------------------------------------------------------------------
 
 
 def run(options: argparse.Namespace) -> Results:
     rows = []
-    for model in MODELS[options.scale]:
+    for model in [STATED] if options.scale == "smoke" else PSEUDO_DITS:
         for patching in ("2", "1") if options.scale == "smoke" else PATCHINGS:
-            if patching == CROPPED and model not in PSEUDO_DITS:
-                continue
             print(f"{model}, patch {PATCHINGS[patching]}", file=sys.stderr, flush=True)
             for method in METHODS[options.scale]:
-                patches = patchify(method, latents()[method][1], patching)
-                tokens = [math.prod(p.grid) for p in patches]
-                # The cost of a pseudo-DiT depends on the number of tokens alone.
-                cost = measure_cost(model, sum(tokens) if model in PSEUDO_DITS else patches)
+                tokens = count_tokens(method, patching)
+                cost = measure_cost(PSEUDO_DITS[model], sum(tokens))
                 rows.append({"model": model, "patching": patching, "method": method, "tokens": tokens, **cost})
     return {"costs": rows}
 
 
 @cache
-def measure_cost(model: str, latent: int | tuple[Patches, ...]) -> dict[str, Any]:
-    """Parameters, FLOPs and memory of a model on a number of tokens or on patches."""
+def measure_cost(projections: bool, tokens: int) -> dict[str, Any]:
+    """Parameters, FLOPs and memory of a pseudo-DiT on a number of tokens."""
 
-    def build():
-        return build_pseudo_dit(model, latent) if model in PSEUDO_DITS else build_dit(model, latent)
+    def build() -> tuple:
+        model = PseudoDiT(projections=projections)
+        inputs = torch.randn(1, tokens, 512), torch.randn(1, tokens, 512)
+        return model, lambda x, target: (model(x) - target).square().mean(), inputs
 
     with torch.device("meta"):
         parameters = sum(p.numel() for p in build()[0].parameters())
     forward, step = training_flops(build)
     cost = {"parameters": parameters, "forward_flops": forward, "step_flops": step}
-    for attention in ATTENTION if model in PSEUDO_DITS else ("fused",):
-        cost[attention] = asdict(training_memory(build, attention))
-    return cost
-
-
-def build_pseudo_dit(model: str, tokens: int) -> tuple:
-    pseudo_dit = PseudoDiT(projections=PSEUDO_DITS[model])
-    inputs = torch.randn(1, tokens, 512), torch.randn(1, tokens, 512)
-    return pseudo_dit, lambda x, target: (pseudo_dit(x) - target).square().mean(), inputs
-
-
-def build_dit(preset: str, patches: tuple[Patches, ...]) -> tuple:
-    """Our DiT; a latent of one stream is its structure, with dynamics of no tokens."""
-    structure, dynamics = (*patches, Patches(1, (0, 1), (1, 1)))[:2]
-    dit = VidTwinTransformer3DModel.from_preset(
-        preset,
-        structure_shape=structure.shape,
-        dynamics_shape=dynamics.shape,
-        structure_patch_size=structure.patch_size,
-        dynamics_patch_size=dynamics.patch_size,
-        num_classes=CLASSES,
-    )
-    latent, target = torch.randn(1, dit.latent_size), torch.randn(1, dit.latent_size)
-    inputs = latent, target, torch.zeros(1, 2), torch.zeros(1, dtype=torch.long)
-    return dit, lambda x, target, *conditions: (dit(x, *conditions).sample - target).square().mean(), inputs
+    return cost | {attention: asdict(training_memory(build, attention)) for attention in ATTENTION}
 
 
 def ratios(costs: list[dict], model: str, patching: str, figure: str) -> dict[str, float]:
@@ -127,13 +93,11 @@ def ratios(costs: list[dict], model: str, patching: str, figure: str) -> dict[st
 
 
 def tables(results: Results) -> str:
-    costs = results["costs"]
-    ours = list(dict.fromkeys(row["model"] for row in costs if row["model"] not in PSEUDO_DITS))
+    costs = [row for row in results["costs"] if row["model"] in PSEUDO_DITS]  # older records have other models too
     sections = {
         "The paper's claim": claim_table(costs),
         "The latents": latent_table(),
-        "The pseudo-DiTs": cost_table(costs, list(PSEUDO_DITS)),
-        "Our DiT sizes": cost_table(costs, ours),
+        "FLOPs and memory": cost_table(costs),
     }
     return "\n\n".join(f"### {title}\n\n{text}" for title, text in sections.items())
 
@@ -142,8 +106,6 @@ def claim_table(costs: list[dict]) -> str:
     """Ratios to VidTwin, and which baselines are within the paper's ranges."""
     rows = []
     for model, patching in dict.fromkeys((row["model"], row["patching"]) for row in costs):
-        if model not in PSEUDO_DITS:
-            continue
         row, within = [model, PATCHINGS[patching]], {}
         for figure, (_, claim) in FIGURES.items():
             low, high = paper.RESOURCES_CLAIM[claim]
@@ -162,12 +124,12 @@ def claim_table(costs: list[dict]) -> str:
     )
 
 
-def cost_table(costs: list[dict], models: list[str]) -> str:
+def cost_table(costs: list[dict]) -> str:
     """FLOPs and peak memory of a training step: one row per patch size and method, and columns for each model."""
     header, rows, parameters = ["patch", "method", "tokens"], {}, {}
-    for row in [row for row in costs if row["model"] in models]:
+    for row in costs:
         model, method, patching = row["model"], row["method"], row["patching"]
-        memory = {attention: row[attention] for attention in ("fused", "math") if attention in row}
+        memory = {attention: row[attention] for attention in ("fused", "math")}
         if model not in parameters:
             header += [f"{model}: GFLOP", *(f"{attention}: peak, MiB" for attention in memory)]
         parameters[model] = row["parameters"]  # VidTwin's, which is the last one
