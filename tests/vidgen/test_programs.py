@@ -7,16 +7,25 @@ import os
 import runpy
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
+from accelerate.state import AcceleratorState
 from forked import run_forked
 
 from vidgen.demo import __main__ as demo
 from vidgen.demo import launch
 
 ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _fresh_state() -> Iterator[None]:
+    """The state of Accelerate holds one mixed precision for the lifetime of a process."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def run(*command: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
