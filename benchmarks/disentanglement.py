@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -332,27 +331,24 @@ def plot(results: Results) -> Figure:
     vaes = results["vaes"]
     figure, [panels] = new_figure(5.5 * len(vaes), 4, columns=len(vaes))
     for axes, (name, result) in zip(panels, vaes.items(), strict=True):
-        _plot_attribution(axes, name, result["latent_swap"]["factor_attribution"])
+        attribution = result["latent_swap"]["factor_attribution"]
+        targets = [target for target in TARGETS if target in attribution]
+        left = [0.0] * len(targets)
+        sources = (("a", "structure source", "#1d4ed8"), ("neither", "neither", LIGHT_GRAY))
+        for key, label, color in (*sources, ("b", "dynamics source", "#ea580c")):
+            shares = [attribution[target][key]["value"] for target in targets]
+            axes.barh(range(len(targets)), shares, left=left, color=color, label=label, height=0.7)
+            left = [start + width for start, width in zip(left, shares, strict=True)]
+        for i, target in enumerate(targets):
+            a, b = attribution[target]["a"], attribution[target]["b"]
+            axes.hlines([i, i], [a["low"], 1 - b["high"]], [a["high"], 1 - b["low"]], "black", lw=1)
+            axes.vlines([a["chance"], 1 - b["chance"]], i - 0.42, i + 0.42, "#dc2626", ls="--", lw=1.3)
+        axes.set_yticks(range(len(targets)), [TARGETS[target] for target in targets])
+        axes.invert_yaxis()
+        axes.set_xlim(0, 1)
+        axes.set_title(f"{name}: latent swap, factor attribution", fontsize=10)
+        axes.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.08), frameon=False)
     return figure
-
-
-def _plot_attribution(axes: Axes, name: str, attribution: dict[str, dict]) -> None:
-    targets = [name for name in TARGETS if name in attribution]
-    left = [0.0] * len(targets)
-    sources = (("a", "structure source", "#1d4ed8"), ("neither", "neither", LIGHT_GRAY))
-    for key, label, color in (*sources, ("b", "dynamics source", "#ea580c")):
-        shares = [attribution[target][key]["value"] for target in targets]
-        axes.barh(range(len(targets)), shares, left=left, color=color, label=label, height=0.7)
-        left = [start + width for start, width in zip(left, shares, strict=True)]
-    for i, target in enumerate(targets):
-        a, b = attribution[target]["a"], attribution[target]["b"]
-        axes.hlines([i, i], [a["low"], 1 - b["high"]], [a["high"], 1 - b["low"]], "black", lw=1)
-        axes.vlines([a["chance"], 1 - b["chance"]], i - 0.42, i + 0.42, "#dc2626", ls="--", lw=1.3)
-    axes.set_yticks(range(len(targets)), [TARGETS[target] for target in targets])
-    axes.invert_yaxis()
-    axes.set_xlim(0, 1)
-    axes.set_title(f"{name}: latent swap, factor attribution", fontsize=10)
-    axes.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.08), frameon=False)
 
 
 TITLE = "Figures 1, 4, 7 and 8: disentanglement of structure and dynamics"

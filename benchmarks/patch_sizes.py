@@ -22,7 +22,6 @@ from matplotlib.figure import Figure
 from autoencoder import AutoencoderKLVidTwin
 from pipelines import VidTwinTransformer3DModel
 from vidgen.common.config import load_config
-from vidgen.common.precision import resolve_dtype
 from vidgen.metrics.flops import transformer_flops
 from vidgen.training.config import DiTTrainingConfig
 from vidgen.training.dit_trainer import train_dit
@@ -32,7 +31,6 @@ from .common.figures import BLUE, GRAY, ORANGE, errors, new_figure, set_log_axes
 from .common.harness import REPOSITORY, Benchmark, Results, compute_once
 from .common.tables import distance_cell, markdown_table
 from .common.vae_runs import sprite_data
-from .speed.timing import alternating
 
 PatchSizes = tuple[tuple[int, int, int], tuple[int, int]]  # (query, row, column), and (frame, position)
 # Settings for a training of two steps; without warm-up and EMA the steps change the weights.
@@ -108,8 +106,6 @@ def run(options: argparse.Namespace) -> Results | None:
     if not PartialState().is_main_process:
         return None
 
-    for name, seconds in step_seconds(models).items():
-        rows[name]["step_seconds"] = seconds
     return {"vae": str(options.pipeline), "steps": STEPS[scale], "evaluation": common, "forms": rows}
 
 
@@ -156,33 +152,18 @@ def train_and_evaluate(
     return compute_once(folder / f"score-{steps}.json", sizes, compute)
 
 
-@torch.no_grad()
-def step_seconds(models: dict[str, VidTwinTransformer3DModel]) -> dict[str, float]:
-    """Median time of a guided denoising step of one clip in the fast precision, measured in turns."""
-    device = PartialState().device
-    dtype = resolve_dtype("auto", device)
-    steps = {}
-    for name, model in models.items():
-        model = model.to(device, dtype)
-        latents = torch.randn(2, model.latent_size, device=device, dtype=dtype)
-        timestep, labels = torch.full((2,), 500.0, device=device), torch.tensor([0, 8], device=device)
-        steps[name] = lambda m=model, x=latents, t=timestep, y=labels: m(x, t, y)
-    return alternating(steps, device, repeats=15)
-
-
 # --- tables and plot -------------------------------------------------------------------------------------------------
 
 
 def tables(results: Results) -> str:
     rows = []
-    reference = results["forms"][REFERENCE]["step_seconds"]
     for name, form in results["forms"].items():
-        row = [name, sum(form["tokens"]), f"{form['relative_flops']:.2f}", f"{form['step_seconds'] / reference:.2f}"]
+        row = [name, sum(form["tokens"]), f"{form['relative_flops']:.2f}"]
         for budget in BUDGETS:
             trained = form["trained"].get(budget)
             row += [trained["steps"], distance_cell(trained["distance"])] if trained else [None, "not trained"]
         rows.append(row)
-    header = ["merged into a token", "tokens", "relative FLOPs of a step", "relative time of a step"]
+    header = ["merged into a token", "tokens", "relative FLOPs of a step"]
     for label in BUDGETS.values():
         header += ["steps", f"Fréchet distance, {label}"]
     evaluation = results["evaluation"]
@@ -192,9 +173,8 @@ def tables(results: Results) -> str:
     setting = (
         f"{evaluation['generated']['samples']} clips per model, guidance "
         f"{evaluation['settings']['guidance_scale']:g}, detector `{evaluation['detector']['name']}`, 95 % intervals; "
-        f"real vs. other real clips {real}, reconstructed {reconstructed}, mean color {color}. FLOPs and time of a "
-        f'denoising step (one clip with guidance, bf16) are relative to "{REFERENCE}", the 65-token form of a VidTwin '
-        "of 224 px."
+        f"real vs. other real clips {real}, reconstructed {reconstructed}, mean color {color}. FLOPs of a "
+        f'denoising step are relative to "{REFERENCE}", the 65-token form of a VidTwin of 224 px.'
     )
     return "\n\n".join([setting, markdown_table(header, rows), "\n".join(f"* {line}" for line in verdicts(results))])
 

@@ -57,7 +57,6 @@ RENAMED = {
     '"way":': '"interpolation":',
     '"drawn":': '"original":',
     '"scorer":': '"classifier":',
-    '"the rec[i]pe"': '"full config"',
     '"together"': '"combined"',
     r'"own (\d)': r'"default \1',
     r"\bguided (\d)": r"guidance \1",

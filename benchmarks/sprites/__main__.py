@@ -29,7 +29,6 @@ from .rollouts import rollout_scores
 from .tasks import SpriteTasks, score_factors
 
 CLASSIFIER = {"smoke": dict(steps=2, batch_size=4, sprites=16, width=8, dim=8), "cpu": dict(steps=1500, batch_size=16)}
-CLASSIFIER_SIZES = {"num_frames": 16, "resolution": 64}  # of a classifier whose folder does not name them
 SEEDS = {"classifier": 1000, "tested": 2000, "others": 3000}  # of sprites; trainings use small seeds
 PER_MOTION = {"smoke": 2, "cpu": 32}  # reference sprites, and generated clips of each task
 ROLLOUTS = {"smoke": 1, "cpu": 4}  # of each motion
@@ -73,7 +72,7 @@ def run(options: argparse.Namespace) -> Results | None:
         "pipeline": str(options.pipeline),
         "sampling": {"steps": STEPS[scale], "guidance": options.guidance},
         "classifier": score_factors(classifier.predict(others.clips()), others.targets),
-        "generate": tasks.generate(others),
+        "generate": tasks.generate(),
         "animate": {str(strength): tasks.animate(strength) for strength in STRENGTHS},
         "retarget": {str(strength): tasks.retarget(strength) for strength in STRENGTHS},
         "reconstruct": tasks.reconstruct(),
@@ -83,9 +82,7 @@ def run(options: argparse.Namespace) -> Results | None:
 
 def load_classifier(options: argparse.Namespace, sizes: dict[str, int]) -> SpriteClassifier:
     """Load the work folder's classifier of clips of these sizes, on the process's device; trained if it is missing."""
-    folder = options.work_dir / "sprites" / "classifier"
-    if sizes != CLASSIFIER_SIZES:
-        folder = folder.with_name("classifier-{num_frames}x{resolution}".format(**sizes))
+    folder = options.work_dir / "sprites" / "classifier-{num_frames}x{resolution}".format(**sizes)
     if not (folder / "config.json").exists():
         classifier = train_classifier(Accelerator(), seed=SEEDS["classifier"], **sizes, **CLASSIFIER[options.scale])
         if PartialState().is_main_process:
@@ -149,10 +146,9 @@ def _generation_table(generated: dict[str, Any]) -> str:
     keys = {"accuracy": "motion accuracy", "shape": "shape accuracy"}
     keys = {key: label for key, label in keys.items() if key in generated}
     rows = [
-        [name, *(score_cell(generated[key][name]) for key in keys), f"{generated['distance'][name]:.3g}"]
-        for name in ("generated", "reconstructed", "real")
+        [name, *(score_cell(generated[key][name]) for key in keys)] for name in ("generated", "reconstructed", "real")
     ]
-    return markdown_table([f"{generated['clips']} clips", *keys.values(), "Fréchet distance"], rows)
+    return markdown_table([f"{generated['clips']} clips", *keys.values()], rows)
 
 
 def _conditioning_table(by_strength: dict[str, Any], key: str) -> str:
@@ -172,8 +168,8 @@ def rollout_text(rollouts: dict[str, Any]) -> str:
     text = f"Roll-outs: {rollouts['videos']} videos of {rollouts['frames']} frames, overlap {rollouts['overlap']}."
     if "jumps" in seams:
         text += (
-            f" At the seams between windows, relative to all other steps, pixels change {seams['change']:.2f} times "
-            f"as much and shapes move {seams['moved']:.2f} times as far; {seams['jumps']:.1%} of the steps there are "
+            f" At the seams between windows, relative to all other steps, shapes move {seams['moved']:.2f} times as "
+            f"far; {seams['jumps']:.1%} of the steps there are "
             "jumps, which exceed the longest step of the first window by a quarter and a pixel."
         )
     return f"{text}\n\n{markdown_table(header, rows)}"

@@ -17,7 +17,6 @@ from pipelines import VidTwinPipeline
 from pipelines.classes import superclass_name
 from vidgen.common.progress import progress
 from vidgen.data.sprites import MOTIONS, SHAPES, subclass
-from vidgen.metrics.frechet import FeatureStatistics, frechet_distance, quiet_about_rank
 from vidgen.metrics.fvd import Sampling
 from vidgen.metrics.reconstruction import downsample_baseline, mean_color_baseline, psnr
 from vidgen.metrics.stats import Score, mean, share
@@ -64,16 +63,12 @@ class SpriteTasks:
             "rate": values / clips[0].numel(),
         }
 
-    def generate(self, others: DrawnSprites) -> dict[str, Any]:
+    def generate(self) -> dict[str, Any]:
         """Generate a clip of each sprite's class, or of its subclass where the pipeline has subclasses.
-
-        Args:
-            others: equally many other real clips, the reference of the Fréchet distances.
 
         Returns:
             `accuracy` of the motion of `generated`, `real` and `reconstructed` clips; `per_class` that of generated
-            ones; `distance`, Fréchet distances of the classifier's features; and with subclasses `shape`, the
-            accuracy of the shape.
+            ones; and with subclasses `shape`, the accuracy of the shape.
         """
         labels = self.sprites.targets["motion"]
         subclasses = self.pipeline.subclasses
@@ -85,18 +80,11 @@ class SpriteTasks:
         }
         predictions = {name: self.classifier.predict(batch) for name, batch in clips.items()}
         hits = {name: predicted["motion"] == labels for name, predicted in predictions.items()}
-        reference = FeatureStatistics.of(self.classifier.predict(others.clips())["features"])
-        with quiet_about_rank():
-            distance = {
-                name: frechet_distance(FeatureStatistics.of(predicted["features"]), reference)
-                for name, predicted in predictions.items()
-            }
         chance = 1 / len(MOTIONS)
         per_class = {name: hits["generated"][labels == label] for label, name in enumerate(MOTIONS)}
         scores = {
             "accuracy": {name: _as_dict(share(right, chance)) for name, right in hits.items()},
             "per_class": {name: _as_dict(share(right, chance)) for name, right in per_class.items()},
-            "distance": distance,
             "clips": len(labels),
         }
         if subclasses:

@@ -36,7 +36,6 @@ def test_smoke_and_a_second_run_trains_nothing(work_dir, monkeypatch):
     flops = [row["flops"] for row in found.values()]
     assert flops == sorted(flops, reverse=True) and found[REFERENCE]["relative_flops"] == 1
     for row in found.values():
-        assert row["step_seconds"] > 0
         assert ("steps" in row["trained"]) == (row["relative_flops"] <= 2)
         for budget, trained in row["trained"].items():
             asked = 2 if budget == "steps" else 2 / row["relative_flops"]

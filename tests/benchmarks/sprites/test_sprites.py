@@ -21,7 +21,7 @@ def test_smoke_and_a_second_run_trains_nothing(work_dir, monkeypatch):
     sprites.BENCHMARK.main(arguments)
     results = json.loads((work_dir / "smoke" / "sprites.json").read_text())["results"]
     assert [*results["animate"]] == [*results["retarget"]] == ["0.0", "0.5"]
-    assert len(results["rollouts"]["change"]) == results["rollouts"]["frames"] - 1 == 11
+    assert len(results["rollouts"]["moved"]) == results["rollouts"]["frames"] - 1 == 11
     text = (work_dir / "sprites.md").read_text()
     assert "Roll-outs: 8 videos of 12 frames" in text
     texture = results["classifier"]["texture"]
@@ -46,7 +46,10 @@ def test_one_classifier_per_clip_size(tmp_path, monkeypatch):
     for sizes in ((16, 64), (8, 64), (16, 64), (8, 64)):
         sprites.load_classifier(options, dict(zip(("num_frames", "resolution"), sizes, strict=True)))
     assert asked == [(16, 64), (8, 64)]
-    assert sorted(folder.name for folder in (tmp_path / "sprites").iterdir()) == ["classifier", "classifier-8x64"]
+    assert sorted(folder.name for folder in (tmp_path / "sprites").iterdir()) == [
+        "classifier-16x64",
+        "classifier-8x64",
+    ]
 
 
 def test_paper_scale_and_missing_pipeline_are_refused(tmp_path):
