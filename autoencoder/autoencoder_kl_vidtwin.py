@@ -33,7 +33,7 @@ from .bottleneck import (
     structure_grid,
 )
 from .latents import LatentShape, TwinLatents, TwinPosterior, numel
-from .model_card import ModelCardMixin, count_parameters, render_card
+from .model_card import ModelCardMixin, count_parameters, find_parents, render_card
 from .presets import preset_config, rename_old_arguments
 from .qformer import QFormer
 from .tiling import Blender, ClipGeometry, check_stride, cut
@@ -125,6 +125,7 @@ class AutoencoderKLVidTwin(
     _no_split_modules = ["VidTwinFirstBlock", "VidTwinBlock", "QFormerLayer"]
     _repeated_blocks = ["VidTwinFirstBlock", "VidTwinBlock"]
     _skip_layerwise_casting_patterns = ["patch_embed", "norm", r"decoder\.proj_out$"]
+    _encoder_modules = ["encoder", "structure_encoder", "dynamics_encoder"]  # those that `encode` uses
     # Each of these is offloaded separately, since pipelines call `decode` and not `forward`.
     _group_offload_block_modules = [
         "encoder",
@@ -296,6 +297,7 @@ class AutoencoderKLVidTwin(
             Path(__file__).with_name("autoencoder_card.md.jinja"),
             repo_id,
             tags=["vidtwin", "video-autoencoder"],
+            parents=find_parents(model=self),
             parameters=count_parameters(self),
             clip_shape=self.clip_shape,
             structure_shape=self.structure_shape,

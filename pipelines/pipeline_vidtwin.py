@@ -20,7 +20,7 @@ from huggingface_hub import ModelCard
 
 # Diffusers loads components from modules that are already imported, so these two imports are needed at run time.
 from autoencoder.autoencoder_kl_vidtwin import AutoencoderKLVidTwin
-from autoencoder.model_card import ModelCardMixin, count_parameters, render_card
+from autoencoder.model_card import ModelCardMixin, count_parameters, find_parents, render_card
 
 from .classes import ClassLabelsMixin
 from .conditioning import (
@@ -101,6 +101,7 @@ class VidTwinPipeline(
             Path(__file__).with_name("pipeline_card.md.jinja"),
             repo_id,
             tags=["vidtwin", "video-generation", "unconditional" if num_classes is None else "class-conditional"],
+            parents=find_parents(transformer=transformer, vae=vae),
             **transformer.card_facts(),
             labels=self.labels,
             subclasses=self.subclasses,

@@ -71,8 +71,24 @@ def load_pipeline(name: str) -> VidTwinPipeline:
 
 def weights_hash(model: nn.Module) -> str:
     """SHA-256 of a model's parameters and buffers, in the order of their names and in their dtype."""
+    return _tensors_hash(model.state_dict())
+
+
+def encoder_hash(vae: nn.Module) -> str:
+    """SHA-256, as `weights_hash`, of the modules that `encode` uses, which alone determine the latents of a clip.
+
+    An autoencoder's class names them in `_encoder_modules`; without it this is the hash of all weights.
+    """
+    modules = getattr(vae, "_encoder_modules", None)
+    if modules is None:
+        return weights_hash(vae)
+    prefixes = tuple(f"{name}." for name in modules)
+    return _tensors_hash({k: v for k, v in vae.state_dict().items() if k.startswith(prefixes)})
+
+
+def _tensors_hash(tensors: dict[str, torch.Tensor]) -> str:
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()

@@ -216,7 +216,9 @@ def test_its_state_is_restored():
 
 
 def test_an_unknown_optimizer_is_one_sentence():
-    with pytest.raises(UserError, match=r"optim\.name must be one of adamw, muon, not 'sgd'"):
+    with pytest.raises(
+        UserError, match=r"optim\.name must be one of adamw, muon, or the path of an optimizer class .*, not 'sgd'"
+    ):
         build_optimizer(groups(), OptimConfig(name="sgd"))
 
 
