@@ -139,7 +139,6 @@ def build_optimizer(
         }
         for name, (parameters, factor) in groups.items()
     ]
-    adamw_groups = [group for group in adamw_groups if group["params"]]  # Muon may train all of LoRA
     adamw = torch.optim.AdamW(
         adamw_groups,
         lr=config.learning_rate,

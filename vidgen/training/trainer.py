@@ -296,6 +296,8 @@ class Trainer(ABC):
                 for parameter in group["params"]:
                     parameter.grad = None  # the optimizer would count a gradient of zero as a step
                 continue
+            if not group["params"]:  # Muon may train all parameters of an adapter
+                continue
             norm = nn.utils.clip_grad_norm_(group["params"], max_norm or math.inf)
             norms[_group_key("grad_norm", group)] = gather_shards(norm)
         return norms
@@ -313,7 +315,8 @@ class Trainer(ABC):
         flags = torch.stack([not_finite, torch.full_like(not_finite, self.stop_request.signal is not None)])
         if accelerator.num_processes > 1:
             flags = accelerator.reduce(flags, reduction="sum")
-        if accelerator.scaler is None and accelerator.distributed_type != DistributedType.DEEPSPEED:
+        is_engine = accelerator.distributed_type == DistributedType.DEEPSPEED
+        if accelerator.scaler is None and not is_engine and skips_on_device(self.config.optim):
             self.optimizer.optimizer.found_inf = flags[0].clamp(max=1)
         return flags
 

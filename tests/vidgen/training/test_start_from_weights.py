@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from autoencoder import AutoencoderKLVidTwin
-from runs import FULL, assert_same_run, assert_same_tensors
+from pipelines.latents import normalize_latents
+from runs import FULL, assert_same_run, assert_same_tensors, from_parent
 from vidgen.common.config import load_config
 from vidgen.common.errors import UserError
 from vidgen.common.loading import load_pipeline, load_vae, weights_hash
@@ -42,19 +43,12 @@ def captured(monkeypatch: pytest.MonkeyPatch, trainer: type[Trainer]) -> list[tu
     return calls
 
 
-@pytest.fixture(scope="session")
-def trained_dit(dit_config, tmp_path_factory) -> Path:
-    """The pipeline of a short, class-conditional run."""
-    settings = ["train.max_train_steps=5", "diffusion.prediction_type=v_prediction"]
-    return train_dit(dit_config(tmp_path_factory.mktemp("dit"), *settings))
-
-
 # --- The VAE ---------------------------------------------------------------------------------------------------------
 
 
 def start(parent: Path | str, *settings: str) -> list[str]:
-    """Settings of a VAE run from a parent, instead of a preset."""
-    return ["model.preset=null", "model.overrides={qformer_dropout: 0}", f"model.pretrained={parent}", *settings]
+    """Settings of a VAE run without dropout that starts from a model."""
+    return from_parent(parent, "model.overrides={qformer_dropout: 0}", *settings)
 
 
 def test_a_vae_run_starts_as_its_parent(vae_config, trained_vae, tmp_path, monkeypatch, capsys):
@@ -82,8 +76,8 @@ def test_official_checkpoints_train(vae_config, tmp_path, golden, monkeypatch):
         torch.save({"state_dict": load_file(official)}, tmp_path / "mini.ckpt")
         official = tmp_path / "mini.ckpt"
     calls = captured(monkeypatch, VAETrainer)
-    sizes = ["data.resolution=null", "data.num_frames=null", "data.num_validation_videos=1"]
-    settings = ["model.preset=null", HEADS, f"model.pretrained={official}", *sizes, "train.max_train_steps=2"]
+    sizes = ["data.resolution=null", "data.num_frames=null", "data.num_validation_videos=0"]
+    settings = from_parent(official, HEADS, *sizes, "train.max_train_steps=1")
     final = train_vae(vae_config(tmp_path / "run", *settings))
     parent = AutoencoderKLVidTwin.from_single_file(official, num_attention_heads=4, qformer_heads=4)
     batch = calls[0][1]
@@ -197,17 +191,11 @@ def build_trainer(config: VAETrainingConfig) -> VAETrainer:
 # --- The DiT ---------------------------------------------------------------------------------------------------------
 
 
-def continue_dit(parent: Path, *settings: str) -> list[str]:
-    return ["model.preset=null", f"model.pretrained={parent}", *settings]
-
-
 def test_a_dit_run_starts_as_its_parent_and_inherits_its_target(dit_config, trained_dit, tmp_path, monkeypatch):
     calls = captured(monkeypatch, DiTTrainer)
-    final = train_dit(dit_config(tmp_path / "run", *continue_dit(trained_dit, "train.max_train_steps=1")))
+    final = train_dit(dit_config(tmp_path / "run", *from_parent(trained_dit, "train.max_train_steps=1")))
     trainer, batch, first = calls[0]
     parent = load_pipeline(str(trained_dit))
-    from pipelines.latents import normalize_latents
-
     objective = DiffusionLoss(parent.transformer, parent.scheduler, trainer.config.diffusion)
     latents = normalize_latents(batch["mean"], parent.vae)
     expected = objective(latents, batch["label"], batch["noise"], batch["uniform"])
@@ -228,7 +216,7 @@ def test_known_classes_keep_their_rows(dit_config, tmp_path, conditioning):
     write_sprites(tmp_path / "sprites", 1, seed=3, resolution=32)
     for old, new in ((names["5"], names["5"]), (names["2"], names["2"]), (names["0"], "aaa")):
         shutil.copytree(tmp_path / "sprites" / old, data / new)
-    settings = continue_dit(parent, f"data.root={data}", "train.max_train_steps=0", "train.train_batch_size=1")
+    settings = from_parent(parent, f"data.root={data}", "train.max_train_steps=0", "train.train_batch_size=1")
     tuned = load_pipeline(str(train_dit(dit_config(tmp_path / "tuned", *settings))))
     table, before = (class_table(p.transformer) for p in (tuned, load_pipeline(str(parent))))
     ids = {name: int(label) for label, name in tuned.config.id2label.items()}
@@ -250,7 +238,7 @@ def test_data_without_classes_trains_no_class_and_keeps_those_of_the_parent(
     for path in sorted(sprites.rglob("*.mp4"))[:4]:
         shutil.copy(path, flat / path.name)
     calls = captured(monkeypatch, DiTTrainer)
-    settings = continue_dit(trained_dit, f"data.root={flat}", "train.max_train_steps=1", "train.train_batch_size=2")
+    settings = from_parent(trained_dit, f"data.root={flat}", "train.max_train_steps=1", "train.train_batch_size=2")
     tuned = load_pipeline(str(train_dit(dit_config(tmp_path / "run", *settings))))
     trainer, batch, _ = calls[0]
     assert trainer.label_ids[batch["label"]].tolist() == [8, 8]
@@ -275,18 +263,18 @@ def test_data_without_classes_trains_no_class_and_keeps_those_of_the_parent(
 )
 def test_a_setting_that_contradicts_the_pipeline_is_one_sentence(dit_config, trained_dit, tmp_path, settings, message):
     with pytest.raises(UserError, match=message):
-        train_dit(dit_config(tmp_path, *continue_dit(trained_dit, *settings)))
+        train_dit(dit_config(tmp_path, *from_parent(trained_dit, *settings)))
 
 
 def test_latents_of_another_shape_are_one_sentence(dit_config, trained_dit, vae_config, tmp_path):
     settings = ["model.overrides={bottleneck: residual, structure_channels: 2}", "train.max_train_steps=0"]
     other = train_vae(vae_config(tmp_path / "vae", *settings))
     with pytest.raises(UserError, match=r"was trained on structure latents \(4, .*, but those of vae= are \(2, "):
-        train_dit(dit_config(tmp_path / "dit", *continue_dit(trained_dit, f"vae={other}")))
+        train_dit(dit_config(tmp_path / "dit", *from_parent(trained_dit, f"vae={other}")))
 
 
 def test_a_noise_schedule_can_be_replaced(dit_config, trained_dit, tmp_path):
-    settings = continue_dit(trained_dit, "diffusion.noise_schedule=linear", "train.max_train_steps=0")
+    settings = from_parent(trained_dit, "diffusion.noise_schedule=linear", "train.max_train_steps=0")
     scheduler = load_pipeline(str(train_dit(dit_config(tmp_path, *settings)))).scheduler
     assert (scheduler.config.beta_schedule, scheduler.config.prediction_type) == ("linear", "v_prediction")
     assert scheduler.config.rescale_betas_zero_snr
@@ -294,7 +282,7 @@ def test_a_noise_schedule_can_be_replaced(dit_config, trained_dit, tmp_path):
 
 def test_a_tuned_dit_resumes_bit_for_bit_without_its_parent(dit_config, trained_dit, tmp_path):
     shutil.copytree(trained_dit, tmp_path / "parent")
-    settings = continue_dit(tmp_path / "parent", "train.checkpointing_steps=2", "optim.name=torch.optim.RAdam", STEADY)
+    settings = from_parent(tmp_path / "parent", "train.checkpointing_steps=2", "optim.name=torch.optim.RAdam", STEADY)
     settings += ["optim.kwargs={weight_decay: 0.01}", "train.freeze=[transformer_blocks.0]"]
     train_dit(dit_config(tmp_path / "whole", "train.max_train_steps=4", *settings))
     train_dit(dit_config(tmp_path / "cut", "train.max_train_steps=2", *settings))
