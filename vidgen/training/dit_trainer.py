@@ -52,7 +52,7 @@ def train_dit(config: DiTTrainingConfig) -> Path:
     accelerator = build_accelerator(config)
     check_diffusion(config.diffusion)
     if config.lora.rank:
-        check_lora(config)
+        check_lora(config, accelerator.distributed_type)
     superclasses = find_superclasses(config)
     parent = find_parent(config)
     scheduler = build_scheduler(config.diffusion, parent)

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from accelerate.utils import DistributedType
+
 from pipelines import VidTwinTransformer3DModel
 from pipelines.lora import lora_card
 
 from ..common.errors import UserError
 from ..common.io import atomic_dir
 from .config import DiTTrainingConfig, LoRAConfig
+from .trainer import SHARDING
 
 
-def check_lora(config: DiTTrainingConfig) -> None:
-    """Raise a `UserError` for settings that an adapter excludes."""
+def check_lora(config: DiTTrainingConfig, distributed_type: DistributedType) -> None:
+    """Raise a `UserError` for settings, or a launcher, that an adapter excludes."""
+    if distributed_type in SHARDING:
+        raise UserError("lora.rank is not supported under FSDP and DeepSpeed: use one process or DDP.")
     if config.model.pretrained is None:
         raise UserError("lora.rank trains an adapter of a trained model: set model.pretrained=PIPELINE.")
     if config.train.freeze:

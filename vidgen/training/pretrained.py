@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from accelerate import init_empty_weights
 from diffusers import ModelMixin, SchedulerMixin
@@ -123,8 +124,6 @@ def read_pipeline(config: ModelConfig) -> Parent:
 
 def parent_scheduler(parent: Parent, **overrides: Any) -> SchedulerMixin:
     """The scheduler of a pipeline, with some arguments replaced."""
-    import diffusers
-
     scheduler_class = getattr(diffusers, parent.scheduler["_class_name"])
     return scheduler_class.from_config(parent.scheduler, **overrides)
 

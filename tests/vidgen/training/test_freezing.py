@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from autoencoder import AutoencoderKLVidTwin
+from pipelines import VidTwinPipeline
 from runs import FULL, assert_same_tensors, from_parent, tensors
 from vidgen.common.errors import UserError
 from vidgen.common.loading import encoder_hash, load_vae, weights_hash
@@ -52,6 +53,17 @@ def test_with_a_frozen_encoder_the_statistics_are_kept(decoder_only, trained_vae
     settings = from_parent(trained_vae, "train.freeze=[encoder,structure_encoder]")
     changed = load_vae(str(train_vae(vae_config(tmp_path, *settings, "train.max_train_steps=2"))))
     assert changed.config.latents_mean != parent.latents_mean
+
+
+def test_a_pipeline_of_the_parent_works_with_the_new_decoder(trained_dit, decoder_only):
+    def generate(**parts: object) -> list[torch.Tensor]:
+        pipeline = VidTwinPipeline.from_pretrained(trained_dit, **parts)
+        pipeline.set_progress_bar_config(disable=True)
+        options = dict(class_labels=1, num_inference_steps=2, generator=torch.Generator().manual_seed(0))
+        return [pipeline(**options, output_type=kind).frames for kind in ("latent", "pt")]
+
+    before, after = generate(), generate(vae=load_vae(str(decoder_only)))
+    assert torch.equal(before[0], after[0]) and not torch.equal(before[1], after[1])
 
 
 def test_counts_are_printed_and_frozen_modules_do_not_drop_out(vae_config, trained_vae, tmp_path, capsys, monkeypatch):

@@ -64,8 +64,8 @@ def test_a_vae_run_starts_as_its_parent(vae_config, trained_vae, tmp_path, monke
     assert load_vae(str(final)).config["_parent"]["sha256"] == weights_hash(parent)
 
 
-def test_the_average_starts_from_the_parent(vae_config, trained_vae, tmp_path):
-    final = train_vae(vae_config(tmp_path, *start(trained_vae, "train.max_train_steps=0")))
+def test_the_average_starts_from_the_parent_also_in_a_pipeline(vae_config, trained_vae, trained_dit, tmp_path):
+    final = train_vae(vae_config(tmp_path, *start(trained_dit, "train.max_train_steps=0")))
     assert_same_tensors(final, trained_vae)
 
 
