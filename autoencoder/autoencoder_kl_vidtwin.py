@@ -30,7 +30,7 @@ from .bottleneck import (
 )
 from .grids import Grid, dynamics_grid, feature_frames, feature_grid, frame_size, structure_grid
 from .latents import LatentShape, TwinLatents
-from .model_card import ModelCardMixin, count_parameters, render_card
+from .model_card import ModelCardMixin, count_parameters, find_parents, render_card
 from .presets import preset_config, rename_old_arguments
 from .qformer import QFormer
 from .video_autoencoder import Components, VideoAutoencoder
@@ -304,6 +304,7 @@ class AutoencoderKLVidTwin(
             Path(__file__).with_name("autoencoder_card.md.jinja"),
             repo_id,
             tags=["vidtwin", "video-autoencoder"],
+            parents=find_parents(model=self),
             parameters=count_parameters(self),
             clip_shape=self.clip_shape,
             structure_shape=self.structure_shape,

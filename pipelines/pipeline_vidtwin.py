@@ -22,7 +22,7 @@ from torch import nn
 
 from autoencoder.adapters import RULES, adapt_to_latents, find_class
 from autoencoder.autoencoder_kl_vidtwin import AutoencoderKLVidTwin
-from autoencoder.model_card import ModelCardMixin, count_parameters, render_card
+from autoencoder.model_card import ModelCardMixin, count_parameters, find_parents, render_card
 from autoencoder.video_autoencoder import VideoAutoencoder
 
 from .classes import ClassLabelsMixin
@@ -123,6 +123,7 @@ class VidTwinPipeline(
             Path(__file__).with_name("pipeline_card.md.jinja"),
             repo_id,
             tags=["vidtwin", "video-generation", "unconditional" if num_classes is None else "class-conditional"],
+            parents=find_parents(transformer=transformer, vae=vae),
             **transformer.card_facts(),
             labels=self.labels,
             subclasses=self.subclasses,

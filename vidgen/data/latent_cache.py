@@ -27,7 +27,7 @@ from autoencoder.video_autoencoder import VideoAutoencoder
 
 from ..common.errors import UserError
 from ..common.io import atomic_write
-from ..common.loading import weights_hash
+from ..common.loading import encoder_hash, weights_hash
 from .config import DataConfig, EncodingConfig, LatentsConfig
 from .dataset import BadVideos, ClipDataset
 from .decoders import describe_fallbacks
@@ -138,9 +138,11 @@ def prepare_cache(
             )
     folder = Path(config.latent_cache or Path(config.output_dir) / "latents")
     files, classes = list_training_videos(config.data, accelerator.print)
-    source = describe_source(config, vae, files, classes)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"latent_cache: {folder} is not a folder.")
+    source = describe_source(config, vae, files, classes)
+    if read_cached_source(folder).get("vae") == weights_hash(vae):
+        source["vae"] = weights_hash(vae)  # caches of earlier versions state the hash of the whole model
 
     # Only one process looks for missing shards: others may already be encoding when a late one looks.
     missing = None
@@ -198,7 +200,7 @@ def describe_source(
 ) -> Source:
     """Everything that latents depend on, by name; a cache is only used with an equal source."""
     return {
-        "vae": weights_hash(vae),
+        "vae": encoder_hash(vae),
         "data": data_hash(config.data.root, files, classes),
         "fps": config.data.fps,
         **clip_settings(vae),
@@ -207,6 +209,17 @@ def describe_source(
         "flips": config.latents.flips,
         "seed": config.seed if config.latents.crops > 1 else 0,  # only random crops depend on it
     }
+
+
+def read_cached_source(folder: Path) -> Source:
+    """The source of a cache, also of an incomplete one; empty if there is none or it cannot be read."""
+    try:
+        if (folder / INDEX).exists():
+            return dict(json.loads((folder / INDEX).read_text())["source"])
+        shard = next(iter(sorted(folder.glob("latents-*.safetensors"))), None)
+        return {} if shard is None else dict(read_shard_metadata(shard)["source"])
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError):
+        return {}
 
 
 def _check_source(folder: Path, cached: Source, source: Source) -> None:
