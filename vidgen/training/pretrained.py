@@ -34,6 +34,8 @@ from ..losses.adversarial import DiscriminatorLoss
 from .checkpoints import find_checkpoint, list_checkpoints
 from .config import DiTTrainingConfig, ModelConfig, VAETrainingConfig
 
+Constructor = Callable[[Mapping[str, Any]], nn.Module]
+
 TRAINER_STATE = "trainer.json"
 DATA_KEYS = {"sample_size": "data.resolution", "num_frames": "data.num_frames"}  # of constructor arguments
 HEADS = ("num_attention_heads", "qformer_heads")  # the sizes that the shapes of an official checkpoint do not tell
@@ -257,7 +259,7 @@ def _build(class_name: str, parent: Parent, config: Mapping[str, Any], overrides
         raise UserError(f"model.pretrained={parent.name} cannot be built with these overrides: {error}") from error
 
 
-def _constructor(class_name: str) -> tuple[Callable[[Mapping[str, Any]], nn.Module], set[str]]:
+def _constructor(class_name: str) -> tuple[Constructor, set[str]]:
     """The function that builds a model from its arguments, and their names."""
     ours = {kind.__name__: kind for kind in (AutoencoderKLVidTwin, VidTwinTransformer3DModel)}
     model_class = ours.get(class_name) or find_class(class_name)
@@ -266,9 +268,7 @@ def _constructor(class_name: str) -> tuple[Callable[[Mapping[str, Any]], nn.Modu
     return lambda config: build_model(class_name, **config), set(model_class.config_class().to_dict())
 
 
-def _weight_shapes(
-    create: Callable[[Mapping[str, Any]], nn.Module], config: Mapping[str, Any]
-) -> dict[str, torch.Size]:
+def _weight_shapes(create: Constructor, config: Mapping[str, Any]) -> dict[str, torch.Size]:
     with init_empty_weights():
         model = create(config)
     return {name: tensor.shape for name, tensor in model.state_dict().items()}
