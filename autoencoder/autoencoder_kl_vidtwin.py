@@ -31,7 +31,7 @@ from .bottleneck import (
 from .grids import Grid, dynamics_grid, feature_frames, feature_grid, frame_size, structure_grid
 from .latents import LatentShape, TwinLatents
 from .linear_path import LinearDecoder, LinearEncoder, fit_linear_path
-from .model_card import ModelCardMixin, count_parameters, render_card
+from .model_card import ModelCardMixin, count_parameters, find_parents, render_card
 from .presets import preset_config, rename_old_arguments
 from .qformer import QFormer
 from .video_autoencoder import Components, VideoAutoencoder
@@ -126,6 +126,7 @@ class AutoencoderKLVidTwin(
             set. Trainers and pipelines apply them; `encode` and `decode` never do.
     """
 
+    normalizes_channels = False
     _supports_gradient_checkpointing = True
     _no_split_modules = ["VidTwinFirstBlock", "VidTwinBlock", "QFormerLayer"]
     _repeated_blocks = ["VidTwinFirstBlock", "VidTwinBlock"]
@@ -323,6 +324,7 @@ class AutoencoderKLVidTwin(
             Path(__file__).with_name("autoencoder_card.md.jinja"),
             repo_id,
             tags=["vidtwin", "video-autoencoder"],
+            parents=find_parents(model=self),
             parameters=count_parameters(self),
             clip_shape=self.clip_shape,
             structure_shape=self.structure_shape,
@@ -364,6 +366,9 @@ class AutoencoderKLVidTwin(
         self.register_to_config(latents_mean=mean, latents_std=std)
 
     def fit_clip_size(self, num_frames: int, height: int, width: int) -> None:
+        """Do nothing: the size of a model is fixed."""
+
+    def fit_latent_shape(self, structure_shape: LatentShape) -> None:
         """Do nothing: the size of a model is fixed."""
 
     @property

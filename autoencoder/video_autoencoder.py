@@ -36,6 +36,7 @@ class VideoAutoencoder(AutoencoderMixin):
         latents_mean, latents_std: mean and standard deviation of latents over a training set: one number per stream,
             or one per channel, structure first; None if unknown. Trainers and pipelines apply them; `encode` and
             `decode` never do.
+        normalizes_channels: whether measured statistics are of each channel, or of each stream.
         encoder_modules: names of the modules that `encode` uses; caches of latents depend on these only.
         last_layer: the last layer with weights of the decoder, whose gradient scales a GAN loss.
     """
@@ -46,6 +47,7 @@ class VideoAutoencoder(AutoencoderMixin):
     dynamics_shape: LatentShape
     latents_mean: list[float] | None
     latents_std: list[float] | None
+    normalizes_channels: bool = True
     encoder_modules: tuple[str, ...]
     last_layer: nn.Module
     use_slicing: bool = False
@@ -68,6 +70,10 @@ class VideoAutoencoder(AutoencoderMixin):
     def fit_clip_size(self, num_frames: int, height: int, width: int) -> None:
         """Choose `clip_shape` for clips of this size; models with a fixed size do nothing."""
 
+    @abstractmethod
+    def fit_latent_shape(self, structure_shape: LatentShape) -> None:
+        """Choose `clip_shape` for latents of this shape; models with a fixed size do nothing."""
+
     # --- sizes -----------------------------------------------------------------------------------------------------
 
     @property
@@ -79,6 +85,11 @@ class VideoAutoencoder(AutoencoderMixin):
     def compression_rate(self) -> float:
         """Values in the latent over values in the clip; 0.002046 for the default of VidTwin's paper."""
         return self.latent_size / numel(self.clip_shape)
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The model that is saved, hashed and registered in pipelines: this one, or the one in an adapter."""
+        return self
 
     @property
     def has_dynamics(self) -> bool:

@@ -19,7 +19,7 @@ from .latents import spread_streams
 from .schedulers import noise_levels
 
 if TYPE_CHECKING:
-    from autoencoder.autoencoder_kl_vidtwin import AutoencoderKLVidTwin
+    from autoencoder.video_autoencoder import VideoAutoencoder
 
 ConditioningInput = TwinLatents | torch.Tensor | np.ndarray | PIL.Image.Image | list
 
@@ -131,7 +131,7 @@ def get_keep_mask(
 
 
 def encode_conditioning(
-    condition: ConditioningInput, stream: str, vae: AutoencoderKLVidTwin, device: torch.device
+    condition: ConditioningInput, stream: str, vae: VideoAutoencoder, device: torch.device
 ) -> torch.Tensor:
     """Encode the conditioning input of one stream to latents (B, values), float32, not normalized.
 
@@ -164,7 +164,7 @@ def encode_conditioning(
     return getattr(vae.unpack(latents), stream).float().flatten(1)
 
 
-def prepare_clips(condition: ConditioningInput, stream: str, vae: AutoencoderKLVidTwin) -> torch.Tensor:
+def prepare_clips(condition: ConditioningInput, stream: str, vae: VideoAutoencoder) -> torch.Tensor:
     """Convert images, arrays or tensors to clips (B, C, T, H, W) in [-1, 1]; see `encode_conditioning`."""
     channels, frames, height, width = vae.clip_shape
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from autoencoder.autoencoder_kl_vidtwin import AutoencoderKLVidTwin
+    from autoencoder.video_autoencoder import VideoAutoencoder
 
 STREAMS = ("structure", "dynamics")
 
@@ -25,29 +25,59 @@ def spread_streams(values: torch.Tensor, sizes: tuple[int, int]) -> torch.Tensor
     return torch.cat([values[:, i : i + 1].expand(-1, size) for i, size in enumerate(sizes)], dim=1)
 
 
-def frames_per_position(vae: AutoencoderKLVidTwin | None) -> int:
+def frames_per_position(vae: VideoAutoencoder | None) -> int:
     """Return the frames that share a position in time of the dynamics latent; 1 without dynamics or autoencoder."""
     return vae.clip_shape[1] // vae.dynamics_shape[1] if vae is not None and vae.has_dynamics else 1
 
 
-def normalize_latents(latents: torch.Tensor, vae: AutoencoderKLVidTwin) -> torch.Tensor:
-    """Normalize packed latents (B, L) of the autoencoder to zero mean and unit deviation per stream.
+def normalize_latents(
+    latents: torch.Tensor,
+    vae: VideoAutoencoder,
+    mean: list[float] | None = None,
+    std: list[float] | None = None,
+) -> torch.Tensor:
+    """Normalize packed latents (B, L) of the autoencoder to zero mean and unit deviation per stream or channel.
 
-    The statistics are `latents_mean` and `latents_std` of the autoencoder's config, [structure, dynamics] each;
-    without them latents are returned unchanged.
+    Args:
+        latents: packed (B, L).
+        vae: the autoencoder.
+        mean, std: statistics, of each stream or of each channel; None: those that the autoencoder states. Without
+            any, latents are returned unchanged.
     """
-    if vae.config.latents_mean is None:
+    mean, std = (vae.latents_mean, vae.latents_std) if mean is None else (mean, std)
+    if mean is None:
         return latents
-    return (latents - expand_statistic("latents_mean", vae, latents)) / expand_statistic("latents_std", vae, latents)
+    return (latents - expand_statistic(mean, vae, latents)) / expand_statistic(std, vae, latents)
 
 
-def denormalize_latents(latents: torch.Tensor, vae: AutoencoderKLVidTwin) -> torch.Tensor:
+def denormalize_latents(
+    latents: torch.Tensor,
+    vae: VideoAutoencoder,
+    mean: list[float] | None = None,
+    std: list[float] | None = None,
+) -> torch.Tensor:
     """Invert `normalize_latents`: (B, L) ready for `vae.decode`."""
-    if vae.config.latents_mean is None:
+    mean, std = (vae.latents_mean, vae.latents_std) if mean is None else (mean, std)
+    if mean is None:
         return latents
-    return latents * expand_statistic("latents_std", vae, latents) + expand_statistic("latents_mean", vae, latents)
+    return latents * expand_statistic(std, vae, latents) + expand_statistic(mean, vae, latents)
 
 
-def expand_statistic(name: str, vae: AutoencoderKLVidTwin, like: torch.Tensor) -> torch.Tensor:
-    sizes = (math.prod(vae.structure_shape), math.prod(vae.dynamics_shape))
-    return torch.cat([like.new_full((size,), value) for size, value in zip(sizes, vae.config[name], strict=True)])
+def expand_statistic(values: list[float], vae: VideoAutoencoder, like: torch.Tensor) -> torch.Tensor:
+    """Expand a statistic of each stream, or of each channel, structure first, to packed latents: (L,).
+
+    Raises:
+        ValueError: if the number of values is neither that of the streams nor that of the channels.
+    """
+    shapes = [vae.structure_shape, vae.dynamics_shape]
+    channels = [shape[0] for shape in shapes]
+    if len(values) == sum(channels):
+        sizes = [math.prod(shape[1:]) for shape in shapes for _ in range(shape[0])]
+    elif len(values) == len(shapes):
+        sizes = [math.prod(shape) for shape in shapes]
+    else:
+        raise ValueError(
+            f"latents_mean and latents_std have {len(values)} values, but the latents have {len(shapes)} streams and "
+            f"{sum(channels)} channels."
+        )
+    return torch.cat([like.new_full((size,), value) for size, value in zip(sizes, values, strict=True)])

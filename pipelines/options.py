@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from autoencoder.autoencoder_kl_vidtwin import AutoencoderKLVidTwin
+from autoencoder.video_autoencoder import VideoAutoencoder
 
 
 class OptionsMixin:
     """Slicing and tiling of the autoencoder, and fused projections of the transformer."""
 
-    vae: AutoencoderKLVidTwin | None
+    autoencoder: VideoAutoencoder | None
     transformer: Any
 
     def enable_vae_slicing(self) -> None:
@@ -37,7 +37,7 @@ class OptionsMixin:
         """Undo `fuse_qkv_projections`."""
         self.transformer.unfuse_qkv_projections()
 
-    def _require_vae(self, method: str) -> AutoencoderKLVidTwin:
-        if self.vae is None:
+    def _require_vae(self, method: str) -> VideoAutoencoder:
+        if self.autoencoder is None:
             raise ValueError(f"{method} requires a vae, but this pipeline has none.")
-        return self.vae
+        return self.autoencoder

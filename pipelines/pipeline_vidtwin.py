@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
@@ -17,10 +18,12 @@ from diffusers.schedulers import KarrasDiffusionSchedulers
 from diffusers.utils.torch_utils import randn_tensor
 from diffusers.video_processor import VideoProcessor
 from huggingface_hub import ModelCard
+from torch import nn
 
-# Diffusers loads components from modules that are already imported, so these two imports are needed at run time.
+from autoencoder.adapters import RULES, adapt_to_latents, find_class
 from autoencoder.autoencoder_kl_vidtwin import AutoencoderKLVidTwin
-from autoencoder.model_card import ModelCardMixin, count_parameters, render_card
+from autoencoder.model_card import ModelCardMixin, count_parameters, find_parents, render_card
+from autoencoder.video_autoencoder import VideoAutoencoder
 
 from .classes import ClassLabelsMixin
 from .conditioning import (
@@ -51,11 +54,17 @@ class VidTwinPipeline(
     """Generates videos with VidTwin's two latents, by class or unconditionally.
 
     Args:
-        vae: decodes latents to clips; its `latents_mean` and `latents_std` undo the normalization. With None the
-            pipeline generates only latents (`output_type="latent"`), which stay normalized.
+        vae: decodes latents to clips: a VidTwin, or another video autoencoder of Diffusers or transformers
+            (`autoencoder.adapters`). With None the pipeline generates only latents (`output_type="latent"`), which
+            stay normalized.
         transformer: the denoiser, with the latent shapes of the autoencoder.
         scheduler: any Diffusers scheduler with the `prediction_type` that the transformer was trained for.
         id2label: class names by id; JSON makes the ids strings.
+        latents_mean, latents_std: statistics that undo the normalization, one number per stream or per channel; None:
+            those that the autoencoder states.
+
+    Attributes:
+        autoencoder: `vae` under the protocol of `VideoAutoencoder`: a VidTwin itself, or the adapter of another class.
 
     Raises:
         ValueError: if the transformer has other latent shapes, or a class id is out of its range.
@@ -66,14 +75,18 @@ class VidTwinPipeline(
 
     def __init__(
         self,
-        vae: AutoencoderKLVidTwin | None,
+        vae: nn.Module | None,
         transformer: VidTwinTransformer3DModel,
         scheduler: KarrasDiffusionSchedulers,
         id2label: dict[str, str] | None = None,
+        latents_mean: list[float] | None = None,
+        latents_std: list[float] | None = None,
     ) -> None:
         super().__init__()
+        autoencoder = None if vae is None else adapt_to_latents(vae, transformer.structure_shape)
+        vae = None if vae is None else autoencoder.backbone
         for stream in STREAMS if vae is not None else ():
-            latent, expected = getattr(vae, f"{stream}_shape"), getattr(transformer, f"{stream}_shape")
+            latent, expected = getattr(autoencoder, f"{stream}_shape"), getattr(transformer, f"{stream}_shape")
             if tuple(latent) != tuple(expected):
                 raise ValueError(
                     f"The transformer was built for {stream} latents {tuple(expected)}, "
@@ -87,8 +100,17 @@ class VidTwinPipeline(
                     f"id2label has {label!r} as {label_id}, but the transformer has {num_classes} classes."
                 )
         self.register_modules(vae=vae, transformer=transformer, scheduler=scheduler)
-        self.register_to_config(id2label={str(k): v for k, v in id2label.items()})
+        self.register_to_config(
+            id2label={str(k): v for k, v in id2label.items()}, latents_mean=latents_mean, latents_std=latents_std
+        )
+        self._autoencoder = autoencoder
         self.video_processor = VideoProcessor(do_resize=False)
+
+    @classmethod
+    def _get_signature_types(cls) -> dict[str, tuple]:
+        """Diffusers' method, which `from_pipe` compares components with: all classes that can be the autoencoder."""
+        vae = (AutoencoderKLVidTwin, *(find_class(name) for name in RULES if name in dir(diffusers)), nn.Module)
+        return super()._get_signature_types() | {"vae": vae}
 
     def model_card(self, repo_id: str) -> ModelCard:
         """Render the README.md that `push_to_hub` uploads.
@@ -96,11 +118,12 @@ class VidTwinPipeline(
         Args:
             repo_id: "user/name", which the card's example loads.
         """
-        vae, transformer, num_classes = self.vae, self.transformer, self.transformer.config.num_classes
+        vae, transformer, num_classes = self.autoencoder, self.transformer, self.transformer.config.num_classes
         return render_card(
             Path(__file__).with_name("pipeline_card.md.jinja"),
             repo_id,
             tags=["vidtwin", "video-generation", "unconditional" if num_classes is None else "class-conditional"],
+            parents=find_parents(transformer=transformer, vae=vae),
             **transformer.card_facts(),
             labels=self.labels,
             subclasses=self.subclasses,
@@ -110,6 +133,15 @@ class VidTwinPipeline(
             vae_parameters=None if vae is None else count_parameters(vae),
             compression_rate=None if vae is None else vae.compression_rate,
         )
+
+    @property
+    def autoencoder(self) -> VideoAutoencoder | None:
+        """`vae` under the protocol of `VideoAutoencoder`, also after `vae` was replaced."""
+        if self.vae is None:
+            return None
+        if self._autoencoder is None or self.vae not in (self._autoencoder, self._autoencoder.backbone):
+            self._autoencoder = adapt_to_latents(self.vae, self.transformer.structure_shape)
+        return self._autoencoder
 
     @property
     def guidance_scale(self) -> float | tuple[float, float]:
@@ -176,7 +208,9 @@ class VidTwinPipeline(
                 raise ValueError(f"{name} must be between 0 and 1, not {value}.")
         if kept_frames and dynamics is None:
             raise ValueError("kept_frames requires `dynamics`.")
-        frames = self.transformer.dynamics_shape[1] * frames_per_position(self.vae)
+        if kept_frames and not math.prod(self.transformer.dynamics_shape):
+            raise ValueError("kept_frames requires an autoencoder with a dynamics latent.")
+        frames = self.transformer.dynamics_shape[1] * frames_per_position(self.autoencoder)
         if not all(0 <= frame < frames for frame in kept_frames):
             raise ValueError(f"kept_frames must be in 0 to {frames - 1}, not {list(kept_frames)}.")
         if output_type not in OUTPUT_TYPES:
@@ -228,7 +262,8 @@ class VidTwinPipeline(
             return None, num_labels
         if self.vae is None:
             raise ValueError(f"{' and '.join(conditions)}: conditioning requires a vae, but this pipeline has none.")
-        streams = {name: encode_conditioning(value, name, self.vae, device) for name, value in conditions.items()}
+        vae = self.autoencoder
+        streams = {name: encode_conditioning(value, name, vae, device) for name, value in conditions.items()}
         counts = {"class_labels": num_labels, **{name: len(latents) for name, latents in streams.items()}}
         count = max(counts.values())
         for name, number in counts.items():
@@ -238,7 +273,7 @@ class VidTwinPipeline(
             streams[name].expand(count, -1) if name in streams else torch.zeros(count, size, device=device)
             for name, size in zip(STREAMS, self._stream_sizes, strict=True)
         ]
-        return normalize_latents(torch.cat(parts, dim=1), self.vae), count
+        return normalize_latents(torch.cat(parts, dim=1), vae, *self.latent_statistics), count
 
     def prepare_extra_step_kwargs(self, generator: Generator, eta: float) -> dict[str, Any]:
         """Return the arguments, of generator and eta, that the scheduler's `step` takes."""
@@ -268,6 +303,13 @@ class VidTwinPipeline(
         labels = None if labels is None else labels.repeat(len(timesteps))
         layers = transformer.modulations(timesteps.to(device).repeat_interleave(rows, dim=0), labels)
         return [layer.unflatten(0, (-1, rows)) for layer in layers]
+
+    @property
+    def latent_statistics(self) -> tuple[list[float] | None, list[float] | None]:
+        """Mean and standard deviation of the latents: those of this pipeline's config, else of the autoencoder."""
+        if self.config.latents_mean is not None:
+            return self.config.latents_mean, self.config.latents_std
+        return self.autoencoder.latents_mean, self.autoencoder.latents_std
 
     @property
     def _stream_sizes(self) -> tuple[int, int]:
@@ -482,11 +524,13 @@ class VidTwinPipeline(
         self._current_timestep = None
 
         # 7. Decode.
-        frames = latents if self.vae is None else denormalize_latents(latents, self.vae)
+        frames = latents
+        if self.vae is not None:
+            frames = denormalize_latents(latents, self.autoencoder, *self.latent_statistics)
         if output_type == "latent":
             check_finite_output("the transformer", latents, self.transformer)
         else:
-            clips = self.vae.decode(frames.to(self.vae.dtype), return_dict=False)[0]
+            clips = self.autoencoder.decode(frames.to(self.vae.dtype), return_dict=False)[0]
             if not clips.isfinite().all():  # a single wait for the device, unless an error has to be located
                 check_finite_output("the transformer", latents, self.transformer)
                 check_finite_output("the autoencoder", clips, self.vae)

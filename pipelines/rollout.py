@@ -56,7 +56,7 @@ def rollout(
     # Check inputs.
     check_finite_number("structure_strength", structure_strength)
     check_finite_number("dynamics_strength", dynamics_strength)
-    length, group = pipeline.vae.clip_shape[1], frames_per_position(pipeline.vae)
+    length, group = pipeline.autoencoder.clip_shape[1], frames_per_position(pipeline.autoencoder)
     overlap = max(2, group) if overlap is None else overlap
     check_whole_numbers(num_frames=num_frames, overlap=overlap)
     step = length - overlap
@@ -144,7 +144,7 @@ def interpolate(
     Raises:
         ValueError: for an unknown stream, more than one clip, or an argument that the pipeline refuses.
     """
-    vae, device = pipeline.vae, pipeline._execution_device
+    vae, device = pipeline.autoencoder, pipeline._execution_device
     unknown = set(streams) - set(STREAMS)
     if unknown:
         raise ValueError(f"streams must be among {', '.join(STREAMS)}, not {', '.join(sorted(unknown))}.")

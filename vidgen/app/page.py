@@ -16,7 +16,7 @@ import gradio as gr
 from gradio import processing_utils
 from PIL import Image
 
-from autoencoder import AutoencoderKLVidTwin
+from autoencoder.video_autoencoder import VideoAutoencoder
 from pipelines import VidTwinPipeline
 
 from ..common.errors import UserError
@@ -179,7 +179,7 @@ def _connect(
     cancel.click(service.make_cancel(command), cancels=run, queue=False, api_visibility="private")
 
 
-def _write_examples(folder: Path, vae: AutoencoderKLVidTwin) -> tuple[list[str], list[str]]:
+def _write_examples(folder: Path, vae: VideoAutoencoder) -> tuple[list[str], list[str]]:
     """Write square sprites of at most the model's size; return the paths of clips and of their first frames."""
     side = 2 * (min(vae.clip_shape[2:]) // 2)
     paths = write_sprites(folder, 1, seed=2026, resolution=side, num_frames=16, fps=GENERATED_FPS)
@@ -195,7 +195,7 @@ def _write_examples(folder: Path, vae: AutoencoderKLVidTwin) -> tuple[list[str],
 
 @contextmanager
 def serve(
-    model: AutoencoderKLVidTwin | VidTwinPipeline,
+    model: VideoAutoencoder | VidTwinPipeline,
     name: str,
     limits: UploadLimits = UploadLimits(),
     *,

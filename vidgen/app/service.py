@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from autoencoder import AutoencoderKLVidTwin
+from autoencoder.video_autoencoder import VideoAutoencoder
 from pipelines import VidTwinPipeline
 
 from ..common.errors import UserError
@@ -104,11 +104,16 @@ class InferenceService:
         UserError: if the pipeline has no autoencoder.
     """
 
-    def __init__(self, model: AutoencoderKLVidTwin | VidTwinPipeline, folder: Path, limits: UploadLimits) -> None:
+    def __init__(self, model: VideoAutoencoder | VidTwinPipeline, folder: Path, limits: UploadLimits) -> None:
         self.pipeline = model if isinstance(model, VidTwinPipeline) else None
-        self.vae = model if self.pipeline is None else self.pipeline.vae
+        self.vae = model if self.pipeline is None else self.pipeline.autoencoder
         if self.vae is None:
             raise UserError("The pipeline has no autoencoder, so it cannot decode videos.")
+        if not self.vae.has_dynamics:
+            raise UserError(
+                f"The page shows structure and dynamics, but {type(self.vae.backbone).__name__} has one latent; use "
+                "the commands `vidgen reconstruct` and `vidgen generate`."
+            )
         self.vae.enable_tiling()
         self.vae.enable_slicing()
         if self.pipeline is not None:

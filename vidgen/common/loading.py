@@ -3,47 +3,59 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from autoencoder import AutoencoderKLVidTwin
+from autoencoder.adapters import adapt, find_class
 from autoencoder.hub import download
+from autoencoder.video_autoencoder import VideoAutoencoder
 from pipelines import VidTwinPipeline
 
 from .errors import UserError
 from .options import expand_home
 
 Model = TypeVar("Model")
+WEIGHTS = ("diffusion_pytorch_model", "model")  # file names of Diffusers and of transformers
 SHIPPED_MODEL = Path(__file__).parents[2] / "pretrained" / "sprites"  # a pipeline, in a clone of the repository
 
 
-def load_vae(name: str) -> AutoencoderKLVidTwin:
+def load_vae(
+    name: str, num_frames: int | None = None, height: int | None = None, width: int | None = None
+) -> VideoAutoencoder:
     """Load a VAE in evaluation mode and float32, from a VAE or a pipeline.
 
     Args:
-        name: a folder written by train_vae.py, train_dit.py or `vidgen convert`, or "user/name" on the Hub.
+        name: a folder written by train_vae.py, train_dit.py or `vidgen convert`, one with a video autoencoder of
+            Diffusers or transformers (`autoencoder.adapters`), or "user/name" on the Hub. Pipelines of Diffusers have
+            such a folder too.
+        num_frames, height, width: the clip size of an autoencoder without a fixed one; VidTwin has one.
 
     Raises:
-        UserError: if it does not exist or cannot be loaded.
+        UserError: if it does not exist or cannot be loaded, or the size does not follow the rule of its class.
     """
     name = expand_home(name)
     folder = Path(name)
-    if (folder / "model_index.json").is_file():
-        folder = folder / "vae"
     if folder.is_file():
         raise UserError(
             f"{name} is a file; convert an official checkpoint to a folder first: vidgen convert {name} FOLDER"
         )
-    if folder.exists() or not _names_a_repository(name):
-        if not (folder / "config.json").is_file():
-            raise UserError(f"No VAE in {name}; name a folder such as OUTPUT_DIR/final of train_vae.py.")
-        vae, keys = _load(_vae_with_keys, name, folder)
-    else:
-        vae, keys = _load(_vae_of_repository, name, name)
+    if not folder.exists() and _names_a_repository(name):
+        folder = _load(_download_vae, name, name)
+    elif (folder / "model_index.json").is_file():
+        folder = folder / "vae"
+    if not (folder / "config.json").is_file():
+        raise UserError(f"No VAE in {name}; name a folder such as OUTPUT_DIR/final of train_vae.py.")
+    class_name = _class_of(folder)
+    if class_name != AutoencoderKLVidTwin.__name__:
+        size = {"num_frames": num_frames, "height": height, "width": width}
+        return _load(lambda path: _load_adapted(path, class_name, size), name, folder).eval().requires_grad_(False)
+    vae, keys = _load(_vae_with_keys, name, folder)
     wrong = {kind: sorted(keys[kind]) for kind in ("missing_keys", "unexpected_keys") if keys[kind]}
     if wrong:
         counts = "; ".join(
@@ -70,12 +82,31 @@ def load_pipeline(name: str) -> VidTwinPipeline:
 
 
 def weights_hash(model: nn.Module) -> str:
-    """SHA-256 of a model's parameters and buffers, in the order of their names and in their dtype."""
+    """SHA-256 of a model's parameters and buffers, in the order of their names and in their dtype.
+
+    The hash of an adapted autoencoder is that of the model in the adapter.
+    """
+    return _tensors_hash(getattr(model, "backbone", model).state_dict())
+
+
+def encoder_hash(vae: VideoAutoencoder) -> str:
+    """SHA-256, as `weights_hash`, of the modules that `encode` uses, which alone determine the latents of a clip."""
+    prefixes = tuple(f"{name}." for name in vae.encoder_modules)
+    return _tensors_hash({k: v for k, v in vae.backbone.state_dict().items() if k.startswith(prefixes)})
+
+
+def _tensors_hash(tensors: dict[str, torch.Tensor]) -> str:
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def public_config(model: Any) -> dict[str, Any]:
+    """Return a config of Diffusers or transformers without the path and the versions it was saved with."""
+    config = model.config.to_dict() if hasattr(model.config, "to_dict") else model.config
+    return {name: value for name, value in config.items() if not name.startswith("_")}
 
 
 def is_pipeline(name: str) -> bool:
@@ -92,18 +123,34 @@ def _names_a_repository(name: str) -> bool:
     return plain and not Path(name).parent.is_dir()
 
 
-def _vae_with_keys(source: str | Path, **options: str) -> tuple[AutoencoderKLVidTwin, dict[str, list[str]]]:
+def _vae_with_keys(source: str | Path) -> tuple[AutoencoderKLVidTwin, dict[str, list[str]]]:
     # With low memory usage, missing tensors would stay without values.
-    return AutoencoderKLVidTwin.from_pretrained(source, output_loading_info=True, low_cpu_mem_usage=False, **options)
+    return AutoencoderKLVidTwin.from_pretrained(source, output_loading_info=True, low_cpu_mem_usage=False)
 
 
-def _vae_of_repository(name: str) -> tuple[AutoencoderKLVidTwin, dict[str, list[str]]]:
+def _download_vae(name: str) -> Path:
+    """Download the VAE of a repository, at its top level or in `vae`; only JSON and safetensors."""
     folder = download(name, ["config.json", "vae/config.json"])
-    if (folder / "config.json").is_file():
-        return _vae_with_keys(name)
-    if not (folder / "vae" / "config.json").is_file():
+    prefix = "" if (folder / "config.json").is_file() else "vae/"
+    if not (folder / prefix / "config.json").is_file():
         raise OSError("the repository has neither config.json nor vae/config.json, so no VAE.")
-    return _vae_with_keys(name, subfolder="vae")
+    files = [f"{prefix}{stem}*.{ending}" for stem in WEIGHTS for ending in ("safetensors", "safetensors.index.json")]
+    return download(name, files, folder.name) / prefix
+
+
+def _class_of(folder: Path) -> str:
+    """The class that the config in a folder names: Diffusers' or transformers' key; VidTwin where there is none."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        architectures = config.get("architectures") or [None]
+        return config.get("_class_name") or architectures[0] or AutoencoderKLVidTwin.__name__
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{folder / 'config.json'} is not the config of a model.") from error
+
+
+def _load_adapted(folder: Path, class_name: str, size: dict[str, int | None]) -> VideoAutoencoder:
+    model = find_class(class_name).from_pretrained(folder, use_safetensors=True, low_cpu_mem_usage=False)
+    return adapt(model, **size)
 
 
 def _load(load: Callable[..., Model], name: str, source: str | Path) -> Model:

@@ -67,3 +67,10 @@ class EncodingConfig(PathConfig):
     data: DataConfig = field(default_factory=DataConfig)
     latent_cache: str | None = key(None, "folder of the latent cache; by default OUTPUT_DIR/latents")
     latents: LatentsConfig = field(default_factory=LatentsConfig)
+
+
+def clip_size(config: DataConfig) -> tuple[int | None, int | None, int | None]:
+    """The frames, height and width of a config's clips; None where they are those of the model."""
+    resolution = config.resolution
+    height, width = resolution if isinstance(resolution, list) else (resolution, resolution)
+    return (config.num_frames, height, width)

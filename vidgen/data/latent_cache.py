@@ -23,15 +23,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.utils.data import Dataset
 
-from autoencoder import AutoencoderKLVidTwin
+from autoencoder.video_autoencoder import VideoAutoencoder
 
 from ..common.errors import UserError
 from ..common.io import atomic_write
-from ..common.loading import weights_hash
+from ..common.loading import encoder_hash, weights_hash
 from .config import DataConfig, EncodingConfig, LatentsConfig
 from .dataset import BadVideos, ClipDataset
 from .decoders import describe_fallbacks
-from .latent_encoding import compute_statistics, encode_clips, split_evenly, sum_streams
+from .latent_encoding import compute_statistics, encode_clips, split_evenly, sum_latents
 from .listing import data_hash, relative_path
 from .splits import list_training_videos
 from .types import VideoFile
@@ -50,7 +50,7 @@ class LatentCache(Dataset):
 
     Attributes:
         classes: class names by id.
-        mean, std: of all means, of [structure, dynamics].
+        mean, std: of all means, of each stream or each channel, structure first.
         source: everything that the latents depend on.
         bad_videos: (path, reason) of the videos that could not be read.
     """
@@ -119,7 +119,7 @@ class LatentCache(Dataset):
 
 
 def prepare_cache(
-    config: EncodingConfig, vae: AutoencoderKLVidTwin, accelerator: Accelerator, num_workers: int = 0
+    config: EncodingConfig, vae: VideoAutoencoder, accelerator: Accelerator, num_workers: int = 0
 ) -> LatentCache:
     """Load the latents of the training clips, for all processes; encode them first if the cache is incomplete.
 
@@ -138,9 +138,11 @@ def prepare_cache(
             )
     folder = Path(config.latent_cache or Path(config.output_dir) / "latents")
     files, classes = list_training_videos(config.data, accelerator.print)
-    source = describe_source(config, vae, files, classes)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"latent_cache: {folder} is not a folder.")
+    source = describe_source(config, vae, files, classes)
+    if read_cached_source(folder).get("vae") == weights_hash(vae):
+        source["vae"] = weights_hash(vae)  # caches of earlier versions state the hash of the whole model
 
     # Only one process looks for missing shards: others may already be encoding when a late one looks.
     missing = None
@@ -156,7 +158,7 @@ def prepare_cache(
             clips_per_video=config.data.clips_per_video * config.latents.crops,
             classes=classes,
             decoder=config.data.decoder,
-            **clip_size(vae),
+            **clip_settings(vae),
         )
         shards = missing[accelerator.process_index :: accelerator.num_processes]
         with accelerator.autocast():
@@ -172,14 +174,14 @@ def prepare_cache(
     return LatentCache.load(folder, source, with_logvar=config.latents.sample)
 
 
-def check_latents(config: EncodingConfig, vae: AutoencoderKLVidTwin) -> None:
+def check_latents(config: EncodingConfig, vae: VideoAutoencoder) -> None:
     """Raise a `UserError` for settings that contradict the VAE, or that latents do not depend on."""
     if config.data.flip:
         raise UserError(
             "data.flip flips clips while a VAE is trained, but the DiT is trained on latents that are encoded once: "
             "leave data.flip out, and set latents.flips=true to encode every clip flipped as well."
         )
-    for name, value in clip_size(vae).items():
+    for name, value in clip_settings(vae).items():
         if getattr(config.data, name) not in (None, value):
             raise UserError(
                 f"data.{name} is {getattr(config.data, name)}, but the latents of {config.vae} are those of {value}; "
@@ -187,26 +189,37 @@ def check_latents(config: EncodingConfig, vae: AutoencoderKLVidTwin) -> None:
             )
 
 
-def clip_size(vae: AutoencoderKLVidTwin) -> dict[str, Any]:
+def clip_settings(vae: VideoAutoencoder) -> dict[str, Any]:
     """The `num_frames` and the `resolution` of a VAE's clips, as in the config of the data."""
     _, frames, height, width = vae.clip_shape
     return {"num_frames": frames, "resolution": height if height == width else [height, width]}
 
 
 def describe_source(
-    config: EncodingConfig, vae: AutoencoderKLVidTwin, files: Sequence[VideoFile], classes: Sequence[str]
+    config: EncodingConfig, vae: VideoAutoencoder, files: Sequence[VideoFile], classes: Sequence[str]
 ) -> Source:
     """Everything that latents depend on, by name; a cache is only used with an equal source."""
     return {
-        "vae": weights_hash(vae),
+        "vae": encoder_hash(vae),
         "data": data_hash(config.data.root, files, classes),
         "fps": config.data.fps,
-        **clip_size(vae),
+        **clip_settings(vae),
         "clips_per_video": config.data.clips_per_video,
         "crops": config.latents.crops,
         "flips": config.latents.flips,
         "seed": config.seed if config.latents.crops > 1 else 0,  # only random crops depend on it
     }
+
+
+def read_cached_source(folder: Path) -> Source:
+    """The source of a cache, also of an incomplete one; empty if there is none or it cannot be read."""
+    try:
+        if (folder / INDEX).exists():
+            return dict(json.loads((folder / INDEX).read_text())["source"])
+        shard = next(iter(sorted(folder.glob("latents-*.safetensors"))), None)
+        return {} if shard is None else dict(read_shard_metadata(shard)["source"])
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError):
+        return {}
 
 
 def _check_source(folder: Path, cached: Source, source: Source) -> None:
@@ -260,7 +273,7 @@ def find_missing_shards(folder: Path, source: Source, config: EncodingConfig, nu
 def encode_shards(
     folder: Path,
     shards: Sequence[int],
-    vae: AutoencoderKLVidTwin,
+    vae: VideoAutoencoder,
     clips: ClipDataset,
     source: Source,
     config: LatentsConfig,
@@ -296,7 +309,7 @@ def encode_shards(
             skipped |= dict.fromkeys(batch["skipped"])
             fallbacks += batch["fallbacks"]
         tensors = {name: torch.cat(values).contiguous() for name, values in rows.items()}
-        sums = sum_streams(tensors["mean"], vae)
+        sums = sum_latents(tensors["mean"], vae)
         metadata = {"source": source, "sums": sums, "clips": len(tensors["mean"]), "skipped": list(skipped)}
         with atomic_write(shard_path(folder, shard, len(ranges))) as path:
             save_file(tensors, path, {"vidgen": json.dumps(metadata)})
@@ -308,7 +321,7 @@ def write_index(
     folder: Path,
     clips: ClipDataset,
     source: Source,
-    vae: AutoencoderKLVidTwin,
+    vae: VideoAutoencoder,
     config: EncodingConfig,
     mixed_precision: str,
 ) -> None:

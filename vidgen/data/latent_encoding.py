@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from autoencoder import AutoencoderKLVidTwin, TwinPosterior
+from autoencoder import TwinPosterior
+from autoencoder.video_autoencoder import VideoAutoencoder
 from pipelines.finite import non_finite_message
 
 from ..common.errors import UserError
@@ -24,7 +25,7 @@ def split_evenly(indices: range, size: int) -> list[range]:
 
 @torch.no_grad()
 def encode_clips(
-    vae: AutoencoderKLVidTwin,
+    vae: VideoAutoencoder,
     clips: ClipDataset,
     device: torch.device | str,
     batches: Sequence[Sequence[int]],
@@ -56,15 +57,20 @@ def encode_clips(
         yield posterior, batch
 
 
-def sum_streams(means: torch.Tensor, vae: AutoencoderKLVidTwin) -> list[list[float]]:
-    """Count, sum and sum of squares, in float64, of packed latents (N, L), for [structure, dynamics]."""
+def sum_latents(means: torch.Tensor, vae: VideoAutoencoder) -> list[list[float]]:
+    """Count, sum and sum of squares, in float64, of packed latents (N, L), for each stream or each channel.
+
+    The autoencoder's `normalizes_channels` selects which; the order is that of `latents_mean`.
+    """
     latents = vae.unpack(means)
-    streams = [latents.structure.double(), latents.dynamics.double()]
-    return [[x.numel(), x.sum().item(), x.square().sum().item()] for x in streams]
+    parts = [latents.structure.double(), latents.dynamics.double()]
+    if vae.normalizes_channels:
+        parts = [channel for stream in parts for channel in stream.unbind(1)]
+    return [[x.numel(), x.sum().item(), x.square().sum().item()] for x in parts]
 
 
 def compute_statistics(sums: Sequence[list[list[float]]]) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of [structure, dynamics] from the sums of parts; 0 and 1 for an empty stream."""
+    """Mean and standard deviation of streams or channels from the sums of parts; 0 and 1 for an empty stream."""
     mean, std = [], []
     for parts in zip(*sums, strict=True):
         count, total, squares = (math.fsum(column) for column in zip(*parts, strict=True))

@@ -16,9 +16,10 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from autoencoder import AutoencoderKLVidTwin, TwinLatents
+from autoencoder import TwinLatents
 from autoencoder.latents import layout_metadata, read_layout
 from autoencoder.tiling import ClipGeometry
+from autoencoder.video_autoencoder import VideoAutoencoder
 
 from ..common.errors import UserError
 from ..common.io import atomic_write
@@ -30,7 +31,7 @@ DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 def write_latents(
     path: str | os.PathLike,
     video: Iterable[WindowLatents],
-    vae: AutoencoderKLVidTwin,
+    vae: VideoAutoencoder,
     geometry: ClipGeometry,
     fps: Fraction,
     model_hash: str,
@@ -75,6 +76,7 @@ class LatentFile:
 
     Attributes:
         path: the file.
+        structure_shape: of the latents of a window's tile.
         geometry: windows and tiles of the video; None for a clip of the model's size saved by `TwinLatents.save`.
         fps: frames per second; None if the file does not state it.
         model_hash: hash of the model that encoded the video; None if the file does not state it.
@@ -92,17 +94,17 @@ class LatentFile:
                 metadata = file.metadata() or {}
                 self._layout = read_layout(metadata)
                 shape = file.get_slice("latents").get_shape()
-            structure_shape, dynamics_shape, self.geometry = self._layout
+            self.structure_shape, dynamics_shape, self.geometry = self._layout
             self.fps = Fraction(metadata["fps"]) if "fps" in metadata else None
             self.model_hash = metadata.get("model_sha256")
             tiles = 1 if self.geometry is None else self.geometry.num_tiles
-            expected = [1, tiles * (math.prod(structure_shape) + math.prod(dynamics_shape))]
+            expected = [1, tiles * (math.prod(self.structure_shape) + math.prod(dynamics_shape))]
             if shape != expected:
                 raise ValueError(f"its latents have shape {shape}, not {expected}.")
         except (SafetensorError, ValueError, ZeroDivisionError) as error:
             raise UserError(f"{path} does not hold the latents of a video: {error}") from error
 
-    def check_model(self, vae: AutoencoderKLVidTwin, model_hash: str | None) -> None:
+    def check_model(self, vae: VideoAutoencoder, model_hash: str | None) -> None:
         """Raise a `UserError` if the latents are of another model; without a hash, compare their shapes only."""
         if self._layout[:2] != (vae.structure_shape, vae.dynamics_shape):
             raise UserError(

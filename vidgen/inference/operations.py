@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from autoencoder import AutoencoderKLVidTwin
 from autoencoder.tiling import ClipGeometry
+from autoencoder.video_autoencoder import VideoAutoencoder
 from pipelines.rollout import rollout
 
 from ..common.errors import UserError
@@ -69,8 +69,9 @@ class VideoOptions:
         """Open a video at this rate and size."""
         return FrameReader(video, fps=self.fps, size=self.size)
 
-    def prepare(self, vae: AutoencoderKLVidTwin) -> AutoencoderKLVidTwin:
-        """Place a model on the device, in the dtype, and enable tiling with these overlaps."""
+    def prepare(self, vae: VideoAutoencoder, video: FrameReader) -> VideoAutoencoder:
+        """Fit a model to a video, place it on the device, in the dtype, and enable tiling with these overlaps."""
+        vae.fit_clip_size(video.num_frames, video.height, video.width)
         _, frames, height, width = vae.clip_shape
         strides: dict[str, int] = {}
         for option, overlap, unit, sizes in (
@@ -96,8 +97,8 @@ def encode(video: str, latents: str, **options: Any) -> Path:
     settings = VideoOptions(**options)
     vae = load_vae(settings.model)
     model_hash = weights_hash(vae)
-    settings.prepare(vae)
     with settings.open(video) as reader:
+        settings.prepare(vae, reader)
         geometry = video_geometry(vae, reader.num_frames, reader.height, reader.width)
         encoded = encode_windows(in_background(windows(reader, geometry)), vae)
         path = write_latents(latents, _show_progress(encoded, geometry), vae, geometry, reader.fps, model_hash)
@@ -128,6 +129,8 @@ def decode(
     if rate is None:
         raise UserError(f"{latents} was saved without a frame rate; set one with --fps.")
     vae = load_vae(model)
+    vae.fit_latent_shape(file.structure_shape)
+    check_components(vae, components)
     file.check_model(vae, None if any_model else weights_hash(vae))
     place_model(vae, resolve_device(device), dtype)
     geometry = file.geometry or video_geometry(vae, *vae.clip_shape[1:])
@@ -138,8 +141,10 @@ def decode(
 def reconstruct(video: str, output: str, *, components: Components = "both", **options: Any) -> Path:
     """Encode and decode a video."""
     settings = VideoOptions(**options)
-    vae = settings.prepare(load_vae(settings.model))
+    vae = load_vae(settings.model)
+    check_components(vae, components)
     with settings.open(video) as reader:
+        settings.prepare(vae, reader)
         geometry = video_geometry(vae, reader.num_frames, reader.height, reader.width)
         encoded = encode_windows(in_background(windows(reader, geometry)), vae)
         chunks = decode_windows(encoded, vae, geometry, components)
@@ -155,8 +160,10 @@ def reenact(structure: str, dynamics: str, output: str, *, strength: float = 1.0
     if not 0 <= strength <= 1:
         raise UserError(f"--strength must be between 0 and 1, not {strength:g}.")
     settings = VideoOptions(**options)
-    vae = settings.prepare(load_vae(settings.model))
+    vae = load_vae(settings.model)
+    check_components(vae, "dynamics")
     with settings.open(structure) as source, FrameReader(dynamics, fps=source.fps) as driver:
+        settings.prepare(vae, source)
         length = min(source.num_frames, driver.num_frames)
         geometry = video_geometry(vae, length, source.height, source.width)
         frames = (swapped for _, _, swapped in stream_reenactment(source, driver, vae, geometry, strength))
@@ -166,8 +173,10 @@ def reenact(structure: str, dynamics: str, output: str, *, strength: float = 1.0
 def components(video: str, output: str, **options: Any) -> Path:
     """Write a video's original frames and its decoded components side by side."""
     settings = VideoOptions(**options)
-    vae = settings.prepare(load_vae(settings.model))
+    vae = load_vae(settings.model)
+    check_components(vae, "dynamics")
     with settings.open(video) as reader:
+        settings.prepare(vae, reader)
         geometry = video_geometry(vae, reader.num_frames, reader.height, reader.width)
         rows = (np.concatenate(videos, axis=2) for videos in stream_components(reader, vae, geometry))
         return _write_video(output, rows, geometry, reader.fps, "components", columns=4)
@@ -217,7 +226,7 @@ def generate(
     labels = pipeline.class_ids or [None]
     if class_labels:
         labels = pipeline.get_label_ids([_parse_label(text, ids) for text in class_labels])
-    clip_frames, height, width = pipeline.vae.clip_shape[1:]
+    clip_frames, height, width = pipeline.autoencoder.clip_shape[1:]
     frames = clip_frames if frames is None else frames
     paths = _number_paths(output, [None if label is None else str(names.get(label, label)) for label in labels], num)
     writers = iter([open_writer(path, fps=fps, width=width, height=height) for path in paths])
@@ -260,6 +269,15 @@ def resolve_device(name: str | None) -> torch.device:
         return torch.device(name)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {name} is not available: {str(error).splitlines()[0]}") from error
+
+
+def check_components(vae: VideoAutoencoder, components: Components) -> None:
+    """Raise a `UserError` if a model has no dynamics latent, and one of the two latents alone is requested."""
+    if components != "both" and not vae.has_dynamics:
+        raise UserError(
+            f"This {type(vae.backbone).__name__} has one latent, so structure and dynamics cannot be separated; leave "
+            "--components out, or use a VidTwin with two latents."
+        )
 
 
 def _write_video(

@@ -18,8 +18,9 @@ from typing import Literal, NamedTuple, TypeVar
 import numpy as np
 import torch
 
-from autoencoder import AutoencoderKLVidTwin, TwinLatents
+from autoencoder import TwinLatents
 from autoencoder.tiling import ClipGeometry, axis_starts, ramp
+from autoencoder.video_autoencoder import VideoAutoencoder
 from pipelines.finite import check_finite_output
 
 from ..data.streams import FrameReader
@@ -51,7 +52,7 @@ class WindowLatents(NamedTuple):
     latents: TwinLatents
 
 
-def video_geometry(vae: AutoencoderKLVidTwin, num_frames: int, height: int, width: int) -> ClipGeometry:
+def video_geometry(vae: VideoAutoencoder, num_frames: int, height: int, width: int) -> ClipGeometry:
     """Return the windows and tiles of a video, also where a single one of the model's size suffices.
 
     Raises:
@@ -94,7 +95,7 @@ def windows(frames: Iterable[np.ndarray], geometry: ClipGeometry) -> Iterator[Wi
 
 
 @torch.no_grad()
-def encode_windows(video: Iterable[Window], vae: AutoencoderKLVidTwin) -> Iterator[WindowLatents]:
+def encode_windows(video: Iterable[Window], vae: VideoAutoencoder) -> Iterator[WindowLatents]:
     """Encode every window to the mean of its posterior.
 
     Raises:
@@ -104,7 +105,7 @@ def encode_windows(video: Iterable[Window], vae: AutoencoderKLVidTwin) -> Iterat
         yield WindowLatents(start, _encode(frames, vae))
 
 
-def _encode(frames: list[np.ndarray], vae: AutoencoderKLVidTwin) -> TwinLatents:
+def _encode(frames: list[np.ndarray], vae: VideoAutoencoder) -> TwinLatents:
     clip = frames_to_clip(torch.from_numpy(np.stack(frames))).to(vae.device, vae.dtype)
     latents = vae.encode(clip[None]).latent_dist.mode()
     latents = latents if isinstance(latents, TwinLatents) else vae.unpack(latents)
@@ -114,7 +115,7 @@ def _encode(frames: list[np.ndarray], vae: AutoencoderKLVidTwin) -> TwinLatents:
 
 @torch.no_grad()
 def decode_windows(
-    video: Iterable[WindowLatents], vae: AutoencoderKLVidTwin, geometry: ClipGeometry, components: Components = "both"
+    video: Iterable[WindowLatents], vae: VideoAutoencoder, geometry: ClipGeometry, components: Components = "both"
 ) -> Iterator[np.ndarray]:
     """Decode windows to uint8 frames (T, H, W, 3), and blend successive windows where they overlap.
 
@@ -146,9 +147,7 @@ def _next_starts(geometry: ClipGeometry) -> list[int]:
     return [*window_starts(geometry)[1:], geometry.size[0]]
 
 
-def stream_components(
-    video: FrameReader, vae: AutoencoderKLVidTwin, geometry: ClipGeometry
-) -> Iterator[ParallelFrames]:
+def stream_components(video: FrameReader, vae: VideoAutoencoder, geometry: ClipGeometry) -> Iterator[ParallelFrames]:
     """Yield a video's frames with those decoded from both latents, from structure alone and from dynamics alone."""
     originals, inputs = itertools.tee(in_background(windows(video, geometry)))
     latents = itertools.tee(encode_windows(inputs, vae), 3)
@@ -158,7 +157,7 @@ def stream_components(
 
 
 def stream_reenactment(
-    source: FrameReader, driver: FrameReader, vae: AutoencoderKLVidTwin, geometry: ClipGeometry, strength: float
+    source: FrameReader, driver: FrameReader, vae: VideoAutoencoder, geometry: ClipGeometry, strength: float
 ) -> Iterator[ParallelFrames]:
     """Yield the source's frames, the driver's frames in the source's size, and the latent swap of both.
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from autoencoder import AutoencoderKLVidTwin
+from autoencoder.video_autoencoder import VideoAutoencoder
 
 from ..losses import Losses
 from ..losses.adversarial import DiscriminatorLoss
@@ -55,7 +56,7 @@ class VAELoss(nn.Module):
 
     def __init__(
         self,
-        vae: AutoencoderKLVidTwin,
+        vae: VideoAutoencoder,
         loss: VAELossConfig,
         perceptual: PerceptualConfig | None = None,
         gan: GANConfig | None = None,
@@ -72,8 +73,8 @@ class VAELoss(nn.Module):
         for critic in filter(None, (lpips, discriminator)):
             critic.check_size(*vae.clip_shape[-2:])
         self._last_layer_input: list[torch.Tensor] = []
-        if discriminator is not None and self.gan.adaptive:
-            vae.decoder.proj_out.register_forward_pre_hook(self._keep_last_layer_input)
+        if discriminator is not None and self.gan.adaptive and isinstance(vae, AutoencoderKLVidTwin):
+            vae.last_layer.register_forward_pre_hook(self._keep_last_layer_input)
 
     def forward(
         self, video: torch.Tensor, noise: torch.Tensor | None = None, gan_scale: torch.Tensor | None = None
@@ -113,7 +114,7 @@ class VAELoss(nn.Module):
             losses["gan"], gan_gradient = value_and_gradient(lambda x: discriminator(x)["loss"], fake)
             weight = self.gan.weight * gan_scale
             if self.gan.adaptive and torch.is_grad_enabled():
-                weight = weight * self._adaptive_weight(gradient, gan_gradient)
+                weight = weight * self._adaptive_weight(reconstruction, gradient, gan_gradient)
             losses["gan_weight"] = weight
             value = value + weight * losses["gan"]
             gradient = gradient + weight * gan_gradient
@@ -150,8 +151,25 @@ class VAELoss(nn.Module):
             self._last_layer_input[:] = [args[0].detach()]
 
     @torch.no_grad()
-    def _adaptive_weight(self, gradient: torch.Tensor, gan_gradient: torch.Tensor) -> torch.Tensor:
+    def _adaptive_weight(
+        self, reconstruction: torch.Tensor, gradient: torch.Tensor, gan_gradient: torch.Tensor
+    ) -> torch.Tensor:
         """Ratio of the norms of both gradients (B, C, T, H, W) at the weight of the decoder's last layer."""
+        if isinstance(self.vae, AutoencoderKLVidTwin):
+            at_weight = self._project_on_last_layer(gradient, gan_gradient)
+        else:  # any last layer: a backward pass from the clip to its weight
+            weight = self.vae.last_layer.weight
+            pair = (gradient, gan_gradient)
+            at_weight = [torch.autograd.grad(reconstruction, weight, g, retain_graph=True)[0] for g in pair]
+            at_weight = torch.stack(at_weight).float()
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(at_weight)
+            at_weight /= dist.get_world_size()
+        norm, gan_norm = at_weight.flatten(1).norm(dim=1)
+        return (norm / (gan_norm + 1e-6)).clamp(max=MAX_ADAPTIVE_WEIGHT)
+
+    def _project_on_last_layer(self, gradient: torch.Tensor, gan_gradient: torch.Tensor) -> torch.Tensor:
+        """Both gradients at the weight of VidTwin's last linear layer, from its input: (2, out, in)."""
         tokens = [self.vae.decoder.patchify(g) for g in (gradient, gan_gradient)]
         if not self._last_layer_input or self._last_layer_input[0].shape[:-1] != tokens[0].shape[:-1]:
             raise ValueError(
@@ -161,12 +179,7 @@ class VAELoss(nn.Module):
             )
         with torch.autocast(gradient.device.type, enabled=False):
             inputs = self._last_layer_input[0].float().flatten(0, -2)
-            at_weight = torch.stack([g.flatten(0, -2).T @ inputs for g in tokens])
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(at_weight)
-            at_weight /= dist.get_world_size()
-        norm, gan_norm = at_weight.flatten(1).norm(dim=1)
-        return (norm / (gan_norm + 1e-6)).clamp(max=MAX_ADAPTIVE_WEIGHT)
+            return torch.stack([g.flatten(0, -2).T @ inputs for g in tokens])
 
 
 def value_and_gradient(

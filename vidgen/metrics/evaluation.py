@@ -22,7 +22,8 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from autoencoder import AutoencoderKLVidTwin, TwinLatents
+from autoencoder import TwinLatents
+from autoencoder.video_autoencoder import VideoAutoencoder
 
 from ..common.errors import UserError
 from ..common.progress import progress
@@ -75,7 +76,7 @@ class ProtocolClips(Dataset):
 
 
 def evaluate_reconstruction(
-    vae: AutoencoderKLVidTwin,
+    vae: VideoAutoencoder,
     clips: ClipDataset | ProtocolClips,
     *,
     networks: Sequence[LPIPS] = (),
@@ -186,7 +187,7 @@ def evaluate_pairs(
 
 
 @torch.no_grad()
-def count_latent_values(vae: AutoencoderKLVidTwin, clip: torch.Tensor) -> int:
+def count_latent_values(vae: VideoAutoencoder, clip: torch.Tensor) -> int:
     """Count the latent values of a clip (1, 3, T, H, W), over all tiles and windows."""
     latents = vae.encode(clip.to(vae.dtype)).latent_dist.mode()
     parts = (latents.structure, latents.dynamics) if isinstance(latents, TwinLatents) else (latents,)

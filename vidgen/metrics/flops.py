@@ -10,18 +10,24 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from autoencoder import AutoencoderKLVidTwin
+from autoencoder.adapters import adapt, empty_copy
 from autoencoder.grids import feature_frames, feature_grid
+from autoencoder.video_autoencoder import VideoAutoencoder
 from pipelines import VidTwinTransformer3DModel
 
 
-def encode_flops(vae: AutoencoderKLVidTwin) -> float:
+def encode_flops(vae: VideoAutoencoder) -> float:
     """Return the FLOPs of encoding one clip of the model's size; a multiply-add counts as two."""
+    if not isinstance(vae, AutoencoderKLVidTwin):
+        return _count_adapted(vae)[0]
     structure, dynamics = _count_latent_modules(vae)[:2]
     return _blocks_flops(vae) + structure + dynamics
 
 
-def decode_flops(vae: AutoencoderKLVidTwin) -> float:
+def decode_flops(vae: VideoAutoencoder) -> float:
     """Return the FLOPs of decoding one clip of the model's size; a multiply-add counts as two."""
+    if not isinstance(vae, AutoencoderKLVidTwin):
+        return _count_adapted(vae)[1]
     structure, dynamics = _count_latent_modules(vae)[2:]
     return _blocks_flops(vae) + structure + dynamics
 
@@ -105,3 +111,18 @@ def _count_latent_modules(vae: AutoencoderKLVidTwin) -> list[float]:
             module(inputs)
         flops.append(counter.get_total_flops())
     return flops
+
+
+@torch.no_grad()
+def _count_adapted(vae: VideoAutoencoder) -> tuple[float, float]:
+    """Count the FLOPs of encoding and of decoding one clip with an adapted autoencoder, on meta tensors."""
+    with torch.device("meta"):
+        copied = adapt(empty_copy(vae.backbone)).eval().to("meta")  # some constructors choose the CPU
+        copied.fit_latent_shape(vae.structure_shape)
+        inputs = torch.empty(1, *vae.clip_shape), torch.empty(1, vae.latent_size)
+    flops = []
+    for function, x in zip((copied.encode, copied.decode), inputs, strict=True):
+        with FlopCounterMode(display=False) as counter:
+            function(x)
+        flops.append(float(counter.get_total_flops()))
+    return flops[0], flops[1]

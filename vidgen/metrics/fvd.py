@@ -22,15 +22,14 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from diffusers import ConfigMixin
 
-from autoencoder import AutoencoderKLVidTwin
+from autoencoder.video_autoencoder import VideoAutoencoder
 from pipelines import VidTwinPipeline
 from pipelines.finite import NonFiniteError
 
 from ..common.environment import environment
 from ..common.errors import UserError
-from ..common.loading import weights_hash
+from ..common.loading import public_config, weights_hash
 from ..data.listing import data_hash
 from ..data.types import VideoFile
 from .detectors import Detector
@@ -169,10 +168,10 @@ def evaluate_pipeline(
     ):
         if value is not None and value < minimum:
             raise UserError(f"{name} must be {minimum} or more, not {value}.")
-    if pipeline.vae.clip_shape[1] < protocol.frames:
+    if pipeline.autoencoder.clip_shape[1] < protocol.frames:
         raise UserError(
             f"the protocol {protocol.name} compares clips of {protocol.frames} frames, but the pipeline's have "
-            f"{pipeline.vae.clip_shape[1]}."
+            f"{pipeline.autoencoder.clip_shape[1]}."
         )
 
     # Draw the real clips.
@@ -190,10 +189,10 @@ def evaluate_pipeline(
 
     # State what each set of clips depends on.
     data = {"data": data_hash(root, files, classes)}
-    vae = {"vae": weights_hash(pipeline.vae), "vae_config": _public_config(pipeline.vae)}
+    vae = {"vae": weights_hash(pipeline.vae), "vae_config": public_config(pipeline.vae)}
     dit = {
         "transformer": weights_hash(pipeline.transformer),
-        "transformer_config": _public_config(pipeline.transformer),
+        "transformer_config": public_config(pipeline.transformer),
         **_describe_solver(pipeline),
         **asdict(sampling),
     }
@@ -207,8 +206,8 @@ def evaluate_pipeline(
     collector = Collector(detectors, protocol, accelerator, Path(folder), batch_size, shard_size)
     originals = read(real.windows)
     mean_colors = change_clips("mean_color", originals, mean_color_baseline, protocol)
-    full_size = read(real.windows, pipeline.vae.clip_shape[2:])
-    reconstructions = change_clips("reconstructed", full_size, reconstruct_by(pipeline.vae), protocol)
+    full_size = read(real.windows, pipeline.autoencoder.clip_shape[2:])
+    reconstructions = change_clips("reconstructed", full_size, reconstruct_by(pipeline.autoencoder), protocol)
     samples_by_number = generate_clips(pipeline, sampling, protocol, dit.get("frequencies"))
     sets = {
         "real": collector.collect("real", originals, count, data, keep=True),
@@ -229,14 +228,9 @@ def evaluate_pipeline(
     return [_build_result(sets, i, detector, protocol, settings, versions) for i, detector in enumerate(detectors)]
 
 
-def _public_config(part: ConfigMixin) -> dict[str, Any]:
-    """Return the config of a part of a pipeline, without the path and the versions it was saved with."""
-    return {name: value for name, value in part.config.items() if not name.startswith("_")}
-
-
 def _describe_solver(pipeline: VidTwinPipeline) -> Source:
     """Describe the scheduler and, if one is enabled, the cache between denoising steps."""
-    scheduler = {"class": type(pipeline.scheduler).__name__, **_public_config(pipeline.scheduler)}
+    scheduler = {"class": type(pipeline.scheduler).__name__, **public_config(pipeline.scheduler)}
     cache = getattr(pipeline.transformer, "_cache_config", None)
     if cache is None:
         return {"scheduler": scheduler}
@@ -364,7 +358,7 @@ def _prepare(name: str, batch: ClipBatch, protocol: Protocol) -> ClipBatch:
     return replace(batch, clips=protocol_clips(batch.clips, protocol))
 
 
-def reconstruct_by(vae: AutoencoderKLVidTwin) -> Callable[[torch.Tensor], torch.Tensor]:
+def reconstruct_by(vae: VideoAutoencoder) -> Callable[[torch.Tensor], torch.Tensor]:
     """Return a function that reconstructs clips from the posterior's mean, clamped to [-1, 1]."""
     return lambda clips: vae(clips.to(vae.device, vae.dtype)).sample.float().clamp(-1, 1)
 

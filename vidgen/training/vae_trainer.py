@@ -1,4 +1,4 @@
-"""Training of the VidTwin VAE."""
+"""Training of a video VAE: VidTwin, or another class of `autoencoder.adapters`."""
 
 from __future__ import annotations
 
@@ -9,16 +9,20 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from torch import nn
 from torch.utils.data import DataLoader, Subset
 
 from autoencoder import AutoencoderKLVidTwin, TwinLatents
+from autoencoder.adapters import adapt, build_model
+from autoencoder.video_autoencoder import VideoAutoencoder
 
 from ..common.errors import UserError
-from ..common.images import component_grid, reenactment_grid
+from ..common.images import comparison_grid, component_grid, reenactment_grid
 from ..common.io import atomic_dir
+from ..data.config import clip_size
 from ..data.dataset import ClipDataset, collate_clips
 from ..data.decoders import describe_fallbacks
-from ..data.latent_encoding import compute_statistics, encode_clips, split_evenly, sum_streams
+from ..data.latent_encoding import compute_statistics, encode_clips, split_evenly, sum_latents
 from ..data.splits import list_train_and_validation
 from ..losses import Losses
 from ..losses.adversarial import DiscriminatorLoss, PatchDiscriminator, gan_scale
@@ -27,8 +31,11 @@ from ..losses.vae import VAELoss
 from ..metrics.flops import decode_flops, encode_flops
 from ..metrics.reconstruction import ReconstructionMetrics, downsample_baseline, mean_color_baseline
 from .accelerator import build_accelerator
+from .checkpoints import find_checkpoint
 from .config import ModelConfig, VAETrainingConfig
 from .failures import skip_non_finite_images
+from .freezing import describe_parameters, freeze_modules, is_encoder_frozen
+from .pretrained import Parent, build_vae_from, find_parent, load_discriminator
 from .signals import outlive_first_signal
 from .trainer import Batch, Trainer
 
@@ -43,34 +50,46 @@ def train_vae(config: VAETrainingConfig) -> Path:
         UserError: if the data, the model or the checkpoint to resume from does not fit.
     """
     accelerator = build_accelerator(config)
-    model = build_vae(config.model, config.data.resolution, config.data.num_frames)
+    parent = find_parent(config)
+    model = build_vae(config.model, *clip_size(config.data), parent)
+    frozen = freeze_modules(model.backbone, config.train.freeze)
     train_set, validation_set = build_datasets(config, model, accelerator.print)
     accelerator.print(
-        f"{model.num_parameters():,} parameters; latent {model.latent_size} values, "
+        f"{describe_parameters(model)}; latent {model.latent_size} values, "
         f"{100 * model.compression_rate:.3f} % of a clip; {len(train_set)} training and "
         f"{len(validation_set) if validation_set else 0} validation clips."
     )
-    return VAETrainer(config, accelerator, model, train_set, validation_set).fit()
+    return VAETrainer(config, accelerator, model, train_set, validation_set, parent, frozen).fit()
 
 
 def build_vae(
-    config: ModelConfig, resolution: int | Sequence[int] | None = None, num_frames: int | None = None
-) -> AutoencoderKLVidTwin:
-    """Create the VAE of a config for clips of the given size.
+    config: ModelConfig,
+    num_frames: int | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    parent: Parent | None = None,
+) -> VideoAutoencoder:
+    """Create the VAE of a config for clips of the given size, with the weights of a parent if there is one.
 
     Raises:
         UserError: if the preset, an override or a size is wrong.
     """
-    sizes = {"sample_size": resolution, "num_frames": num_frames}
-    overrides = config.overrides | {name: size for name, size in sizes.items() if size is not None}
+    sample_size = height if height == width else [height, width]
+    sizes = {"sample_size": sample_size, "num_frames": num_frames}
+    class_name = config.class_name if parent is None else parent.class_name
+    is_vidtwin = class_name == AutoencoderKLVidTwin.__name__
+    overrides = config.overrides | {name: x for name, x in sizes.items() if is_vidtwin and x is not None}
     try:
+        if parent is not None or not is_vidtwin:
+            model = build_model(class_name, **overrides) if parent is None else build_vae_from(parent, overrides)
+            return adapt(model, **({} if is_vidtwin else dict(num_frames=num_frames, height=height, width=width)))
         return AutoencoderKLVidTwin.from_preset(config.preset, config.latent_setting, **overrides)
     except (ValueError, TypeError) as error:
         raise UserError(f"The model of this config cannot be built: {error}") from error
 
 
 def build_datasets(
-    config: VAETrainingConfig, model: AutoencoderKLVidTwin, report: Callable[[str], object] | None = None
+    config: VAETrainingConfig, model: VideoAutoencoder, report: Callable[[str], object] | None = None
 ) -> tuple[ClipDataset, ClipDataset | None]:
     """Create the training clips and the validation clips, of their own folder or held out from the training videos.
 
@@ -94,31 +113,44 @@ def build_datasets(
 
 
 class VAETrainer(Trainer):
-    """`Trainer` of an `AutoencoderKLVidTwin`."""
+    """`Trainer` of a `VideoAutoencoder`."""
 
     def __init__(
         self,
         config: VAETrainingConfig,
         accelerator: Accelerator,
-        model: AutoencoderKLVidTwin,
+        model: VideoAutoencoder,
         train_set: ClipDataset,
         validation_set: ClipDataset | None,
+        parent: Parent | None = None,
+        frozen: Sequence[nn.Module] = (),
     ) -> None:
         self.lpips = self.discriminator = None
         self.validation_set = validation_set
-        groups = {"model": (list(model.parameters()), 1.0)}
+        groups = {"model": ([p for p in model.parameters() if p.requires_grad], 1.0)}
         if config.perceptual.weight:
             perceptual = config.perceptual
             self.lpips = LPIPS.from_pretrained(perceptual.backbone, perceptual.weights, perceptual.weights_sha256)
             self.lpips.to(accelerator.device)
         if config.gan.weight:
             self.discriminator = DiscriminatorLoss(PatchDiscriminator(config.gan), config.gan)
+            if config.gan.pretrained and find_checkpoint(config.output_dir, config.resume) is None:
+                load_discriminator(self.discriminator, config.gan.pretrained)
             groups["discriminator"] = (list(self.discriminator.parameters()), config.gan.lr_scale)
         objective = VAELoss(
             model, config.loss, config.perceptual, config.gan, lpips=self.lpips, discriminator=self.discriminator
         )
         super().__init__(
-            config, accelerator, objective, model, train_set, collate_clips, model.latent_size, groups=groups
+            config,
+            accelerator,
+            objective,
+            model,
+            train_set,
+            collate_clips,
+            model.latent_size,
+            groups=groups,
+            parent=parent,
+            frozen=frozen,
         )
 
     def compute_losses(self, batch: Batch) -> Losses:
@@ -140,7 +172,7 @@ class VAETrainer(Trainer):
     def flops_per_sample(self) -> float:
         return encode_flops(self.model) + decode_flops(self.model)
 
-    def validate(self, model: AutoencoderKLVidTwin) -> dict[str, float]:
+    def validate(self, model: VideoAutoencoder) -> dict[str, float]:
         """PSNR, SSIM and LPIPS of the model and two baselines on validation clips; grids of components and swaps."""
         if self.validation_set is None:
             return {}
@@ -177,11 +209,14 @@ class VAETrainer(Trainer):
             if batch["own"].any():
                 yield batch["video"][batch["own"]].to(accelerator.device)
 
-    def _draw_grids(self, model: AutoencoderKLVidTwin) -> None:
+    def _draw_grids(self, model: VideoAutoencoder) -> None:
         count = len(self.validation_set)
         indices = torch.linspace(0, count - 1, min(GRID_CLIPS, count)).round().long().tolist()
         clips = torch.stack([self.validation_set[i]["video"] for i in indices]).to(self.accelerator.device)
         folder, name = self.output_dir / "validation", f"step-{self.state.step}"
+        if not model.has_dynamics:
+            comparison_grid(folder / f"{name}.png", {"original": clips, "reconstruction": model(clips).sample.float()})
+            return
         components = [model(clips, components=c).sample.float() for c in ("both", "structure", "dynamics")]
         component_grid(folder / f"{name}.png", clips, *components)
         latents = model.unpack(model.encode(clips).latent_dist.mode())
@@ -192,10 +227,13 @@ class VAETrainer(Trainer):
         decoded = torch.stack([model.decode(swap).sample.float() for swap in swaps])
         reenactment_grid(folder / f"{name}-reenactment.png", clips, clips, decoded)
 
-    def save_final(self, model: AutoencoderKLVidTwin, folder: Path) -> None:
-        """Save the averaged VAE, with the statistics of its latents over the training set in its config."""
-        mean, std = self._latent_statistics(model)
-        model.register_to_config(latents_mean=mean, latents_std=std)
+    def save_final(self, model: VideoAutoencoder, folder: Path) -> None:
+        """Save the averaged VAE, with the statistics of its latents over the training set in its config.
+
+        With a frozen encoder the parent's statistics stay valid, also for the DiTs trained with them.
+        """
+        if model.latents_mean is None or not is_encoder_frozen(self.model):
+            model.set_latent_statistics(*self._latent_statistics(model))
         if self.accelerator.is_main_process:
             with atomic_dir(folder) as unfinished:
                 model.save_pretrained(unfinished)
@@ -206,7 +244,7 @@ class VAETrainer(Trainer):
         if sentence := describe_fallbacks(self.config.data.decoder, fallbacks, len(self.dataset.files)):
             self.accelerator.print(sentence)
 
-    def _latent_statistics(self, model: AutoencoderKLVidTwin) -> tuple[list[float], list[float]]:
+    def _latent_statistics(self, model: VideoAutoencoder) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of the latents of the training clips, encoded by all processes together."""
         accelerator, clips = self.accelerator, self.dataset.centered()
         indices = range(0, len(clips), math.ceil(len(clips) / STATISTICS_CLIPS))
@@ -214,4 +252,4 @@ class VAETrainer(Trainer):
         batches = split_evenly(indices, self.config.train.train_batch_size)
         workers = self.config.train.dataloader_num_workers
         encoded = encode_clips(model, clips, accelerator.device, batches, workers)
-        return compute_statistics(gather_object([sum_streams(posterior.mean, model) for posterior, _ in encoded]))
+        return compute_statistics(gather_object([sum_latents(posterior.mean, model) for posterior, _ in encoded]))

@@ -18,6 +18,7 @@ from runs import logged
 from vidgen.cli import main
 from vidgen.common.config import load_config
 from vidgen.common.errors import UserError
+from vidgen.data.config import clip_size
 from vidgen.data.streams import FrameReader
 from vidgen.metrics.protocols import get_protocol, protocol_clips
 from vidgen.training.config import DiTTrainingConfig, VAETrainingConfig
@@ -122,7 +123,7 @@ def test_resolutions_are_positive(text):
 def test_a_resolution_that_patches_do_not_divide(vae_config, tmp_path):
     config = vae_config(tmp_path, "data.resolution=[32,44]")
     with pytest.raises(UserError, match=r"sample_size \(\[32, 44\]\) must be a multiple of patch_size \(8\)"):
-        build_vae(config.model, config.data.resolution, config.data.num_frames)
+        build_vae(config.model, *clip_size(config.data))
 
 
 @pytest.mark.parametrize("shape", [(32, 48), (48, 32), (90, 100), (40, 200)])
