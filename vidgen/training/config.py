@@ -37,6 +37,10 @@ class ModelConfig(PathConfig):
         "weight's shape",
     )
 
+    linear_path_clips: int = key(
+        512, "VAE only: training clips that a model with `linear_path` is fitted to before the first step", minimum=1
+    )
+
     def resolve_preset(self, default: str) -> None:
         """Set the default preset of a program where no weights are given.
 
@@ -72,6 +76,9 @@ class OptimConfig:
     adam_beta2: float = key(0.99, "Adam beta2", minimum=0, below=1)
     adam_weight_decay: float = key(1e-4, "decoupled weight decay, multiplied by the learning rate", minimum=0)
     adam_epsilon: float = key(1e-8, "Adam epsilon", minimum=0)
+    linear_path_lr_scale: float = key(
+        0.01, "VAE only: factor on the learning rate of the projections of a model's `linear_path`", minimum=0
+    )
     lr_scheduler: str = key("cosine", "a name of diffusers.optimization.get_scheduler")
     lr_warmup_steps: int = key(
         5000, "optimizer steps of linear warmup; in a shorter training a tenth of its steps", minimum=0

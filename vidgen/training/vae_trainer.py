@@ -35,6 +35,7 @@ from .checkpoints import find_checkpoint
 from .config import ModelConfig, VAETrainingConfig
 from .failures import skip_non_finite_images
 from .freezing import describe_parameters, freeze_modules, is_encoder_frozen
+from .linear_path import fit_linear_path, has_linear_path, linear_projections
 from .pretrained import Parent, build_vae_from, find_parent, load_discriminator
 from .signals import outlive_first_signal
 from .trainer import Batch, Trainer
@@ -59,6 +60,9 @@ def train_vae(config: VAETrainingConfig) -> Path:
         f"{100 * model.compression_rate:.3f} % of a clip; {len(train_set)} training and "
         f"{len(validation_set) if validation_set else 0} validation clips."
     )
+    if has_linear_path(model) and parent is None and find_checkpoint(config.output_dir, config.resume) is None:
+        count, batch_size = config.model.linear_path_clips, config.train.train_batch_size
+        fit_linear_path(model, train_set, count, batch_size, config.train.dataloader_num_workers)
     return VAETrainer(config, accelerator, model, train_set, validation_set, parent, frozen).fit()
 
 
@@ -127,7 +131,11 @@ class VAETrainer(Trainer):
     ) -> None:
         self.lpips = self.discriminator = None
         self.validation_set = validation_set
-        groups = {"model": ([p for p in model.parameters() if p.requires_grad], 1.0)}
+        linear = linear_projections(model)
+        linear_ids = set(map(id, linear))
+        groups = {"model": ([p for p in model.parameters() if p.requires_grad and id(p) not in linear_ids], 1.0)}
+        if trained := [p for p in linear if p.requires_grad]:
+            groups["linear_path"] = (trained, config.optim.linear_path_lr_scale)
         if config.perceptual.weight:
             perceptual = config.perceptual
             self.lpips = LPIPS.from_pretrained(perceptual.backbone, perceptual.weights, perceptual.weights_sha256)
