@@ -24,13 +24,13 @@ from torch import nn
 from .grids import dynamics_grid, frame_size, structure_grid
 
 POSTERIOR_STD = 0.1  # initial noise of a latent's value, as an amplitude of its component in clips of [-1, 1]
-NETWORK_GAIN = 0.03  # initial factor on the network's means
+NETWORK_GAIN = 0.03  # of the network's means; as a parameter it is trained to 0 before the network has learned
 
 
 def cosine_basis(count: int, length: int) -> torch.Tensor:
     """Return the `count` lowest frequencies of the orthonormal DCT-II: (count, length)."""
-    angles = torch.arange(count)[:, None] * (torch.arange(length) + 0.5) * (math.pi / length)
-    basis = angles.double().cos() * math.sqrt(2 / length)
+    points = torch.arange(length, dtype=torch.float64) + 0.5
+    basis = (torch.arange(count)[:, None] * points * (math.pi / length)).cos() * math.sqrt(2 / length)
     basis[0] /= math.sqrt(2)
     return basis
 
@@ -152,7 +152,6 @@ class LinearEncoder(nn.Module):
         self.structure, self.columns, self.rows = structure, columns, rows
         self.structure_logvar = nn.Parameter(torch.zeros(config.structure_channels, queries, 1, 1))
         self.dynamics_logvar = nn.Parameter(torch.zeros(channels, 1, sum(positions)))
-        self.gain = nn.Parameter(torch.full((2,), NETWORK_GAIN))
 
     def forward(
         self, clip: torch.Tensor, structure: torch.Tensor, dynamics: torch.Tensor
@@ -167,11 +166,11 @@ class LinearEncoder(nn.Module):
         linear = self.structure(self.features.analyze_structure(clip))
         linear = rearrange(linear, "b h w (q d) -> b d q h w", d=len(self.structure_logvar))
         mean, logvar = structure.chunk(2, dim=1)
-        structure = torch.cat([linear + self.gain[0] * mean, logvar + self.structure_logvar], dim=1)
+        structure = torch.cat([linear + NETWORK_GAIN * mean, logvar + self.structure_logvar], dim=1)
         columns, rows = self.features.analyze_dynamics(clip)
         linear = torch.cat([self.columns(columns), self.rows(rows)], dim=2).movedim(-1, 1)
         mean, logvar = dynamics.chunk(2, dim=1)
-        return structure, torch.cat([linear + self.gain[1] * mean, logvar + self.dynamics_logvar], dim=1)
+        return structure, torch.cat([linear + NETWORK_GAIN * mean, logvar + self.dynamics_logvar], dim=1)
 
 
 class LinearDecoder(nn.Module):
@@ -211,7 +210,7 @@ def fit_linear_path(encoder: LinearEncoder, decoder: LinearDecoder, clips: Itera
         ValueError: if there are no clips.
     """
     # Sum the features and their products.
-    device, sums = encoder.gain.device, {}
+    device, sums = encoder.structure_logvar.device, {}
     for batch in clips:
         batch = batch.to(device, torch.float32)
         columns, rows = encoder.features.analyze_dynamics(batch)

@@ -20,16 +20,14 @@ def encode_flops(vae: VideoAutoencoder) -> float:
     """Return the FLOPs of encoding one clip of the model's size; a multiply-add counts as two."""
     if not isinstance(vae, AutoencoderKLVidTwin):
         return _count_adapted(vae)[0]
-    structure, dynamics = _count_latent_modules(vae)[:2]
-    return _blocks_flops(vae) + structure + dynamics
+    return _blocks_flops(vae) + _count_latent_modules(vae)[0]
 
 
 def decode_flops(vae: VideoAutoencoder) -> float:
     """Return the FLOPs of decoding one clip of the model's size; a multiply-add counts as two."""
     if not isinstance(vae, AutoencoderKLVidTwin):
         return _count_adapted(vae)[1]
-    structure, dynamics = _count_latent_modules(vae)[2:]
-    return _blocks_flops(vae) + structure + dynamics
+    return _blocks_flops(vae) + _count_latent_modules(vae)[1]
 
 
 def transformer_flops(transformer: VidTwinTransformer3DModel) -> float:
@@ -93,24 +91,27 @@ def _blocks_flops(vae: AutoencoderKLVidTwin) -> float:
     return tokens * (c.num_layers * (linears + attention) + 2 * dim * c.in_channels * patch)
 
 
-def _count_latent_modules(vae: AutoencoderKLVidTwin) -> list[float]:
-    """Count the FLOPs of the structure and dynamics encoder, then of the structure and dynamics decoder."""
+def _count_latent_modules(vae: AutoencoderKLVidTwin) -> tuple[float, float]:
+    """Count the FLOPs of encoding and of decoding between features and latents, and of the linear path."""
+    c = vae.config
     with torch.device("meta"):
-        meta = AutoencoderKLVidTwin.from_config(vae.config).eval()
-        c = vae.config
+        meta = AutoencoderKLVidTwin.from_config(c).eval()
         features = torch.empty(1, c.hidden_size, feature_frames(c), *feature_grid(c))
         structure, dynamics = torch.empty(1, *vae.structure_shape), torch.empty(1, *vae.dynamics_shape)
+        clip = torch.empty(1, *vae.clip_shape)
+        moments = [torch.cat([latent, latent], dim=1) for latent in (structure, dynamics)]
+    encoders = [(meta.structure_encoder, (features,)), (meta.dynamics_encoder, (features,))]
+    decoders = [(meta.structure_decoder, (structure,)), (meta.dynamics_decoder, (dynamics,))]
+    if meta.linear_encoder is not None:
+        encoders.append((meta.linear_encoder, (clip, *moments)))
+        decoders.append((meta.linear_decoder, (structure, dynamics)))
     flops = []
-    for module, inputs in (
-        (meta.structure_encoder, features),
-        (meta.dynamics_encoder, features),
-        (meta.structure_decoder, structure),
-        (meta.dynamics_decoder, dynamics),
-    ):
+    for calls in (encoders, decoders):
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            module(inputs)
-        flops.append(counter.get_total_flops())
-    return flops
+            for module, inputs in calls:
+                module(*inputs)
+        flops.append(float(counter.get_total_flops()))
+    return flops[0], flops[1]
 
 
 @torch.no_grad()

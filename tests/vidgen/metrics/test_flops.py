@@ -24,6 +24,7 @@ from vidgen.metrics.flops import (
         {"bottleneck": "residual"},
         {"single_latent": True},
         {"sample_size": (24, 40), "temporal_patch_size": 2},
+        {"linear_path": 3},
     ],
 )
 @torch.no_grad()
