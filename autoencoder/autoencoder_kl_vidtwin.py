@@ -130,7 +130,7 @@ class AutoencoderKLVidTwin(
     _supports_gradient_checkpointing = True
     _no_split_modules = ["VidTwinFirstBlock", "VidTwinBlock", "QFormerLayer"]
     _repeated_blocks = ["VidTwinFirstBlock", "VidTwinBlock"]
-    _skip_layerwise_casting_patterns = ["patch_embed", "norm", r"decoder\.proj_out$"]
+    _skip_layerwise_casting_patterns = ["patch_embed", "norm", r"decoder\.proj_out$", "linear_(en|de)coder"]
     # Each of these is offloaded separately, since pipelines call `decode` and not `forward`.
     _group_offload_block_modules = [
         "encoder",
