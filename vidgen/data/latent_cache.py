@@ -141,8 +141,9 @@ def prepare_cache(
     if folder.exists() and not folder.is_dir():
         raise UserError(f"latent_cache: {folder} is not a folder.")
     source = describe_source(config, vae, files, classes)
-    if read_cached_source(folder).get("vae") == weights_hash(vae):
-        source["vae"] = weights_hash(vae)  # caches of earlier versions state the hash of the whole model
+    cached = read_cached_source(folder).get("vae")
+    if cached not in (None, source["vae"]) and cached == weights_hash(vae):
+        source["vae"] = cached  # caches of earlier versions state the hash of the whole model
 
     # Only one process looks for missing shards: others may already be encoding when a late one looks.
     missing = None

@@ -89,9 +89,10 @@ def train_dit(config: DiTTrainingConfig) -> Path:
     if config.lora.rank:
         add_lora(transformer, config.lora)
     frozen = [] if config.lora.rank else freeze_modules(transformer, config.train.freeze)
-    described = f"in {len(cache.classes)} classes" if cache.classes else "without classes, so the DiT is unconditional"
+    described = f"in {len(cache.classes)} classes" if cache.classes else "without classes"
     accelerator.print(
-        f"{describe_parameters(transformer)}; {sum(transformer.num_tokens)} tokens; {len(cache)} clips {described}."
+        f"{describe_parameters(transformer)}; {sum(transformer.num_tokens)} tokens; {len(cache)} clips {described}"
+        f"{'' if classes else ', so the DiT is unconditional'}."
     )
     return DiTTrainer(config, accelerator, vae, transformer, scheduler, cache, classes, parent, frozen).fit()
 

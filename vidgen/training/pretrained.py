@@ -245,9 +245,9 @@ def _build(class_name: str, parent: Parent, config: Mapping[str, Any], overrides
         shapes = _weight_shapes(create, {**config, **{name: overrides[name] for name in names}})
         return next((name for name in {**own, **shapes} if shapes.get(name) != own.get(name)), None)
 
-    own = _weight_shapes(create, config)
+    own = _weight_shapes(create, config) if overrides else {}
     try:
-        if weight := changed_weight(overrides):
+        if overrides and (weight := changed_weight(overrides)):
             for name in overrides:
                 if single := _try(changed_weight, [name]):
                     raise UserError(_refusal(parent, [name], single, overrides))
