@@ -99,6 +99,14 @@ class LatentCache(Dataset):
         item = {"mean": tensors["mean"][row], "label": -1 if label is None else label, "index": index}
         return {**item, "logvar": tensors["logvar"][row]} if self.with_logvar else item
 
+    def measure_statistics(self, vae: VideoAutoencoder, per_channel: bool) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation of all means, of each stream or of each channel."""
+        sums = []
+        for name in self._files:
+            with safe_open(self.folder / name, "pt") as file:
+                sums.append(sum_latents(file.get_tensor("mean"), vae, per_channel))
+        return compute_statistics(sums)
+
     def describe(self, index: int) -> str:
         """The clip of an item: its video's path within the data set, the second it starts at, and if flipped."""
         tensors, row = self._find_row(index)
