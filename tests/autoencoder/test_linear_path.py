@@ -126,6 +126,19 @@ def test_components_add_up_and_improve(clips):
 
 
 @torch.no_grad()
+def test_components_depend_on_one_latent(clips):
+    model = tiny()
+    model.fit_linear_path([clips])
+    latents, _ = linear_latents(model, clips[:2])
+    for components, other in (
+        ("structure", TwinLatents(latents.structure, latents.dynamics + 1)),
+        ("dynamics", TwinLatents(latents.structure + 1, latents.dynamics)),
+    ):
+        assert torch.equal(model.decode(latents, components).sample, model.decode(other, components).sample)
+        assert not torch.allclose(model.decode(latents).sample, model.decode(other).sample)
+
+
+@torch.no_grad()
 def test_the_fit_depends_on_the_clips_only(clips):
     one, other = tiny(), tiny()
     for model in (one, other):
