@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 
-import pytest
 import torch
 
 from autoencoder import AutoencoderKLVidTwin
@@ -53,10 +52,9 @@ def test_fewer_clips_than_videos_are_evenly_spaced():
     assert [choose_clip(n, 3, 10) for n in range(3)] == [(0, 0), (0, 3), (0, 6)]
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_projections_have_a_lower_learning_rate(vae_config, tmp_path, optimizer):
+def test_projections_have_a_lower_learning_rate(vae_config, tmp_path):
     def train(scale: float) -> dict[str, torch.Tensor]:
-        settings = [*PATH, f"optim.linear_path_lr_scale={scale}", f"optim.name={optimizer}", "train.max_train_steps=1"]
+        settings = [*PATH, f"optim.linear_path_lr_scale={scale}", "optim.name=muon", "train.max_train_steps=1"]
         run = train_vae(vae_config(tmp_path / str(scale), *settings, "train.ema_decay=0", "optim.lr_warmup_steps=0"))
         return AutoencoderKLVidTwin.from_pretrained(run).state_dict()
 
