@@ -20,7 +20,7 @@ from huggingface_hub import ModelCard
 from torch import nn
 
 from .latents import LatentShape, TwinLatents
-from .model_card import count_parameters, render_card
+from .model_card import count_parameters, find_parents, render_card
 from .video_autoencoder import Components, VideoAutoencoder
 
 DEFAULT_CLIP = (17, 256, 256)  # (T, H, W), about; autoencoders of convolutions have no size
@@ -36,7 +36,7 @@ class LatentRule:
         pixels: pixels per position, along one side; clips have a multiple of them.
         frames: frames per latent frame.
         frame_step: clips have a multiple of this number of frames, plus one if `causal`; by default `frames`.
-        causal: whether the first frame has a latent frame of its own.
+        causal: whether the first frame has a separate latent frame.
     """
 
     channels: int
@@ -293,6 +293,7 @@ class AutoencoderAdapter(VideoAutoencoder, ModelMixin):
             Path(__file__).with_name("adapter_card.md.jinja"),
             repo_id,
             tags=["video-autoencoder"],
+            parents=find_parents(model=self.model),
             parameters=count_parameters(self.model),
             class_name=type(self.model).__name__,
             library=type(self.model).__module__.split(".")[0],

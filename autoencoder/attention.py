@@ -10,7 +10,7 @@ from torch import nn
 from .matmul_speed import is_clearly_faster
 
 # On a CPU with bf16 instructions the fused bf16 kernel is several times slower than two matrix products for sequences
-# up to this length, above all in the backward pass (`python -m benchmarks.speed attention`); for longer ones the score
+# up to this length, above all in the backward pass (docs/performance.md); for longer ones the score
 # matrix costs too much memory. A CPU without these instructions multiplies bf16 up to a hundred times slower than
 # float32: there, attention is computed in float32 and rounded. No float16 kernel for CPUs was found to be fast.
 MATMUL_MAX_LENGTH = 1024

@@ -5,6 +5,7 @@ Source: "VidTwin: Video VAE with Decoupled Structure and Dynamics" (arXiv 2412.1
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,53 +27,57 @@ from .bottleneck import (
     SINGLE_LATENT_BOTTLENECKS,
     STRUCTURE_FOLDS,
     STRUCTURE_POOLS,
-    dynamics_grid,
-    structure_grid,
 )
+from .grids import Grid, dynamics_grid, feature_frames, feature_grid, frame_size, structure_grid
 from .latents import LatentShape, TwinLatents
-from .model_card import ModelCardMixin, count_parameters, render_card
+from .model_card import ModelCardMixin, count_parameters, find_parents, render_card
 from .presets import preset_config, rename_old_arguments
 from .qformer import QFormer
 from .video_autoencoder import Components, VideoAutoencoder
 
+Patch = tuple[int, int, int]  # (frames, rows, columns)
+
 
 class VidTwinEncoder(nn.Module):
-    """Clips (B, C, T, H, W) -> features (B, T, h * w, D)."""
+    """Clips (B, C, T, H, W) -> features (B, t, h * w, D), one vector for each patch of (frames, rows, columns)."""
 
-    def __init__(self, in_channels: int, patch_size: int, transformer: VidTwinTransformer, dim: int) -> None:
+    def __init__(self, in_channels: int, patch: Patch, transformer: VidTwinTransformer, dim: int) -> None:
         super().__init__()
-        self.patch_size = patch_size
+        self.patch = patch
         # A convolution whose stride equals its kernel size is one matrix product.
-        self.patch_embed = nn.Linear(in_channels * patch_size**2, dim)
+        self.patch_embed = nn.Linear(in_channels * math.prod(patch), dim)
         self.transformer = transformer
 
     def forward(self, sample: torch.Tensor) -> torch.Tensor:
-        p = self.patch_size
-        patches = rearrange(sample, "b c t (h p) (w q) -> b t (h w) (c p q)", p=p, q=p)
+        k, p, q = self.patch
+        patches = rearrange(sample, "b c (t k) (h p) (w q) -> b t (h w) (c k p q)", k=k, p=p, q=q)
         return self.transformer(self.patch_embed(patches))
 
 
 class VidTwinDecoder(nn.Module):
-    """Features (B, T, h * w, D) -> clips (B, C, T, H, W)."""
+    """Features (B, t, h * w, D) -> clips (B, C, T, H, W)."""
 
-    def __init__(self, out_channels: int, patch_size: int, transformer: VidTwinTransformer, dim: int) -> None:
+    def __init__(self, out_channels: int, patch: Patch, grid: Grid, transformer: VidTwinTransformer, dim: int) -> None:
         super().__init__()
-        self.patch_size = patch_size
+        self.patch, self.grid = patch, grid
         self.transformer = transformer
         self.norm_out = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
         self.scale_shift_table = nn.Parameter(torch.randn(2, dim) / dim**0.5)
-        self.proj_out = nn.Linear(dim, out_channels * patch_size**2)
+        self.proj_out = nn.Linear(dim, out_channels * math.prod(patch))
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        p, grid = self.patch_size, round(hidden_states.shape[2] ** 0.5)
+        k, p, q = self.patch
         shift, scale = self.scale_shift_table
         hidden_states = self.norm_out(self.transformer(hidden_states)) * (1 + scale) + shift
-        return rearrange(self.proj_out(hidden_states), "b t (h w) (p q c) -> b c t (h p) (w q)", h=grid, p=p, q=p)
+        patches = self.proj_out(hidden_states)
+        return rearrange(
+            patches, "b t (h w) (k p q c) -> b c (t k) (h p) (w q)", h=self.grid[0], w=self.grid[1], k=k, p=p, q=q
+        )
 
     def patchify(self, sample: torch.Tensor) -> torch.Tensor:
-        """The inverse of the last step of `forward`: (B, C, T, H, W) -> (B, T, h * w, p * p * C)."""
-        p = self.patch_size
-        return rearrange(sample, "b c t (h p) (w q) -> b t (h w) (p q c)", p=p, q=p)
+        """The inverse of the last step of `forward`: (B, C, T, H, W) -> (B, t, h * w, values of a patch)."""
+        k, p, q = self.patch
+        return rearrange(sample, "b c (t k) (h p) (w q) -> b t (h w) (k p q c)", k=k, p=p, q=q)
 
 
 class AutoencoderKLVidTwin(
@@ -88,10 +93,12 @@ class AutoencoderKLVidTwin(
     tiles of the model's size, and the decoded tiles are blended; see `enable_tiling`.
 
     Args:
-        sample_size: height and width of a clip in pixels, a multiple of `patch_size`.
-        num_frames: frames T of a clip.
+        sample_size: height and width of a clip in pixels, as one number or (height, width); multiples of
+            `patch_size`.
+        num_frames: frames T of a clip, a multiple of `temporal_patch_size`.
         in_channels: color channels.
         patch_size: side of a patch in pixels.
+        temporal_patch_size: frames of a patch. With k frames, transformers and latents have T / k positions in time.
         hidden_size: width D of the transformers, a multiple of 4 and of `num_attention_heads`.
         num_layers: blocks of the encoder and of the decoder.
         num_attention_heads: attention heads of the blocks.
@@ -136,7 +143,7 @@ class AutoencoderKLVidTwin(
     @register_to_config
     def __init__(
         self,
-        sample_size: int = 224,
+        sample_size: int | tuple[int, int] = 224,
         num_frames: int = 16,
         in_channels: int = 3,
         patch_size: int = 16,
@@ -163,12 +170,18 @@ class AutoencoderKLVidTwin(
         bottleneck: str = "plain",
         latents_mean: list[float] | None = None,
         latents_std: list[float] | None = None,
+        temporal_patch_size: int = 1,
     ) -> None:
         super().__init__()
-        if sample_size % patch_size:
+        counts = (num_attention_heads, qformer_heads, num_layers, num_queries, num_frames)
+        if min(*counts, patch_size, temporal_patch_size) < 1:
+            raise ValueError("Numbers of heads, layers, queries and frames, and sizes of patches, must be at least 1.")
+        if any(side % patch_size for side in frame_size(sample_size)):
             raise ValueError(f"sample_size ({sample_size}) must be a multiple of patch_size ({patch_size}).")
-        if min(num_attention_heads, qformer_heads, num_layers, num_queries, num_frames, patch_size) < 1:
-            raise ValueError("Numbers of heads, layers, queries and frames, and patch_size, must be at least 1.")
+        if num_frames % temporal_patch_size:
+            raise ValueError(
+                f"num_frames ({num_frames}) must be a multiple of temporal_patch_size ({temporal_patch_size})."
+            )
         if hidden_size % 4 or hidden_size % num_attention_heads:
             raise ValueError(
                 f"hidden_size ({hidden_size}) must be a multiple of 4 and of num_attention_heads "
@@ -188,33 +201,33 @@ class AutoencoderKLVidTwin(
             raise ValueError('structure_fold="hidden" requires structure_pool="qformer".')
 
         # 1. Latent shapes
-        config, grid = self.config, structure_grid(self.config)
-        self.structure_shape: LatentShape = (structure_channels, num_queries, grid, grid)
-        self.dynamics_shape: LatentShape = (dynamics_channels, num_frames, 2 * dynamics_grid(config))
+        config, grid, frames = self.config, structure_grid(self.config), feature_frames(self.config)
+        self.structure_shape: LatentShape = (structure_channels, num_queries, *grid)
+        self.dynamics_shape: LatentShape = (dynamics_channels, frames, sum(dynamics_grid(config)))
         if single_latent:
-            channels = max(round(self.latent_size / (num_frames * grid**2)), 1)
-            self.structure_shape = (channels, num_frames, grid, grid)
-            self.dynamics_shape = (0, num_frames, 0)
+            channels = max(round(self.latent_size / (frames * math.prod(grid))), 1)
+            self.structure_shape = (channels, frames, *grid)
+            self.dynamics_shape = (0, frames, 0)
             config = FrozenDict({**config, "structure_channels": channels})
 
         # 2. Modules
         def build_transformer() -> VidTwinTransformer:
-            grid_size = sample_size // patch_size
             return VidTwinTransformer(
-                hidden_size, num_layers, num_attention_heads, num_frames, grid_size, mlp_ratio, temporal_causal
+                hidden_size, num_layers, num_attention_heads, frames, feature_grid(config), mlp_ratio, temporal_causal
             )
 
         structure_encoder, dynamics_encoder, structure_decoder, dynamics_decoder = (
             SINGLE_LATENT_BOTTLENECKS if single_latent else BOTTLENECKS
         )[bottleneck]
-        self.encoder = VidTwinEncoder(in_channels, patch_size, build_transformer(), hidden_size)
+        patch = (temporal_patch_size, patch_size, patch_size)
+        self.encoder = VidTwinEncoder(in_channels, patch, build_transformer(), hidden_size)
         self.structure_encoder = structure_encoder(config)
         self.dynamics_encoder = dynamics_encoder(config)
         self.structure_decoder = structure_decoder(config)
         self.dynamics_decoder = dynamics_decoder(config)
         # A trained plain bottleneck has the decoder's scale; the residual one is normalized to it.
         self.norm_in = nn.LayerNorm(hidden_size) if bottleneck == "residual" else nn.Identity()
-        self.decoder = VidTwinDecoder(in_channels, patch_size, build_transformer(), hidden_size)
+        self.decoder = VidTwinDecoder(in_channels, patch, feature_grid(config), build_transformer(), hidden_size)
 
         self.gradient_checkpointing = False
         self._reset_parameters()
@@ -291,6 +304,7 @@ class AutoencoderKLVidTwin(
             Path(__file__).with_name("autoencoder_card.md.jinja"),
             repo_id,
             tags=["vidtwin", "video-autoencoder"],
+            parents=find_parents(model=self),
             parameters=count_parameters(self),
             clip_shape=self.clip_shape,
             structure_shape=self.structure_shape,
@@ -304,7 +318,7 @@ class AutoencoderKLVidTwin(
     def clip_shape(self) -> tuple[int, int, int, int]:
         """(C, T, H, W) of the clips that the model is built for."""
         c = self.config
-        return (c.in_channels, c.num_frames, c.sample_size, c.sample_size)
+        return (c.in_channels, c.num_frames, *frame_size(c.sample_size))
 
     @property
     def min_size(self) -> int:
@@ -339,17 +353,17 @@ class AutoencoderKLVidTwin(
     @property
     def spatial_compression_ratio(self) -> int:
         """Pixels per location of the structure latent, along one side."""
-        return self.config.sample_size // self.structure_shape[-1]
+        return self.clip_shape[-1] // self.structure_shape[-1]
 
     @property
     def temporal_compression_ratio(self) -> int:
-        """Frames per frame of the dynamics latent, which does not compress time."""
-        return 1
+        """Frames per position in time of the dynamics latent."""
+        return self.config.temporal_patch_size
 
     def _encode(self, x: torch.Tensor) -> torch.Tensor:
         """Clips (B, C, T, H, W) -> packed means and log-variances (B, 2 L)."""
-        grid = self.config.sample_size // self.config.patch_size
-        z = rearrange(self.encoder(x), "b t (h w) d -> b d t h w", h=grid)
+        rows, _ = feature_grid(self.config)
+        z = rearrange(self.encoder(x), "b t (h w) d -> b d t h w", h=rows)
         structure_mean, structure_logvar = self._checkpoint(self.structure_encoder, z).chunk(2, dim=1)
         dynamics_mean, dynamics_logvar = self._checkpoint(self.dynamics_encoder, z).chunk(2, dim=1)
         mean = TwinLatents(structure_mean, dynamics_mean).pack()

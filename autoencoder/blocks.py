@@ -102,7 +102,7 @@ class VidTwinFirstBlock(VidTwinBlock):
 
 
 class VidTwinTransformer(nn.Module):
-    """A stack of blocks with position embeddings, for a fixed grid of T frames of h x w patches."""
+    """A stack of blocks with position embeddings, for T frames of a fixed grid (h, w) of patches."""
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class VidTwinTransformer(nn.Module):
         num_layers: int,
         num_heads: int,
         num_frames: int,
-        grid_size: int,
+        grid: tuple[int, int],
         mlp_ratio: float = 4.0,
         temporal_causal: bool = True,
     ) -> None:
@@ -121,7 +121,7 @@ class VidTwinTransformer(nn.Module):
                 for i in range(num_layers)
             ]
         )
-        self.register_buffer("position", sincos_2d(grid_size, grid_size, dim).float(), persistent=False)
+        self.register_buffer("position", sincos_2d(*grid, dim).float(), persistent=False)
         self.register_buffer("temporal_position", sincos_1d(num_frames, dim).float()[:, None], persistent=False)
         self.gradient_checkpointing = False
 

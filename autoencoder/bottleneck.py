@@ -8,6 +8,8 @@ The four modules of both, built from the config of an `AutoencoderKLVidTwin`, ha
     StructureDecoder  (B, d_S, n_q, h_S, w_S) -> (B, D, T, h, w)
     DynamicsDecoder   (B, d_D, T, w_D + h_D)  -> (B, D, T, h, w)
 
+T counts positions in time: frames, or groups of `temporal_patch_size` frames.
+
 The residual bottleneck adds non-parametric shortcuts around every layer, as in deep-compression autoencoders (Chen et
 al., arXiv 2410.10733): space-to-channel, channel averaging and channel duplication. Trained from scratch, it passes
 clips to the decoder from the first step; the plain convolutions output the clip's mean color for hundreds of steps.
@@ -24,30 +26,12 @@ from diffusers.configuration_utils import FrozenDict
 from einops import rearrange
 from torch import nn
 
+from .grids import Grid, dynamics_grid, feature_frames, feature_grid
 from .pools import AxisAverages, FoldedQFormer, LocationQFormer, SpatialQFormer, TemporalConv
 
 STRUCTURE_POOLS = ("qformer", "conv")
 STRUCTURE_FOLDS = ("batch", "hidden")
 DYNAMICS_POOLS = ("average", "qformer")
-
-
-def downsample_size(size: int, times: int) -> int:
-    """Return the grid size after `times` 3x3 convolutions of stride 2 and padding 1."""
-    for _ in range(times):
-        size = (size + 1) // 2
-    return size
-
-
-def feature_grid(config: FrozenDict) -> int:
-    return config.sample_size // config.patch_size
-
-
-def structure_grid(config: FrozenDict) -> int:
-    return downsample_size(feature_grid(config), config.structure_downsamples)
-
-
-def dynamics_grid(config: FrozenDict) -> int:
-    return downsample_size(feature_grid(config), config.dynamics_downsamples)
 
 
 def qformer_sizes(config: FrozenDict) -> dict[str, Any]:
@@ -64,7 +48,7 @@ def build_temporal_pool(config: FrozenDict) -> nn.Module:
     """Return a module (B, D, T, h, w) -> (B * n_q, query_dim, h, w)."""
     num_queries, query_dim = config.num_queries, config.query_dim
     if config.structure_pool == "conv":
-        return TemporalConv(config.num_frames, num_queries, query_dim, config.hidden_size, config.qformer_ffn_dim)
+        return TemporalConv(feature_frames(config), num_queries, query_dim, config.hidden_size, config.qformer_ffn_dim)
     if config.structure_fold == "hidden":
         return FoldedQFormer(feature_grid(config), query_dim, num_queries=num_queries, **qformer_sizes(config))
     return LocationQFormer(num_queries, query_dim, **qformer_sizes(config))
@@ -74,22 +58,24 @@ def build_spatial_pool(config: FrozenDict) -> tuple[nn.Module, int]:
     """Return a module (B, D, T, h, w) -> (B, D', T, w + h), and D'."""
     if config.dynamics_pool == "average":
         return AxisAverages(), config.hidden_size
-    return SpatialQFormer(2 * dynamics_grid(config), config.query_dim, **qformer_sizes(config)), config.query_dim
+    return SpatialQFormer(sum(dynamics_grid(config)), config.query_dim, **qformer_sizes(config)), config.query_dim
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(in_channels, out_channels, kernel_size=3, stride=stride, padding=1)
 
 
-def crop_to(x: torch.Tensor, size: int) -> torch.Tensor:
-    """Crop the last two axes to their central size x size window."""
-    start = (x.shape[-1] - size) // 2
-    return x[..., start : start + size, start : start + size]
+def crop_to(x: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """Crop the last two axes to their central window of this grid."""
+    rows, columns = grid
+    top, left = (x.shape[-2] - rows) // 2, (x.shape[-1] - columns) // 2
+    return x[..., top : top + rows, left : left + columns]
 
 
-def spread_axes(x: torch.Tensor, grid_size: int) -> torch.Tensor:
-    """Sum both averages, each repeated along its missing axis: (B, T, 2 * grid, D) -> (B, D, T, h, w)."""
-    over_height, over_width = x.movedim(-1, 1).split(grid_size, dim=3)
+def spread_axes(x: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """Sum both averages, each repeated along its missing axis: (B, T, w + h, D) -> (B, D, T, h, w)."""
+    rows, columns = grid
+    over_height, over_width = x.movedim(-1, 1).split([columns, rows], dim=3)
     return over_height[:, :, :, None, :] + over_width[:, :, :, :, None]
 
 
@@ -120,7 +106,8 @@ class DynamicsEncoder(nn.Module):
     def __init__(self, config: FrozenDict) -> None:
         super().__init__()
         dim = config.hidden_size
-        self.grid = dynamics_grid(config)
+        rows, columns = dynamics_grid(config)
+        self.axis_sizes = [columns, rows]  # of the averages over height, then over width
         self.down = nn.ModuleList([conv3x3(dim, dim, stride=2) for _ in range(config.dynamics_downsamples)])
         self.spatial_pool, pooled_dim = build_spatial_pool(config)
         self.conv_out = conv3x3(pooled_dim, 2 * config.dynamics_channels)
@@ -130,7 +117,7 @@ class DynamicsEncoder(nn.Module):
         for conv in self.down:
             x = F.relu(conv(x))
         x = self.spatial_pool(rearrange(x, "(b t) d h w -> b d t h w", b=z.shape[0]))
-        return torch.cat([self.conv_out(part) for part in x.split(self.grid, dim=3)], dim=3)
+        return torch.cat([self.conv_out(part) for part in x.split(self.axis_sizes, dim=3)], dim=3)
 
 
 class StructureDecoder(nn.Module):
@@ -138,42 +125,64 @@ class StructureDecoder(nn.Module):
 
     def __init__(self, config: FrozenDict) -> None:
         super().__init__()
-        self.grid_size = feature_grid(config)
+        self.grid = feature_grid(config)
         widths = [config.structure_width * 2**i for i in range(config.structure_downsamples, -1, -1)]
         self.conv_in = conv3x3(config.structure_channels, widths[0])
         self.up = nn.ModuleList([conv3x3(a, b) for a, b in pairwise(widths)])
         self.conv_out = conv3x3(widths[-1], config.query_dim)
         self.to_hidden = nn.Linear(config.query_dim, config.hidden_size)
-        self.to_frames = nn.Conv1d(config.num_queries, config.num_frames, kernel_size=1)
+        self.to_frames = nn.Conv1d(config.num_queries, feature_frames(config), kernel_size=1)
 
     def forward(self, structure: torch.Tensor) -> torch.Tensor:
         x = F.relu(self.conv_in(rearrange(structure, "b c q h w -> (b q) c h w")))
         for conv in self.up:
             x = F.interpolate(F.relu(conv(x)), scale_factor=2, mode="nearest")
-        x = crop_to(self.conv_out(x), self.grid_size)
+        x = crop_to(self.conv_out(x), self.grid)
         x = rearrange(x, "(b q) c h w -> b q (h w) c", b=structure.shape[0])
         x = F.relu(self.to_hidden(x))
         x = F.relu(self.to_frames(x.flatten(2)))
-        return rearrange(x, "b t (h w c) -> b c t h w", h=self.grid_size, w=self.grid_size)
+        return rearrange(x, "b t (h w c) -> b c t h w", h=self.grid[0], w=self.grid[1])
 
 
 class DynamicsDecoder(nn.Module):
-    """An MLP over channels, an MLP over positions shared by both axes, and the missing axis filled by repetition."""
+    """An MLP over channels, an MLP over positions, and the missing axis filled by repetition.
+
+    Columns and rows share the MLP over positions in square grids, as in the paper; in others, each axis has its MLP.
+    """
 
     def __init__(self, config: FrozenDict) -> None:
         super().__init__()
-        self.grid_size = feature_grid(config)
-        self.latent_grid = dynamics_grid(config)
+        self.grid = rows, columns = feature_grid(config)
+        self.latent_grid = latent_rows, latent_columns = dynamics_grid(config)
+        self.is_square = rows == columns
         self.channels_in = nn.Linear(config.dynamics_channels, config.hidden_size)
         self.channels_out = nn.Linear(config.hidden_size, config.hidden_size)
-        self.positions_in = nn.Linear(dynamics_grid(config), feature_grid(config))
-        self.positions_out = nn.Linear(feature_grid(config), feature_grid(config))
+        self.positions_in = nn.Linear(latent_columns, columns)
+        self.positions_out = nn.Linear(columns, columns)
+        if not self.is_square:
+            self.row_positions_in = nn.Linear(latent_rows, rows)
+            self.row_positions_out = nn.Linear(rows, rows)
 
     def forward(self, dynamics: torch.Tensor) -> torch.Tensor:
-        x = F.relu(self.channels_out(F.relu(self.channels_in(dynamics.movedim(1, -1)))))
-        x = rearrange(x, "b t (side n) d -> b t d side n", n=self.latent_grid)
-        x = F.relu(self.positions_out(F.relu(self.positions_in(x))))
-        return spread_axes(rearrange(x, "b t d side n -> b t (side n) d"), self.grid_size)
+        x = self.map_channels(dynamics)
+        if self.is_square:
+            x = rearrange(x, "b t (side n) d -> b t d side n", side=2)
+            x = self.map_positions(x, self.positions_in, self.positions_out)
+            x = rearrange(x, "b t d side n -> b t (side n) d")
+        else:
+            columns, rows = x.transpose(2, 3).split(self.latent_grid[::-1], dim=3)
+            columns = self.map_positions(columns, self.positions_in, self.positions_out)
+            rows = self.map_positions(rows, self.row_positions_in, self.row_positions_out)
+            x = torch.cat([columns, rows], dim=3).transpose(2, 3)
+        return spread_axes(x, self.grid)
+
+    def map_channels(self, dynamics: torch.Tensor) -> torch.Tensor:
+        """(B, d_D, T, w_D + h_D) -> (B, T, w_D + h_D, D)."""
+        return F.relu(self.channels_out(F.relu(self.channels_in(dynamics.movedim(1, -1)))))
+
+    def map_positions(self, x: torch.Tensor, linear_in: nn.Linear, linear_out: nn.Linear) -> torch.Tensor:
+        """Map positions of the latent to those of the features, along the last axis."""
+        return F.relu(linear_out(F.relu(linear_in(x))))
 
 
 # --- the residual bottleneck ---------------------------------------------------------------------------------------
@@ -260,7 +269,8 @@ class ResidualDynamicsEncoder(nn.Module):
     def __init__(self, config: FrozenDict) -> None:
         super().__init__()
         dim = config.hidden_size
-        self.grid = dynamics_grid(config)
+        rows, columns = dynamics_grid(config)
+        self.axis_sizes = [columns, rows]  # of the averages over height, then over width
         self.channels = config.dynamics_channels
         self.norm = nn.LayerNorm(dim)
         self.down = nn.ModuleList([ResidualConv(dim, dim, "down") for _ in range(config.dynamics_downsamples)])
@@ -272,7 +282,7 @@ class ResidualDynamicsEncoder(nn.Module):
         for block in self.down:
             x = block(x)
         x = self.spatial_pool(rearrange(x, "(b t) d h w -> b d t h w", b=z.shape[0]))
-        parts = x.split(self.grid, dim=3)
+        parts = x.split(self.axis_sizes, dim=3)
         mean, logvar = torch.cat([self.conv_out(part) for part in parts], dim=3).chunk(2, dim=1)
         return torch.cat([mean + match_channels(x, self.channels), logvar], dim=1)
 
@@ -282,15 +292,15 @@ class ResidualStructureDecoder(nn.Module):
 
     def __init__(self, config: FrozenDict) -> None:
         super().__init__()
-        self.grid_size = feature_grid(config)
+        self.grid = feature_grid(config)
         self.hidden_size = config.hidden_size
-        self.num_frames = config.num_frames
+        self.num_frames = feature_frames(config)
         widths = [config.structure_width * 2**i for i in range(config.structure_downsamples, -1, -1)]
         self.conv_in = conv3x3(config.structure_channels, widths[0])
         self.up = nn.ModuleList([ResidualConv(a, b, "up") for a, b in pairwise(widths)])
         self.conv_out = ResidualConv(widths[-1], config.query_dim)
         self.to_hidden = nn.Linear(config.query_dim, config.hidden_size)
-        self.to_frames = nn.Conv1d(config.num_queries, config.num_frames, kernel_size=1)
+        self.to_frames = nn.Conv1d(config.num_queries, feature_frames(config), kernel_size=1)
 
     def forward(self, structure: torch.Tensor) -> torch.Tensor:
         batch = structure.shape[0]
@@ -298,24 +308,24 @@ class ResidualStructureDecoder(nn.Module):
         x = match_channels(x, self.conv_in.out_channels) + self.conv_in(x)
         for block in self.up:
             x = block(x)
-        x = rearrange(crop_to(self.conv_out(x), self.grid_size), "(b q) c h w -> (b q) c (h w)", b=batch)
+        x = rearrange(crop_to(self.conv_out(x), self.grid), "(b q) c h w -> (b q) c (h w)", b=batch)
         x = match_channels(x, self.hidden_size) + self.to_hidden(F.silu(x).transpose(1, 2)).transpose(1, 2)
         x = rearrange(x, "(b q) d s -> b q (s d)", b=batch)
         x = resize_axis(x.transpose(1, 2), self.num_frames).transpose(1, 2) + self.to_frames(F.silu(x))
-        return rearrange(x, "b t (h w d) -> b d t h w", h=self.grid_size, d=self.hidden_size)
+        return rearrange(x, "b t (h w d) -> b d t h w", h=self.grid[0], w=self.grid[1])
 
 
 class ResidualDynamicsDecoder(DynamicsDecoder):
-    """The two MLPs of `DynamicsDecoder` as residual branches of repeated channels and stretched positions."""
+    """The MLPs of `DynamicsDecoder` as residual branches of repeated channels and stretched positions."""
 
-    def forward(self, dynamics: torch.Tensor) -> torch.Tensor:
+    def map_channels(self, dynamics: torch.Tensor) -> torch.Tensor:
         shortcut = match_channels(dynamics, self.channels_in.out_features).movedim(1, -1)
         x = shortcut + self.channels_in(dynamics.movedim(1, -1))
-        x = x + self.channels_out(F.silu(x))
-        x = rearrange(x, "b t (side n) d -> b t d side n", n=self.latent_grid)
-        x = resize_axis(x, self.grid_size) + self.positions_in(x)
-        x = x + self.positions_out(F.silu(x))
-        return spread_axes(rearrange(x, "b t d side n -> b t (side n) d"), self.grid_size)
+        return x + self.channels_out(F.silu(x))
+
+    def map_positions(self, x: torch.Tensor, linear_in: nn.Linear, linear_out: nn.Linear) -> torch.Tensor:
+        x = resize_axis(x, linear_in.out_features) + linear_in(x)
+        return x + linear_out(F.silu(x))
 
 
 # --- a single latent (ablation) ------------------------------------------------------------------------------------
@@ -346,7 +356,7 @@ class SingleDecoder(nn.Module):
     def __init__(self, config: FrozenDict) -> None:
         super().__init__()
         dim = config.hidden_size
-        self.grid_size = feature_grid(config)
+        self.grid = feature_grid(config)
         self.conv_in = conv3x3(config.structure_channels, dim)
         self.up = nn.ModuleList([conv3x3(dim, dim) for _ in range(config.structure_downsamples)])
 
@@ -354,7 +364,7 @@ class SingleDecoder(nn.Module):
         x = F.relu(self.conv_in(rearrange(latent, "b c t h w -> (b t) c h w")))
         for conv in self.up:
             x = F.interpolate(F.relu(conv(x)), scale_factor=2, mode="nearest")
-        return rearrange(crop_to(x, self.grid_size), "(b t) d h w -> b d t h w", b=latent.shape[0])
+        return rearrange(crop_to(x, self.grid), "(b t) d h w -> b d t h w", b=latent.shape[0])
 
 
 class ResidualSingleEncoder(nn.Module):
@@ -384,7 +394,7 @@ class ResidualSingleDecoder(nn.Module):
     def __init__(self, config: FrozenDict) -> None:
         super().__init__()
         dim = config.hidden_size
-        self.grid_size = feature_grid(config)
+        self.grid = feature_grid(config)
         self.conv_in = conv3x3(config.structure_channels, dim)
         self.up = nn.ModuleList([ResidualConv(dim, dim, "up") for _ in range(config.structure_downsamples)])
 
@@ -393,7 +403,7 @@ class ResidualSingleDecoder(nn.Module):
         x = match_channels(x, self.conv_in.out_channels) + self.conv_in(x)
         for block in self.up:
             x = block(x)
-        return rearrange(crop_to(x, self.grid_size), "(b t) d h w -> b d t h w", b=latent.shape[0])
+        return rearrange(crop_to(x, self.grid), "(b t) d h w -> b d t h w", b=latent.shape[0])
 
 
 class NoDynamicsEncoder(nn.Module):
@@ -411,11 +421,11 @@ class NoDynamicsDecoder(nn.Module):
 
     def __init__(self, config: FrozenDict) -> None:
         super().__init__()
-        self.hidden_size, self.grid_size = config.hidden_size, feature_grid(config)
+        self.hidden_size, self.grid = config.hidden_size, feature_grid(config)
 
     def forward(self, dynamics: torch.Tensor) -> torch.Tensor:
         batch, _, frames, _ = dynamics.shape
-        return dynamics.new_zeros(batch, self.hidden_size, frames, self.grid_size, self.grid_size)
+        return dynamics.new_zeros(batch, self.hidden_size, frames, *self.grid)
 
 
 # The classes of each bottleneck: structure encoder, dynamics encoder, structure decoder, dynamics decoder.

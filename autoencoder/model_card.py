@@ -11,6 +11,8 @@ from huggingface_hub.errors import EntryNotFoundError
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from torch import nn
 
+PARENT = "_parent"  # the config entry of a fine-tuned model: the name and the weights' SHA-256 of its parent
+
 
 class ModelCardMixin:
     """Uploads the card of `model_card(repo_id)`, unless the repository already has a card with text.
@@ -42,13 +44,29 @@ def keep_published(card: ModelCard, repo_id: str, token: str | None) -> ModelCar
     return card
 
 
-def render_card(template: Path, repo_id: str, tags: list[str], **facts: Any) -> ModelCard:
+def find_parents(**parts: Any) -> list[dict[str, str]]:
+    """Return the parent of each fine-tuned model: its `name` and `sha256`, and the `part` that it is here.
+
+    Args:
+        parts: models by their names in a pipeline, which may be None; `model` for a single model.
+    """
+    return [
+        {"part": part, **getattr(model.config, PARENT)}
+        for part, model in parts.items()
+        if model is not None and getattr(model.config, PARENT, None)
+    ]
+
+
+def render_card(
+    template: Path, repo_id: str, tags: list[str], parents: list[dict[str, str]] | None = None, **facts: Any
+) -> ModelCard:
     """Render a template, which extends `model_card.md.jinja`.
 
     Args:
         template: path of the template.
         repo_id: "user/name", which the card's example loads.
         tags: by which the Hub finds the model.
+        parents: of fine-tuned parts, from `find_parents`.
         facts: variables of the template.
     """
     folders = [template.parent, Path(__file__).parent]
@@ -56,7 +74,7 @@ def render_card(template: Path, repo_id: str, tags: list[str], **facts: Any) -> 
         loader=FileSystemLoader(folders), undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
     )
     environment.filters["product"] = math.prod
-    text = environment.get_template(template.name).render(repo_id=repo_id, **facts)
+    text = environment.get_template(template.name).render(repo_id=repo_id, parents=parents or [], **facts)
     # The Hub has no task for autoencoders, nor for unconditional or class-conditional video generation.
     header = ModelCardData(library_name="diffusers", license="unknown", pipeline_tag="other", tags=tags)
     return ModelCard(f"---\n{header.to_yaml()}\n---\n\n{text}")

@@ -6,6 +6,8 @@ Pooling over space returns a vector for every column and row, (B, D, T, h, w) ->
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -30,17 +32,17 @@ class FoldedQFormer(nn.Module):
     model, so every location is projected to an eighth of `query_dim`.
 
     Args:
-        grid_size: h = w.
+        grid: (h, w).
         query_dim: output channels.
         context_dim: D.
         qformer: further arguments of `QFormer`.
     """
 
-    def __init__(self, grid_size: int, query_dim: int, context_dim: int, **qformer: int | float) -> None:
+    def __init__(self, grid: tuple[int, int], query_dim: int, context_dim: int, **qformer: int | float) -> None:
         super().__init__()
         narrow = max(query_dim // 8, 1)
-        folded = grid_size**2 * narrow
-        self.grid_size = grid_size
+        folded = math.prod(grid) * narrow
+        self.grid = grid
         self.narrow = nn.Linear(context_dim, narrow)
         self.qformer = QFormer(dim=query_dim, context_dim=folded, **qformer)
         self.unfold = nn.Linear(query_dim, folded)
@@ -48,15 +50,15 @@ class FoldedQFormer(nn.Module):
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         frames = self.narrow(rearrange(z, "b d t h w -> b t (h w) d")).flatten(2)
-        locations = self.unfold(self.qformer(frames)).unflatten(2, (self.grid_size**2, -1))
-        return rearrange(self.widen(locations), "b q (h w) c -> (b q) c h w", h=self.grid_size)
+        locations = self.unfold(self.qformer(frames)).unflatten(2, (math.prod(self.grid), -1))
+        return rearrange(self.widen(locations), "b q (h w) c -> (b q) c h w", h=self.grid[0])
 
 
 class TemporalConv(nn.Module):
     """A 3x3 convolution per frame, then an MLP over time (ablation `structure_pool="conv"`).
 
     Args:
-        num_frames: T.
+        num_frames: positions T in time.
         num_queries: n_q.
         query_dim: output channels.
         context_dim: D.

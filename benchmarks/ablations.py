@@ -21,7 +21,7 @@ from matplotlib.ticker import NullFormatter
 from autoencoder.presets import ABLATIONS
 
 from .common import paper
-from .common.figures import BLUE, DARK_BLUE, dot_chart, new_figure
+from .common.figures import BLUE, dot_chart, new_figure
 from .common.harness import Benchmark, Results, main
 from .common.tables import markdown_table, mean_and_spread
 from .common.vae_runs import FULL, add_options, compare, overrides, train_variants
@@ -197,24 +197,19 @@ def rate_tables(results: Results) -> str:
 
 
 def plot_rates(results: Results) -> Figure:
+    """One column per data set, and the paper's curve in the last one: PSNR above, LPIPS below."""
     data = results["data"]
     figure, panels = new_figure(3.6 * (len(data) + 1), 5.4, rows=2, columns=len(data) + 1)
-
-    # One column per data set: PSNR above, LPIPS below.
     for column, (name, runs) in zip(panels.T, data.items(), strict=False):
         by_rate = sort_by_rate(runs)
         rates = [percent(scores) for scores in by_rate]
         for axes, key in zip(column, ("psnr", LPIPS), strict=True):
-            values = [[score[key] for score in scores] for scores in by_rate]
-            axes.plot(rates, [sum(seeds) / len(seeds) for seeds in values], color=BLUE, label="VidTwin")
-            for rate, seeds in zip(rates, values, strict=True):
-                axes.plot([rate] * len(seeds), seeds, "o", color=DARK_BLUE, ms=4)
+            for seeds in zip(*([score[key] for score in scores] for scores in by_rate), strict=True):
+                axes.plot(rates, seeds, "o-", color=BLUE, ms=4)
         baseline = [scores[0]["psnr_downsample"] for scores in by_rate]
         column[0].plot(rates, baseline, "--", color="#9ca3af", label="rate-matched downsampling")
         column[0].legend(frameon=False, fontsize=8)
         column[0].set_title(name, fontsize=10)
-
-    # The paper's curve in the last column.
     rates, *curves = zip(*paper.RATE_CURVE, strict=True)
     for axes, values in zip(panels[:, -1], curves, strict=True):
         axes.plot(rates, values, "o-", color=BLUE, ms=4)
@@ -227,8 +222,7 @@ def plot_rates(results: Results) -> Figure:
         ticks = axes.lines[0].get_xdata()
         axes.set_xticks(ticks, [f"{rate:.2g}" for rate in ticks])
         axes.grid(alpha=0.25)
-    for axes in panels[1]:
-        axes.set_xlabel("rate: latent, % of the clip's values", fontsize=9)
+    figure.supxlabel("rate: latent, % of the clip's values", fontsize=9)
     return figure
 
 

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -32,7 +31,7 @@ from vidgen.data.types import VideoFile
 from vidgen.metrics.stats import Score
 
 from .common import vae_runs
-from .common.figures import GRAY, LIGHT_GRAY, new_figure
+from .common.figures import LIGHT_GRAY, new_figure
 from .common.harness import Benchmark, Results
 from .common.tables import markdown_table, score_cell
 from .sprites.disentanglement import (
@@ -328,47 +327,28 @@ def _likeness_table(likeness: dict[str, dict]) -> str:
 
 
 def plot(results: Results) -> Figure:
-    """One row per VAE: probes of each latent, and the attribution of factors in swapped clips, with chance."""
-    colors = dict(zip(FEATURES, ("#1d4ed8", "#ea580c", GRAY, "#d1d5db"), strict=True))
+    """One panel per VAE: the attribution of factors in swapped clips, with chance."""
     vaes = results["vaes"]
-    figure, panels = new_figure(13, 3.5 * len(vaes) + 0.5, rows=len(vaes), columns=3, width_ratios=[3, 6, 4])
-    for (classes, points, swapped), (name, result) in zip(panels, vaes.items(), strict=True):
-        for axes, measure in ((classes, "accuracy"), (points, "r2")):
-            targets = [target for target in TARGETS if measure in result["probes"][target]["both"]]
-            for place, features in enumerate(FEATURES):
-                scores = [result["probes"][target][features][measure] for target in targets]
-                x = [i + 0.2 * (place - 1.5) for i in range(len(targets))]
-                values = [max(score["value"], 0.0) for score in scores]
-                axes.bar(x, values, 0.19, color=colors[features], label=features)
-                axes.vlines(x, [max(s["low"], 0) for s in scores], [max(s["high"], 0) for s in scores], "black", lw=1)
-            chance = [max(result["probes"][target]["both"][measure]["chance"], 0.0) for target in targets]
-            x = range(len(targets))
-            axes.hlines(chance, [i - 0.42 for i in x], [i + 0.42 for i in x], "#dc2626", ls="--", label="chance")
-            axes.set_xticks(x, [TARGETS[target].replace(" ", "\n", 1) for target in targets])
-            axes.set_ylim(0, 1.02)
-            axes.set_title(f"{name}: linear probes, {'R²' if measure == 'r2' else measure}", fontsize=10)
-        points.legend(fontsize=8, ncols=5, loc="upper center", bbox_to_anchor=(0.5, -0.18), frameon=False)
-        _plot_attribution(swapped, result["latent_swap"]["factor_attribution"])
+    figure, [panels] = new_figure(5.5 * len(vaes), 4, columns=len(vaes))
+    for axes, (name, result) in zip(panels, vaes.items(), strict=True):
+        attribution = result["latent_swap"]["factor_attribution"]
+        targets = [target for target in TARGETS if target in attribution]
+        left = [0.0] * len(targets)
+        sources = (("a", "structure source", "#1d4ed8"), ("neither", "neither", LIGHT_GRAY))
+        for key, label, color in (*sources, ("b", "dynamics source", "#ea580c")):
+            shares = [attribution[target][key]["value"] for target in targets]
+            axes.barh(range(len(targets)), shares, left=left, color=color, label=label, height=0.7)
+            left = [start + width for start, width in zip(left, shares, strict=True)]
+        for i, target in enumerate(targets):
+            a, b = attribution[target]["a"], attribution[target]["b"]
+            axes.hlines([i, i], [a["low"], 1 - b["high"]], [a["high"], 1 - b["low"]], "black", lw=1)
+            axes.vlines([a["chance"], 1 - b["chance"]], i - 0.42, i + 0.42, "#dc2626", ls="--", lw=1.3)
+        axes.set_yticks(range(len(targets)), [TARGETS[target] for target in targets])
+        axes.invert_yaxis()
+        axes.set_xlim(0, 1)
+        axes.set_title(f"{name}: latent swap, factor attribution", fontsize=10)
+        axes.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.08), frameon=False)
     return figure
-
-
-def _plot_attribution(axes: Axes, attribution: dict[str, dict]) -> None:
-    targets = [name for name in TARGETS if name in attribution]
-    left = [0.0] * len(targets)
-    sources = (("a", "structure source", "#1d4ed8"), ("neither", "neither", LIGHT_GRAY))
-    for key, label, color in (*sources, ("b", "dynamics source", "#ea580c")):
-        shares = [attribution[target][key]["value"] for target in targets]
-        axes.barh(range(len(targets)), shares, left=left, color=color, label=label, height=0.7)
-        left = [start + width for start, width in zip(left, shares, strict=True)]
-    for i, target in enumerate(targets):
-        a, b = attribution[target]["a"], attribution[target]["b"]
-        axes.hlines([i, i], [a["low"], 1 - b["high"]], [a["high"], 1 - b["low"]], "black", lw=1)
-        axes.vlines([a["chance"], 1 - b["chance"]], i - 0.42, i + 0.42, "#dc2626", ls="--", lw=1.3)
-    axes.set_yticks(range(len(targets)), [TARGETS[target] for target in targets])
-    axes.invert_yaxis()
-    axes.set_xlim(0, 1)
-    axes.set_title("latent swap: factor attribution", fontsize=10)
-    axes.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.08), frameon=False)
 
 
 TITLE = "Figures 1, 4, 7 and 8: disentanglement of structure and dynamics"

@@ -10,7 +10,6 @@ seed, at equal steps and at equal FLOPs. An interrupted run resumes.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -22,22 +21,23 @@ from matplotlib.figure import Figure
 
 from autoencoder import AutoencoderKLVidTwin
 from pipelines import VidTwinTransformer3DModel
-from vidgen.common.io import atomic_write
-from vidgen.common.precision import resolve_dtype
+from vidgen.common.config import load_config
 from vidgen.metrics.flops import transformer_flops
 from vidgen.training.config import DiTTrainingConfig
 from vidgen.training.dit_trainer import train_dit
 
 from .common import generation
 from .common.figures import BLUE, GRAY, ORANGE, errors, new_figure, set_log_axes
-from .common.harness import Benchmark, Results
+from .common.harness import REPOSITORY, Benchmark, Results, compute_once
 from .common.tables import distance_cell, markdown_table
-from .speed.timing import alternating
+from .common.vae_runs import sprite_data
 
 PatchSizes = tuple[tuple[int, int, int], tuple[int, int]]  # (query, row, column), and (frame, position)
+# Settings for a training of two steps; without warm-up and EMA the steps change the weights.
+TINY = ["model.preset=tiny-test", "data.num_frames=4", "data.fps=4", "train.mixed_precision=no", "train.ema_decay=0"]
 # Config in configs/dit, and settings on top of it.
 CONFIGS = {
-    "smoke": ("sprites", ["model.preset=tiny-test", *generation.TINY_DIT]),
+    "smoke": ("sprites", [*TINY, "optim.lr_warmup_steps=0"]),
     "cpu": ("sprites", []),
     "paper": ("ucf101", []),
 }
@@ -96,27 +96,31 @@ def run(options: argparse.Namespace) -> Results | None:
             for budget, count in sorted(steps.items(), key=lambda item: item[1])
         }
         rows[name] = {**sizes, "tokens": models[name].num_tokens, "flops": flops[name], "relative_flops": relative}
-        rows[name]["trained"] = {b: {"steps": steps[b], **evaluations[b]} for b in BUDGETS if b in steps}
+        rows[name]["trained"] = {
+            budget: {"steps": steps[budget], "distance": evaluations[budget]["generated"]}
+            for budget in BUDGETS
+            if budget in steps
+        }
+        if name == REFERENCE:
+            common = evaluations["steps"]
     if not PartialState().is_main_process:
         return None
 
-    for name, seconds in step_seconds(models).items():
-        rows[name]["step_seconds"] = seconds
-    common = next(iter(rows[REFERENCE]["trained"].values()))["evaluation"]
-    for row in rows.values():
-        for trained in row["trained"].values():
-            trained["distance"] = trained.pop("evaluation")["generated"]
     return {"vae": str(options.pipeline), "steps": STEPS[scale], "evaluation": common, "forms": rows}
 
 
 def config_of(sizes: dict[str, Sequence[int]], options: argparse.Namespace, *settings: str) -> DiTTrainingConfig:
     """The scale's config with these patch sizes, and settings on top."""
     name, more = CONFIGS[options.scale]
-    cache = f"latent_cache={options.work_dir / 'patch_sizes' / 'latents'}"
-    rare = ["train.validation_steps=1000000", "train.checkpointing_steps=1000000"]
+    if options.scale == "paper":
+        data = [f"data.root={options.data}", "data.ucf101_split=1"]
+    else:
+        data = sprite_data(options)
+    paths = [f"vae={options.pipeline}", f"latent_cache={options.work_dir / 'patch_sizes' / 'latents'}"]
+    rare = ["train.validation_steps=1000000", "train.checkpointing_steps=1000000", "train.report_to=none"]
     patches = [f"model.overrides.{key}={list(size)}" for key, size in sizes.items()]
-    data = options.data if options.scale == "paper" else None
-    return generation.dit_config(name, options, data, cache, *rare, *more, *patches, *settings)
+    path = str(REPOSITORY / "configs" / "dit" / f"{name}.yaml")
+    return load_config(DiTTrainingConfig, ["--config", path, *data, *paths, *rare, *more, *patches, *settings])
 
 
 def build_untrained(
@@ -130,42 +134,22 @@ def build_untrained(
 def train_and_evaluate(
     name: str, sizes: dict[str, Sequence[int]], steps: int, options: argparse.Namespace
 ) -> dict[str, Any]:
-    """Train a DiT for a number of steps and evaluate its clips, unless that has been done.
+    """Train a DiT for a number of steps and evaluate its clips, unless that has been done; returns an `FVDResult`.
 
     A longer training continues a shorter one; with a constant learning rate the result is the same.
-
-    Returns:
-        `evaluation`: `FVDResult` of the scale's detector, as JSON holds it.
     """
     folder = options.work_dir / "patch_sizes" / name.replace(", ", "-").replace(" ", "")
-    finished = folder / f"evaluation-{steps}.json"
-    if finished.exists():
-        return json.loads(finished.read_text())
-    limit = [f"train.max_train_steps={steps}", f"output_dir={folder}", "resume=latest"]
-    trained = train_dit(config_of(sizes, options, *limit))
-    accelerator = Accelerator()  # after the training: the first one determines the precision of the process
-    pipeline = generation.load_placed_pipeline(trained, accelerator, options.dtype)
-    sampling = replace(generation.sampling_of(options), num_inference_steps=SAMPLING_STEPS[options.scale])
-    (evaluation,) = generation.evaluate(pipeline, sampling, options, accelerator) or [None]
-    if accelerator.is_main_process:
-        with atomic_write(finished) as path:
-            path.write_text(json.dumps({"evaluation": asdict(evaluation)}, indent=1))
-    accelerator.wait_for_everyone()
-    return json.loads(finished.read_text())
 
+    def compute() -> dict[str, Any] | None:
+        limit = [f"train.max_train_steps={steps}", f"output_dir={folder}", "resume=latest"]
+        trained = train_dit(config_of(sizes, options, *limit))
+        accelerator = Accelerator()  # after the training: the first one determines the precision of the process
+        pipeline = generation.load_placed_pipeline(trained, accelerator, options.dtype)
+        sampling = replace(generation.sampling_of(options), num_inference_steps=SAMPLING_STEPS[options.scale])
+        evaluations = generation.evaluate(pipeline, sampling, options, accelerator)
+        return evaluations and asdict(evaluations[0])  # None on other processes than the main one
 
-@torch.no_grad()
-def step_seconds(models: dict[str, VidTwinTransformer3DModel]) -> dict[str, float]:
-    """Median time of a guided denoising step of one clip in the fast precision, measured in turns."""
-    device = PartialState().device
-    dtype = resolve_dtype("auto", device)
-    steps = {}
-    for name, model in models.items():
-        model = model.to(device, dtype)
-        latents = torch.randn(2, model.latent_size, device=device, dtype=dtype)
-        timestep, labels = torch.full((2,), 500.0, device=device), torch.tensor([0, 8], device=device)
-        steps[name] = lambda m=model, x=latents, t=timestep, y=labels: m(x, t, y)
-    return alternating(steps, device, repeats=15)
+    return compute_once(folder / f"score-{steps}.json", sizes, compute)
 
 
 # --- tables and plot -------------------------------------------------------------------------------------------------
@@ -173,14 +157,13 @@ def step_seconds(models: dict[str, VidTwinTransformer3DModel]) -> dict[str, floa
 
 def tables(results: Results) -> str:
     rows = []
-    reference = results["forms"][REFERENCE]["step_seconds"]
     for name, form in results["forms"].items():
-        row = [name, sum(form["tokens"]), f"{form['relative_flops']:.2f}", f"{form['step_seconds'] / reference:.2f}"]
+        row = [name, sum(form["tokens"]), f"{form['relative_flops']:.2f}"]
         for budget in BUDGETS:
             trained = form["trained"].get(budget)
             row += [trained["steps"], distance_cell(trained["distance"])] if trained else [None, "not trained"]
         rows.append(row)
-    header = ["merged into a token", "tokens", "relative FLOPs of a step", "relative time of a step"]
+    header = ["merged into a token", "tokens", "relative FLOPs of a step"]
     for label in BUDGETS.values():
         header += ["steps", f"Fréchet distance, {label}"]
     evaluation = results["evaluation"]
@@ -190,9 +173,8 @@ def tables(results: Results) -> str:
     setting = (
         f"{evaluation['generated']['samples']} clips per model, guidance "
         f"{evaluation['settings']['guidance_scale']:g}, detector `{evaluation['detector']['name']}`, 95 % intervals; "
-        f"real vs. other real clips {real}, reconstructed {reconstructed}, mean color {color}. FLOPs and time of a "
-        f'denoising step (one clip with guidance, bf16) are relative to "{REFERENCE}", the 65-token form of a VidTwin '
-        "of 224 px."
+        f"real vs. other real clips {real}, reconstructed {reconstructed}, mean color {color}. FLOPs of a "
+        f'denoising step are relative to "{REFERENCE}", the 65-token form of a VidTwin of 224 px.'
     )
     return "\n\n".join([setting, markdown_table(header, rows), "\n".join(f"* {line}" for line in verdicts(results))])
 

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from matplotlib.figure import Figure
 
 from autoencoder import AutoencoderKLVidTwin
 from vidgen.common.errors import UserError
@@ -34,7 +33,6 @@ from vidgen.metrics.reconstruction import downsample_baseline
 
 from .common import paper, vae_runs
 from .common.detectors import parse_detectors
-from .common.figures import dot_chart
 from .common.generation import add_detector_options
 from .common.harness import Benchmark, Results
 from .common.tables import markdown_table
@@ -131,9 +129,9 @@ def clips_of(options: argparse.Namespace, protocol: str | None, vae: Autoencoder
         return ProtocolClips(options.data, get_protocol(protocol))
     return ClipDataset(
         options.data,
-        vae.config.num_frames,
+        vae.clip_shape[1],
         options.fps or DEFAULT_FPS,
-        vae.config.sample_size,
+        vae.clip_shape[2:],
         train=False,
         clips_per_video=options.clips_per_video or 1,
     )
@@ -224,19 +222,7 @@ def interval_cell(figure: dict[str, float | None], digits: int) -> str:
     return f"{mean:.{digits}f}{interval}"
 
 
-def plot(results: Results) -> Figure:
-    lpips = f"lpips_{results['lpips']}"
-    groups: dict[str, dict[str, list[float]]] = {}
-    for title, key in (("PSNR, dB", "psnr"), ("SSIM", "ssim"), (f"LPIPS ({results['lpips']})", lpips)):
-        groups[title] = {
-            f"{name}: {ROWS[row].removeprefix('baseline: ')}": [precisions["uint8"][key]["mean"]]
-            for name, method in results["methods"].items()
-            for row, precisions in method["figures"].items()
-        }
-    return dot_chart(groups, same_unit=False)
-
-
-BENCHMARK = Benchmark("reconstruction", "Table 1: reconstruction", run, tables, plot, add_options)
+BENCHMARK = Benchmark("reconstruction", "Table 1: reconstruction", run, tables, add_options=add_options)
 
 if __name__ == "__main__":
     BENCHMARK.main()

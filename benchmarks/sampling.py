@@ -295,72 +295,50 @@ def _describe(results: Results) -> str:
 
 
 def verdict(family: str, results: Results) -> str:
-    """The fastest setting of a family whose distance lies within the reference's interval."""
-    reference = results["reference"]
-    low, high = results["settings"][reference]["distance"]["interval"]
-    interval = f"the reference's interval, {low:.3g} to {high:.3g}"
+    """The fastest setting of a family whose distance is not above the reference's interval."""
+    high = results["settings"][results["reference"]]["distance"]["interval"][1]
     others = {
-        name: setting
+        name: (setting["time"], setting["distance"]["value"])
         for name, setting in results["settings"].items()
-        if setting["family"] == family and name != reference
+        if setting["family"] == family and name != results["reference"]
     }
-    good = {name: setting for name, setting in others.items() if setting["distance"]["value"] <= high}
-    if not others:
-        return f"{family}: no other setting was measured."
+    good = [name for name, (time, distance) in others.items() if distance <= high and time < 1]
     if not good:
-        name = min(others, key=lambda name: others[name]["distance"]["value"])
-        return (
-            f"{family}: no setting is within {interval}; {name} is closest, {others[name]['distance']['value']:.3g}."
-        )
-    name = min(good, key=lambda name: good[name]["time"])
-    setting = good[name]
-    if setting["time"] >= 1:
-        return f"{family}: no setting within {interval} is faster; {name} takes {setting['time']:.2f} of the time."
-    below = " (below it)" if setting["distance"]["value"] < low else ""
-    distance, time = setting["distance"]["value"], setting["time"]
-    return f"{family}: {name} is the fastest within {interval}{below}: {distance:.3g} in {time:.2f} of the time."
+        return f"{family}: no other setting is faster and has a distance of at most {high:.3g}."
+    name = min(good, key=others.get)
+    time, distance = others[name]
+    limit = f"with a distance of at most {high:.3g}"
+    return f"{family}: {name} is the fastest {limit}: {distance:.3g} in {time:.2f} of the time."
 
 
 def plot(results: Results) -> Figure:
     """Distance against relative time: families of different steps on the left, of equal steps on the right."""
     figure, [panels] = new_figure(11, 4.8, columns=2)
     settings, reference = results["settings"], results["reference"]
-    families: dict[str, list[str]] = {}
-    for name, setting in settings.items():
-        families.setdefault(setting["family"], []).append(name)
-
-    # Points, numbered as in the legend; the reference is in both panels.
-    numbers = {name: number for number, name in enumerate(settings, 1)}
-    for color, members in zip((DARK_BLUE, BLUE, TEAL, ORANGE, "#7c3aed", "#dc2626"), families.values(), strict=False):
-        points = {name: (settings[name]["time"], settings[name]["distance"]["value"]) for name in members}
-        is_curve = len({settings[name]["steps"] for name in members}) > 1
-        axes = panels[0 if is_curve else 1]
-        if is_curve:
-            axes.plot(*zip(*sorted(points.values()), strict=True), color=color, lw=1, zorder=1)
-        for name, (x, y) in points.items():
-            for panel in panels if name == reference else [axes]:
-                label = f"{numbers[name]}  {name}" if panel is axes else None  # once in the legend
-                panel.plot(x, y, "o", color=color, ms=11, mec="white", mew=0.7, label=label)
-                panel.annotate(str(numbers[name]), (x, y), ha="center", va="center", color="white", fontsize=6.5)
+    families: dict[str, list[dict]] = {}
+    for setting in settings.values():
+        families.setdefault(setting["family"], []).append(setting)
+    for color, (family, members) in zip(
+        (DARK_BLUE, BLUE, TEAL, ORANGE, "#7c3aed", "#dc2626"), families.items(), strict=False
+    ):
+        is_curve = len({setting["steps"] for setting in members}) > 1
+        points = sorted((setting["time"], setting["distance"]["value"]) for setting in members)
+        panels[0 if is_curve else 1].plot(
+            *zip(*points, strict=True), "o-" if is_curve else "o", color=color, label=family
+        )
+    panels[1].plot(1, settings[reference]["distance"]["value"], "o", color=DARK_BLUE, label=reference)
 
     # Reference interval, noise level and scales.
     for axes, title in zip(panels, ("solvers by number of steps", "guidance intervals and caches"), strict=True):
         axes.axhspan(*settings[reference]["distance"]["interval"], color=LIGHT_GRAY, zorder=0)
         axes.set_xlabel(f"time per clip relative to {reference}")
-        axes.set_title(title, fontsize=10)
+        axes.set_title(f"{title} (gray: 95 % interval of {reference})", fontsize=10)
+        axes.legend(frameon=False, fontsize=8)
     real, place = results["evaluation"]["real_vs_real"]["value"], panels[0].get_yaxis_transform()
     panels[0].axhline(real, color=GRAY, ls="--", lw=1)
     panels[0].text(0.02, real, "real vs. other real clips", transform=place, fontsize=7, va="bottom")
     set_log_axes(panels[0], [0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5])
     panels[0].set_ylabel(f"Fréchet distance, {results['evaluation']['detector']['name']}")
-    figure.legend(
-        loc="outside right upper",
-        frameon=False,
-        fontsize=8,
-        markerscale=0.7,
-        title="gray: 95 % interval of 1",
-        alignment="left",
-    )
     return figure
 
 

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from matplotlib.figure import Figure
 
 from pipelines import VidTwinPipeline
 from vidgen.common.images import class_grid
@@ -24,7 +23,6 @@ from vidgen.metrics.fvd import Sampling, class_labels, generate_clips
 from vidgen.metrics.protocols import Protocol
 
 from .common import generation, paper
-from .common.figures import DARK_BLUE, LIGHT_BLUE, errors, new_figure
 from .common.harness import Benchmark, Results
 from .common.tables import markdown_table
 
@@ -133,23 +131,7 @@ def published_table(ours: list[dict[str, Any]]) -> str:
     return "UCF-101, published:\n\n" + markdown_table(["method", "FVD", "protocol", "source"], rows)
 
 
-def plot(results: Results) -> Figure:
-    """A bar with an interval for each distance, one panel per detector."""
-    evaluations = results["evaluations"]
-    figure, panels = new_figure(4.5 * len(evaluations) + 2.5, 2.6, columns=len(evaluations))
-    labels = [label.split(" (")[0] for label in ROWS.values()]
-    for axes, result in zip(panels[0], evaluations, strict=True):
-        distances = [result[name] or {"value": 0, "interval": None} for name in ROWS]  # no bar without a distance
-        values = [distance["value"] for distance in distances]
-        axes.barh(range(len(ROWS)), values, xerr=errors(distances), color=LIGHT_BLUE, ecolor=DARK_BLUE)
-        axes.set_yticks(range(len(ROWS)), labels if axes is panels[0, 0] else [])
-        axes.set_xscale("log")
-        axes.invert_yaxis()
-        axes.set_title(f"Fréchet distance, {result['detector']['name']}", fontsize=10)
-    return figure
-
-
-BENCHMARK = Benchmark("ucf101_fvd", "Table 2: generation", run, tables, plot, add_options)
+BENCHMARK = Benchmark("ucf101_fvd", "Table 2: generation", run, tables, add_options=add_options)
 
 if __name__ == "__main__":
     BENCHMARK.main()

@@ -22,13 +22,13 @@ parser.add_argument("--output", default="runs/examples/swap.mp4")
 arguments = parser.parse_args()
 
 vae = AutoencoderKLVidTwin.from_pretrained(arguments.model, subfolder="vae").eval()
-size, num_frames = vae.config.sample_size, vae.config.num_frames
+_, num_frames, *size = vae.clip_shape
 
 
 def load_clip(path: str) -> torch.Tensor:
     """The first clip of a video at 8 fps, resized and center-cropped; (1, 3, T, H, W) in [-1, 1]."""
     clip = frames_to_clip(read_clip(path, fps=8, num_frames=num_frames))
-    return crop(resize_to_cover(clip, (size, size)), (size, size), 0.5, 0.5)[None]
+    return crop(resize_to_cover(clip, size), size, 0.5, 0.5)[None]
 
 
 with torch.no_grad():

@@ -109,13 +109,24 @@ def get_keep_mask(
     structure_shape: tuple[int, ...],
     dynamics_shape: tuple[int, ...],
     device: torch.device,
+    frames_per_position: int = 1,
 ) -> torch.Tensor | None:
-    """Return a mask (L,) over packed latents of the dynamics of some frames; None for no frames."""
+    """Return a mask (L,) over packed latents of the dynamics of some frames; None for no frames.
+
+    Raises:
+        ValueError: if some, but not all, of the `frames_per_position` frames of a position in time are kept.
+    """
     if not kept_frames:
         return None
+    positions = sorted({frame // frames_per_position for frame in kept_frames})
+    if len(set(kept_frames)) != len(positions) * frames_per_position:
+        raise ValueError(
+            f"kept_frames must be whole groups of {frames_per_position} frames, from a multiple of "
+            f"{frames_per_position} on, since they share a position of the dynamics latent, not {list(kept_frames)}."
+        )
     structure = torch.zeros(structure_shape, dtype=torch.bool, device=device)
     dynamics = torch.zeros(dynamics_shape, dtype=torch.bool, device=device)
-    dynamics[:, list(kept_frames)] = True
+    dynamics[:, positions] = True
     return torch.cat([structure.flatten(), dynamics.flatten()])
 
 

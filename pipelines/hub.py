@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from autoencoder.adapters import RULES
 from autoencoder.hub import download
 
 PACKAGES = ("diffusers", "autoencoder", "pipelines")
@@ -57,7 +58,8 @@ class SafeDownloadMixin:
             raise ValueError(f"{index_name} of {repo_id} does not describe a {cls.__name__}.")
         components = {name: entry for name, entry in index.items() if isinstance(entry, list) and any(entry)}
         for name, entry in components.items():
-            if str(entry[0]).split(".")[0] not in PACKAGES:
+            is_adapted = entry[0] == "transformers" and entry[1] in RULES
+            if str(entry[0]).split(".")[0] not in PACKAGES and not is_adapted:
                 raise ValueError(
                     f"{index_name} of {repo_id} loads its {name} from {json.dumps(entry)}, but only classes of "
                     f"{', '.join(PACKAGES)} are loaded from the Hub."
@@ -77,6 +79,7 @@ class SafeDownloadMixin:
 
 
 def weight_files(component: str, variant: str | None = None) -> list[str]:
-    """Return the name of a component's weights file and the pattern of its shards."""
-    stem = f"{component}/diffusion_pytorch_model{f'.{variant}' if variant else ''}"
-    return [f"{stem}.safetensors", f"{stem}-?????-of-?????.safetensors"]
+    """Return the names of a component's weights file, of Diffusers and of transformers, and patterns of its shards."""
+    suffix = f".{variant}" if variant else ""
+    stems = [f"{component}/{name}{suffix}" for name in ("diffusion_pytorch_model", "model")]
+    return [f"{stem}{ending}" for stem in stems for ending in (".safetensors", "-?????-of-?????.safetensors")]

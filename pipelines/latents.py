@@ -25,6 +25,11 @@ def spread_streams(values: torch.Tensor, sizes: tuple[int, int]) -> torch.Tensor
     return torch.cat([values[:, i : i + 1].expand(-1, size) for i, size in enumerate(sizes)], dim=1)
 
 
+def frames_per_position(vae: VideoAutoencoder | None) -> int:
+    """Return the frames that share a position in time of the dynamics latent; 1 without dynamics or autoencoder."""
+    return vae.clip_shape[1] // vae.dynamics_shape[1] if vae is not None and vae.has_dynamics else 1
+
+
 def normalize_latents(
     latents: torch.Tensor,
     vae: VideoAutoencoder,

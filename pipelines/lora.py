@@ -1,6 +1,6 @@
 """LoRA adapters with Diffusers' loaders, which ignore unknown names; here every name is checked first.
 
-`LoraAdapterMixin` is for the transformer, `LoraPipelineMixin` for the pipeline. Both require peft.
+`LoraAdapterMixin` is for the transformer, `LoraPipelineMixin` for the pipeline. All methods require peft.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +18,10 @@ from diffusers.loaders import CogVideoXLoraLoaderMixin, PeftAdapterMixin
 from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import is_peft_available
+from huggingface_hub import ModelCard
 from torch import nn
+
+from autoencoder.model_card import PARENT, render_card
 
 from .lora_files import FETCH_OPTIONS, StateDict, read_lora
 from .lora_names import adapted_layers, remove_prefix, resolve_config, resolve_metadata, resolve_state, split_key
@@ -40,6 +44,27 @@ def requires_peft(method: Callable) -> Callable:
 def refuse_pickle(safe_serialization: bool = True) -> None:
     if not safe_serialization:
         raise ValueError("A LoRA is saved as safetensors only: leave out safe_serialization=False.")
+
+
+def lora_card(model: ModelMixin, repo_id: str, adapter_name: str = "default") -> ModelCard:
+    """Render the README.md of an adapter, which names the pipeline that it was trained for.
+
+    Args:
+        model: the transformer with the adapter and, in its config, its parent.
+        repo_id: "user/name" or a folder, which the card's example loads.
+        adapter_name: of the adapter.
+    """
+    config = model.peft_config[adapter_name]
+    return render_card(
+        Path(__file__).with_name("lora_card.md.jinja"),
+        repo_id,
+        tags=["vidtwin", "video-generation", "lora"],
+        parent=model.config[PARENT],
+        rank=config.r,
+        alpha=f"{config.lora_alpha:g}",
+        targets=sorted(config.target_modules),
+        parameters=f"{model.num_parameters(only_trainable=True):,}",
+    )
 
 
 class LoraAdapterMixin(PeftAdapterMixin):

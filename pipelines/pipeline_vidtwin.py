@@ -22,7 +22,7 @@ from torch import nn
 
 from autoencoder.adapters import RULES, adapt_to_latents, find_class
 from autoencoder.autoencoder_kl_vidtwin import AutoencoderKLVidTwin
-from autoencoder.model_card import ModelCardMixin, count_parameters, render_card
+from autoencoder.model_card import ModelCardMixin, count_parameters, find_parents, render_card
 from autoencoder.video_autoencoder import VideoAutoencoder
 
 from .classes import ClassLabelsMixin
@@ -38,7 +38,7 @@ from .finite import check_finite_number, check_finite_output, check_finite_tenso
 from .guidance import apply_guidance, find_guided_steps
 from .hub import SafeDownloadMixin
 from .inputs import Generator, as_generators, check_generators, check_numbers, check_whole_numbers
-from .latents import STREAMS, denormalize_latents, normalize_latents, spread_streams
+from .latents import STREAMS, denormalize_latents, frames_per_position, normalize_latents, spread_streams
 from .lora import LoraPipelineMixin
 from .options import OptionsMixin
 from .pipeline_output import VidTwinPipelineOutput
@@ -123,6 +123,7 @@ class VidTwinPipeline(
             Path(__file__).with_name("pipeline_card.md.jinja"),
             repo_id,
             tags=["vidtwin", "video-generation", "unconditional" if num_classes is None else "class-conditional"],
+            parents=find_parents(transformer=transformer, vae=vae),
             **transformer.card_facts(),
             labels=self.labels,
             subclasses=self.subclasses,
@@ -207,9 +208,9 @@ class VidTwinPipeline(
                 raise ValueError(f"{name} must be between 0 and 1, not {value}.")
         if kept_frames and dynamics is None:
             raise ValueError("kept_frames requires `dynamics`.")
-        frames = self.transformer.dynamics_shape[1]
         if kept_frames and not math.prod(self.transformer.dynamics_shape):
             raise ValueError("kept_frames requires an autoencoder with a dynamics latent.")
+        frames = self.transformer.dynamics_shape[1] * frames_per_position(self.autoencoder)
         if not all(0 <= frame < frames for frame in kept_frames):
             raise ValueError(f"kept_frames must be in 0 to {frames - 1}, not {list(kept_frames)}.")
         if output_type not in OUTPUT_TYPES:
@@ -441,9 +442,8 @@ class VidTwinPipeline(
                 1.0 if dynamics is None else dynamics_strength,
             )
             start_steps, solver_sizes = get_start_steps(self.scheduler, len(timesteps), strengths), sizes
-            keep = get_keep_mask(
-                kept_frames, self.transformer.structure_shape, self.transformer.dynamics_shape, device
-            )
+            shapes = self.transformer.structure_shape, self.transformer.dynamics_shape
+            keep = get_keep_mask(kept_frames, *shapes, device, frames_per_position(self.vae))
             conditioning = StreamConditioning(clean, start_steps, sizes, keep)
             model_timesteps = get_stream_timesteps(timesteps, start_steps)
             # Solvers depend on their previous steps, which differ where one stream starts later.

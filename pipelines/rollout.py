@@ -12,7 +12,7 @@ from autoencoder.latents import TwinLatents
 from .conditioning import ConditioningInput, encode_conditioning
 from .finite import check_finite_number, check_finite_output, check_finite_tensor
 from .inputs import check_whole_numbers
-from .latents import STREAMS
+from .latents import STREAMS, frames_per_position
 from .pipeline_vidtwin import VidTwinPipeline
 
 
@@ -21,7 +21,7 @@ def rollout(
     num_frames: int,
     class_labels: int | str | list[int | str] | None = None,
     *,
-    overlap: int = 2,
+    overlap: int | None = None,
     structure_strength: float = 0.5,
     dynamics_strength: float = 0.6,
     loop: bool = False,
@@ -38,7 +38,8 @@ def rollout(
         pipeline: with a model trained with a timestep per stream.
         num_frames: of the videos.
         class_labels: as in the pipeline.
-        overlap: frames that a window shares with the previous one, 1 to half a window.
+        overlap: frames that a window shares with the previous one, 1 to half a window, in whole positions of the
+            dynamics latent. None: 2, or one position if it has more frames.
         structure_strength, dynamics_strength: fraction of denoising steps applied to each window, from 0, which plays
             the video back and forth, to 1, which makes windows independent.
         loop: generate a seamless loop: the last window ends with the first frames of the first window.
@@ -55,11 +56,14 @@ def rollout(
     # Check inputs.
     check_finite_number("structure_strength", structure_strength)
     check_finite_number("dynamics_strength", dynamics_strength)
+    length, group = pipeline.autoencoder.clip_shape[1], frames_per_position(pipeline.autoencoder)
+    overlap = max(2, group) if overlap is None else overlap
     check_whole_numbers(num_frames=num_frames, overlap=overlap)
-    length = pipeline.autoencoder.clip_shape[1]
     step = length - overlap
     if not 0 < overlap <= length // 2:
         raise ValueError(f"overlap must be 1 to {length // 2} for windows of {length} frames, not {overlap}.")
+    if overlap % group:
+        raise ValueError(f"overlap must be a multiple of {group}, the frames of a dynamics position, not {overlap}.")
     if num_frames < 1:
         raise ValueError(f"num_frames must be at least 1, not {num_frames}.")
     if loop and (num_frames % step or num_frames < 2 * step):

@@ -22,7 +22,7 @@ from torch import nn
 
 from autoencoder.attention import ProcessorMixin, attention
 from autoencoder.latents import TwinLatents
-from autoencoder.model_card import ModelCardMixin, count_parameters, render_card
+from autoencoder.model_card import ModelCardMixin, count_parameters, find_parents, render_card
 
 from .embeddings import StreamEmbedding, TwinConditionEmbedding, unpatchify
 from .lora import LoraAdapterMixin
@@ -294,7 +294,8 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
         conditioning = "unconditional" if self.config.num_classes is None else "class-conditional"
         tags = ["vidtwin", "video-generation", conditioning]
         facts = {**self.card_facts(), "labels": {}, "subclasses": {}, "compression_rate": None}
-        return render_card(Path(__file__).with_name("transformer_card.md.jinja"), repo_id, tags, **facts)
+        template = Path(__file__).with_name("transformer_card.md.jinja")
+        return render_card(template, repo_id, tags, find_parents(model=self), **facts)
 
     def card_facts(self) -> dict[str, Any]:
         """Return the facts that a model card states of the transformer."""

@@ -18,7 +18,7 @@ TINY: dict[str, dict[str, Any]] = {
         decoder_spatio_temporal_scaling=(True, True, False, False), patch_size=2,
     ),
     "AutoencoderKLLTX2Video": dict(
-        latent_channels=8, block_out_channels=(4, 8, 16, 32), decoder_block_out_channels=(4, 8, 16),
+        latent_channels=8, block_out_channels=(8, 16, 32, 64), decoder_block_out_channels=(8, 16, 32),
         layers_per_block=(1, 1, 1, 1, 1), decoder_layers_per_block=(1, 1, 1, 1), patch_size=1,
     ),
     "AutoencoderKLWan": dict(

@@ -40,26 +40,24 @@ def errors(distances: Iterable[dict[str, Any]]) -> list[list[float]]:
     return [[value - low for value, (low, _) in pairs], [high - value for value, (_, high) in pairs]]
 
 
-def dot_chart(groups: dict[str, dict[str, Sequence[float]]], same_unit: bool = True) -> Figure:
+def dot_chart(groups: dict[str, dict[str, Sequence[float]]]) -> Figure:
     """One panel per group: a row per name, with a dot for each value and a bar at the mean.
 
-    Args:
-        same_unit: give all panels the same span, so that equal distances are equal differences.
+    All panels have the same span, so that equal distances are equal differences.
     """
-    ranges = {title: [value for values in rows.values() for value in values] for title, rows in groups.items()}
-    spans = {title: 1.25 * (max(values) - min(values)) or 1.0 for title, values in ranges.items()}
+    ranges = [[value for values in rows.values() for value in values] for rows in groups.values()]
+    span = 1.25 * max(max(values) - min(values) for values in ranges) or 1.0
     height = 0.9 + 0.38 * max(map(len, groups.values()))
     figure, panels = new_figure(2.6 * len(groups) + 2.2, height, columns=len(groups))
     labels_before: list[str] = []
-    for axes, (title, rows) in zip(panels[0], groups.items(), strict=True):
-        for row, values in enumerate(rows.values()):
-            axes.plot(sum(values) / len(values), row, "|", color=DARK_BLUE, ms=15, mew=2)
-            axes.plot(values, [row] * len(values), "o", color=BLUE, alpha=0.55, ms=6, mew=0)
+    for axes, (title, rows), values in zip(panels[0], groups.items(), ranges, strict=True):
+        for row, seeds in enumerate(rows.values()):
+            axes.plot(sum(seeds) / len(seeds), row, "|", color=DARK_BLUE, ms=15, mew=2)
+            axes.plot(seeds, [row] * len(seeds), "o", color=BLUE, alpha=0.55, ms=6, mew=0)
         labels = list(rows)
         axes.set_yticks(range(len(rows)), [] if labels == labels_before else labels)
         axes.set_ylim(len(rows) - 0.5, -0.5)
-        center = (max(ranges[title]) + min(ranges[title])) / 2
-        span = max(spans.values()) if same_unit else spans[title]
+        center = (max(values) + min(values)) / 2
         axes.set_xlim(center - span / 2, center + span / 2)
         axes.set_title(title, fontsize=10)
         axes.grid(alpha=0.25)

@@ -22,17 +22,12 @@ from vidgen.training.dit_trainer import train_dit
 from vidgen.training.vae_trainer import train_vae
 
 from .detectors import parse_detectors
-from .harness import REPOSITORY
-from .vae_runs import sprite_data
 
 SAMPLES = {"smoke": 24, "cpu": 512, "paper": None}  # None: the protocol's
 SPRITES_PER_CLASS = {"smoke": 6, "cpu": 128}  # twice the samples, because real against real takes others
 DETECTORS = {"smoke": ["pooled_pixels"], "cpu": ["pooled_pixels", "squeezenet"], "paper": None}
 GUIDANCE = {"smoke": 2.0, "cpu": 2.0, "paper": 5.0}  # as in the configs
 SHARDS = {"smoke": 8, "cpu": 64, "paper": 64}
-# Settings of a DiT that is trained for two steps; without warm-up and EMA the steps change the weights.
-TINY_DIT = ["data.num_frames=4", "data.fps=4", "train.mixed_precision=no", "train.ema_decay=0"]
-TINY_DIT += ["optim.lr_warmup_steps=0"]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -166,14 +161,3 @@ def train_tiny_pipeline(folder: Path) -> Path:
     vae = train_vae(load_config(VAETrainingConfig, [*shared, *settings]))
     settings = [f"vae={vae}", "diffusion.num_inference_steps=2", f"output_dir={folder}/dit"]
     return train_dit(load_config(DiTTrainingConfig, [*shared, *settings]))
-
-
-def dit_config(name: str, options: argparse.Namespace, data: Path | None, *settings: str) -> DiTTrainingConfig:
-    """A config of configs/dit on the latents of the options' pipeline, with settings on top; default data: sprites."""
-    if data is None:
-        root = sprite_data(options)
-    else:
-        root = [f"data.root={data}"] + ["data.ucf101_split=1"] * (options.scale == "paper")
-    path = REPOSITORY / "configs" / "dit" / f"{name}.yaml"
-    arguments = [*root, f"vae={options.pipeline}", "train.report_to=none", *settings]
-    return load_config(DiTTrainingConfig, ["--config", str(path), *arguments])

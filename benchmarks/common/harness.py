@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from vidgen.common.environment import environment, set_cpu_threads
-from vidgen.common.errors import run_program
+from vidgen.common.errors import UserError, run_program
 from vidgen.common.io import atomic_write
 from vidgen.common.options import check_options
 from vidgen.common.precision import DTYPES
@@ -57,7 +57,6 @@ RENAMED = {
     '"way":': '"interpolation":',
     '"drawn":': '"original":',
     '"scorer":': '"classifier":',
-    '"the rec[i]pe"': '"full config"',
     '"together"': '"combined"',
     r'"own (\d)': r'"default \1',
     r"\bguided (\d)": r"guidance \1",
@@ -66,12 +65,6 @@ RENAMED = {
     '"(a clip )?of fp32\'s (time|peak)"': r'"\2 relative to fp32"',
     '"modulations given / made"': '"precomputed modulations, relative time"',
     "pipeline / sum of its parts": "pipeline / sum of parts",
-    '"of the slowest part"': '"fraction of slowest stage"',
-    '"of the short one\'s peak"': '"peak relative to short video"',
-    '"data wait"': '"fraction of time waiting for data"',
-    '"clips of side"': '"clip side, px"',
-    '"what":': '"case":',
-    "theirs / ours": "transformers / vidgen",
     " / ours": " / VidTwin",
 }
 Results = dict[str, Any]
@@ -167,6 +160,26 @@ def run_benchmark(*benchmarks: Benchmark, arguments: Sequence[str] | None = None
         unfinished.write_text(relative_to_repository(json.dumps(record, indent=1)) + "\n")
     Console().print(Markdown(benchmark.section(read_record(path), path.parent)))
     print(f"{path}\n{benchmark.write_page(options.results.parent)}", file=sys.stderr)
+
+
+def compute_once(path: Path, settings: Any, compute: Callable[[], Any]) -> Any:
+    """Return the score that a finished run left in `path`, or compute it on all processes and write it there.
+
+    Raises:
+        UserError: if the run had other settings; and everything that `compute` raises.
+    """
+    settings = json.loads(json.dumps(settings))  # as the file has them
+    if path.exists():
+        settings_before = json.loads(path.read_text())["settings"]
+        if settings_before != settings:
+            raise UserError(f"{path.parent} was trained with other settings ({settings_before}); delete it first.")
+    else:
+        score = compute()
+        if PartialState().is_main_process:
+            with atomic_write(path) as unfinished:
+                unfinished.write_text(json.dumps({"settings": settings, "score": score}, indent=1))
+        PartialState().wait_for_everyone()
+    return json.loads(path.read_text())["score"]
 
 
 def build_parser(*benchmarks: Benchmark) -> argparse.ArgumentParser:

@@ -31,7 +31,7 @@ from vidgen.metrics.evaluation import evaluate_reconstruction
 from vidgen.training.config import VAETrainingConfig
 from vidgen.training.vae_trainer import train_vae
 
-from .harness import REPOSITORY
+from .harness import REPOSITORY, compute_once
 
 # Config in configs/vae, and settings on top of it.
 CONFIGS = {
@@ -39,7 +39,7 @@ CONFIGS = {
     "cpu": ("sprites", []),
     "paper": ("paper", []),
 }
-STEPS = {"smoke": 4, "cpu": 600, "paper": None}
+STEPS = {"smoke": 2, "cpu": 600, "paper": None}
 SEEDS = {"smoke": 1, "cpu": 2, "paper": 2}
 SPRITES_PER_CLASS = {"smoke": (2, 1), "cpu": (80, 8)}  # training, test
 CLIPS_PER_VIDEO = 8  # of real videos
@@ -203,27 +203,14 @@ def train_and_score(name: str, settings: Sequence[str], options: argparse.Namesp
     arguments = ["--config", str(REPOSITORY / "configs" / "vae" / f"{config_name}.yaml"), *more, *logging, *settings]
     config = load_config(VAETrainingConfig, [*arguments, f"output_dir={folder}", "resume=latest"])
 
-    # Reuse a finished run.
-    finished = folder / "score.json"
-    if finished.exists():
-        record = json.loads(finished.read_text())
-        if record["settings"] != [*more, *settings]:
-            raise UserError(
-                f"{folder} was trained with other settings ({' '.join(record['settings'])}); delete it first."
-            )
-        return record["score"]
+    def train() -> dict[str, Any]:
+        lpips = load_lpips(options)  # first, so that a missing file is noticed before the training
+        started = time.monotonic()
+        final = train_vae(config)
+        seconds = round(time.monotonic() - started, 1)
+        return score_vae(final, config, lpips) | {"seconds": seconds}
 
-    # Train and score; LPIPS is loaded first, so that a missing file is noticed before the training.
-    lpips = load_lpips(options)
-    started = time.monotonic()
-    final = train_vae(config)
-    seconds = round(time.monotonic() - started, 1)
-    score = score_vae(final, config, lpips) | {"seconds": seconds}
-    if PartialState().is_main_process:
-        with atomic_write(finished) as path:
-            path.write_text(json.dumps({"settings": [*more, *settings], "score": score}, indent=1))
-    PartialState().wait_for_everyone()
-    return score
+    return compute_once(folder / "score.json", [*more, *settings], train)
 
 
 def score_vae(folder: Path, config: VAETrainingConfig, lpips: LPIPS) -> dict[str, Any]:
@@ -242,9 +229,9 @@ def held_out_clips(vae: AutoencoderKLVidTwin, config: VAETrainingConfig) -> Clip
     _, files, classes = list_train_and_validation(config.data, seed=0)  # the same videos for runs of all seeds
     return ClipDataset(
         files,
-        vae.config.num_frames,
+        vae.clip_shape[1],
         config.data.fps,
-        vae.config.sample_size,
+        vae.clip_shape[2:],
         train=False,
         clips_per_video=config.data.clips_per_video,
         classes=classes,

@@ -1,17 +1,15 @@
-"""Figure 5: FLOPs and training memory of the same diffusion transformer on every method's latent; training costs.
+"""Figure 5: FLOPs and training memory of the paper's transformer on every method's latent; training costs.
 
     python -m benchmarks.resources --scale cpu
-    python -m benchmarks.resources --scale paper
     python -m benchmarks.resources training_cost --scale cpu
 
-Nothing is trained. `cpu` counts FLOPs and bytes on tensors without data; `paper` also runs each training step on a
-GPU and reads the peak of its allocator. Figure 5 is in float32, at batch size 1, with Adam.
+Nothing is trained: FLOPs and bytes are counted on tensors without data, so no GPU is needed and `paper` equals `cpu`.
+Figure 5 is in float32, at batch size 1, with Adam.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from dataclasses import asdict
 from functools import cache
@@ -20,16 +18,11 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from pipelines import VidTwinTransformer3DModel
-from vidgen.common.errors import UserError
-
 from ..common import paper
 from ..common.figures import DARK_BLUE, LIGHT_BLUE, TEAL, new_figure
 from ..common.harness import Benchmark, Results, main
 from ..common.tables import markdown_table
-from ..speed.flops import training_flops
-from ..speed.memory import ATTENTION, Build, training_memory
-from ..speed.pseudo_dit import PseudoDiT
+from .flops import training_flops
 from .latents import (
     BASELINES,
     CROPPED,
@@ -38,17 +31,15 @@ from .latents import (
     PATCHINGS,
     REFERENCE,
     RELEASED,
-    Patches,
+    count_tokens,
     latent_table,
-    latents,
-    patchify,
 )
+from .memory import ATTENTION, training_memory
+from .pseudo_dit import PseudoDiT
 from .training_cost import run_training_cost, training_cost_tables
 
 STATED, PROJECTED = "pseudo-DiT as stated", "pseudo-DiT with projections"
 PSEUDO_DITS = {STATED: False, PROJECTED: True}  # whether the attention has projections
-MODELS = {"smoke": [STATED, "tiny-test"], "cpu": [*PSEUDO_DITS, "S", "B", "L", "XL", "paper"]}
-MODELS["paper"] = MODELS["cpu"]
 METHODS = {"smoke": ["EMU-3", REFERENCE], "cpu": [*BASELINES, OTHER_READING, REFERENCE, RELEASED, FOLDED]}
 METHODS["paper"] = METHODS["cpu"]
 FIGURES = {  # keys of the results: label, and the paper's claim
@@ -56,77 +47,36 @@ FIGURES = {  # keys of the results: label, and the paper's claim
     "fused": ("peak memory, fused attention", "memory"),
     "math": ("peak memory, math attention", "memory"),
 }
-MEMORY = ("fused", "fused, allocated", "math", "math, allocated")  # counted, and read from a GPU's allocator
-CLASSES = 101  # UCF-101's
 
 # --- counting --------------------------------------------------------------------------------------------------------
 
 
 def run(options: argparse.Namespace) -> Results:
-    allocate = options.scale == "paper"
-    if allocate and not torch.cuda.is_available():
-        raise UserError("--scale paper requires a GPU, which is not available; --scale cpu counts without one.")
     rows = []
-    for model in MODELS[options.scale]:
+    for model in [STATED] if options.scale == "smoke" else PSEUDO_DITS:
         for patching in ("2", "1") if options.scale == "smoke" else PATCHINGS:
-            if patching == CROPPED and model not in PSEUDO_DITS:
-                continue
             print(f"{model}, patch {PATCHINGS[patching]}", file=sys.stderr, flush=True)
             for method in METHODS[options.scale]:
-                patches = patchify(method, latents()[method][1], patching)
-                tokens = [math.prod(p.grid) for p in patches]
-                # The cost of a pseudo-DiT depends on the number of tokens alone.
-                cost = measure_cost(model, sum(tokens) if model in PSEUDO_DITS else patches, allocate)
+                tokens = count_tokens(method, patching)
+                cost = measure_cost(PSEUDO_DITS[model], sum(tokens))
                 rows.append({"model": model, "patching": patching, "method": method, "tokens": tokens, **cost})
     return {"costs": rows}
 
 
 @cache
-def measure_cost(model: str, latent: int | tuple[Patches, ...], allocate: bool) -> dict[str, Any]:
-    """Parameters, FLOPs and memory of a model on a number of tokens or on patches."""
+def measure_cost(projections: bool, tokens: int) -> dict[str, Any]:
+    """Parameters, FLOPs and memory of a pseudo-DiT on a number of tokens."""
 
-    def build():
-        return build_pseudo_dit(model, latent) if model in PSEUDO_DITS else build_dit(model, latent)
+    def build() -> tuple:
+        model = PseudoDiT(projections=projections)
+        inputs = torch.randn(1, tokens, 512), torch.randn(1, tokens, 512)
+        return model, lambda x, target: (model(x) - target).square().mean(), inputs
 
     with torch.device("meta"):
         parameters = sum(p.numel() for p in build()[0].parameters())
     forward, step = training_flops(build)
     cost = {"parameters": parameters, "forward_flops": forward, "step_flops": step}
-    for attention in ATTENTION if model in PSEUDO_DITS else ("fused",):
-        cost[attention] = asdict(training_memory(build, attention))
-        if allocate:
-            cost[f"{attention}, allocated"] = _measure_allocated(build, attention)
-    return cost
-
-
-def build_pseudo_dit(model: str, tokens: int) -> tuple:
-    pseudo_dit = PseudoDiT(projections=PSEUDO_DITS[model])
-    inputs = torch.randn(1, tokens, 512), torch.randn(1, tokens, 512)
-    return pseudo_dit, lambda x, target: (pseudo_dit(x) - target).square().mean(), inputs
-
-
-def build_dit(preset: str, patches: tuple[Patches, ...]) -> tuple:
-    """Our DiT; a latent of one stream is its structure, with dynamics of no tokens."""
-    structure, dynamics = (*patches, Patches(1, (0, 1), (1, 1)))[:2]
-    dit = VidTwinTransformer3DModel.from_preset(
-        preset,
-        structure_shape=structure.shape,
-        dynamics_shape=dynamics.shape,
-        structure_patch_size=structure.patch_size,
-        dynamics_patch_size=dynamics.patch_size,
-        num_classes=CLASSES,
-    )
-    latent, target = torch.randn(1, dit.latent_size), torch.randn(1, dit.latent_size)
-    inputs = latent, target, torch.zeros(1, 2), torch.zeros(1, dtype=torch.long)
-    return dit, lambda x, target, *conditions: (dit(x, *conditions).sample - target).square().mean(), inputs
-
-
-def _measure_allocated(build: Build, attention: str) -> dict[str, int] | None:
-    try:
-        return asdict(training_memory(build, attention, device="cuda"))
-    except torch.OutOfMemoryError:
-        torch.cuda.empty_cache()
-        return None
+    return cost | {attention: asdict(training_memory(build, attention)) for attention in ATTENTION}
 
 
 def ratios(costs: list[dict], model: str, patching: str, figure: str) -> dict[str, float]:
@@ -143,76 +93,50 @@ def ratios(costs: list[dict], model: str, patching: str, figure: str) -> dict[st
 
 
 def tables(results: Results) -> str:
-    costs = results["costs"]
-    ours = list(dict.fromkeys(row["model"] for row in costs if row["model"] not in PSEUDO_DITS))
+    costs = [row for row in results["costs"] if row["model"] in PSEUDO_DITS]  # older records have other models too
     sections = {
         "The paper's claim": claim_table(costs),
         "The latents": latent_table(),
-        "The pseudo-DiTs": cost_table(costs, list(PSEUDO_DITS)),
-        "Our DiT sizes": cost_table(costs, ours),
+        "FLOPs and memory": cost_table(costs),
     }
     return "\n\n".join(f"### {title}\n\n{text}" for title, text in sections.items())
 
 
 def claim_table(costs: list[dict]) -> str:
-    """Which baselines are within the paper's ranges: a table of ratios, and a summary."""
+    """Ratios to VidTwin, and which baselines are within the paper's ranges."""
     rows = []
-    inside: dict[str, dict[str, dict[str, list[str]]]] = {}  # baselines within range by DiT, patch size and figure
     for model, patching in dict.fromkeys((row["model"], row["patching"]) for row in costs):
-        if model not in PSEUDO_DITS:
-            continue
-        row = [model, PATCHINGS[patching]]
-        within = inside.setdefault(model, {}).setdefault(PATCHINGS[patching], {})
+        row, within = [model, PATCHINGS[patching]], {}
         for figure, (_, claim) in FIGURES.items():
             low, high = paper.RESOURCES_CLAIM[claim]
             rounded = {m: round(r, 1) for m, r in ratios(costs, model, patching, figure).items() if m in BASELINES}
             within[figure] = [method for method, ratio in rounded.items() if low <= ratio <= high]
             row.append(", ".join(f"**{m} {r}**" if m in within[figure] else f"{m} {r}" for m, r in rounded.items()))
+        for attention in ("fused", "math"):
+            row.append(", ".join(m for m in within["step_flops"] if m in within[attention]) or "none")
         rows.append(row)
-
-    def summarize(figure: str, other: str | None = None) -> str:
-        """Baselines within the ranges of one or two figures, by DiT and patch size; once if all DiTs agree."""
-        where = {}
-        for model, by_patch in inside.items():
-            texts = []
-            for patch, within in by_patch.items():
-                if methods := [method for method in within[figure] if method in within[other or figure]]:
-                    texts.append(f"{', '.join(methods)} (patch: {patch})")
-            where[model] = "; ".join(texts) or "none"
-        if len(set(where.values())) == 1:
-            return next(iter(where.values()))
-        return "; ".join(f"{model}: {text}" for model, text in where.items())
-
-    lines = []
-    for figure, (title, claim) in FIGURES.items():
-        low, high = paper.RESOURCES_CLAIM[claim]
-        lines.append(f"* {title}, claimed {low}-{high} times VidTwin's: {summarize(figure)}.")
-    for attention in ATTENTION:
-        lines.append(f"* FLOPs and memory together, with {attention} attention: {summarize('step_flops', attention)}.")
-    ever = {m for by_patch in inside.values() for within in by_patch.values() for ms in within.values() for m in ms}
-    never = dict.fromkeys(row["method"] for row in costs if row["method"] in BASELINES and row["method"] not in ever)
-    lines.append(f"* Within no range at any of these patch sizes: {', '.join(never) or 'none'}.")
+    header = ["DiT", "patch", *(title for title, _ in FIGURES.values())]
+    header += [f"within both ranges, {attention} attention" for attention in ("fused", "math")]
+    flops, memory = ("{}-{}".format(*paper.RESOURCES_CLAIM[claim]) for claim in ("flops", "memory"))
     return (
-        "Ratios to VidTwin, to one decimal; bold: within the paper's range.\n\n"
-        + markdown_table(["DiT", "patch", *(title for title, _ in FIGURES.values())], rows)
-        + "\n\nBaselines within the paper's range:\n\n"
-        + "\n".join(lines)
+        f"Ratios to VidTwin, to one decimal. The paper claims {flops} for FLOPs and {memory} for memory (bold).\n\n"
+        + markdown_table(header, rows)
     )
 
 
-def cost_table(costs: list[dict], models: list[str]) -> str:
+def cost_table(costs: list[dict]) -> str:
     """FLOPs and peak memory of a training step: one row per patch size and method, and columns for each model."""
     header, rows, parameters = ["patch", "method", "tokens"], {}, {}
-    for row in [row for row in costs if row["model"] in models]:
+    for row in costs:
         model, method, patching = row["model"], row["method"], row["patching"]
-        memory = {kind: row[kind] for kind in MEMORY if kind in row}
+        memory = {attention: row[attention] for attention in ("fused", "math")}
         if model not in parameters:
-            header += [f"{model}: GFLOP", *(f"{kind}: peak, MiB" for kind in memory)]
+            header += [f"{model}: GFLOP", *(f"{attention}: peak, MiB" for attention in memory)]
         parameters[model] = row["parameters"]  # VidTwin's, which is the last one
         tokens = " + ".join(f"{n:,}" for n in row["tokens"])
         cells = rows.setdefault((patching, method), [PATCHINGS[patching], method, tokens])
         cells.append(f"{row['step_flops'] / 1e9:,.1f} ({ratios(costs, model, patching, 'step_flops')[method]:.2f}x)")
-        cells += [f"{m['peak'] / 2**20:,.0f}" if m else "out of memory" for m in memory.values()]
+        cells += [f"{m['peak'] / 2**20:,.0f}" for m in memory.values()]
     counts = ", ".join(f"{model} {count:,} parameters" for model, count in parameters.items())
     return f"FLOPs (and their ratio to VidTwin's) and peak memory of a training step. {counts}.\n\n" + markdown_table(
         header, list(rows.values())

@@ -1,4 +1,4 @@
-"""The latents of all methods of Figure 5, and how they are divided into patches."""
+"""The latents of all methods of Figure 5, and their numbers of tokens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from autoencoder import AutoencoderKLVidTwin
 
 from ..common import paper
 from ..common.tables import markdown_table
-from ..speed.pseudo_dit import token_grid
+from .pseudo_dit import token_grid
 
 REFERENCE, FOLDED, OTHER_READING = "VidTwin", "VidTwin, 65 tokens", "MAGVIT-v2, 5 channels"
 RELEASED = "VidTwin, released"
@@ -25,7 +25,7 @@ PATCHINGS = {
     "1": "1",
     "own": "each method's own",
 }
-CROPPED = "2, cropped"  # only measured with the pseudo-DiTs
+CROPPED = "2, cropped"
 # Patches of each stream. For the transformers of iVideoGPT, MAGVIT-v2, EMU-3 and VidTwin every position is a token.
 OWN_PATCHES = {
     "CMD": [(1, 16, 16), (1, 1)],  # an 8-fold image autoencoder, then a transformer with patch size 2
@@ -41,19 +41,6 @@ class Stream(NamedTuple):
     sizes: tuple[int, ...]
 
 
-class Patches(NamedTuple):
-    """A stream divided into tokens: the number of patches along each axis, and the size of each patch."""
-
-    channels: int
-    grid: tuple[int, ...]
-    patch_size: tuple[int, ...]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The stream's shape, padded or cropped to whole patches."""
-        return (self.channels, *(n * size for n, size in zip(self.grid, self.patch_size, strict=True)))
-
-
 @cache
 def latents() -> dict[str, tuple[int, list[Stream]]]:
     """The side of the clip in pixels and the streams of every method; ours from the model's shapes."""
@@ -63,7 +50,7 @@ def latents() -> dict[str, tuple[int, list[Stream]]]:
         with torch.device("meta"):
             vae = AutoencoderKLVidTwin.from_preset(preset, setting)
         shapes = (vae.structure_shape, vae.dynamics_shape)
-        methods[name] = (vae.config.sample_size, [Stream(shape[0], tuple(shape[1:])) for shape in shapes])
+        methods[name] = (vae.clip_shape[-1], [Stream(shape[0], tuple(shape[1:])) for shape in shapes])
     return {**methods, FOLDED: methods[REFERENCE]}
 
 
@@ -76,17 +63,15 @@ def count_values(streams: Sequence[Stream]) -> int:
     return sum(s.channels * math.prod(s.sizes) for s in streams)
 
 
-def patchify(method: str, streams: Sequence[Stream], patching: str) -> tuple[Patches, ...]:
-    """Divide a method's streams into patches. A size of 1 stays 1; partial patches are padded, except in `CROPPED`."""
+def count_tokens(method: str, patching: str) -> list[int]:
+    """The tokens of a method's streams. A size of 1 stays 1; partial patches are padded, except in `CROPPED`."""
     own = OWN_PATCHES.get(method) if patching == "own" or method == FOLDED else None
-    patches = []
-    for i, (channels, sizes) in enumerate(streams):
-        space = len(sizes) - 1
-        rules = {"2": (2, *[2] * space), CROPPED: (2, *[2] * space), "(1, 2, 2)": (1, *[2] * space)}
-        patch = own[i] if own else rules.get(patching, (1, *[1] * space))
-        patch = tuple(map(min, patch, sizes))
-        patches.append(Patches(channels, token_grid(sizes, patch, crop=patching == CROPPED), patch))
-    return tuple(patches)
+    first, rest = {"2": (2, 2), CROPPED: (2, 2), "(1, 2, 2)": (1, 2)}.get(patching, (1, 1))
+    tokens = []
+    for i, (_, sizes) in enumerate(latents()[method][1]):
+        patch = own[i] if own else (first, *[rest] * (len(sizes) - 1))
+        tokens.append(math.prod(token_grid(sizes, patch, crop=patching == CROPPED)))
+    return tokens
 
 
 def latent_table() -> str:

@@ -28,8 +28,8 @@ from vidgen.training.dit_trainer import build_scheduler, build_transformer
 
 from ..common.harness import REPOSITORY, Results
 from ..common.tables import markdown_table
-from ..speed.flops import training_flops
-from ..speed.memory import Build, training_memory
+from .flops import training_flops
+from .memory import Build, training_memory
 
 # Published dense bf16 FLOP/s and bytes of a GPU, and the assumed utilization of the former.
 H100 = {"name": "H100 SXM, 80 GB", "flops": 989e12, "memory": 80e9, "utilization": 0.4}

@@ -1,24 +1,16 @@
-"""The speed of models: the autoencoder, its training, the DiT, sampling, `torch.compile`, attention, the Q-Former."""
+"""The speed of models: the autoencoder, its training, the DiT, and sampling."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
 from autoencoder import AutoencoderKLVidTwin
-from autoencoder.attention import _matmul_attention
-from autoencoder.qformer import QFormer
 from pipelines import VidTwinPipeline, VidTwinTransformer3DModel
 from pipelines.schedulers import default_scheduler
-from vidgen.data.sprites import render_sprite, sample_factors
-from vidgen.data.transforms import frames_to_clip
 from vidgen.metrics.flops import decode_flops, encode_flops, matmul_rate, transformer_flops
-from vidgen.metrics.reconstruction import psnr
 
 from .timing import (
     DTYPES,
@@ -31,7 +23,6 @@ from .timing import (
     peak_gib,
     precisions,
     time_once,
-    wall_seconds,
 )
 
 VAE = {"smoke": "tiny-test", "cpu": "released", "paper": "released"}
@@ -52,14 +43,6 @@ DIT_CASES = {  # precision, clips, and whether all queries of a place and all po
 SAMPLER = {"smoke": ("tiny-test", 3), "cpu": ("B", 50), "paper": ("paper", 50)}  # DiT, steps
 CLASSES = 101
 FRACTION = "fraction of matmul rate"
-REPEATS = {"smoke": 1, "cpu": 5, "paper": 20}  # of operations that take milliseconds
-SEQUENCES = {  # batch, length, heads and head dimension of attentions
-    "temporal, 224 px": (196, 16, 12, 64),
-    "spatial, 224 px": (16, 196, 12, 64),
-    "Q-Former, 224 px": (196, 16, 8, 8),
-    "DiT, 1008 tokens": (1, 1008, 16, 72),
-    "DiT, 65 tokens": (8, 65, 16, 72),
-}
 
 
 def round_trip(scale: str) -> list[Row]:
@@ -80,24 +63,6 @@ def round_trip(scale: str) -> list[Row]:
         row[FRACTION] = flops / total / matmul_rate(device, dtype)
         row["time relative to fp32"] = total / rows[0]["round trip, s"] if rows else 1.0
         rows.append(row)
-    return rows
-
-
-def rounding(scale: str, pipeline: Path | None = None) -> list[Row]:
-    """bf16 vs. fp32 on the same clip with the same weights, random and those of `--pipeline`."""
-    device, rows = device_of(scale), []
-    models = {"random weights": AutoencoderKLVidTwin.from_preset(VAE[scale])}
-    if pipeline is not None:
-        models[str(pipeline)] = AutoencoderKLVidTwin.from_pretrained(pipeline, subfolder="vae")
-    for name, model in models.items():
-        model = model.to(device).eval()
-        _, frames, side, _ = model.clip_shape
-        factors = sample_factors(np.random.default_rng(0), "orbit", resolution=side, num_frames=frames)
-        video = frames_to_clip(torch.from_numpy(render_sprite(factors)))[None].to(device)
-        with torch.no_grad():
-            exact = model(video).sample.clamp(-1, 1)
-            rounded = model.to(torch.bfloat16)(video.bfloat16()).sample.float().clamp(-1, 1)
-        rows.append({"weights": name, "PSNR of bf16 to fp32, dB": psnr(rounded, exact, quantize=False).item()})
     return rows
 
 
@@ -204,81 +169,3 @@ def sampling(scale: str) -> list[Row]:
     total = time_once(lambda: pipeline(0, num_inference_steps=steps, output_type="np"), device)
     ratio = total / (steps * seconds["step, s"] + seconds["decode, s"])
     return [{"DiT": preset, "steps": steps, **seconds, "pipeline, s": total, "pipeline / sum of parts": ratio}]
-
-
-def compiled(scale: str) -> list[Row]:
-    """`torch.compile` as one graph, relative to eager, in the fast precision; the first call compiles."""
-    device, rows, dtype = device_of(scale), [], fast_dtype(scale)
-    vae = AutoencoderKLVidTwin.from_preset(VAE[scale]).to(device, dtype).eval()
-    clip, latents = torch.rand(1, *vae.clip_shape).to(device, dtype), torch.randn(1, vae.latent_size).to(device, dtype)
-    cases = {"encode": (vae.encode, (clip,)), "decode": (vae.decode, (latents,))}
-    timestep, labels = torch.full((2,), 500.0, device=device), torch.tensor([0, CLASSES], device=device)
-    for folded in (False, True):
-        model = _build_dit(scale, folded).to(device, dtype)
-        noise = torch.randn(2, model.latent_size).to(device, dtype)
-        name = f"DiT step of a clip with guidance, {sum(model.num_tokens)} tokens"
-        cases[name] = (model, (noise, timestep, labels))
-    for name, (function, inputs) in cases.items():
-        torch.compiler.reset()
-        graph = torch.compile(function, fullgraph=True, backend="eager" if scale == "smoke" else "inductor")
-        runs = {"plain": lambda f=function, x=inputs: f(*x), "compiled": lambda g=graph, x=inputs: g(*x)}
-        with torch.no_grad():
-            first = wall_seconds(runs["compiled"])
-            seconds = alternating(runs, device, repeats=3)
-        ratio = seconds["compiled"] / seconds["plain"]
-        rows.append({"case": name, "plain, s": seconds["plain"], "compiled / plain": ratio, "first call, s": first})
-    return rows
-
-
-def attention(scale: str) -> list[Row]:
-    """The fused kernel relative to two plain matrix products, at the sequence lengths of VidTwin, Q-Former and DiT."""
-    device, rows = device_of(scale), []
-    for case, (batch, length, heads, dim) in SEQUENCES.items():
-        for name, dtype in precisions(scale).items():
-            qkv = torch.randn(3, batch, length, heads, dim, device=device, dtype=dtype)
-            kernels = {"fused": _fused_attention, "plain": lambda q, k, v: _matmul_attention(q, k, v, False, 0.0)}
-            rows.append({"case": case, "length": length, "precision": name, **_compare(kernels, qkv, scale)})
-    return rows
-
-
-def _fused_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (query, key, value))).transpose(1, 2)
-
-
-def qformer(scale: str) -> list[Row]:
-    """The Q-Former of transformers relative to ours, at the paper's size: 196 places of 16 frames."""
-    from transformers import Blip2QFormerConfig, Blip2QFormerModel
-
-    device, rows = device_of(scale), []
-    sizes = dict(hidden_size=64, num_hidden_layers=6, num_attention_heads=8, intermediate_size=768)
-    dropout = dict(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    config = Blip2QFormerConfig(**sizes, encoder_hidden_size=768, **dropout)
-    for name, dtype in precisions(scale).items():
-        ours = QFormer(16, 64, 768, num_layers=6, num_heads=8, ffn_dim=768, dropout=0.0).to(device, dtype)
-        reference = Blip2QFormerModel(config).to(device, dtype)
-        queries = ours.queries.detach().expand(196, -1, -1)
-        models = {
-            "transformers": lambda x, m=reference, q=queries: m(query_embeds=q, encoder_hidden_states=x)[0],
-            "vidgen": ours,
-        }
-        context = torch.randn(1, 196, 16, 768, device=device, dtype=dtype)
-        rows.append({"precision": name, **_compare(models, context, scale)})
-    return rows
-
-
-def _compare(functions: dict[str, Callable], inputs: torch.Tensor, scale: str) -> Row:
-    """Time of the first of two functions of some inputs relative to the second, without and with the backward pass."""
-    row: Row = {}
-    for backward in (False, True):
-        leaves = [x.clone().requires_grad_(backward) for x in inputs]
-
-        def run(function: Callable, leaves=leaves, backward=backward) -> None:
-            with torch.set_grad_enabled(backward):
-                output = function(*leaves)
-            if backward:
-                output.sum().backward()
-
-        runs = {name: partial(run, function) for name, function in functions.items()}
-        first, second = alternating(runs, device_of(scale), REPEATS[scale]).values()
-        row[f"{'forward + backward' if backward else 'forward'}, {' / '.join(functions)}"] = first / second
-    return row

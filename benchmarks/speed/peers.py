@@ -7,7 +7,6 @@ affect speed and memory. Each runs in a separate process for its peak memory, in
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import diffusers
 import torch
@@ -21,30 +20,17 @@ OURS, FOLDED = "VidTwin", "VidTwin, 65 tokens"
 COMPARED_FIGURES = ("round trip, s", "latent values", "DiT step, s")
 
 
-@dataclass(frozen=True)
-class Peer:
-    """A video autoencoder of Diffusers, and how a diffusion transformer patchifies its latent.
-
-    Args:
-        model: class.
-        weights: the published weights whose configuration is the class's default.
-        frames: the supported number of frames closest to 16.
-        patch: of the transformer published with it, or of similar ones, over (frame, row, column).
-    """
-
-    model: str
-    weights: str
-    frames: int
-    patch: tuple[int, int, int]
-
-
+FRAMES = 17  # the number closest to 16 that all peers support
+# Class, and the patch over (frame, row, column) of the diffusion transformer published with it, or of similar ones.
+# The classes' defaults are those of Lightricks/LTX-Video 0.9.0, Wan-AI/Wan2.1, THUDM/CogVideoX-2b,
+# hunyuanvideo-community/HunyuanVideo, nvidia/Cosmos-1.0-Tokenizer-CV8x8x8 and microsoft/VidTok kl_causal_488_4chn.
 PEERS = {
-    "LTX": Peer("AutoencoderKLLTXVideo", "Lightricks/LTX-Video 0.9.0", 17, (1, 1, 1)),
-    "Wan": Peer("AutoencoderKLWan", "Wan-AI/Wan2.1", 17, (1, 2, 2)),
-    "CogVideoX": Peer("AutoencoderKLCogVideoX", "THUDM/CogVideoX-2b", 17, (1, 2, 2)),
-    "HunyuanVideo": Peer("AutoencoderKLHunyuanVideo", "hunyuanvideo-community/HunyuanVideo", 17, (1, 2, 2)),
-    "Cosmos": Peer("AutoencoderKLCosmos", "nvidia/Cosmos-1.0-Tokenizer-CV8x8x8", 17, (1, 2, 2)),
-    "VidTok": Peer("AutoencoderVidTok", "microsoft/VidTok kl_causal_488_4chn", 17, (1, 2, 2)),
+    "LTX": ("AutoencoderKLLTXVideo", (1, 1, 1)),
+    "Wan": ("AutoencoderKLWan", (1, 2, 2)),
+    "CogVideoX": ("AutoencoderKLCogVideoX", (1, 2, 2)),
+    "HunyuanVideo": ("AutoencoderKLHunyuanVideo", (1, 2, 2)),
+    "Cosmos": ("AutoencoderKLCosmos", (1, 2, 2)),
+    "VidTok": ("AutoencoderVidTok", (1, 2, 2)),
 }
 COMPARED = {"smoke": [], "cpu": list(PEERS), "paper": list(PEERS)}
 SIDE = {"smoke": 32, "cpu": 224, "paper": 224}
@@ -71,7 +57,7 @@ def peers(scale: str) -> list[Row]:
 
 def _measure_ours(scale: str, name: str) -> Row:
     vae = AutoencoderKLVidTwin.from_preset(OUR_VAE[scale]).to(device_of(scale), fast_dtype(scale)).eval()
-    figures = _measure_round_trip(vae, vae.config.num_frames, scale)
+    figures = _measure_round_trip(vae, vae.clip_shape[1], scale)
     figures["latent"] = shapes = vae.structure_shape, vae.dynamics_shape
     patches = {}
     if name == FOLDED:  # all queries of a place, all positions of a frame
@@ -81,17 +67,17 @@ def _measure_ours(scale: str, name: str) -> Row:
 
 
 def _measure_peer(scale: str, name: str) -> Row:
-    peer = PEERS[name]
+    model, patch_size = PEERS[name]
     torch.manual_seed(0)
-    vae = getattr(diffusers, peer.model)().to(device_of(scale), fast_dtype(scale)).eval()
-    figures = _measure_round_trip(vae, peer.frames, scale)
+    vae = getattr(diffusers, model)().to(device_of(scale), fast_dtype(scale)).eval()
+    figures = _measure_round_trip(vae, FRAMES, scale)
     channels, *sizes = figures["latent"]
-    padded = [math.ceil(size / patch) * patch for size, patch in zip(sizes, peer.patch, strict=True)]
+    padded = [math.ceil(size / patch) * patch for size, patch in zip(sizes, patch_size, strict=True)]
     dit = VidTwinTransformer3DModel.from_preset(
         DIT[scale],
         structure_shape=(channels, *padded),
         dynamics_shape=(1, 0, 1),  # no tokens
-        structure_patch_size=peer.patch,
+        structure_patch_size=patch_size,
         dynamics_patch_size=(1, 1),
         num_classes=CLASSES,
     )

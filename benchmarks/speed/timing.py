@@ -6,7 +6,6 @@ import multiprocessing
 import re
 import resource
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -91,10 +90,3 @@ def measure_limits(device: torch.device | str, copied: int = 2**28) -> Row:
     seconds = min(time_once(lambda: target.copy_(source), device) for _ in range(6))
     rates = {f"{name} matmul, GFLOP/s": matmul_rate(device, dtype) / 1e9 for name, dtype in DTYPES.items()}
     return rates | {"copy, GB/s read and written": 2 * copied / seconds / 1e9}
-
-
-def wall_seconds(run: Callable[[], Any]) -> float:
-    """Wall-clock time of one call, with any number of threads and processes."""
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start

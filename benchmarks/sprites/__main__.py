@@ -1,64 +1,40 @@
 """One model, four tasks: generation, image-to-video, motion transfer and roll-outs of sprites, scored by a classifier.
 
     python -m benchmarks.sprites --scale cpu --pipeline FOLDER
-    python -m benchmarks.sprites --scale cpu --pipeline FOLDER --ablations
 
-The classifier is trained first, on separate sprites, and its accuracy on held-out sprites is reported. `--ablations`
-trains DiTs on the latents of the pipeline's autoencoder, with one seed and for equally many steps: with the full
-config, and without one part of it. An interrupted run resumes; an existing training with other settings is refused.
+The classifier is trained first, on separate sprites, and its accuracy on held-out sprites is reported.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from operator import attrgetter
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
-from matplotlib.figure import Figure
 
 from pipelines import VidTwinPipeline
 from pipelines.rollout import rollout
-from vidgen.common.config import config_fields, load_config, nested_config
 from vidgen.common.errors import UserError
 from vidgen.common.io import atomic_dir
-from vidgen.common.loading import load_vae, weights_hash
 from vidgen.data.sprites import MOTIONS
-from vidgen.training.config import DiTTrainingConfig
-from vidgen.training.dit_trainer import train_dit
+from vidgen.metrics.fvd import Sampling
 
 from ..common import generation
-from ..common.figures import BLUE, DARK_BLUE, LIGHT_GRAY, ORANGE, new_figure
 from ..common.harness import Benchmark, Results
 from ..common.tables import markdown_table, score_cell
 from .classifier import DrawnSprites, SpriteClassifier, train_classifier
 from .latent_swap import CLASSES
-from .rollouts import rollout_scores, seam_starts
-from .tasks import SpriteSampling, SpriteTasks, score_factors
+from .rollouts import rollout_scores
+from .tasks import SpriteTasks, score_factors
 
 CLASSIFIER = {"smoke": dict(steps=2, batch_size=4, sprites=16, width=8, dim=8), "cpu": dict(steps=1500, batch_size=16)}
-CLASSIFIER_SIZES = {"num_frames": 16, "resolution": 64}  # of a classifier whose folder does not name them
 SEEDS = {"classifier": 1000, "tested": 2000, "others": 3000}  # of sprites; trainings use small seeds
 PER_MOTION = {"smoke": 2, "cpu": 32}  # reference sprites, and generated clips of each task
 ROLLOUTS = {"smoke": 1, "cpu": 4}  # of each motion
 ROLLOUT_FRAMES, OVERLAP = 64, 2
 STEPS = {"smoke": 2, "cpu": 25}
 STRENGTHS = (0.0, 0.5)  # of the conditioning latent
-ABLATIONS: dict[str, list[str]] = {
-    "full config": [],
-    "one timestep for both streams": ["diffusion.independent_timesteps=0"],
-    "no self-conditioning": ["model.overrides.self_conditioning=false"],
-    "no zero terminal SNR": ["diffusion.zero_terminal_snr=false"],
-}
-ABLATION_STEPS = {"smoke": 2, "cpu": 2000}
-PATH_KEYS = ("vae", "output_dir", "latent_cache", "resume")  # settings that do not affect the training
-SMOKE = [
-    *("model.overrides.structure_patch_size=[3,2,2]", "model.overrides.dynamics_patch_size=[4,4]"),
-    *("model.overrides.num_layers=1", "model.overrides.num_attention_heads=1", *generation.TINY_DIT),
-]
 FACTORS = {  # keys of `score_factors`, with headings
     "motion": "motion accuracy",
     "shape": "shape accuracy",
@@ -69,8 +45,6 @@ FACTORS = {  # keys of `score_factors`, with headings
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pipeline", metavar="FOLDER", help="model of sprites, trained with independent timesteps")
-    parser.add_argument("--ablations", action="store_true", help="also train and score DiTs without one part each")
-    parser.add_argument("--data", metavar="FOLDER", help="sprites to train ablations on (default: 80 of each motion)")
     parser.add_argument("--guidance", type=float, default=3.0, help="classifier-free guidance scale (default: 3)")
 
 
@@ -82,45 +56,33 @@ def run(options: argparse.Namespace) -> Results | None:
         options.pipeline = generation.train_tiny_pipeline(options.work_dir / "ucf101_fvd")
     if options.pipeline is None:
         raise UserError("name a pipeline that was trained on sprites with independent timesteps: --pipeline FOLDER.")
-    pipeline = _load(options.pipeline, options)
+    pipeline = generation.load_placed_pipeline(options.pipeline, PartialState(), options.dtype)
     if missing := [motion for motion in MOTIONS if motion not in pipeline.labels]:
         raise UserError(f"the pipeline must know the motions of sprites as classes; it has no {missing[0]!r}.")
     sizes = dict(zip(("num_frames", "resolution"), pipeline.vae.clip_shape[1:3], strict=True))
     count = len(MOTIONS) * PER_MOTION[scale]
     sprites, others = (DrawnSprites(count, SEEDS[name], **sizes) for name in ("tested", "others"))
 
-    # Train the ablations before the classifier: the first `Accelerator` determines the precision of the process.
-    settings = ABLATIONS if options.ablations else {}
-    folders = {name: train_ablation(name, changes, options) for name, changes in settings.items()}
     classifier = load_classifier(options, sizes)
-
-    def tasks_of(model: VidTwinPipeline) -> SpriteTasks:
-        return SpriteTasks(model, classifier, sprites, SpriteSampling(STEPS[scale], options.guidance))
-
-    ablations = {name: score_tasks(tasks_of(_load(path, options)), others, (0.0,)) for name, path in folders.items()}
     if not PartialState().is_main_process:
         return None
-    tasks = tasks_of(pipeline)
+    sampling = Sampling(guidance_scale=options.guidance, num_inference_steps=STEPS[scale])
+    tasks = SpriteTasks(pipeline, classifier, sprites, sampling)
     return {
         "pipeline": str(options.pipeline),
         "sampling": {"steps": STEPS[scale], "guidance": options.guidance},
         "classifier": score_factors(classifier.predict(others.clips()), others.targets),
-        **score_tasks(tasks, others, STRENGTHS),
+        "generate": tasks.generate(),
+        "animate": {str(strength): tasks.animate(strength) for strength in STRENGTHS},
+        "retarget": {str(strength): tasks.retarget(strength) for strength in STRENGTHS},
         "reconstruct": tasks.reconstruct(),
         "rollouts": score_rollouts(pipeline, classifier, options),
-        "ablations": ablations,
     }
-
-
-def _load(folder: str | Path, options: argparse.Namespace) -> VidTwinPipeline:
-    return generation.load_placed_pipeline(folder, PartialState(), options.dtype)
 
 
 def load_classifier(options: argparse.Namespace, sizes: dict[str, int]) -> SpriteClassifier:
     """Load the work folder's classifier of clips of these sizes, on the process's device; trained if it is missing."""
-    folder = options.work_dir / "sprites" / "classifier"
-    if sizes != CLASSIFIER_SIZES:
-        folder = folder.with_name("classifier-{num_frames}x{resolution}".format(**sizes))
+    folder = options.work_dir / "sprites" / "classifier-{num_frames}x{resolution}".format(**sizes)
     if not (folder / "config.json").exists():
         classifier = train_classifier(Accelerator(), seed=SEEDS["classifier"], **sizes, **CLASSIFIER[options.scale])
         if PartialState().is_main_process:
@@ -130,70 +92,11 @@ def load_classifier(options: argparse.Namespace, sizes: dict[str, int]) -> Sprit
     return SpriteClassifier.from_pretrained(folder).to(PartialState().device).eval()
 
 
-def train_ablation(name: str, settings: Sequence[str], options: argparse.Namespace) -> Path:
-    """Train a DiT with the config and these settings, unless it has been; returns its pipeline's folder.
-
-    Raises:
-        UserError: if the folder holds a training with other settings; and everything that training raises.
-    """
-    folder = options.work_dir / "sprites" / name.replace(" ", "-")
-    own = [
-        f"latent_cache={folder.parent / 'latents'}",
-        f"output_dir={folder}",
-        f"train.max_train_steps={ABLATION_STEPS[options.scale]}",
-        "resume=latest",
-        *(SMOKE if options.scale == "smoke" else ()),
-        *settings,
-    ]
-    config = generation.dit_config("sprites_long", options, options.data, *own)
-    finished = (folder / "final" / "model_index.json").exists()
-    if finished or (folder / "config.yaml").exists():
-        differences = find_differences(folder, config)
-        if finished and _rounded_hash(folder / "final") != _rounded_hash(config.vae):
-            differences.append(f"on another autoencoder than that of {config.vae}")
-        if differences:
-            raise UserError(
-                f"{folder} was trained {', '.join(differences)}: delete it first, or use the settings it was "
-                "trained with."
-            )
-    return folder / "final" if finished else train_dit(config)
-
-
-def find_differences(folder: Path, config: DiTTrainingConfig) -> list[str]:
-    """Describe the settings of a run that differ from a config's, except for the paths of its files and autoencoder.
-
-    Data sets are compared by their path. The latent cache of an unfinished run refuses another autoencoder itself.
-    """
-    saved = load_config(DiTTrainingConfig, ["--config", str(folder / "config.yaml")])
-    leaves = [key for key, field in config_fields(DiTTrainingConfig).items() if nested_config(field) is None]
-    keys = [key for key in leaves if key not in PATH_KEYS]
-    before, now = (
-        {key: attrgetter(key)(one) for key in keys} | {"data.root": str(Path(one.data.root).resolve())}
-        for one in (saved, config)
-    )
-    return [f"with {key} {before[key]}, not {now[key]}" for key in keys if before[key] != now[key]]
-
-
-def _rounded_hash(vae: str | Path) -> str:
-    """Hash of an autoencoder's weights in bf16, the precision of the bundled model."""
-    return weights_hash(load_vae(str(vae)).bfloat16())
-
-
-def score_tasks(tasks: SpriteTasks, others: DrawnSprites, strengths: Sequence[float]) -> dict[str, Any]:
-    """Scores of denoising, generation, image-to-video and motion transfer."""
-    return {
-        "denoise": tasks.denoise(),
-        "generate": tasks.generate(others),
-        "animate": {str(strength): tasks.animate(strength) for strength in strengths},
-        "retarget": {str(strength): tasks.retarget(strength) for strength in strengths},
-    }
-
-
 def score_rollouts(
     pipeline: VidTwinPipeline, classifier: SpriteClassifier, options: argparse.Namespace
 ) -> dict[str, Any]:
     """Scores of roll-outs of every class, of three windows or more."""
-    window = pipeline.vae.config.num_frames
+    window = pipeline.vae.clip_shape[1]
     labels = torch.arange(len(MOTIONS)).repeat_interleave(ROLLOUTS[options.scale])
     frames = ROLLOUT_FRAMES if options.scale == "cpu" else 3 * window
     videos = rollout(
@@ -210,7 +113,7 @@ def score_rollouts(
     return {"frames": frames, "overlap": OVERLAP, "videos": len(labels), **scores}
 
 
-# --- tables and plot -------------------------------------------------------------------------------------------------
+# --- tables ----------------------------------------------------------------------------------------------------------
 
 
 def tables(results: Results) -> str:
@@ -236,8 +139,6 @@ def tables(results: Results) -> str:
         "Motion transfer (`retarget`): keep the dynamics of a sprite, resample its structure without a class.",
         _conditioning_table(results["retarget"], "retargeted"),
     ]
-    if results["ablations"]:
-        parts += ["Ablations, trained for fewer steps:", ablation_table(results["ablations"])]
     return "\n\n".join([*parts, rollout_text(results["rollouts"])])
 
 
@@ -245,10 +146,9 @@ def _generation_table(generated: dict[str, Any]) -> str:
     keys = {"accuracy": "motion accuracy", "shape": "shape accuracy"}
     keys = {key: label for key, label in keys.items() if key in generated}
     rows = [
-        [name, *(score_cell(generated[key][name]) for key in keys), f"{generated['distance'][name]:.3g}"]
-        for name in ("generated", "reconstructed", "real")
+        [name, *(score_cell(generated[key][name]) for key in keys)] for name in ("generated", "reconstructed", "real")
     ]
-    return markdown_table([f"{generated['clips']} clips", *keys.values(), "Fréchet distance"], rows)
+    return markdown_table([f"{generated['clips']} clips", *keys.values()], rows)
 
 
 def _conditioning_table(by_strength: dict[str, Any], key: str) -> str:
@@ -256,20 +156,6 @@ def _conditioning_table(by_strength: dict[str, Any], key: str) -> str:
     scores["reconstruction of the sprite"] = next(iter(by_strength.values()))["reconstructed"]
     rows = [[label, *(score_cell(found[name]) for name in FACTORS)] for label, found in scores.items()]
     return markdown_table(["clips", *FACTORS.values()], rows)
-
-
-def ablation_table(ablations: dict[str, dict[str, Any]]) -> str:
-    header = ["config", "denoising error", "motion accuracy", "Fréchet distance"]
-    header += ["animate: shape accuracy", "retarget: motion accuracy"]
-    rows = []
-    for name, scores in ablations.items():
-        animated = scores["animate"]["0.0"]["animated"]["shape"]
-        retargeted = scores["retarget"]["0.0"]["retargeted"]["motion"]
-        generated = scores["generate"]
-        distance = f"{generated['distance']['generated']:.3g}"
-        cells = [score_cell(score) for score in (generated["accuracy"]["generated"], animated, retargeted)]
-        rows.append([name, f"{scores['denoise']['error']:.4f}", cells[0], distance, *cells[1:]])
-    return markdown_table(header, rows)
 
 
 def rollout_text(rollouts: dict[str, Any]) -> str:
@@ -282,8 +168,8 @@ def rollout_text(rollouts: dict[str, Any]) -> str:
     text = f"Roll-outs: {rollouts['videos']} videos of {rollouts['frames']} frames, overlap {rollouts['overlap']}."
     if "jumps" in seams:
         text += (
-            f" At the seams between windows, relative to all other steps, pixels change {seams['change']:.2f} times "
-            f"as much and shapes move {seams['moved']:.2f} times as far; {seams['jumps']:.1%} of the steps there are "
+            f" At the seams between windows, relative to all other steps, shapes move {seams['moved']:.2f} times as "
+            f"far; {seams['jumps']:.1%} of the steps there are "
             "jumps, which exceed the longest step of the first window by a quarter and a pixel."
         )
     return f"{text}\n\n{markdown_table(header, rows)}"
@@ -294,39 +180,7 @@ def _text(scores: dict[str, dict[str, float]], name: str) -> str:
     return f"{scores[name]['value']:{form}} (chance {scores[name]['chance']:{form}})"
 
 
-def plot(results: Results) -> Figure:
-    """Factors that a strength preserves, and the drift and the displacements of roll-outs."""
-    figure, [[strength_axes, drift_axes, motion_axes]] = new_figure(10, 3.6, columns=3)
-    tasks = (("animate", "shape", "animated", BLUE), ("retarget", "motion", "retargeted", ORANGE))
-    for task, name, key, color in tasks:
-        strengths = [float(strength) for strength in results[task]]
-        scores = [found[key][name] for found in results[task].values()]
-        label = f"{task}: {name} accuracy"
-        strength_axes.plot(strengths, [s["value"] for s in scores], "o-", color=color, label=label)
-        strength_axes.plot(strengths, [s["chance"] for s in scores], ":", color=color, lw=1)
-    strength_axes.set_xlabel("strength")
-    strength_axes.set_ylabel("accuracy (dotted: chance)")
-
-    rollouts = results["rollouts"]
-    frames = [window["first_frame"] for window in rollouts["windows"]]
-    for name, label, color in (("motion", "motion accuracy", ORANGE), ("shape", "same shape as first window", BLUE)):
-        drift_axes.plot(frames, [w[name]["value"] for w in rollouts["windows"]], "o-", color=color, label=label)
-    drift_axes.set_xlabel("first frame of the window")
-    for axes in (strength_axes, drift_axes):
-        axes.set_ylim(0, 1.03)
-        axes.legend(frameon=False, fontsize=8, loc=(0.02, 0.2))
-
-    motion_axes.plot(range(1, len(rollouts["moved"]) + 1), rollouts["moved"], color=DARK_BLUE)
-    step, overlap = frames[1] - frames[0], rollouts["overlap"]  # roll-outs have three windows or more
-    for frame in seam_starts(rollouts["frames"], step + overlap, overlap):
-        motion_axes.axvspan(frame - 0.5, frame + overlap + 0.5, color=LIGHT_GRAY, lw=0)
-    motion_axes.set_ylim(0)
-    motion_axes.set_xlabel("frame (gray: window overlap)")
-    motion_axes.set_ylabel("displacement (px/frame)")
-    return figure
-
-
-BENCHMARK = Benchmark("sprites", "One model, four tasks, on sprites", run, tables, plot, add_options)
+BENCHMARK = Benchmark("sprites", "One model, four tasks, on sprites", run, tables, add_options=add_options)
 
 if __name__ == "__main__":
     BENCHMARK.main()

@@ -1,9 +1,8 @@
 """A small classifier of sprites: it predicts the factors of clips, such as generated ones, whose factors are unknown.
 
 It predicts the class of motion, the shape, the texture, the colors and the position in each frame of clips of
-`vidgen.data.sprites`; its features give a Fréchet distance that is sensitive to motion and shape. It is trained on
-separate sprites; three in four are blurred, noisy or both, so that sharpness does not influence the predictions. Its
-accuracy on held-out real clips bounds every score and is reported with it.
+`vidgen.data.sprites`. It is trained on separate sprites; three in four are blurred, noisy or both, so that sharpness
+does not influence the predictions. Its accuracy on held-out real clips bounds every score and is reported with it.
 
     classifier = train_classifier(Accelerator(), steps=1500)
     classifier.predict(clips)["motion"]
@@ -45,7 +44,7 @@ class SpriteClassifier(ModelMixin, ConfigMixin):
 
     Args:
         width: channels of the first convolution.
-        dim: half the length of the features.
+        dim: length of the features of motion, and of those of appearance.
     """
 
     @register_to_config
@@ -70,17 +69,12 @@ class SpriteClassifier(ModelMixin, ConfigMixin):
         heads = {name: len(values) for name, values in CLASSES.items()} | {"colors": COLOR_VALUES}
         self.heads = nn.ModuleDict({name: nn.Linear(dim, size) for name, size in heads.items()})
 
-    @property
-    def dim(self) -> int:
-        """Length of the features: those of motion, then those of appearance."""
-        return 2 * self.config.dim
-
     def forward(self, clips: torch.Tensor) -> dict[str, torch.Tensor]:
         """The input of a loss or a prediction, for clips (B, 3, T, H, W) in [-1, 1].
 
         Returns:
             Logits of each of `CLASSES`, (B, classes); `colors` (B, 6) in [0, 1]; `position` (B, T, 2), x and y as
-            fractions of the frame; and the `features` (B, dim).
+            fractions of the frame.
         """
         # Locate the shape in each frame.
         maps = self.frames(clips.transpose(1, 2).flatten(0, 1)).unflatten(0, (clips.shape[0], clips.shape[2]))
@@ -99,14 +93,13 @@ class SpriteClassifier(ModelMixin, ConfigMixin):
         motion = F.gelu(self.motion(torch.cat([times.mean(dim=2), times.amax(dim=2)], dim=1)))
         look = self.look(torch.cat([at_shape, over_frame], dim=2)).mean(dim=1)
         outputs = {name: head(motion if name == "motion" else look) for name, head in self.heads.items()}
-        return outputs | {"position": position, "features": torch.cat([motion, look], dim=1)}
+        return outputs | {"position": position}
 
     @torch.no_grad()
     def predict(self, clips: torch.Tensor, batch_size: int = 32) -> Prediction:
         """Predict `sprite_targets`, without the background, of clips (N, 3, T, H, W) in [-1, 1]; on the CPU.
 
-        Also returns the `features` (N, dim), and `probability` (N,), the confidence in the class of motion. Raises
-        `NonFiniteError`, a ValueError, for clips that are not finite.
+        Raises `NonFiniteError`, a ValueError, for clips that are not finite.
         """
         if not clips.isfinite().all():
             raise NonFiniteError(f"clips of shape {tuple(clips.shape)} contain NaN or infinite values.")
@@ -114,17 +107,10 @@ class SpriteClassifier(ModelMixin, ConfigMixin):
         size = torch.tensor([clips.shape[-1], clips.shape[-2]], dtype=torch.float64)
         batches = [self(batch.to(self.device, self.dtype)) for batch in clips.split(batch_size)]
         outputs = {name: torch.cat([batch[name].float().cpu() for batch in batches]) for name in batches[0]}
-        probability = outputs["motion"].softmax(dim=1).amax(dim=1)
         classes = {name: outputs[name].argmax(dim=1) for name in CLASSES}
         colors = 255 * outputs["colors"].double().unflatten(1, (2, 3))
         positions = split_motion(outputs["position"].double() * size)
-        return {
-            **classes,
-            "colors": colors,
-            **positions,
-            "features": outputs["features"],
-            "probability": probability,
-        }
+        return {**classes, "colors": colors, **positions}
 
 
 class DrawnSprites(Dataset):

@@ -41,10 +41,9 @@ def rollout_scores(
         `windows`: for each whole window the `first_frame`, and scores: `motion`, the fraction that moves as the class
         specifies; `shape`, the fraction with the first window's shape; `colors`, the RGB L2 distance (at most 441) to
         the first window's. A cut last window is too short for the classifier: the last entry then covers the video's
-        last T frames, which begin in the window before. `change`: mean absolute difference of a pixel, in levels of
-        255, from each frame to the next, (F - 1). `moved`: displacement of the shape's center, pixels per frame,
+        last T frames, which begin in the window before. `moved`: displacement of the shape's center, pixels per frame,
         (F - 1). `seams`: the steps between windows (blended frames and the step after them) relative to all others:
-        ratios of `change` and `moved`, and the fraction of `jumps`, steps that exceed the longest one of the video's
+        the ratio of `moved`, and the fraction of `jumps`, steps that exceed the longest one of the video's
         first window by a quarter and a pixel.
     """
     # Factors of each window, compared with the first.
@@ -63,7 +62,6 @@ def rollout_scores(
         windows.append({"first_frame": start, **{name: asdict(score) for name, score in scores.items()}})
 
     # Steps between windows, compared with all others.
-    change = torch.cat([v.diff(dim=2).abs().mean(dim=(1, 3, 4)) for v in videos.split(BATCH)]).double() * 127.5
     position = torch.cat([classifier.predict(v)["position"] for v in videos.split(BATCH)])
     moved = position.diff(dim=1).norm(dim=2)
     between = torch.zeros(frames - 1, dtype=torch.bool)
@@ -73,9 +71,7 @@ def rollout_scores(
     seams = {"frames": int(between.sum())}
     if between.any() and not between.all():
         seams |= {
-            "change": (change[:, between].mean() / change[:, ~between].mean()).item(),
             "moved": (moved[:, between].mean() / moved[:, ~between].mean()).item(),
             "jumps": (moved[:, between] > limit).double().mean().item(),
         }
-    change, moved = change.mean(dim=0).tolist(), moved.mean(dim=0).tolist()
-    return {"windows": windows, "change": change, "moved": moved, "seams": seams}
+    return {"windows": windows, "moved": moved.mean(dim=0).tolist(), "seams": seams}

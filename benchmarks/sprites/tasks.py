@@ -11,16 +11,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from diffusers import SchedulerMixin
 
 from autoencoder import TwinLatents
 from pipelines import VidTwinPipeline
 from pipelines.classes import superclass_name
-from pipelines.latents import normalize_latents
-from pipelines.schedulers import estimate_clean, noise_levels
 from vidgen.common.progress import progress
 from vidgen.data.sprites import MOTIONS, SHAPES, subclass
-from vidgen.metrics.frechet import FeatureStatistics, frechet_distance, quiet_about_rank
+from vidgen.metrics.fvd import Sampling
 from vidgen.metrics.reconstruction import downsample_baseline, mean_color_baseline, psnr
 from vidgen.metrics.stats import Score, mean, share
 
@@ -28,21 +25,6 @@ from .classifier import DrawnSprites, Prediction, SpriteClassifier
 from .latent_swap import CLASSES, unrelated_pairs
 
 BATCH = 32
-
-
-@dataclass(frozen=True)
-class SpriteSampling:
-    """How clips are sampled.
-
-    Attributes:
-        steps: denoising steps.
-        guidance: classifier-free guidance scale.
-        seed: of the noise.
-    """
-
-    steps: int = 50
-    guidance: float = 2.0
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -55,13 +37,13 @@ class SpriteTasks:
         classifier: predicts the factors of clips.
         sprites: real clips that neither was trained on, motions in turn, equally many of each: the reference, and the
             source of structure and dynamics.
-        sampling: of all clips.
+        sampling: seed, guidance and steps of all clips.
     """
 
     pipeline: VidTwinPipeline
     classifier: SpriteClassifier
     sprites: DrawnSprites
-    sampling: SpriteSampling
+    sampling: Sampling
 
     def reconstruct(self) -> dict[str, Any]:
         """PSNR of the autoencoder's reconstructions in dB, per clip, with two baselines.
@@ -81,45 +63,12 @@ class SpriteTasks:
             "rate": values / clips[0].numel(),
         }
 
-    @torch.no_grad()
-    def denoise(self, levels: int = 10) -> dict[str, float]:
-        """Error of the estimate of clean latents, with both streams at the same noise level and the class given.
-
-        Nothing is sampled, so it distinguishes models of one autoencoder that are too similar for the classifier.
-
-        Args:
-            levels: number of noise levels, the same for every schedule (`even_timesteps`).
-
-        Returns:
-            `error`, the mean squared error of normalized latents, without self-conditioning; and `chance`, that of
-            the sprites' mean.
-        """
-        pipeline, transformer = self.pipeline, self.pipeline.transformer
-        clean = normalize_latents(self._encode().pack(), pipeline.vae)
-        labels = torch.tensor(pipeline.get_label_ids(self._motions()))
-        noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(self.sampling.seed)).to(clean)
-        errors = []
-        for timestep in even_timesteps(pipeline.scheduler, levels):
-            for z, e, label in zip(*(x.split(BATCH) for x in (clean, noise, labels.to(clean.device))), strict=True):
-                times = torch.full((len(z),), timestep, device=z.device)
-                alpha, sigma = (level[:, None] for level in noise_levels(pipeline.scheduler, times))
-                noisy = alpha * z + sigma * e
-                prediction = transformer(noisy.to(transformer.dtype), times, label).sample.float()
-                estimate = estimate_clean(pipeline.scheduler, prediction, times, noisy)
-                errors.append((estimate - z).square().mean(dim=1))
-        chance = (clean - clean.mean(dim=0)).square().mean()
-        return {"error": torch.cat(errors).mean().item(), "chance": chance.item()}
-
-    def generate(self, others: DrawnSprites) -> dict[str, Any]:
+    def generate(self) -> dict[str, Any]:
         """Generate a clip of each sprite's class, or of its subclass where the pipeline has subclasses.
-
-        Args:
-            others: equally many other real clips, the reference of the Fréchet distances.
 
         Returns:
             `accuracy` of the motion of `generated`, `real` and `reconstructed` clips; `per_class` that of generated
-            ones; `distance`, Fréchet distances of the classifier's features; and with subclasses `shape`, the
-            accuracy of the shape.
+            ones; and with subclasses `shape`, the accuracy of the shape.
         """
         labels = self.sprites.targets["motion"]
         subclasses = self.pipeline.subclasses
@@ -131,18 +80,11 @@ class SpriteTasks:
         }
         predictions = {name: self.classifier.predict(batch) for name, batch in clips.items()}
         hits = {name: predicted["motion"] == labels for name, predicted in predictions.items()}
-        reference = FeatureStatistics.of(self.classifier.predict(others.clips())["features"])
-        with quiet_about_rank():
-            distance = {
-                name: frechet_distance(FeatureStatistics.of(predicted["features"]), reference)
-                for name, predicted in predictions.items()
-            }
         chance = 1 / len(MOTIONS)
         per_class = {name: hits["generated"][labels == label] for label, name in enumerate(MOTIONS)}
         scores = {
             "accuracy": {name: _as_dict(share(right, chance)) for name, right in hits.items()},
             "per_class": {name: _as_dict(share(right, chance)) for name, right in per_class.items()},
-            "distance": distance,
             "clips": len(labels),
         }
         if subclasses:
@@ -200,8 +142,8 @@ class SpriteTasks:
         for indices in progress(torch.arange(len(self.sprites)).split(BATCH), "sampling"):
             frames = self.pipeline(
                 class_labels=None if labels is None else [labels[i] for i in indices.tolist()],
-                guidance_scale=self.sampling.guidance,
-                num_inference_steps=self.sampling.steps,
+                guidance_scale=self.sampling.guidance_scale,
+                num_inference_steps=self.sampling.num_inference_steps,
                 generator=[torch.Generator().manual_seed(self.sampling.seed + i) for i in indices.tolist()],
                 output_type="pt",
                 **{name: value[indices] for name, value in streams.items()},
@@ -234,18 +176,6 @@ def score_factors(predicted: Prediction, targets: Prediction) -> dict[str, dict[
         chance = _mean_distance(predicted[name], targets[name][other])[counted].mean().item()
         scores[name] = _as_dict(mean(_mean_distance(predicted[name], targets[name])[counted], chance))
     return scores
-
-
-def even_timesteps(scheduler: SchedulerMixin, levels: int) -> list[int]:
-    """A schedule's timesteps that are closest to fixed noise levels, which are the same for every schedule.
-
-    The levels are the noise's share of the variance in the cosine schedule, at the middles of equal parts of its
-    time. Pure noise is not among them, because a schedule without zero terminal SNR does not reach it.
-    """
-    alpha, sigma = noise_levels(scheduler, torch.arange(scheduler.config.num_train_timesteps))
-    noise = sigma.square() / (alpha.square() + sigma.square())  # flow matching does not preserve the variance
-    wanted = torch.sin(torch.pi / 2 * (torch.arange(levels) + 0.5) / levels).square()
-    return (noise - wanted[:, None]).abs().argmin(dim=1).tolist()
 
 
 def _mean_distance(points: torch.Tensor, others: torch.Tensor) -> torch.Tensor:

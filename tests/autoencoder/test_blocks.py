@@ -109,7 +109,7 @@ def test_modulated_norm_by_its_formula_in_its_inputs_dtype(dtype, table_dtype):
 
 def test_temporal_attention_is_causal():
     torch.manual_seed(0)
-    transformer = VidTwinTransformer(dim=16, num_layers=2, num_heads=2, num_frames=6, grid_size=2).eval()
+    transformer = VidTwinTransformer(dim=16, num_layers=2, num_heads=2, num_frames=6, grid=(2, 2)).eval()
     x = torch.randn(1, 6, 4, 16)
     changed = x.clone()
     changed[:, 4:] += 1
@@ -121,7 +121,7 @@ def test_temporal_attention_is_causal():
 
 def test_temporal_attention_starts_as_a_no_op():
     torch.manual_seed(0)
-    transformer = VidTwinTransformer(dim=16, num_layers=2, num_heads=2, num_frames=4, grid_size=2)
+    transformer = VidTwinTransformer(dim=16, num_layers=2, num_heads=2, num_frames=4, grid=(2, 2))
     transformer.reset_parameters()
     x = torch.randn(1, 4, 4, 16)
     together = transformer(x)

@@ -15,10 +15,13 @@ import numpy as np
 import pytest
 import torch
 from hub_server import TOKEN
+from peers import tiny_peer
 from safetensors.torch import save
 
 from autoencoder import AutoencoderKLVidTwin
+from autoencoder.adapters import adapt
 from pipelines import VidTwinPipeline, VidTwinTransformer3DModel, default_scheduler
+from vidgen.common.loading import load_vae, weights_hash
 
 CLASSES = {"vae": AutoencoderKLVidTwin, "transformer": VidTwinTransformer3DModel, "pipeline": VidTwinPipeline}
 NEEDED = [
@@ -56,6 +59,10 @@ def load_model(kind: str, *args, **options) -> dict[str, np.ndarray]:
     return {
         name: value.numpy() for name, value in CLASSES[kind].from_pretrained(*args, **options).state_dict().items()
     }
+
+
+def load_peer(name: str) -> str:
+    return weights_hash(load_vae(name))
 
 
 def push(kind: str, folder: Path, repo_id: str, variant: str | None = None, **options) -> None:
@@ -178,6 +185,17 @@ def test_a_component_loads_alone(online, published, hub, folder, cache, kind):
 def test_a_passed_vae_is_used_and_none_downloaded(online, published, hub, folder, expected, cache):
     assert np.array_equal(online(load_with_own_vae, "user/published", folder / "vae", cache_dir=cache), expected)
     assert not [path for path in hub.fetched() if path.startswith("vae")]
+
+
+@pytest.mark.parametrize("name", ["AutoencoderKLWan", "Emu3VQVAE"])
+def test_a_pipeline_with_another_autoencoder(online, hub, cache, tmp_path, name):
+    peer = tiny_peer(name)
+    autoencoder = adapt(peer, num_frames=4 if name == "Emu3VQVAE" else 5, height=16, width=16)
+    transformer = VidTwinTransformer3DModel.from_preset("tiny-test", autoencoder, num_classes=1)
+    VidTwinPipeline(peer, transformer, default_scheduler(), {0: "Diving"}).save_pretrained(tmp_path)
+    hub.create(f"user/{name}", files_of(tmp_path))
+    assert np.array_equal(online(load, f"user/{name}", cache_dir=cache), load(tmp_path))
+    assert online(load_peer, f"user/{name}") == online(load_peer, str(tmp_path)) == weights_hash(peer)
 
 
 def test_shards(online, hub, folder, expected, cache, tmp_path):

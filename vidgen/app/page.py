@@ -180,8 +180,8 @@ def _connect(
 
 
 def _write_examples(folder: Path, vae: VideoAutoencoder) -> tuple[list[str], list[str]]:
-    """Write sprites of the model's size, and return the paths of clips and of their first frames."""
-    side = 2 * (vae.clip_shape[2] // 2)
+    """Write square sprites of at most the model's size; return the paths of clips and of their first frames."""
+    side = 2 * (min(vae.clip_shape[2:]) // 2)
     paths = write_sprites(folder, 1, seed=2026, resolution=side, num_frames=16, fps=GENERATED_FPS)
     clips = [path for motion in EXAMPLE_MOTIONS for path in paths if path.parent.name == motion]
     for clip in clips:

@@ -17,15 +17,19 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Print the facts about a model."""
-    from ..common.loading import is_pipeline, load_pipeline, load_vae, weights_hash
+    from ..common.loading import is_pipeline, load_pipeline, load_vae, public_config, weights_hash
     from ..metrics.flops import decode_flops, encode_flops
 
     vae = load_vae(options.model)
+    structure, dynamics = (" x ".join(map(str, shape)) for shape in (vae.structure_shape, vae.dynamics_shape))
+    latents = {"structure latent": structure, "dynamics latent": dynamics}
+    if not vae.has_dynamics:
+        latents = {"latent": structure}
     facts: dict[str, object] = {
+        "class": type(vae.backbone).__name__,
         "parameters": vae.num_parameters(),
         "clip": "{} x {} x {} x {}".format(*vae.clip_shape),
-        "structure latent": " x ".join(map(str, vae.structure_shape)),
-        "dynamics latent": " x ".join(map(str, vae.dynamics_shape)),
+        **latents,
         "latent values": vae.latent_size,
         "compression rate": f"{vae.compression_rate:.4%}",
         "encode": f"{encode_flops(vae) / 1e9:,.1f} GFLOPs per clip",
@@ -42,5 +46,4 @@ def run(options: argparse.Namespace) -> None:
             facts["subclasses"] = ", ".join(pipeline.subclasses)
     for name, value in facts.items():
         print(f"{name:17} {value:,}" if isinstance(value, int) else f"{name:17} {value}")
-    config = {name: value for name, value in vae.config.items() if not name.startswith("_")}
-    print("config           ", json.dumps(config))
+    print("config           ", json.dumps(public_config(vae)))

@@ -45,6 +45,7 @@ def key(
     maximum: float | None = None,
     below: float | None = None,
     choices: Sequence[Any] = (),
+    pair: bool = False,
 ) -> Any:
     """Declare one key of a config dataclass.
 
@@ -53,9 +54,10 @@ def key(
         help: one sentence for docs/config.md.
         minimum, above, maximum, below: the range of a number; `above` and `below` exclude the bound.
         choices: the allowed values, where they are few.
+        pair: the value is a whole number or a list of two, each within the range; the type of the field is `Any`.
     """
     bounds = {"minimum": minimum, "above": above, "maximum": maximum, "below": below}
-    metadata = {"help": help, "choices": tuple(choices), **bounds}
+    metadata = {"help": help, "choices": tuple(choices), "pair": pair, **bounds}
     if callable(default):
         return dataclasses.field(default_factory=default, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -139,8 +141,13 @@ def check_config(config: Any, name: str = "") -> None:
         if value == "":
             raise UserError(f"{key} is empty; set a value, or null where none is needed.")
         metadata = known[key].metadata
+        numbers = [] if value is None else [value]
+        if numbers and metadata.get("pair"):
+            numbers = value if isinstance(value, list) and len(value) == 2 else [value]
+            if not all(type(number) is int for number in numbers):
+                raise UserError(f"{key} must be a whole number or a list of two, such as [64, 96], not {value!r}.")
         for bound, (is_within, text) in BOUNDS.items():
-            if value is not None and (limit := metadata.get(bound)) is not None and not is_within(value, limit):
+            if (limit := metadata.get(bound)) is not None and not all(is_within(number, limit) for number in numbers):
                 raise UserError(f"{key} must be {text.format(limit)}, not {value}.")
         if value is not None and (choices := metadata.get("choices")) and value not in choices:
             raise UserError(f"{key} must be one of {', '.join(map(str, choices))}, not {value!r}.")

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -86,12 +86,27 @@ def weights_hash(model: nn.Module) -> str:
 
     The hash of an adapted autoencoder is that of the model in the adapter.
     """
+    return _tensors_hash(getattr(model, "backbone", model).state_dict())
+
+
+def encoder_hash(vae: VideoAutoencoder) -> str:
+    """SHA-256, as `weights_hash`, of the modules that `encode` uses, which alone determine the latents of a clip."""
+    prefixes = tuple(f"{name}." for name in vae.encoder_modules)
+    return _tensors_hash({k: v for k, v in vae.backbone.state_dict().items() if k.startswith(prefixes)})
+
+
+def _tensors_hash(tensors: dict[str, torch.Tensor]) -> str:
     digest = hashlib.sha256()
-    model = getattr(model, "backbone", model)
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def public_config(model: Any) -> dict[str, Any]:
+    """Return a config of Diffusers or transformers without the path and the versions it was saved with."""
+    config = model.config.to_dict() if hasattr(model.config, "to_dict") else model.config
+    return {name: value for name, value in config.items() if not name.startswith("_")}
 
 
 def is_pipeline(name: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..common.config import REQUIRED, PathConfig, key
 
@@ -24,7 +25,9 @@ class DataConfig(PathConfig):
         None, "train on this official training list of UCF-101, validate on its test list", choices=(1, 2, 3)
     )
     split_files: str | None = key(None, "folder of these lists; by default ucfTrainTestlist in or beside `root`")
-    resolution: int | None = key(None, "height and width in pixels; by default those of the model's config", minimum=1)
+    resolution: Any = key(  # noqa: RUF009
+        None, "clip size in pixels: a side, or [height, width]; by default of the model's config", minimum=1, pair=True
+    )
     num_frames: int | None = key(None, "frames per clip; by default those of the model's config", minimum=1)
     fps: float = key(8.0, "frames per second of a clip, at any frame rate of its file", above=0)
     decoder: str = key(
@@ -34,6 +37,11 @@ class DataConfig(PathConfig):
     )
     flip: bool = key(False, "VAE only: flip clips horizontally at random; for the DiT see latents.flips")
     clips_per_video: int = key(1, "clips cut from each video per epoch", minimum=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.resolution, list) and len(self.resolution) == 2 and len(set(self.resolution)) == 1:
+            self.resolution = self.resolution[0]  # of square clips: always written as one number
 
 
 @dataclass
@@ -63,4 +71,6 @@ class EncodingConfig(PathConfig):
 
 def clip_size(config: DataConfig) -> tuple[int | None, int | None, int | None]:
     """The frames, height and width of a config's clips; None where they are those of the model."""
-    return (config.num_frames, config.resolution, config.resolution)
+    resolution = config.resolution
+    height, width = resolution if isinstance(resolution, list) else (resolution, resolution)
+    return (config.num_frames, height, width)

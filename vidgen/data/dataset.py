@@ -37,7 +37,7 @@ class ClipDataset(Dataset):
     Args:
         root: a root as in `list_videos`, or a list of `VideoFile` (with their `classes`, if there are any).
         num_frames, fps: a clip's length and rate; frames are chosen by their timestamps.
-        resolution: side of the square clip in pixels, or (height, width). The short side is resized to it, with
+        resolution: side of the square clip in pixels, or (height, width). Frames are resized to cover it, with
             antialiasing, and the rest cropped.
         train: random start, random crop and (with `flip`) random horizontal flip, drawn from (seed, epoch, index);
             otherwise clips are cut from the middle of the video, in time and space.
@@ -54,7 +54,7 @@ class ClipDataset(Dataset):
         root: str | os.PathLike | Sequence[VideoFile],
         num_frames: int,
         fps: float,
-        resolution: int | tuple[int, int],
+        resolution: int | Sequence[int],
         *,
         train: bool = True,
         flip: bool = False,

@@ -27,7 +27,7 @@ from autoencoder.video_autoencoder import VideoAutoencoder
 
 from ..common.errors import UserError
 from ..common.io import atomic_write
-from ..common.loading import weights_hash
+from ..common.loading import encoder_hash, weights_hash
 from .config import DataConfig, EncodingConfig, LatentsConfig
 from .dataset import BadVideos, ClipDataset
 from .decoders import describe_fallbacks
@@ -138,9 +138,11 @@ def prepare_cache(
             )
     folder = Path(config.latent_cache or Path(config.output_dir) / "latents")
     files, classes = list_training_videos(config.data, accelerator.print)
-    source = describe_source(config, vae, files, classes)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"latent_cache: {folder} is not a folder.")
+    source = describe_source(config, vae, files, classes)
+    if read_cached_source(folder).get("vae") == weights_hash(vae):
+        source["vae"] = weights_hash(vae)  # caches of earlier versions state the hash of the whole model
 
     # Only one process looks for missing shards: others may already be encoding when a late one looks.
     missing = None
@@ -150,14 +152,13 @@ def prepare_cache(
     if missing is not None:
         clips = ClipDataset(
             files,
-            num_frames=vae.clip_shape[1],
             fps=config.data.fps,
-            resolution=vae.clip_shape[2],
             train=config.latents.crops > 1,
             seed=config.seed,
             clips_per_video=config.data.clips_per_video * config.latents.crops,
             classes=classes,
             decoder=config.data.decoder,
+            **clip_settings(vae),
         )
         shards = missing[accelerator.process_index :: accelerator.num_processes]
         with accelerator.autocast():
@@ -180,7 +181,7 @@ def check_latents(config: EncodingConfig, vae: VideoAutoencoder) -> None:
             "data.flip flips clips while a VAE is trained, but the DiT is trained on latents that are encoded once: "
             "leave data.flip out, and set latents.flips=true to encode every clip flipped as well."
         )
-    for name, value in {"resolution": vae.clip_shape[2], "num_frames": vae.clip_shape[1]}.items():
+    for name, value in clip_settings(vae).items():
         if getattr(config.data, name) not in (None, value):
             raise UserError(
                 f"data.{name} is {getattr(config.data, name)}, but the latents of {config.vae} are those of {value}; "
@@ -188,21 +189,37 @@ def check_latents(config: EncodingConfig, vae: VideoAutoencoder) -> None:
             )
 
 
+def clip_settings(vae: VideoAutoencoder) -> dict[str, Any]:
+    """The `num_frames` and the `resolution` of a VAE's clips, as in the config of the data."""
+    _, frames, height, width = vae.clip_shape
+    return {"num_frames": frames, "resolution": height if height == width else [height, width]}
+
+
 def describe_source(
     config: EncodingConfig, vae: VideoAutoencoder, files: Sequence[VideoFile], classes: Sequence[str]
 ) -> Source:
     """Everything that latents depend on, by name; a cache is only used with an equal source."""
     return {
-        "vae": weights_hash(vae),
+        "vae": encoder_hash(vae),
         "data": data_hash(config.data.root, files, classes),
         "fps": config.data.fps,
-        "num_frames": vae.clip_shape[1],
-        "resolution": vae.clip_shape[2],
+        **clip_settings(vae),
         "clips_per_video": config.data.clips_per_video,
         "crops": config.latents.crops,
         "flips": config.latents.flips,
         "seed": config.seed if config.latents.crops > 1 else 0,  # only random crops depend on it
     }
+
+
+def read_cached_source(folder: Path) -> Source:
+    """The source of a cache, also of an incomplete one; empty if there is none or it cannot be read."""
+    try:
+        if (folder / INDEX).exists():
+            return dict(json.loads((folder / INDEX).read_text())["source"])
+        shard = next(iter(sorted(folder.glob("latents-*.safetensors"))), None)
+        return {} if shard is None else dict(read_shard_metadata(shard)["source"])
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError):
+        return {}
 
 
 def _check_source(folder: Path, cached: Source, source: Source) -> None:

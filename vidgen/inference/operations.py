@@ -72,18 +72,18 @@ class VideoOptions:
     def prepare(self, vae: VideoAutoencoder, video: FrameReader) -> VideoAutoencoder:
         """Fit a model to a video, place it on the device, in the dtype, and enable tiling with these overlaps."""
         vae.fit_clip_size(video.num_frames, video.height, video.width)
-        frames, side = vae.clip_shape[1], min(vae.clip_shape[2:])
-        sizes = dict(zip(("num_frames", "height", "width"), vae.clip_shape[1:], strict=True))
+        _, frames, height, width = vae.clip_shape
         strides: dict[str, int] = {}
-        for option, overlap, size, unit, axes in (
-            ("--tile-overlap", self.tile_overlap, side, "pixels", ("height", "width")),
-            ("--window-overlap", self.window_overlap, frames, "frames", ("num_frames",)),
+        for option, overlap, unit, sizes in (
+            ("--tile-overlap", self.tile_overlap, "pixels", {"height": height, "width": width}),
+            ("--window-overlap", self.window_overlap, "frames", {"num_frames": frames}),
         ):
             if overlap is None:
                 continue
-            if not 0 <= overlap < size:
-                raise UserError(f"{option} must be 0 to {size - 1} {unit} for this model, not {overlap}.")
-            strides |= {f"tile_sample_stride_{axis}": sizes[axis] - overlap for axis in axes}
+            least = min(sizes.values())
+            if not 0 <= overlap < least:
+                raise UserError(f"{option} must be 0 to {least - 1} {unit} for this model, not {overlap}.")
+            strides |= {f"tile_sample_stride_{axis}": size - overlap for axis, size in sizes.items()}
         vae.enable_tiling(**strides)
         return place_model(vae, resolve_device(self.device), self.dtype)
 

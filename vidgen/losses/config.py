@@ -28,10 +28,13 @@ class PerceptualConfig(PathConfig):
 
 
 @dataclass
-class GANConfig:
+class GANConfig(PathConfig):
     """The discriminator, trained with the VAE from `start_step` on."""
 
     weight: float = key(0.05, "weight of the GAN loss; the default is the paper's, 0 disables it")
+    pretrained: str | None = key(
+        None, "start the discriminator from that of another run: its folder, a checkpoint or a .safetensors file"
+    )
     loss: str = key("hinge", "GAN loss; the paper uses hinge", choices=("hinge", "non_saturating"))
     discriminator: str = key("2d", "2d classifies frames, 3d classifies clips", choices=("2d", "3d"))
     channels: int = key(64, "channels of the discriminator's first layer", minimum=1)
@@ -51,17 +54,21 @@ class GANConfig:
 class DiffusionConfig:
     """The prediction target of the DiT, its timesteps, and how validation samples are drawn."""
 
-    prediction_type: str = key(
-        "sample",
-        "prediction target of the DiT, by Diffusers' names; the paper uses sample (x0)",
+    prediction_type: str | None = key(
+        None,
+        "prediction target of the DiT, by Diffusers' names; by default that of model.pretrained, otherwise sample "
+        "(x0, the paper's)",
         choices=("sample", "epsilon", "v_prediction", "flow_prediction"),
     )
     noise_schedule: str | None = key(
         None,
-        "by default squaredcos_cap_v2, for epsilon linear; flow_prediction has a fixed schedule",
+        "by default that of model.pretrained, otherwise squaredcos_cap_v2, for epsilon linear; flow_prediction has a "
+        "fixed schedule",
         choices=("linear", "scaled_linear", "squaredcos_cap_v2"),
     )
-    zero_terminal_snr: bool | None = key(None, "end the schedule in pure noise; enabled by default except for epsilon")
+    zero_terminal_snr: bool | None = key(
+        None, "end the schedule in pure noise; by default as model.pretrained, otherwise enabled except for epsilon"
+    )
     loss_weighting: str = key("none", "weight of a timestep's loss", choices=("none", "min_snr"))
     min_snr_gamma: float = key(5.0, "signal-to-noise ratio at which min_snr clips the weight", above=0)
     timestep_sampling: str = key("uniform", "distribution of training timesteps", choices=("uniform", "logit_normal"))

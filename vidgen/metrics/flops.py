@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from autoencoder import AutoencoderKLVidTwin
 from autoencoder.adapters import adapt, empty_copy
+from autoencoder.grids import feature_frames, feature_grid
 from autoencoder.video_autoencoder import VideoAutoencoder
 from pipelines import VidTwinTransformer3DModel
 
@@ -85,19 +86,19 @@ def _blocks_flops(vae: AutoencoderKLVidTwin) -> float:
     Computed by formula: PyTorch's counter misses the CPU's fused attention.
     """
     c = vae.config
-    tokens = c.num_frames * (c.sample_size // c.patch_size) ** 2
-    dim, space = c.hidden_size, tokens // c.num_frames
+    dim, frames, space = c.hidden_size, feature_frames(c), math.prod(feature_grid(c))
+    tokens, patch = frames * space, c.temporal_patch_size * c.patch_size**2
     linears = 2 * (2 * 4 * dim**2 + 2 * c.mlp_ratio * dim**2)
-    attention = 2 * 2 * dim * (space + c.num_frames)
-    return tokens * (c.num_layers * (linears + attention) + 2 * dim * c.in_channels * c.patch_size**2)
+    attention = 2 * 2 * dim * (space + frames)
+    return tokens * (c.num_layers * (linears + attention) + 2 * dim * c.in_channels * patch)
 
 
 def _count_latent_modules(vae: AutoencoderKLVidTwin) -> list[float]:
     """Count the FLOPs of the structure and dynamics encoder, then of the structure and dynamics decoder."""
     with torch.device("meta"):
         meta = AutoencoderKLVidTwin.from_config(vae.config).eval()
-        grid = vae.config.sample_size // vae.config.patch_size
-        features = torch.empty(1, vae.config.hidden_size, vae.config.num_frames, grid, grid)
+        c = vae.config
+        features = torch.empty(1, c.hidden_size, feature_frames(c), *feature_grid(c))
         structure, dynamics = torch.empty(1, *vae.structure_shape), torch.empty(1, *vae.dynamics_shape)
     flops = []
     for module, inputs in (

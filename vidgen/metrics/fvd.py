@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from diffusers import ConfigMixin
 
 from autoencoder.video_autoencoder import VideoAutoencoder
 from pipelines import VidTwinPipeline
@@ -30,7 +29,7 @@ from pipelines.finite import NonFiniteError
 
 from ..common.environment import environment
 from ..common.errors import UserError
-from ..common.loading import weights_hash
+from ..common.loading import public_config, weights_hash
 from ..data.listing import data_hash
 from ..data.types import VideoFile
 from .detectors import Detector
@@ -190,24 +189,24 @@ def evaluate_pipeline(
 
     # State what each set of clips depends on.
     data = {"data": data_hash(root, files, classes)}
-    vae = {"vae": weights_hash(pipeline.vae), "vae_config": _public_config(pipeline.vae)}
+    vae = {"vae": weights_hash(pipeline.vae), "vae_config": public_config(pipeline.vae)}
     dit = {
         "transformer": weights_hash(pipeline.transformer),
-        "transformer_config": _public_config(pipeline.transformer),
+        "transformer_config": public_config(pipeline.transformer),
         **_describe_solver(pipeline),
         **asdict(sampling),
     }
     if sampling.class_sampling == "prior":
         dit["frequencies"] = class_frequencies(pipeline, [files[window.video] for window in real.windows], classes)
 
-    def read(windows: Sequence[Window], size: int = protocol.size) -> Clips:
+    def read(windows: Sequence[Window], size: int | tuple[int, int] = protocol.size) -> Clips:
         return partial(RealClips(files, windows, replace(protocol, size=size)).batches, num_workers=num_workers)
 
     # Compute the features of every set. Those of real clips are kept for other evaluations.
     collector = Collector(detectors, protocol, accelerator, Path(folder), batch_size, shard_size)
     originals = read(real.windows)
     mean_colors = change_clips("mean_color", originals, mean_color_baseline, protocol)
-    full_size = read(real.windows, pipeline.autoencoder.clip_shape[2])
+    full_size = read(real.windows, pipeline.autoencoder.clip_shape[2:])
     reconstructions = change_clips("reconstructed", full_size, reconstruct_by(pipeline.autoencoder), protocol)
     samples_by_number = generate_clips(pipeline, sampling, protocol, dit.get("frequencies"))
     sets = {
@@ -229,14 +228,9 @@ def evaluate_pipeline(
     return [_build_result(sets, i, detector, protocol, settings, versions) for i, detector in enumerate(detectors)]
 
 
-def _public_config(part: ConfigMixin) -> dict[str, Any]:
-    """Return the config of a part of a pipeline, without the path and the versions it was saved with."""
-    return {name: value for name, value in part.config.items() if not name.startswith("_")}
-
-
 def _describe_solver(pipeline: VidTwinPipeline) -> Source:
     """Describe the scheduler and, if one is enabled, the cache between denoising steps."""
-    scheduler = {"class": type(pipeline.scheduler).__name__, **_public_config(pipeline.scheduler)}
+    scheduler = {"class": type(pipeline.scheduler).__name__, **public_config(pipeline.scheduler)}
     cache = getattr(pipeline.transformer, "_cache_config", None)
     if cache is None:
         return {"scheduler": scheduler}

@@ -68,7 +68,7 @@ class Protocol:
             dataset has no split.
         windows: which clips of a video are real clips: "any" start, consecutive "tiles", or "one" at a random place.
         frames: frames per clip.
-        size: height and width of a clip in pixels.
+        size: height and width of a clip in pixels, or (height, width) of a model whose clips are not square.
         fps: frame rate at which frames are taken by their timestamps; None: the video's, with `stride`.
         stride: distance between frames of real clips; see `fps`.
         crop: how a real frame becomes square: "center" (short side resized to `size`, center crop) or "squash".
@@ -93,7 +93,7 @@ class Protocol:
     split: Literal["train", "test", "train+test", "all"]
     windows: Literal["any", "tiles", "one"]
     frames: int
-    size: int
+    size: int | tuple[int, int]
     detector: str
     labels: Literal["balanced", "uniform", "real"] = "real"
     fps: float | None = None
@@ -204,7 +204,7 @@ def detector_input(clips: torch.Tensor, protocol: Protocol) -> torch.Tensor:
     if protocol.detector_resize == "squash":
         clips = resize_frames(clips, (SIZE, SIZE))
     elif protocol.detector_resize == "center":
-        clips = _cover_and_crop(clips, SIZE, "bilinear", protocol.long_side)
+        clips = _cover_and_crop(clips, (SIZE, SIZE), "bilinear", protocol.long_side)
     return clips * protocol.detector_range
 
 
@@ -219,21 +219,28 @@ def _fit_length(clips: torch.Tensor, protocol: Protocol) -> torch.Tensor:
 
 
 def _fit_size(clips: torch.Tensor, protocol: Protocol) -> torch.Tensor:
-    if clips.shape[-2:] == (protocol.size, protocol.size):
+    size = (protocol.size, protocol.size) if isinstance(protocol.size, int) else tuple(protocol.size)
+    if clips.shape[-2:] == size:
         return clips
     if protocol.crop == "center":
-        return _cover_and_crop(clips, protocol.size, protocol.filter, protocol.long_side)
-    return _resize(clips, (protocol.size, protocol.size), protocol.filter)
+        return _cover_and_crop(clips, size, protocol.filter, protocol.long_side)
+    return _resize(clips, size, protocol.filter)
 
 
-def _cover_and_crop(clips: torch.Tensor, size: int, filter: str, long_side: str) -> torch.Tensor:
-    """Resize the short side to `size` and crop the center, as TATS and torchvision do."""
-    height, width = clips.shape[-2:]
-    long = size * max(height, width) / min(height, width)
-    long = math.ceil(long) if long_side == "up" else int(long)
-    clips = _resize(clips, (size, long) if height <= width else (long, size), filter)
-    top, left = ((side - size) // 2 for side in clips.shape[-2:])
-    return clips[..., top : top + size, left : left + size]
+def _cover_and_crop(clips: torch.Tensor, size: tuple[int, int], filter: str, long_side: str) -> torch.Tensor:
+    """Resize one side to that of `size`, the other to at least its side, and crop the center.
+
+    With a square size the short side is resized to it, as TATS and torchvision do.
+    """
+    (rows, columns), (height, width) = size, clips.shape[-2:]
+    round_long = math.ceil if long_side == "up" else int
+    if rows * width >= columns * height:
+        covering = (rows, round_long(rows * width / height))
+    else:
+        covering = (round_long(columns * height / width), columns)
+    clips = _resize(clips, covering, filter)
+    top, left = (clips.shape[-2] - rows) // 2, (clips.shape[-1] - columns) // 2
+    return clips[..., top : top + rows, left : left + columns]
 
 
 def _resize(clips: torch.Tensor, size: tuple[int, int], filter: str) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Configs of the two training programs, and the keys of the model, the optimizer and the training loop."""
+"""Configs of the two training programs, and the keys of the model, the optimizer, LoRA and the training loop."""
 
 from __future__ import annotations
 
@@ -6,15 +6,25 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..common.config import PathConfig, key
+from ..common.errors import UserError
 from ..data.config import DataConfig, EncodingConfig
 from ..losses.config import DiffusionConfig, GANConfig, PerceptualConfig, VAELossConfig
 
 
 @dataclass
-class ModelConfig:
-    """The model: a preset, and constructor arguments that replace its values."""
+class ModelConfig(PathConfig):
+    """The model: a preset or the weights of another model, and constructor arguments that replace their values."""
 
-    preset: str = key("base", "model size: a name of autoencoder/presets.py or pipelines/presets.py")
+    preset: str | None = key(
+        None,
+        "model size: a name of autoencoder/presets.py or pipelines/presets.py; without `pretrained` base for the VAE "
+        "and paper for the DiT",
+    )
+    pretrained: str | None = key(
+        None,
+        "start from the weights of a model instead of a preset: a folder or Hub repository of a VAE or pipeline, for "
+        "the VAE also an official .ckpt or .safetensors file",
+    )
     class_name: str = key(
         "AutoencoderKLVidTwin",
         "VAE only: class of the model; one of autoencoder/adapters.py, such as AutoencoderKLWan, is built from "
@@ -22,8 +32,27 @@ class ModelConfig:
     )
     latent_setting: int | None = key(None, "VAE only: latent size of the paper's Table 8", choices=(1, 2, 3))
     overrides: dict[str, Any] = key(  # noqa: RUF009
-        dict, "constructor arguments of the model, such as {hidden_size: 64}"
+        dict,
+        "constructor arguments of the model, such as {hidden_size: 64}; with `pretrained` only those that change no "
+        "weight's shape",
     )
+
+    def resolve_preset(self, default: str) -> None:
+        """Set the default preset of a program where no weights are given.
+
+        Raises:
+            UserError: if `pretrained` is combined with `preset` or `latent_setting`.
+        """
+        if self.pretrained is None:
+            self.preset = default if self.preset is None else self.preset
+            return
+        for name in ("preset", "latent_setting"):
+            if getattr(self, name) is not None:
+                raise UserError(
+                    f"model.pretrained={self.pretrained} sets the sizes of the model, so model.{name}="
+                    f"{getattr(self, name)} is refused; leave one of them out, or set model.{name}=null if it is in "
+                    "the config file."
+                )
 
 
 @dataclass
@@ -32,8 +61,11 @@ class OptimConfig:
 
     name: str = key(
         "adamw",
-        "muon trains the matrices of the model's blocks, and AdamW all other parameters",
-        choices=("adamw", "muon"),
+        "adamw; muon, which trains the matrices of the model's blocks, and AdamW all other parameters; or the path of "
+        "an optimizer class, such as torch.optim.RAdam or bitsandbytes.optim.AdamW8bit",
+    )
+    kwargs: dict[str, Any] = key(  # noqa: RUF009
+        dict, "further arguments of an optimizer class given by its path; the keys adam_* do not apply to it"
     )
     learning_rate: float = key(1.6e-4, "peak learning rate", minimum=0)
     adam_beta1: float = key(0.9, "Adam beta1", minimum=0, below=1)
@@ -47,8 +79,23 @@ class OptimConfig:
 
 
 @dataclass
+class LoRAConfig:
+    """Low-rank adaptation (Hu et al. 2021) of `model.pretrained`: only the adapter is trained and saved."""
+
+    rank: int | None = key(None, "rank of the adapter's matrices; null or 0 trains the model instead", minimum=0)
+    alpha: float | None = key(None, "the adapter is scaled by alpha / rank; by default 1", above=0)
+    target_modules: list[str] = key(  # noqa: RUF009
+        lambda: ["to_q", "to_k", "to_v", "to_out"], "names of the linear layers that get an adapter"
+    )
+
+
+@dataclass
 class TrainConfig:
     """The training loop."""
+
+    freeze: list[str] = key(  # noqa: RUF009
+        list, "modules of the model that are not trained, by dotted name, such as [encoder, structure_encoder]"
+    )
 
     train_batch_size: int = key(6, "clips per process and batch", minimum=1)
     max_train_steps: int = key(100_000, "optimizer steps, the length of the learning rate schedule", minimum=0)
@@ -88,13 +135,24 @@ class VAETrainingConfig(PathConfig):
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.model.resolve_preset("base")
+
 
 @dataclass
 class DiTTrainingConfig(EncodingConfig):
     """All keys of `train_dit.py` and `encode_latents.py`."""
 
     resume: str | None = key(None, '"latest", or the path of a checkpoint folder')
-    model: ModelConfig = field(default_factory=lambda: ModelConfig(preset="paper"))
+    model: ModelConfig = field(default_factory=ModelConfig)
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.model.resolve_preset("paper")
+        if self.model.pretrained is None and self.diffusion.prediction_type is None:
+            self.diffusion.prediction_type = "sample"

@@ -38,7 +38,7 @@ def config_table() -> str:
         default = next(iter(defaults[key].values()))
         if len(set(defaults[key].values())) > 1:
             default = ", ".join(f"{value} ({program})" for program, value in defaults[key].items())
-        kind = str(field.type).replace("|", "or")
+        kind = "int, [int, int] or None" if field.metadata["pair"] else str(field.type).replace("|", "or")
         cells = (f"`{key}`", ", ".join(defaults[key]), kind, default, _values(field.metadata), field.metadata["help"])
         rows.append(f"| {' | '.join(cells)} |\n")
     return HEADER + "".join(rows)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from diffusers import SchedulerMixin
+from torch import nn
 from torch.utils.data import default_collate
 
 from autoencoder import TwinPosterior
@@ -16,12 +17,13 @@ from autoencoder.video_autoencoder import VideoAutoencoder
 from pipelines import VidTwinPipeline, VidTwinTransformer3DModel, default_scheduler
 from pipelines.classes import superclass_names
 from pipelines.latents import normalize_latents
+from pipelines.schedulers import prediction_type_of
 
 from ..common.environment import set_cpu_threads
 from ..common.errors import UserError
 from ..common.images import class_grid, save_clip_grid_video
 from ..common.io import atomic_dir
-from ..common.loading import load_vae
+from ..common.loading import encoder_hash, load_vae, weights_hash
 from ..common.precision import agree_on_mixed_precision
 from ..data.config import clip_size
 from ..data.dataset import BadVideos
@@ -34,6 +36,9 @@ from ..metrics.flops import transformer_flops
 from .accelerator import build_accelerator
 from .config import DiTTrainingConfig
 from .failures import skip_non_finite_images
+from .freezing import describe_parameters, freeze_modules
+from .lora import add_lora, check_lora, save_lora
+from .pretrained import Parent, build_transformer_from, check_latent_shapes, find_parent, parent_scheduler
 from .trainer import Batch, Trainer
 
 SAMPLE_CLASSES = 8
@@ -48,14 +53,25 @@ def train_dit(config: DiTTrainingConfig) -> Path:
     # Check the config before the latents are encoded, which may take hours.
     accelerator = build_accelerator(config)
     check_diffusion(config.diffusion)
+    if config.lora.rank:
+        check_lora(config, accelerator.distributed_type)
     superclasses = find_superclasses(config)
-    scheduler = build_scheduler(config.diffusion)
+    parent = find_parent(config)
+    scheduler = build_scheduler(config.diffusion, parent)
     vae = load_vae(config.vae, *clip_size(config.data)).to(accelerator.device)
     if config.model.latent_setting is not None:
         raise UserError(
             f"model.latent_setting is a setting of the VAE; the DiT uses the latents of {config.vae} unchanged. "
             "Leave it out."
         )
+
+    if parent is not None:
+        choose_classes(config, superclasses, list_training_videos(config.data)[1], parent)
+        check_latent_shapes(parent, config.model.overrides, vae)
+        if parent.encoder not in (None, encoder_hash(vae)):
+            accelerator.print(
+                f"warning: the latents of {config.vae} are not those of the VAE that {parent.name} was trained with."
+            )
 
     # Encode the clips, or find them in the cache.
     cache = prepare_cache(config, vae, accelerator, config.train.dataloader_num_workers)
@@ -65,13 +81,19 @@ def train_dit(config: DiTTrainingConfig) -> Path:
         vae.set_latent_statistics(cache.mean, cache.std)
 
     # Train.
-    transformer = build_transformer(config, vae, num_classes=len(superclasses) + len(cache.classes) or None)
-    classes = f"in {len(cache.classes)} classes" if cache.classes else "without classes, so the DiT is unconditional"
+    classes = choose_classes(config, superclasses, cache.classes, parent)
+    if parent is None:
+        transformer = build_transformer(config, vae, len(classes) or None)
+    else:
+        transformer = build_transformer_from(parent, config.model.overrides, classes)
+    if config.lora.rank:
+        add_lora(transformer, config.lora)
+    frozen = [] if config.lora.rank else freeze_modules(transformer, config.train.freeze)
+    described = f"in {len(cache.classes)} classes" if cache.classes else "without classes, so the DiT is unconditional"
     accelerator.print(
-        f"{transformer.num_parameters():,} parameters; {sum(transformer.num_tokens)} tokens; "
-        f"{len(cache)} clips {classes}."
+        f"{describe_parameters(transformer)}; {sum(transformer.num_tokens)} tokens; {len(cache)} clips {described}."
     )
-    return DiTTrainer(config, accelerator, vae, transformer, scheduler, cache, superclasses).fit()
+    return DiTTrainer(config, accelerator, vae, transformer, scheduler, cache, classes, parent, frozen).fit()
 
 
 def encode_latents(config: DiTTrainingConfig) -> Path:
@@ -113,6 +135,28 @@ def find_superclasses(config: DiTTrainingConfig) -> list[str]:
     return [name for name in superclasses if name not in classes]
 
 
+def choose_classes(
+    config: DiTTrainingConfig, superclasses: Sequence[str], classes: Sequence[str], parent: Parent | None
+) -> list[str]:
+    """Names of the DiT's classes by id: those of the data, after their superclasses.
+
+    They are the parent's if the data has none, and always with LoRA, which does not change the class table.
+
+    Raises:
+        UserError: if LoRA meets a class that the parent does not know.
+    """
+    own = [*superclasses, *classes]
+    if parent is None or (own and not config.lora.rank):
+        return own
+    unknown = [name for name in own if name not in parent.classes]
+    if parent.classes and unknown:
+        raise UserError(
+            f"lora.rank trains no class table, and {parent.name} does not know the class {unknown[0]!r}; rename it to "
+            "a class of the parent, remove the labels of the data, or train without LoRA."
+        )
+    return list(parent.classes)
+
+
 def build_transformer(
     config: DiTTrainingConfig, vae: VideoAutoencoder, num_classes: int | None
 ) -> VidTwinTransformer3DModel:
@@ -129,12 +173,23 @@ def build_transformer(
         raise UserError(f"The DiT of this config cannot be built: {error}") from error
 
 
-def build_scheduler(config: DiffusionConfig) -> SchedulerMixin:
+def build_scheduler(config: DiffusionConfig, parent: Parent | None = None) -> SchedulerMixin:
     """Create the scheduler of a config, with which the trained pipeline samples.
 
+    With a parent it is the parent's, in which the noise schedule can be replaced. The prediction type is then set in
+    `config`, which is saved with the run.
+
     Raises:
-        UserError: if a name is unknown, or the settings exclude each other.
+        UserError: if a name is unknown, the settings exclude each other, or the parent predicts something else.
     """
+    if parent is not None:
+        predicted = prediction_type_of(parent_scheduler(parent))
+        if config.prediction_type not in (None, predicted):
+            raise UserError(
+                f"diffusion.prediction_type is {config.prediction_type}, but {parent.name} was trained to predict "
+                f"{predicted}; leave it out, or set it to {predicted}."
+            )
+        config.prediction_type = predicted
     settings = {"beta_schedule": config.noise_schedule, "rescale_betas_zero_snr": config.zero_terminal_snr}
     overrides = {name: value for name, value in settings.items() if value is not None}
     if config.prediction_type == "flow_prediction":
@@ -145,7 +200,8 @@ def build_scheduler(config: DiffusionConfig) -> SchedulerMixin:
             )
         overrides = {}
     try:
-        return default_scheduler(config.prediction_type, **overrides)
+        scheduler = default_scheduler(config.prediction_type, **overrides)
+        return scheduler if parent is None else parent_scheduler(parent, **overrides)
     except ValueError as error:
         raise UserError(f"The noise schedule of this config (diffusion) cannot be built: {error}") from error
 
@@ -161,31 +217,47 @@ class DiTTrainer(Trainer):
         transformer: VidTwinTransformer3DModel,
         scheduler: SchedulerMixin,
         cache: LatentCache,
-        superclasses: Sequence[str] = (),
+        classes: Sequence[str],
+        parent: Parent | None = None,
+        frozen: Sequence[nn.Module] = (),
     ) -> None:
         self.vae = vae
+        self.encoder_hash, self.vae_hash = encoder_hash(vae), weights_hash(vae)
         self.scheduler = scheduler
         self.cache = cache
-        self.classes = [*superclasses, *cache.classes]
-        self.first_label = len(superclasses)
+        self.classes = list(classes)
+        # Ids of the cache's classes in the DiT; the last, which is also that of a clip without a class (-1), is of the
+        # null class. An unconditional DiT ignores them.
+        ids = [*(self.classes.index(name) if self.classes else 0 for name in cache.classes), len(self.classes)]
+        self.label_ids = torch.tensor(ids, device=accelerator.device)
         objective = DiffusionLoss(transformer, scheduler, config.diffusion, self.classes)
         noise_size = transformer.latent_size * (2 if config.latents.sample else 1)
-        super().__init__(config, accelerator, objective, transformer, cache, default_collate, noise_size)
+        super().__init__(
+            config,
+            accelerator,
+            objective,
+            transformer,
+            cache,
+            default_collate,
+            noise_size,
+            parent=parent,
+            frozen=frozen,
+        )
 
     def compute_losses(self, batch: Batch) -> Losses:
         latents, noise = batch["mean"], batch["noise"]
         if self.config.latents.sample:
             noise, posterior_noise = noise.chunk(2, dim=1)
             latents = latents + TwinPosterior(latents, batch["logvar"]).std * posterior_noise
-        # A clip without a class (-1) gets the null class; an unconditional DiT ignores the labels.
-        labels = torch.where(batch["label"] < 0, len(self.classes), batch["label"] + self.first_label)
+        labels = self.label_ids[batch["label"]]
         return self.objective(normalize_latents(latents, self.vae), labels, noise, batch["uniform"])
 
     def describe_batch(self, batch: Batch) -> list[str]:
         return [self.cache.describe(index) for index in batch["index"].tolist()]
 
     def facts(self) -> dict[str, Any]:
-        return {**super().facts(), "vae weights": self.cache.source["vae"], "classes": self.classes}
+        hashes = {"encoder weights": self.encoder_hash, "vae weights": self.vae_hash}
+        return {**super().facts(), **hashes, "classes": self.classes}
 
     def flops_per_sample(self) -> float:
         # The estimate of self-conditioning is a forward pass without a backward pass, which costs two.
@@ -226,8 +298,16 @@ class DiTTrainer(Trainer):
         save_clip_grid_video(path.with_suffix(".gif"), clips, fps, columns=4, labels=classes or None)
 
     def save_final(self, model: VidTwinTransformer3DModel, folder: Path) -> None:
-        """Save the pipeline with the averaged DiT."""
-        if self.accelerator.is_main_process:
+        """Save the pipeline with the averaged DiT, or the averaged adapter of LoRA."""
+        if not self.accelerator.is_main_process:
+            return
+        if self.config.lora.rank:
+            save_lora(model, folder)
+            self.accelerator.print(
+                f"The adapter is saved in {folder}; load it into a pipeline of {self.config.model.pretrained} with "
+                f'pipeline.load_lora_weights("{folder}").'
+            )
+        else:
             with atomic_dir(folder) as unfinished:
                 pipeline = self.build_pipeline(model)
                 pipeline.save_pretrained(unfinished)

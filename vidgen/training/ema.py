@@ -10,6 +10,7 @@ import torch
 from diffusers import ModelMixin
 from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file
+from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 EMA_WEIGHTS = "ema.safetensors"
@@ -17,8 +18,13 @@ OLD_EMA_WEIGHTS = "averaged.safetensors"  # its name in checkpoints of earlier v
 
 
 def build_ema(model: ModelMixin, decay: float) -> EMAModel | None:
-    """Create the average of a model's parameters; None if `decay` is 0."""
-    return EMAModel(list(model.parameters()), decay=decay, foreach=True) if decay > 0 else None
+    """Create the average of a model's trainable parameters; None if `decay` is 0."""
+    return EMAModel(list(averaged_parameters(model).values()), decay=decay, foreach=True) if decay > 0 else None
+
+
+def averaged_parameters(model: ModelMixin) -> dict[str, nn.Parameter]:
+    """The parameters that are averaged, by name: the trainable ones. Frozen ones equal their average."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 @contextmanager
@@ -27,15 +33,17 @@ def ema_scope(model: ModelMixin, ema: EMAModel | None, device: torch.device) -> 
 
     Without an average it has its current weights. A sharded model is copied, any other is restored afterwards.
     """
-    parameters = list(model.parameters())
-    is_sharded = any(isinstance(parameter, DTensor) for parameter in parameters)
-    was_training = model.training
+    parameters = list(averaged_parameters(model).values())
+    is_sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    training = [module for module in model.modules() if module.training]  # frozen modules are not
     if is_sharded:
-        weights = ema.shadow_params if ema else parameters
+        weights = dict(model.named_parameters())
+        if ema:
+            weights |= dict(zip(averaged_parameters(model), ema.shadow_params, strict=True))
         model = type(model).from_config(model.config).to(device)
         with torch.no_grad():
-            for target, shard in zip(model.parameters(), weights, strict=True):
-                target.copy_(gather_shards(shard))
+            for name, target in model.named_parameters():
+                target.copy_(gather_shards(weights[name]))
     elif ema:
         ema.store(parameters)
         ema.copy_to(parameters)
@@ -43,22 +51,23 @@ def ema_scope(model: ModelMixin, ema: EMAModel | None, device: torch.device) -> 
     try:
         yield model
     finally:
-        model.train(was_training)
+        for module in training:
+            module.training = True
         if ema and not is_sharded:
             ema.restore(parameters)
 
 
 def gather_ema_weights(model: ModelMixin, ema: EMAModel) -> dict[str, torch.Tensor]:
-    """The averaged parameters by name, complete. Must be called on every process."""
-    names = [name for name, _ in model.named_parameters()]
-    return {name: gather_shards(weight).contiguous() for name, weight in zip(names, ema.shadow_params, strict=True)}
+    """The averages by name, complete. Must be called on every process."""
+    averages = zip(averaged_parameters(model), ema.shadow_params, strict=True)
+    return {name: gather_shards(weight).contiguous() for name, weight in averages}
 
 
 def load_ema_weights(model: ModelMixin, ema: EMAModel, checkpoint: Path) -> None:
     """Load the averaged parameters that a checkpoint folder holds."""
     path = checkpoint / EMA_WEIGHTS
     weights = load_file(path if path.exists() else checkpoint / OLD_EMA_WEIGHTS)
-    for (name, _), target in zip(model.named_parameters(), ema.shadow_params, strict=True):
+    for name, target in zip(averaged_parameters(model), ema.shadow_params, strict=True):
         saved = weights[name].to(target.device)
         if isinstance(target, DTensor):
             saved = distribute_tensor(saved, target.device_mesh, target.placements)

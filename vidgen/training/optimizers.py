@@ -1,7 +1,8 @@
-"""Optimizers (AdamW, Muon) and learning rate schedules."""
+"""Optimizers (AdamW, Muon, any class by its path) and learning rate schedules."""
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from ..common.config import check_config
 from ..common.errors import UserError
 from .config import OptimConfig
 
+OWN_OPTIMIZERS = ("adamw", "muon")
 CONSTANT_SCHEDULES = ("constant", "constant_with_warmup")  # do not depend on the number of steps
 SHORT_WARMUP = 0.1  # fraction of the steps, where the configured warmup is longer than the run
 
@@ -104,8 +106,9 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """Create the optimizer of a config.
 
-    With "muon", the parameters that `block_matrices` returns form the group `matrices` instead of their own. Muon's
-    updates are scaled to the length of AdamW's (Liu et al., arXiv 2502.16982), so one learning rate serves both.
+    An optimizer class given by its path has the learning rate and `optim.kwargs` as its arguments. With "muon", the
+    parameters that `block_matrices` returns form the group `matrices` instead of their own. Muon's updates are scaled
+    to the length of AdamW's (Liu et al., arXiv 2502.16982), so one learning rate serves both.
 
     Args:
         groups: by name, the parameters and their factor on the learning rate.
@@ -114,9 +117,16 @@ def build_optimizer(
         mixed_precision: of the run. Muon orthogonalizes updates in bfloat16 with "bf16", otherwise in float32.
 
     Raises:
-        UserError: if a value of the config is wrong, or torch is too old for Muon.
+        UserError: if a value of the config is wrong, torch is too old for Muon, or there is no such class.
     """
     check_config(config, "optim")
+    if config.name not in OWN_OPTIMIZERS:
+        return _build_by_path(groups, config)
+    if config.kwargs:
+        raise UserError(
+            f"optim.kwargs are arguments of an optimizer class such as torch.optim.RAdam; optim.name={config.name} "
+            "is configured by the keys optim.adam_* instead."
+        )
     if config.name == "muon" and not hasattr(torch.optim, "Muon"):
         raise UserError(f"optim.name=muon needs torch 2.9 or newer; this is torch {torch.__version__}.")
     matrices = block_matrices(model) if config.name == "muon" else []
@@ -146,6 +156,62 @@ def build_optimizer(
         adjust_lr_fn="match_rms_adamw",
     )
     return MuonWithAdamW(muon, adamw, torch.bfloat16 if mixed_precision == "bf16" else torch.float32)
+
+
+def _build_by_path(groups: dict[str, tuple[list[nn.Parameter], float]], config: OptimConfig) -> torch.optim.Optimizer:
+    optimizer_class = find_optimizer_class(config.name)
+    if "lr" in config.kwargs:
+        raise UserError("optim.kwargs has lr; set optim.learning_rate instead.")
+    named = [
+        {"name": name, "params": parameters, "lr": factor * config.learning_rate}
+        for name, (parameters, factor) in groups.items()
+    ]
+    try:
+        return optimizer_class(named, lr=config.learning_rate, **config.kwargs)
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
+        raise UserError(
+            f"optim.kwargs={config.kwargs} are not arguments that {config.name} accepts: {reason}."
+        ) from error
+
+
+def find_optimizer_class(path: str) -> type[torch.optim.Optimizer]:
+    """Import an optimizer class by its path, such as `torch.optim.RAdam`.
+
+    Raises:
+        UserError: if the module cannot be imported, or has no such optimizer.
+    """
+    module_name, _, class_name = path.rpartition(".")
+    if not module_name:
+        raise UserError(
+            f"optim.name must be one of {', '.join(OWN_OPTIMIZERS)}, or the path of an optimizer class such as "
+            f"torch.optim.RAdam, not {path!r}."
+        )
+    try:
+        found = getattr(importlib.import_module(module_name), class_name, None)
+    except ImportError as error:
+        raise UserError(
+            f"optim.name={path}: the module {module_name} cannot be imported ({error}); install its package, or "
+            "correct the path."
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
+        raise UserError(f"optim.name={path}: the module {module_name} has no optimizer class {class_name!r}.")
+    return found
+
+
+def skips_on_device(config: OptimConfig) -> bool:
+    """Whether an optimizer skips its update on the device if `found_inf`, a scalar there, is above 0."""
+    return config.name in OWN_OPTIMIZERS
+
+
+def configured_settings(group: dict[str, Any], config: OptimConfig) -> dict[str, Any]:
+    """The settings of a parameter group that come from the config, and not from a checkpoint.
+
+    A group of another optimizer may also hold state, such as Prodigy's estimate of the step size.
+    """
+    if config.name in OWN_OPTIMIZERS:
+        return {name: value for name, value in group.items() if name != "params"}
+    return {name: group[name] for name in ("lr", "initial_lr", *config.kwargs) if name in group}
 
 
 def block_matrices(model: ModelMixin) -> list[nn.Parameter]:

@@ -53,8 +53,9 @@ WITHOUT_EFFECT = {
     "train.report_to",
 }
 WITHOUT_EFFECT_ON_DIT = {"data.validation_root", "data.num_validation_videos"}
-PATHS = {"vae", "data.root", "data.split_files", "data.validation_root"}
-TASK_FACTS = {"vae weights", "classes"}  # facts that define the task; the weights are useless for another
+PATHS = {"vae", "model.pretrained", "gan.pretrained", "data.root", "data.split_files", "data.validation_root"}
+# Facts that define the task; the weights are useless for another.
+TASK_FACTS = {"encoder weights", "vae weights", "parent weights", "classes"}
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,12 @@ def find_changes(
         before, now: the facts of the checkpoint and of the run.
     """
     changes = _config_changes(read_saved_config(checkpoint), config)
-    if "vae weights" in before and before["vae weights"] == now.get("vae weights"):
-        changes = [change for change in changes if change.key != "vae"]  # the same VAE in another folder
+    if "encoder weights" in before:  # older checkpoints state the hash of the whole VAE instead
+        now = {name: value for name, value in now.items() if name != "vae weights"}
+    # The same model in another folder, or a VAE with the same latents, is no change.
+    for fact, key in {"encoder weights": "vae", "vae weights": "vae", "parent weights": "model.pretrained"}.items():
+        if fact in before and before[fact] == now.get(fact):
+            changes = [change for change in changes if change.key != key]
     # A change of the batch size explains that of the clips per step; otherwise the number of processes changed.
     if {change.key for change in changes} & {"train.train_batch_size", "train.gradient_accumulation_steps"}:
         now = {name: value for name, value in now.items() if name != "clips per step"}
@@ -198,7 +203,7 @@ def _is_blocking(key: str, before: Any, now: Any) -> bool:
         return bool(now) != bool(before)
     if key == "train.ema_decay":  # the checkpoint has no average
         return bool(now) and not before
-    return key in ("diffusion.prediction_type", "optim.name")
+    return key in ("diffusion.prediction_type", "optim.name", "model.pretrained", "train.freeze", "lora.rank")
 
 
 def _shorten(value: Any) -> str:

@@ -34,9 +34,25 @@ from ..common.progress import progress
 from ..losses import Losses
 from .checkpoints import checkpoint_step, clear_remains, find_checkpoint, save_checkpoint
 from .config import DiTTrainingConfig, VAETrainingConfig
-from .ema import EMA_WEIGHTS, build_ema, ema_scope, gather_ema_weights, gather_shards, load_ema_weights
+from .ema import (
+    EMA_WEIGHTS,
+    averaged_parameters,
+    build_ema,
+    ema_scope,
+    gather_ema_weights,
+    gather_shards,
+    load_ema_weights,
+)
 from .failures import TrainingDiverged, VideoFailures, describe_divergence
-from .optimizers import build_lr_scheduler, build_optimizer, initialize_state, warmup_warning
+from .optimizers import (
+    build_lr_scheduler,
+    build_optimizer,
+    configured_settings,
+    initialize_state,
+    skips_on_device,
+    warmup_warning,
+)
+from .pretrained import TRAINER_STATE, Parent
 from .resume import CONFIG, Change, describe_changes, explain_misfit, find_changes, refuse_blocking_changes
 from .sampler import InfiniteBatchSampler, SeededDataset, collate_samples, derive_seed
 from .signals import StopRequest, outlive_first_signal
@@ -46,7 +62,6 @@ from .tracking import SpeedMeter, drop_metrics_after
 Batch = dict[str, Any]
 ParameterGroups = dict[str, tuple[list[nn.Parameter], float]]
 
-TRAINER_STATE = "trainer.json"
 SHARDING = (DistributedType.FSDP, DistributedType.DEEPSPEED)  # no process has a complete matrix
 
 
@@ -61,8 +76,10 @@ class Trainer(ABC):
         dataset: maps (epoch, index) to a sample, a dictionary.
         collate_fn: makes a batch, a dictionary, from a list of samples.
         noise_size: number of normal random numbers per sample (`batch["noise"]`).
-        groups: parameters by name, with their factor on the learning rate; gradients are clipped per group. The first
-            is the model's. By default all trainable parameters of the objective.
+        groups: trainable parameters by name, with their factor on the learning rate; gradients are clipped per group.
+            The first is the model's. By default all trainable parameters of the objective.
+        parent: the model that the run starts from, which its checkpoints record.
+        frozen: modules that stay in evaluation mode.
 
     Raises:
         UserError: if the dataset is empty, or the optimizer is unknown or does not support the launcher.
@@ -78,18 +95,22 @@ class Trainer(ABC):
         collate_fn: Callable[[Sequence[dict[str, Any]]], Batch],
         noise_size: int,
         groups: ParameterGroups | None = None,
+        parent: Parent | None = None,
+        frozen: Sequence[nn.Module] = (),
     ) -> None:
         if not len(dataset):
             raise UserError("There is no clip to train on.")
         if config.optim.name != "adamw" and accelerator.distributed_type in SHARDING:
             raise UserError(
-                f"optim.name={config.optim.name} needs complete matrices, which FSDP and DeepSpeed split: use adamw."
+                f"optim.name={config.optim.name} needs complete tensors, which FSDP and DeepSpeed split: use adamw."
             )
         train = config.train
         self.config = config
         self.accelerator = accelerator
         self.output_dir = Path(config.output_dir)
         self.model = model
+        self.parent = parent.record() if parent else None
+        self.frozen = frozen
         self.dataset = dataset
         self.global_batch = train.train_batch_size * train.gradient_accumulation_steps * accelerator.num_processes
         self.state = TrainState()
@@ -149,7 +170,8 @@ class Trainer(ABC):
 
     def facts(self) -> dict[str, Any]:
         """Values that resuming depends on besides the config, by name, as JSON stores them."""
-        return {"training clips": len(self.dataset), "clips per step": self.global_batch}
+        facts = {"training clips": len(self.dataset), "clips per step": self.global_batch}
+        return facts | ({"parent weights": self.parent["sha256"]} if self.parent else {})
 
     def frozen_groups(self) -> set[str]:
         """Names of parameter groups that the step in progress does not train."""
@@ -184,6 +206,8 @@ class Trainer(ABC):
         self._resume(checkpoint)
         self._start_run_folder()
         self.objective.train()
+        for module in self.frozen:
+            module.eval()
         with self.stop_request.listen():
             self._train()
         with self.ema_scope() as model:
@@ -235,9 +259,11 @@ class Trainer(ABC):
         # 3. Commit the previous step: its flags have reached the host while the gradients were computed.
         stop = self._commit()
 
-        # 4. Update the weights, which the optimizer skips on the device if a value is not finite.
+        # 4. Update the weights, which the optimizer skips on the device if a value is not finite. An optimizer that
+        #    cannot do so makes the host wait.
         flags = self._check_finite(step)
-        self.optimizer.step()
+        if skips_on_device(self.config.optim) or not flags[0].item():
+            self.optimizer.step()
         self.optimizer.zero_grad()
         self.on_optimizer_step(step.terms(), flags[0] == 0)
         self.updates += 1
@@ -270,6 +296,8 @@ class Trainer(ABC):
                 for parameter in group["params"]:
                     parameter.grad = None  # the optimizer would count a gradient of zero as a step
                 continue
+            if not group["params"]:  # Muon may train all parameters of an adapter
+                continue
             norm = nn.utils.clip_grad_norm_(group["params"], max_norm or math.inf)
             norms[_group_key("grad_norm", group)] = gather_shards(norm)
         return norms
@@ -287,7 +315,8 @@ class Trainer(ABC):
         flags = torch.stack([not_finite, torch.full_like(not_finite, self.stop_request.signal is not None)])
         if accelerator.num_processes > 1:
             flags = accelerator.reduce(flags, reduction="sum")
-        if accelerator.scaler is None and accelerator.distributed_type != DistributedType.DEEPSPEED:
+        is_engine = accelerator.distributed_type == DistributedType.DEEPSPEED
+        if accelerator.scaler is None and not is_engine and skips_on_device(self.config.optim):
             self.optimizer.optimizer.found_inf = flags[0].clamp(max=1)
         return flags
 
@@ -303,7 +332,7 @@ class Trainer(ABC):
         self.state.step += 1
         self.state.samples += self.global_batch
         if self.ema:
-            self.ema.step(self.model.parameters())
+            self.ema.step(averaged_parameters(self.model).values())
         self.lr_scheduler.step()
         return stop
 
@@ -385,7 +414,7 @@ class Trainer(ABC):
 
     def _write_state(self, folder: Path) -> None:
         self.accelerator.save_state(str(folder))
-        state = vars(self.state) | self.metrics.state_dict() | {"facts": self.facts()}
+        state = vars(self.state) | self.metrics.state_dict() | {"facts": self.facts(), "parent": self.parent}
         ema_weights = None
         if self.ema:
             state["averaged_steps"] = self.ema.optimization_step
@@ -445,7 +474,7 @@ class Trainer(ABC):
         if saved["step"] != checkpoint_step(checkpoint):
             raise ValueError(f"it was written after step {saved['step']}.")
         # Learning rates and decays come from this run's config, not from the checkpoint.
-        settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
+        settings = [configured_settings(group, self.config.optim) for group in self.optimizer.param_groups]
         self.accelerator.load_state(str(checkpoint))
         for group, values in zip(self.optimizer.param_groups, settings, strict=True):
             group.update(values)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from torch import nn
 from torch.utils.data import DataLoader, Subset
 
 from autoencoder import AutoencoderKLVidTwin, TwinLatents
@@ -18,6 +19,7 @@ from autoencoder.video_autoencoder import VideoAutoencoder
 from ..common.errors import UserError
 from ..common.images import comparison_grid, component_grid, reenactment_grid
 from ..common.io import atomic_dir
+from ..data.config import clip_size
 from ..data.dataset import ClipDataset, collate_clips
 from ..data.decoders import describe_fallbacks
 from ..data.latent_encoding import compute_statistics, encode_clips, split_evenly, sum_latents
@@ -29,8 +31,11 @@ from ..losses.vae import VAELoss
 from ..metrics.flops import decode_flops, encode_flops
 from ..metrics.reconstruction import ReconstructionMetrics, downsample_baseline, mean_color_baseline
 from .accelerator import build_accelerator
+from .checkpoints import find_checkpoint
 from .config import ModelConfig, VAETrainingConfig
 from .failures import skip_non_finite_images
+from .freezing import describe_parameters, freeze_modules, is_encoder_frozen
+from .pretrained import Parent, build_vae_from, find_parent, load_discriminator
 from .signals import outlive_first_signal
 from .trainer import Batch, Trainer
 
@@ -45,28 +50,39 @@ def train_vae(config: VAETrainingConfig) -> Path:
         UserError: if the data, the model or the checkpoint to resume from does not fit.
     """
     accelerator = build_accelerator(config)
-    model = build_vae(config.model, config.data.resolution, config.data.num_frames)
+    parent = find_parent(config)
+    model = build_vae(config.model, *clip_size(config.data), parent)
+    frozen = freeze_modules(model.backbone, config.train.freeze)
     train_set, validation_set = build_datasets(config, model, accelerator.print)
     accelerator.print(
-        f"{model.num_parameters():,} parameters; latent {model.latent_size} values, "
+        f"{describe_parameters(model)}; latent {model.latent_size} values, "
         f"{100 * model.compression_rate:.3f} % of a clip; {len(train_set)} training and "
         f"{len(validation_set) if validation_set else 0} validation clips."
     )
-    return VAETrainer(config, accelerator, model, train_set, validation_set).fit()
+    return VAETrainer(config, accelerator, model, train_set, validation_set, parent, frozen).fit()
 
 
-def build_vae(config: ModelConfig, resolution: int | None = None, num_frames: int | None = None) -> VideoAutoencoder:
-    """Create the VAE of a config for clips of the given size.
+def build_vae(
+    config: ModelConfig,
+    num_frames: int | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    parent: Parent | None = None,
+) -> VideoAutoencoder:
+    """Create the VAE of a config for clips of the given size, with the weights of a parent if there is one.
 
     Raises:
         UserError: if the preset, an override or a size is wrong.
     """
-    sizes = {"sample_size": resolution, "num_frames": num_frames}
-    overrides = config.overrides | {name: size for name, size in sizes.items() if size is not None}
+    sample_size = height if height == width else [height, width]
+    sizes = {"sample_size": sample_size, "num_frames": num_frames}
+    class_name = config.class_name if parent is None else parent.class_name
+    is_vidtwin = class_name == AutoencoderKLVidTwin.__name__
+    overrides = config.overrides | {name: x for name, x in sizes.items() if is_vidtwin and x is not None}
     try:
-        if config.class_name != AutoencoderKLVidTwin.__name__:
-            peer = build_model(config.class_name, **config.overrides)
-            return adapt(peer, num_frames=num_frames, height=resolution, width=resolution)
+        if parent is not None or not is_vidtwin:
+            model = build_model(class_name, **overrides) if parent is None else build_vae_from(parent, overrides)
+            return adapt(model, **({} if is_vidtwin else dict(num_frames=num_frames, height=height, width=width)))
         return AutoencoderKLVidTwin.from_preset(config.preset, config.latent_setting, **overrides)
     except (ValueError, TypeError) as error:
         raise UserError(f"The model of this config cannot be built: {error}") from error
@@ -81,7 +97,8 @@ def build_datasets(
     """
     data = config.data
     files, validation_files, classes = list_train_and_validation(data, config.seed, report)
-    shape = dict(num_frames=model.clip_shape[1], resolution=model.clip_shape[2], fps=data.fps, decoder=data.decoder)
+    _, num_frames, *resolution = model.clip_shape
+    shape = dict(num_frames=num_frames, resolution=resolution, fps=data.fps, decoder=data.decoder)
     train_set = ClipDataset(
         files,
         classes=classes,
@@ -105,22 +122,35 @@ class VAETrainer(Trainer):
         model: VideoAutoencoder,
         train_set: ClipDataset,
         validation_set: ClipDataset | None,
+        parent: Parent | None = None,
+        frozen: Sequence[nn.Module] = (),
     ) -> None:
         self.lpips = self.discriminator = None
         self.validation_set = validation_set
-        groups = {"model": (list(model.parameters()), 1.0)}
+        groups = {"model": ([p for p in model.parameters() if p.requires_grad], 1.0)}
         if config.perceptual.weight:
             perceptual = config.perceptual
             self.lpips = LPIPS.from_pretrained(perceptual.backbone, perceptual.weights, perceptual.weights_sha256)
             self.lpips.to(accelerator.device)
         if config.gan.weight:
             self.discriminator = DiscriminatorLoss(PatchDiscriminator(config.gan), config.gan)
+            if config.gan.pretrained and find_checkpoint(config.output_dir, config.resume) is None:
+                load_discriminator(self.discriminator, config.gan.pretrained)
             groups["discriminator"] = (list(self.discriminator.parameters()), config.gan.lr_scale)
         objective = VAELoss(
             model, config.loss, config.perceptual, config.gan, lpips=self.lpips, discriminator=self.discriminator
         )
         super().__init__(
-            config, accelerator, objective, model, train_set, collate_clips, model.latent_size, groups=groups
+            config,
+            accelerator,
+            objective,
+            model,
+            train_set,
+            collate_clips,
+            model.latent_size,
+            groups=groups,
+            parent=parent,
+            frozen=frozen,
         )
 
     def compute_losses(self, batch: Batch) -> Losses:
@@ -198,9 +228,12 @@ class VAETrainer(Trainer):
         reenactment_grid(folder / f"{name}-reenactment.png", clips, clips, decoded)
 
     def save_final(self, model: VideoAutoencoder, folder: Path) -> None:
-        """Save the averaged VAE, with the statistics of its latents over the training set in its config."""
-        mean, std = self._latent_statistics(model)
-        model.set_latent_statistics(mean, std)
+        """Save the averaged VAE, with the statistics of its latents over the training set in its config.
+
+        With a frozen encoder the parent's statistics stay valid, also for the DiTs trained with them.
+        """
+        if model.latents_mean is None or not is_encoder_frozen(self.model):
+            model.set_latent_statistics(*self._latent_statistics(model))
         if self.accelerator.is_main_process:
             with atomic_dir(folder) as unfinished:
                 model.save_pretrained(unfinished)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from autoencoder import AutoencoderKLVidTwin
 from benchmarks.resources import __main__ as resources
 from benchmarks.resources import training_cost
-from benchmarks.speed.flops import training_flops
+from benchmarks.resources.flops import training_flops
 from pipelines import VidTwinTransformer3DModel
 from vidgen.losses.config import GANConfig
 from vidgen.metrics.flops import transformer_flops
@@ -19,8 +20,11 @@ from vidgen.training.config import ModelConfig, VAETrainingConfig
 def test_smoke_counts_both_trainings(tmp_path):
     arguments = ["--scale", "smoke", "--work-dir", str(tmp_path), "--results", str(tmp_path)]
     resources.TRAINING_COST.main(arguments)
-    costs = json.loads((tmp_path / "smoke" / "training_cost.json").read_text())["results"]["costs"]
-    vae = AutoencoderKLVidTwin.from_preset("base", 1)
+    record = json.loads((tmp_path / "smoke" / "training_cost.json").read_text())
+    assert record["environment"]["command"].startswith("python -m benchmarks.resources training_cost --scale smoke ")
+    costs = record["results"]["costs"]
+    with torch.device("meta"):
+        vae = AutoencoderKLVidTwin.from_preset("base", 1)
     dit = VidTwinTransformer3DModel.from_preset("tiny-test", vae, num_classes=training_cost.CLASSES)
     # The backward pass costs twice the forward pass, except before the first weights.
     assert costs["dit/paper"]["step_flops"] == pytest.approx(3 * transformer_flops(dit), rel=0.02)

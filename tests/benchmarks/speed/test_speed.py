@@ -31,17 +31,9 @@ def test_smoke_measures_every_part(tmp_path):
     parts = results["parts"]
     assert list(parts) == list(speed.PARTS) and all(parts.values())
     assert all(value > 0 for value in results["ceilings"].values())
-    assert {row["length"] for row in parts["attention"]} == {16, 65, 196, 1008}
-    assert parts["rounding"][0]["PSNR of bf16 to fp32, dB"] > 40
     assert [row["tokens"] for row in parts["peers"]] == [28, 8]
-    assert parts["video"][1]["frames"] == 10 * parts["video"][0]["frames"] == 40
     page = (tmp_path / "speed.md").read_text()
-    assert (
-        "| bf16 round trip, fraction of matmul rate |" in page
-        and "| sampling and decoding, relative to the sum" in page
-    )
     assert all(f"### `{name}`" in page for name in speed.PARTS)
-    assert (tmp_path / "smoke" / "speed.png").stat().st_size > 1000
 
 
 def test_a_single_part_writes_no_record(tmp_path):
@@ -61,35 +53,13 @@ def test_mistakes_are_named(tmp_path):
             run_benchmark(speed.BENCHMARK, arguments=["--scale", "paper", "--work-dir", str(tmp_path)])
 
 
-def test_expectations():
-    peers = [
-        {"autoencoder": name, "round trip, s": s, "latent values": v, "DiT step, s": d}
-        for name, s, v, d in (
-            ("VidTwin", 2, 100, 8),
-            ("VidTwin, 65 tokens", 2, 100, 1),
-            ("A", 1, 300, 3),
-            ("B", 9, 90, 2),
-        )
-    ]
-    step = {"size": "base", "precision": "bf16", "checkpointing": True, speed.FRACTION: 0.46}
-    results = {"parts": {"peers": [*peers, {"autoencoder": "C", "failed": "memory"}], "train_step": [step]}}
-    checks = {what: (value, speed.is_within(value, bound)) for what, value, bound in speed.expectations(results)}
-    assert checks == {
-        "base, bf16 training step, checkpointing: fraction of matmul rate": (0.46, True),
-        "round trip: A / VidTwin": (0.5, False),
-        "latent values: B / VidTwin": (0.9, False),
-        "DiT step: B / VidTwin, 65 tokens": (2.0, True),
-    }
-    assert speed.is_within(1.1, "at most 1.10") and not speed.is_within(1.11, "at most 1.10")
-
-
 @pytest.mark.parametrize(("name", "tokens"), {"LTX": 147, "Wan": 980, "CogVideoX": 980}.items())
 def test_tokens_of_peers_by_hand(name, tokens):
-    peer = speed_peers.PEERS[name]
+    model, patch_size = speed_peers.PEERS[name]
     with torch.device("meta"), torch.no_grad():
-        vae = getattr(diffusers, peer.model)().eval()
-        shape = vae.encode(torch.empty(1, 3, peer.frames, 224, 224)).latent_dist.mode().shape[1:]
-    assert math.prod(math.ceil(n / p) for n, p in zip(shape[1:], peer.patch, strict=True)) == tokens
+        vae = getattr(diffusers, model)().eval()
+        shape = vae.encode(torch.empty(1, 3, speed_peers.FRAMES, 224, 224)).latent_dist.mode().shape[1:]
+    assert math.prod(math.ceil(n / p) for n, p in zip(shape[1:], patch_size, strict=True)) == tokens
 
 
 def test_peak_memory_of_a_new_process():

@@ -14,13 +14,14 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from forked import run_forked
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
 import encode_latents
 from autoencoder import AutoencoderKLVidTwin
 from vidgen.common.config import load_config
-from vidgen.common.errors import UserError
+from vidgen.common.errors import UserError, run_program
 from vidgen.common.loading import load_vae
 from vidgen.data import latent_cache
 from vidgen.data.dataset import ClipDataset
@@ -318,19 +319,20 @@ def test_invalid_setting_raises_one_sentence(prepare, override, sentence):
 # --- processes and interruptions -------------------------------------------------------------------------------------
 
 
-def test_two_processes_write_the_cache_of_one(prepare, vae_folder, data, tmp_path):
+def test_two_processes_write_the_cache_of_one(prepare, vae_folder, data, tmp_path, monkeypatch, capfd):
     """Shards, index and the list of bad videos are bit-identical, with some broken mp4 files."""
     for path in sorted(data.rglob("*.mp4"))[4:6]:
         path.write_text("not a video")
     one = prepare("latents.flips=true", data=data).folder
-    result = run(
-        *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(ROOT / "encode_latents.py")),
-        *settings(vae_folder, data, tmp_path / "two", "latents.flips=true"),
+    capfd.readouterr()
+    monkeypatch.setattr(
+        sys, "argv", ["encode_latents.py", *settings(vae_folder, data, tmp_path / "two", "latents.flips=true")]
     )
-    assert result.returncode == 0, result.stderr[-2000:]
-    assert result.stdout.count("28 clips in 8 classes; 2 videos skipped") == 1
+    run_forked(run_program, encode_latents.main, processes=2)
+    output = capfd.readouterr()
+    assert output.out.count("28 clips in 8 classes; 2 videos skipped") == 1
     assert contents(tmp_path / "two") == contents(one)
-    assert "6/6" in result.stderr, "the first process should encode 3 of the 6 shards: 6 of 11 batches"
+    assert "6/6" in output.err, "the first process should encode 3 of the 6 shards: 6 of 11 batches"
 
 
 KILLED_WHILE_IT_WRITES = """

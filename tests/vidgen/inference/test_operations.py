@@ -290,8 +290,7 @@ def start(*words: str) -> subprocess.Popen:
     )
 
 
-@pytest.mark.parametrize("signal_name", ["SIGINT", "SIGTERM"])
-def test_an_interrupt_ends_the_command_and_leaves_no_file(signal_name, model, tmp_path):
+def test_an_interrupt_ends_the_command_and_leaves_no_file(model, tmp_path):
     clip = render_sprite(sample_factors(np.random.default_rng(0), "orbit", num_frames=600))
     video = write_video(tmp_path / "long.mp4", clip, 8)
     words = ["reconstruct", str(video), str(tmp_path / "out" / "a.mp4"), "--model", model, "--window-overlap", "3"]
@@ -300,7 +299,7 @@ def test_an_interrupt_ends_the_command_and_leaves_no_file(signal_name, model, tm
     while not (tmp_path / "out").exists() and time.monotonic() - begun < 60:
         time.sleep(0.05)
     time.sleep(0.5)
-    process.send_signal(getattr(signal, signal_name))
+    process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 130
     assert process.stderr.read().strip().splitlines()[-1] == "interrupted"
     assert list((tmp_path / "out").iterdir()) == []

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import PartialState
+from forked import run_forked
 
 from autoencoder import AutoencoderKLVidTwin
 from vidgen.common.errors import UserError
@@ -125,15 +123,6 @@ def test_frames_too_small_for_lpips_are_refused(sprites):
         evaluate_reconstruction(tiny_vae(), clips, networks=[network()])
 
 
-TWO_PROCESSES = """
-import sys
-sys.path.insert(0, "tests/vidgen/metrics")
-from accelerate import debug_launcher
-from test_evaluation import work
-debug_launcher(work, (sys.argv[1],), num_processes=2)
-"""
-
-
 def work(folder: str) -> None:
     """The work of each of two processes."""
     state, folder = PartialState(cpu=True), Path(folder)
@@ -161,10 +150,7 @@ def test_two_processes_give_the_result_of_one(tmp_path):
     for name, length in {"x": 4, "y": 5}.items():
         write(tmp_path / "original" / f"{name}.mp4", noise(4, 32, 32))
         write(tmp_path / "longer" / f"{name}.mp4", noise(length, 32, 32))
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", TWO_PROCESSES, str(tmp_path)]
-    result = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
-    assert result.returncode == 0, result.stderr
+    run_forked(work, str(tmp_path), processes=2)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert first == second
     assert_near(first, json.loads(json.dumps(evaluate_both(tmp_path))))

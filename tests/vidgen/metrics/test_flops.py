@@ -17,7 +17,15 @@ from vidgen.metrics.flops import (
 )
 
 
-@pytest.mark.parametrize("options", [{}, {"bottleneck": "residual"}, {"single_latent": True}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"bottleneck": "residual"},
+        {"single_latent": True},
+        {"sample_size": (24, 40), "temporal_patch_size": 2},
+    ],
+)
 @torch.no_grad()
 def test_counts_are_those_of_plain_matmuls(options, fast_bf16):
     vae = (

@@ -73,3 +73,12 @@ def dit_config(sprites, trained_vae):
         return load_config(DiTTrainingConfig, [*shared, *settings, *overrides])
 
     return make
+
+
+@pytest.fixture(scope="session")
+def trained_dit(dit_config, tmp_path_factory) -> Path:
+    """The pipeline of a short, class-conditional run that predicts v."""
+    from vidgen.training.dit_trainer import train_dit
+
+    settings = ["train.max_train_steps=3", "diffusion.prediction_type=v_prediction"]
+    return train_dit(dit_config(tmp_path_factory.mktemp("dit"), *settings))

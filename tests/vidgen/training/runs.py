@@ -16,6 +16,11 @@ FULL = ["gan.weight=0.05", "gan.start_step=2", "gan.warmup_steps=2", "gan.lecam_
 FULL += ["gan.channels=8", "gan.num_layers=2"]
 
 
+def from_parent(parent: Path | str, *settings: str) -> list[str]:
+    """Settings of a run that starts from a model instead of a preset."""
+    return ["model.preset=null", f"model.pretrained={parent}", *settings]
+
+
 def logged(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 

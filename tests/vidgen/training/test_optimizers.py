@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import copy
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from autoencoder import AutoencoderKLVidTwin
 from pipelines import VidTwinTransformer3DModel
+from runs import assert_same_run
 from vidgen.common.errors import UserError
 from vidgen.training import optimizers
 from vidgen.training.config import OptimConfig
+from vidgen.training.failures import TrainingDiverged
 from vidgen.training.optimizers import (
     MuonWithAdamW,
     block_matrices,
     build_lr_scheduler,
     build_optimizer,
+    configured_settings,
     orthogonalize,
     warmup_warning,
 )
+from vidgen.training.vae_trainer import VAETrainer, train_vae
 
 
 def groups() -> dict[str, tuple[list[nn.Parameter], float]]:
@@ -216,7 +222,9 @@ def test_its_state_is_restored():
 
 
 def test_an_unknown_optimizer_is_one_sentence():
-    with pytest.raises(UserError, match=r"optim\.name must be one of adamw, muon, not 'sgd'"):
+    with pytest.raises(
+        UserError, match=r"optim\.name must be one of adamw, muon, or the path of an optimizer class .*, not 'sgd'"
+    ):
         build_optimizer(groups(), OptimConfig(name="sgd"))
 
 
@@ -224,3 +232,95 @@ def test_a_torch_without_muon_is_one_sentence(monkeypatch):
     monkeypatch.delattr(torch.optim, "Muon")
     with pytest.raises(UserError, match=r"optim\.name=muon needs torch 2\.9 or newer"):
         build_optimizer(groups(), MUON, model())
+
+
+# --- Optimizer classes by their path ---------------------------------------------------------------------------------
+
+
+class ScaledSGD(torch.optim.SGD):
+    """Keeps a number of its parameter groups between steps, as Prodigy does."""
+
+    def __init__(self, params, lr: float) -> None:
+        super().__init__(params, lr)
+        for group in self.param_groups:
+            group["factor"] = 1.0
+
+    def step(self, closure: None = None) -> None:
+        super().step()
+        for group in self.param_groups:
+            group["factor"] *= 0.5
+
+
+PATH = f"{__name__}.ScaledSGD"
+
+
+def test_a_class_has_its_arguments_and_the_groups_learning_rates():
+    config = OptimConfig(
+        name="torch.optim.RAdam", learning_rate=0.1, kwargs={"weight_decay": 0.5, "betas": [0.5, 0.6]}
+    )
+    optimizer = build_optimizer(groups(), config)
+    assert isinstance(optimizer, torch.optim.RAdam)
+    assert [group["name"] for group in optimizer.param_groups] == ["model", "other"]
+    assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.05]
+    assert all((group["weight_decay"], list(group["betas"])) == (0.5, [0.5, 0.6]) for group in optimizer.param_groups)
+    scheduler = build_lr_scheduler(optimizer, OptimConfig(lr_scheduler="linear", lr_warmup_steps=0), 10)
+    scheduler.step()
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.09, 0.045])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"name": "no_such_package.AdamW8bit"}, "the module no_such_package cannot be imported .*install its package"),
+        ({"name": "torch.optim.AdamX"}, "the module torch.optim has no optimizer class 'AdamX'"),
+        ({"name": "torch.nn.Linear"}, "has no optimizer class 'Linear'"),
+        (
+            {"name": "torch.optim.RAdam", "kwargs": {"momentum": 1}},
+            "not arguments that torch.optim.RAdam accepts: ",
+        ),
+        ({"name": "torch.optim.RAdam", "kwargs": {"weight_decay": -1}}, "Invalid weight_decay value: -1"),
+        ({"name": "torch.optim.RAdam", "kwargs": {"lr": 1}}, "set optim.learning_rate instead"),
+        ({"name": "adamw", "kwargs": {"amsgrad": True}}, r"optim\.name=adamw is configured by the keys optim\.adam_"),
+    ],
+)
+def test_a_wrong_class_or_argument_is_one_sentence(settings, message):
+    with pytest.raises(UserError, match=message):
+        build_optimizer(groups(), OptimConfig(**settings))
+
+
+def test_the_state_in_a_group_comes_from_the_checkpoint_and_the_settings_from_the_config():
+    config = OptimConfig(name=PATH, learning_rate=0.1)
+    group = build_optimizer(groups(), config).param_groups[0]
+    assert configured_settings(group, config) == {"lr": 0.1}
+    group = build_optimizer(groups(), OptimConfig(learning_rate=0.1)).param_groups[0]
+    assert {"lr", "betas", "weight_decay"} <= configured_settings(group, OptimConfig()).keys()
+
+
+def test_a_run_with_a_class_resumes_bit_for_bit(vae_config, tmp_path, monkeypatch):
+    settings = [f"optim.name={PATH}", "train.checkpointing_steps=2", "optim.lr_scheduler=constant_with_warmup"]
+    train_vae(vae_config(tmp_path / "whole", "train.max_train_steps=4", *settings))
+    train_vae(vae_config(tmp_path / "cut", "train.max_train_steps=3", *settings))
+    for folder in ("checkpoint-3", "final"):
+        shutil.rmtree(tmp_path / "cut" / folder)
+    train_vae(vae_config(tmp_path / "cut", "train.max_train_steps=4", "resume=latest", *settings))
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+    saved = torch.load(tmp_path / "cut" / "checkpoint-4" / "optimizer.bin", weights_only=True)
+    assert saved["param_groups"][0]["factor"] == 0.5**4
+
+
+def test_a_class_does_not_step_on_a_value_that_is_not_finite(vae_config, tmp_path, monkeypatch):
+    compute = VAETrainer.compute_losses
+
+    def poison(self, batch):
+        losses = compute(self, batch)
+        if self.updates == 2:
+            losses["loss"] = losses["loss"] * float("nan")
+        return losses
+
+    settings = ["optim.name=torch.optim.RAdam", "train.logging_steps=5"]
+    train_vae(vae_config(tmp_path / "good", "train.max_train_steps=2", *settings))
+    monkeypatch.setattr(VAETrainer, "compute_losses", poison)
+    with pytest.raises(TrainingDiverged, match="checkpoint-2 holds the state after the last good step"):
+        train_vae(vae_config(tmp_path / "bad", "train.max_train_steps=4", *settings))
+    good, bad = (load_file(tmp_path / run / "checkpoint-2" / "model.safetensors") for run in ("good", "bad"))
+    assert all(torch.equal(good[name], bad[name]) for name in good)

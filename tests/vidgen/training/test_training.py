@@ -355,5 +355,5 @@ def test_muon_logs_both_learning_rates_and_differs_from_adamw(dit_config, tmp_pa
 
 def test_muon_is_refused_where_matrices_are_split(vae_config, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "SHARDING", (DistributedType.NO,))
-    with pytest.raises(UserError, match="needs complete matrices, which FSDP and DeepSpeed split: use adamw"):
+    with pytest.raises(UserError, match="needs complete tensors, which FSDP and DeepSpeed split: use adamw"):
         train_vae(vae_config(tmp_path, "optim.name=muon"))

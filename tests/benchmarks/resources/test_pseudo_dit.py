@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.speed.pseudo_dit import PseudoDiT, token_grid
+from benchmarks.resources.pseudo_dit import PseudoDiT, token_grid
 
 
 def test_parameters_of_the_paper():
@@ -57,8 +56,3 @@ def test_padding_and_cropping_agree_for_whole_patches(size, patch):
     covered = min(size, patch)
     assert cropped * covered <= size <= padded * covered
     assert padded - cropped == bool(size % covered)
-
-
-def test_patch_size_with_other_axes_is_refused():
-    with pytest.raises(ValueError, match=r"\(16, 14\).*\(2, 2, 2\)"):
-        token_grid((16, 14), (2, 2, 2))

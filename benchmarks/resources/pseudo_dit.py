@@ -70,11 +70,6 @@ def token_grid(sizes: tuple[int, ...], patch_size: tuple[int, ...], crop: bool =
         sizes: of the latent, without its channels.
         patch_size: one number per size.
         crop: leave out partial patches instead.
-
-    Raises:
-        ValueError: if the numbers of patch sizes and sizes differ.
     """
-    if len(sizes) != len(patch_size):
-        raise ValueError(f"a latent of sizes {tuple(sizes)} needs one patch size for each, not {tuple(patch_size)}.")
     pairs = [(size, min(size, patch)) for size, patch in zip(sizes, patch_size, strict=True)]
     return tuple(size // patch if crop else math.ceil(size / patch) for size, patch in pairs)

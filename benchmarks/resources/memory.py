@@ -1,10 +1,9 @@
-"""Memory of a training step: counted without running it, or read from a GPU's allocator."""
+"""Memory of a training step, counted without running it."""
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,51 +45,38 @@ class TrainingMemory:
     peak: int
 
 
-def training_memory(build: Build, attention: str = "fused", device: torch.device | str = "cpu") -> TrainingMemory:
+def training_memory(build: Build, attention: str = "fused") -> TrainingMemory:
     """Memory of one training step: forward, backward, and Adam's update (PyTorch's fused one, without copies).
 
-    On a CPU nothing is computed or allocated: fake tensors pass through PyTorch's dispatch, and the storages that
-    operators return are counted until they are freed. Memory inside an operator is not counted. On a GPU the step
-    runs, and the bytes are those of PyTorch's allocator, which rounds each tensor up.
+    Nothing is computed or allocated: fake tensors pass through PyTorch's dispatch, and the storages that operators
+    return are counted until they are freed. Memory inside an operator is not counted.
 
     Args:
         build: builds model, loss and inputs on the default device.
         attention: "math" or "fused", for every `scaled_dot_product_attention`.
-        device: a CPU to count, a GPU to run.
-
-    Raises:
-        torch.OutOfMemoryError: if a GPU has too little memory.
     """
-    device = torch.device(device)
-    counted = device.type != "cuda"
-    with FakeTensorMode() if counted else nullcontext(), sdpa_kernel(ATTENTION[attention]):
-        with device:
-            model, loss_function, inputs = build()
+    with FakeTensorMode(), sdpa_kernel(ATTENTION[attention]), torch.device("cpu"):
+        model, loss_function, inputs = build()
         optimizer = torch.optim.Adam(model.parameters(), fused=True)
-        gauge = CountedMemory() if counted else AllocatedMemory(device)
 
-        # Create the optimizer's moments with the gradients of a first step; on a GPU this also allocates cuBLAS's
-        # workspace, which is not part of a step.
-        if counted:
-            for parameter in model.parameters():
-                parameter.grad = torch.zeros_like(parameter)
-        else:
-            loss_function(*inputs).backward()
+        # Create the optimizer's moments.
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
         optimizer.step()
         optimizer.zero_grad()
 
-        # Measure the second step.
-        with gauge:
+        # Count a step.
+        with CountedMemory() as memory:
             loss = loss_function(*inputs)
-            activations = gauge.held()
+            activations = memory.held
             loss.backward()
             del loss
-            gradients = gauge.held()
+            gradients = memory.held
             optimizer.step()
         parameters = nbytes(model.parameters())
         states = nbytes(tree_leaves([list(state.values()) for state in optimizer.state.values()]))
         fixed = parameters + states + nbytes(model.buffers()) + nbytes(inputs)
-        return TrainingMemory(parameters, gradients, states, activations, fixed + gauge.peak())
+        return TrainingMemory(parameters, gradients, states, activations, fixed + memory.peak)
 
 
 def nbytes(tensors: Iterable[torch.Tensor]) -> int:
@@ -100,20 +86,17 @@ def nbytes(tensors: Iterable[torch.Tensor]) -> int:
 
 
 class CountedMemory(TorchDispatchMode):
-    """Bytes of the storages created since it was entered: current and peak. Fake tensors count like real ones."""
+    """Bytes of the storages created since it was entered. Fake tensors count like real ones.
+
+    Attributes:
+        held: current bytes.
+        peak: their maximum.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._seen = WeakIdKeyDictionary()
-        self._held = self._peak = 0
-
-    def held(self) -> int:
-        """Current bytes."""
-        return self._held
-
-    def peak(self) -> int:
-        """Peak bytes."""
-        return self._peak
+        self.held = self.peak = 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function is torch.ops.prim.device.default:  # the most frequent call of fake tensors
@@ -124,34 +107,13 @@ class CountedMemory(TorchDispatchMode):
         for storage in _storages(result):
             if storage not in self._seen:
                 self._seen[storage] = None
-                self._held += storage.nbytes()
+                self.held += storage.nbytes()
                 weakref.finalize(storage, self._free, storage.nbytes())
-        self._peak = max(self._peak, self._held)
+        self.peak = max(self.peak, self.held)
         return result
 
     def _free(self, size: int) -> None:
-        self._held -= size
-
-
-class AllocatedMemory(AbstractContextManager):
-    """The same from the allocator of a CUDA device, without the bytes that were allocated before."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-
-    def __enter__(self) -> AllocatedMemory:
-        torch.cuda.reset_peak_memory_stats(self.device)
-        self._before = torch.cuda.memory_allocated(self.device)
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        return None
-
-    def held(self) -> int:
-        return torch.cuda.memory_allocated(self.device) - self._before
-
-    def peak(self) -> int:
-        return torch.cuda.max_memory_allocated(self.device) - self._before
+        self.held -= size
 
 
 def _storages(tree: Any) -> list[torch.UntypedStorage]:

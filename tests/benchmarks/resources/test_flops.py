@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.speed.flops import training_flops
-from benchmarks.speed.pseudo_dit import PseudoDiT
+from benchmarks.resources.flops import training_flops
+from benchmarks.resources.pseudo_dit import PseudoDiT
 from pipelines import VidTwinTransformer3DModel
 from vidgen.metrics.flops import transformer_flops
 

@@ -1,4 +1,4 @@
-"""Memory of a training step, compared with arithmetic, PyTorch's tracker, and the allocators of a CPU and a GPU."""
+"""Memory of a training step, compared with arithmetic, PyTorch's tracker and the allocator of a CPU."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from torch.nn.attention import sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.speed.memory import ATTENTION, AllocatedMemory, training_memory
-from benchmarks.speed.pseudo_dit import PseudoDiT
+from benchmarks.resources.memory import ATTENTION, training_memory
+from benchmarks.resources.pseudo_dit import PseudoDiT
 from pipelines import VidTwinTransformer3DModel
 
 FLOAT = 4
@@ -125,29 +125,3 @@ def test_nothing_is_allocated():
         return model, lambda x: model(x).mean(), (torch.randn(1, 2**20),)
 
     assert training_memory(build).parameters == 2**42
-
-
-def test_allocated_memory_excludes_earlier_allocations(monkeypatch):
-    held = iter([100, 130])
-    monkeypatch.setattr("torch.cuda.reset_peak_memory_stats", lambda device: None)
-    monkeypatch.setattr("torch.cuda.memory_allocated", lambda device: next(held))
-    monkeypatch.setattr("torch.cuda.max_memory_allocated", lambda device: 170)
-    with AllocatedMemory(torch.device("cuda")) as gauge:
-        assert gauge.held() == 30
-    assert gauge.peak() == 70
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="the allocator of a GPU needs one")
-@pytest.mark.parametrize("attention", ATTENTION)
-@pytest.mark.parametrize("projections", [False, True])
-def test_counted_memory_equals_gpu_allocations(projections, attention):
-    def build():
-        model = PseudoDiT(projections=projections)
-        return model, lambda *inputs: squared_error(model, *inputs), tuple(torch.randn(2, 1, 1008, 512))
-
-    counted = training_memory(build, attention)
-    allocated = training_memory(build, attention, device="cuda")
-    for name in ("parameters", "optimizer"):
-        assert getattr(allocated, name) == getattr(counted, name)
-    for name in ("gradients", "activations", "peak"):  # rounded up to whole blocks
-        assert getattr(allocated, name) == pytest.approx(getattr(counted, name), rel=0.05)
