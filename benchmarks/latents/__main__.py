@@ -79,13 +79,13 @@ def prepare_lists(options: argparse.Namespace) -> dict[str, Path]:
 def load_networks(options: argparse.Namespace) -> tuple:
     """LPIPS and the detectors of the options, on this process's device."""
     lpips = vae_runs.load_lpips(options)
-    detectors = parse_detectors(
-        options.detector or DETECTORS[options.scale], "squeezenet", options.detector_sha256
-    )
+    detectors = parse_detectors(options.detector or DETECTORS[options.scale], "squeezenet", options.detector_sha256)
     return lpips, [detector.to(PartialState().device) for detector in detectors]
 
 
-BENCHMARK = Benchmark("latents", "Tables 1 and 2: autoencoders and latents", run, lambda results: "", add_options=add_options)
+BENCHMARK = Benchmark(
+    "latents", "Tables 1 and 2: autoencoders and latents", run, lambda results: "", add_options=add_options
+)
 
 if __name__ == "__main__":
     BENCHMARK.main()

@@ -46,7 +46,7 @@ class Method:
     def build(self, rate: str, preset: str, side: int) -> VideoAutoencoder:
         """Create the untrained model for square clips of this side."""
         config = ModelConfig(preset=preset, class_name=self.class_name, overrides=self.arguments(rate))
-        return build_vae(config, side, self.frames)
+        return build_vae(config, self.frames, side, side)
 
 
 def ltx(channels: Sequence[int], patch_size: int) -> dict[str, Any]:
