@@ -45,10 +45,10 @@ def write_lists(
         if not all(path.exists() for path in lists.values()):
             rows = list_long_videos(train, fps, num_frames)
             held_out = slice(VALIDATION_INTERVAL // 2, None, VALIDATION_INTERVAL)
-            _write_list(lists["validation"], rows[held_out] or rows[:1])
+            write_list(lists["validation"], rows[held_out] or rows[:1])
             del rows[held_out]
-            _write_list(lists["train"], rows)
-            _write_list(lists["test"], list_long_videos(test, fps, num_frames))
+            write_list(lists["train"], rows)
+            write_list(lists["test"], list_long_videos(test, fps, num_frames))
     return lists
 
 
@@ -72,7 +72,8 @@ def list_long_videos(roots: Sequence[Path], fps: float, num_frames: int) -> Rows
     return rows
 
 
-def _write_list(table: Path, rows: Rows) -> None:
+def write_list(table: Path, rows: Rows) -> None:
+    """Write a CSV file of videos, with their classes if they have some."""
     labeled = any(label for _, label in rows)
     with atomic_write(table) as path, path.open("w", newline="") as file:
         columns = 1 + labeled

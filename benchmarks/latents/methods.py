@@ -70,7 +70,7 @@ def ltx(channels: Sequence[int], patch_size: int) -> dict[str, Any]:
 
 
 def wan(base_dim: int, patch_size: int) -> dict[str, Any]:
-    """Arguments of `AutoencoderKLWan` for 4 frames and 4 * patch_size pixels per position, patchified as in Wan 2.2."""
+    """Arguments of `AutoencoderKLWan`: 4 frames and 4 * patch_size pixels per position, patchified as in Wan 2.2."""
     return {
         "base_dim": base_dim,
         "dim_mult": [1, 2, 4],

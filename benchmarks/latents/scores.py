@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,22 +15,21 @@ from autoencoder.video_autoencoder import VideoAutoencoder
 from vidgen.common.loading import load_vae
 from vidgen.common.precision import place_model
 from vidgen.data.dataset import ClipDataset, collate_clips
-from vidgen.losses.lpips import LPIPS
 from vidgen.metrics.block_pca import BlockPCA
 from vidgen.metrics.detectors import Detector
 from vidgen.metrics.evaluation import evaluate_codec, evaluate_reconstruction
 from vidgen.metrics.flops import decode_flops, encode_flops
 from vidgen.metrics.frechet import FeatureStatistics, choose_num_groups
 from vidgen.metrics.fvd import measure_distance
-from vidgen.metrics.reconstruction import downsample_baseline
+from vidgen.metrics.reconstruction import downsample_baseline, psnr
 
 from ..speed.timing import in_own_process, median_seconds, peak_gib
 from .clips import FPS, NUM_FRAMES, SIDE
 
 BLOCK = {"smoke": (4, 8, 8), "cpu": (16, 16, 16)}  # frames and pixels of a block of the PCA
 PCA_CLIPS_PER_VIDEO = 2  # to fit it to
+CURVE_POINTS = 5
 TIMED_CLIPS = {"smoke": 1, "cpu": 8, "paper": 1}  # in one batch
-METRICS = ("psnr", "ssim")
 Networks = dict[str, Any]  # LPIPS networks and detectors, as arguments of `evaluate_reconstruction`
 
 
@@ -50,16 +49,14 @@ def score_downsampling(values: int, clips: ClipDataset, networks: Networks) -> d
     return summarize(figures)
 
 
-def score_block_pca(pca: BlockPCA, values: int, clips: ClipDataset, networks: Networks) -> dict[str, Any]:
+def score_block_pca(pca: BlockPCA, values: int, clips: ClipDataset, networks: Networks, scale: str) -> dict[str, Any]:
     """Scores of block PCA with about this number of values on clips; see `summarize`."""
-    device = PartialState().device
-    shape = (3, clips.num_frames, *clips.size)
-    components = max(1, values // pca.count_values(shape, 1))
+    components = count_components(values, scale)
     figures = evaluate_codec(
         lambda video: pca.reconstruct(video, components),
-        lambda _: pca.count_values(shape, components),
+        lambda clip: pca.count_values(clip.shape[1:], components),
         clips,
-        device=device,
+        device=PartialState().device,
         **networks,
     )
     return summarize(figures) | {"components": components}
@@ -69,12 +66,14 @@ def summarize(figures: dict[str, Any]) -> dict[str, Any]:
     """The part of the result of `evaluate_pairs` that is kept, of 8-bit pixels.
 
     Returns:
-        `figures`: mean and interval of each metric; `rfvd` by detector; `num_clips`, `num_videos`, `latent_size` and
-        `compression_rate`; `clips`: path, start and metrics of each clip.
+        `figures`: mean and interval of each metric; `downsample_psnr` of rate-matched downsampling; `rfvd` by
+        detector; `num_clips`, `num_videos`, `latent_size` and `compression_rate`; `clips`: path, start and metrics of
+        each clip.
     """
     metrics = figures["figures"]["reconstruction"]["uint8"]
     return {
         "figures": metrics,
+        "downsample_psnr": figures["figures"]["downsample"]["uint8"]["psnr"],
         "rfvd": {name: {k: d[k] for k in ("value", "low", "high", "vectors")} for name, d in figures["rfvd"].items()},
         "num_clips": figures["num_clips"],
         "num_videos": figures["num_videos"],
@@ -90,14 +89,15 @@ def fit_block_pca(training_list: Path, values: int, path: Path, scale: str) -> B
         if not path.exists():
             shape = dict(num_frames=NUM_FRAMES[scale], fps=FPS[scale], resolution=SIDE[scale], train=False)
             clips = ClipDataset(training_list, clips_per_video=PCA_CLIPS_PER_VIDEO, **shape)
-            per_component = BlockPCA(BLOCK[scale], *torch.zeros(2, 1)).count_values((3, *_clip_size(clips)), 1)
-            components = max(1, values // per_component)
+            components = count_components(values, scale)
             BlockPCA.fit(read_videos(clips), BLOCK[scale], components).save(path)
     return BlockPCA.load(path)
 
 
-def _clip_size(clips: ClipDataset) -> tuple[int, int, int]:
-    return (clips.num_frames, *clips.size)
+def count_components(values: int, scale: str) -> int:
+    """Principal components per block whose number of values in a clip is the given one, or the next lower."""
+    blocks = NUM_FRAMES[scale] * SIDE[scale] ** 2 // math.prod(BLOCK[scale])
+    return max(1, values // blocks)
 
 
 def read_videos(clips: ClipDataset, batch_size: int = 8) -> Iterator[torch.Tensor]:
@@ -127,7 +127,7 @@ def real_vs_real(clips: ClipDataset, detectors: list[Detector]) -> dict[str, dic
 
 
 def measure_cost(folder: str, frames: int, side: int, scale: str) -> dict[str, float]:
-    """Seconds to encode and to decode a clip, and peak memory, of an autoencoder in a process of its own."""
+    """Seconds to encode and to decode a clip, and peak memory, of an autoencoder in a separate process."""
     return in_own_process(_measure_cost, scale, folder, frames, side)
 
 
@@ -146,6 +146,22 @@ def _measure_cost(scale: str, folder: str, frames: int, side: int) -> dict[str, 
     return {**seconds, "memory_mib": 1024 * (peak_gib(device) - before), "timed_clips": count}
 
 
-def networks_of(lpips: LPIPS, detectors: list[Detector]) -> Networks:
-    """The arguments of `evaluate_reconstruction` that hold networks."""
-    return {"networks": [lpips], "detectors": detectors}
+def score_curves(pca: BlockPCA, values: int, clips: ClipDataset, scale: str) -> dict[str, list[list[float]]]:
+    """Mean PSNR in dB of the two references over the rate in %: up to a latent of `values`, each half the next.
+
+    Returns:
+        By reference, pairs of rate and PSNR, from the lowest rate.
+    """
+    device, size = PartialState().device, 3 * NUM_FRAMES[scale] * SIDE[scale] ** 2
+    curves: dict[str, list[list[float]]] = {"downsample": [], "block_pca": []}
+    for halvings in reversed(range(CURVE_POINTS)):
+        count = max(values // 2**halvings, 1)
+        components = count_components(count, scale)
+        totals = dict.fromkeys(curves, 0.0)
+        for video in read_videos(clips):
+            video = video.to(device)
+            totals["downsample"] += psnr(downsample_baseline(video, count), video).sum().item()
+            totals["block_pca"] += psnr(pca.reconstruct(video, components), video).sum().item()
+        for name, total in totals.items():
+            curves[name].append([100 * count / size, total / len(clips)])
+    return curves

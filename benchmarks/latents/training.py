@@ -1,6 +1,7 @@
 """Trainings of the autoencoders at equal FLOPs; each class has the best of a few learning rates.
 
-A run is WORK_DIR/latents/runs/NAME. It resumes from its checkpoint, and its scores are WORK_DIR/latents/scores/NAME.json.
+A run is the folder WORK_DIR/latents/runs/NAME. It resumes from its checkpoint, and its record is
+WORK_DIR/latents/trained/NAME.json.
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ import argparse
 import fnmatch
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from accelerate import PartialState
 
@@ -40,7 +41,7 @@ SMOKE_SETTINGS = ["perceptual.weight=0", "data.fps=4", "train.mixed_precision=no
 
 
 def run_once(options: argparse.Namespace, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return the record WORK_DIR/latents/NAME.json, which `work` makes unless it exists."""
+    """Return the record WORK_DIR/latents/NAME.json, which `work` makes unless it exists; see `read_record`."""
     path = options.work_dir / "latents" / f"{name}.json"
     if not path.exists():
         record = work()
@@ -87,12 +88,24 @@ def is_selected(run: str, options: argparse.Namespace) -> bool:
     return not options.only or any(fnmatch.fnmatch(run, pattern) for pattern in options.only)
 
 
-def list_runs(scale: str) -> Iterator[tuple[str, str, str, int]]:
-    """Name, method, rate and seed of every run, the first seed of the low rate first."""
-    for rate, seeds in SEEDS[scale].items():
-        for seed in range(seeds):
-            for name in METHODS[scale]:
-                yield f"{name}-{rate}-seed{seed}", name, rate, seed
+class Run(NamedTuple):
+    """A training: its name, the name of its method, its rate, and its seed."""
+
+    name: str
+    method: str
+    rate: str
+    seed: int
+
+
+def list_runs(options: argparse.Namespace) -> list[Run]:
+    """The runs of a scale that `--only` does not skip, all methods of the low rate's first seed first."""
+    runs = [
+        Run(f"{method}-{rate}-seed{seed}", method, rate, seed)
+        for rate, seeds in SEEDS[options.scale].items()
+        for seed in range(seeds)
+        for method in METHODS[options.scale]
+    ]
+    return [run for run in runs if is_selected(run.name, options)]
 
 
 def train_and_measure(
