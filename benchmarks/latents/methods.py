@@ -15,7 +15,7 @@ VALUES = {"smoke": {"low": 24}, "cpu": {"low": 1280, "high": 3840}}  # of a late
 SEEDS = {"smoke": {"low": 1}, "cpu": {"low": 2, "high": 1}}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Method:
     """An autoencoder of the comparison.
 
@@ -118,8 +118,13 @@ METHODS: dict[str, dict[str, Method]] = {
             patches={"structure_patch_size": (3, 1, 1), "dynamics_patch_size": (1, 4)},
             learning_rates=(2e-3,),
         ),
-        "wan": Method(
-            "Wan (EMU-3, CV-VAE)", 5, wan(8, 2), {"low": {"z_dim": 1}}, "AutoencoderKLWan", learning_rates=(2e-3,)
+        "ltx": Method(
+            "LTX",
+            5,
+            ltx([8, 8, 8], patch_size=2),
+            {"low": {"latent_channels": 1}},
+            "AutoencoderKLLTXVideo",
+            learning_rates=(2e-3,),
         ),
     },
     "cpu": {

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import functools
 import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from accelerate import PartialState
 
 from autoencoder.video_autoencoder import VideoAutoencoder
@@ -52,9 +54,11 @@ def run_once(options: argparse.Namespace, name: str, work: Callable[[], dict[str
     return json.loads(path.read_text())
 
 
+@functools.cache
 def training_flops(method: Method, rate: str, scale: str) -> float:
     """FLOPs of training on one clip: three times encoding and decoding."""
-    model = method.build(rate, PRESET[scale], SIDE[scale])
+    with torch.device("meta"):
+        model = method.build(rate, PRESET[scale], SIDE[scale])
     return 3 * (encode_flops(model) + decode_flops(model))
 
 
