@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from autoencoder import AutoencoderKLVidTwin
+from autoencoder.video_autoencoder import VideoAutoencoder
 from vidgen.common.errors import UserError
 from vidgen.common.images import comparison_grid
 from vidgen.common.loading import load_vae
@@ -56,7 +56,9 @@ Clips = ClipDataset | ProtocolClips
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--vae", nargs="+", default=[], metavar="FOLDER", help="trained VAEs, measured on --data")
+    parser.add_argument("--vae", nargs="+", default=[], metavar="FOLDER", help="VAEs, measured on --data")
+    parser.add_argument("--num-frames", type=int, help="frames of the clips of a VAE without a fixed size")
+    parser.add_argument("--resolution", type=int, help="side in pixels of the clips of a VAE without a fixed size")
     parser.add_argument("--data", type=Path, metavar="FOLDER|CSV", help="videos to reconstruct, or the originals")
     parser.add_argument("--protocol", choices=[PAPER_PROTOCOL], help=f"clips (scale paper: {PAPER_PROTOCOL})")
     parser.add_argument("--fps", type=float, help=f"without a protocol: frames per second (default: {DEFAULT_FPS:g})")
@@ -85,7 +87,11 @@ def run(options: argparse.Namespace) -> Results:
         figures = evaluate_pairs(options.data, options.reconstructed, compression_rate=rate, device=device, **networks)
         methods[options.reconstructed.stem] = {"data": str(options.data), **figures, "compression_rate": rate}
     for folder in options.vae:
-        vae = place_model(load_vae(folder), device, options.dtype)
+        vae = load_vae(folder, options.num_frames, options.resolution, options.resolution)
+        if protocol:
+            size = get_protocol(protocol)
+            vae.fit_clip_size(size.frames, size.size, size.size)
+        place_model(vae, device, options.dtype)
         name = short_name(folder, methods)
         methods[name] = measure(name, vae, clips_of(options, protocol, vae), str(options.data), networks, options)
     if not methods:
@@ -123,7 +129,7 @@ def short_name(folder: str, taken: Collection[str]) -> str:
     return folder if name in taken else name
 
 
-def clips_of(options: argparse.Namespace, protocol: str | None, vae: AutoencoderKLVidTwin) -> Clips:
+def clips_of(options: argparse.Namespace, protocol: str | None, vae: VideoAutoencoder) -> Clips:
     """The clips of --data, by the protocol or of the VAE's size."""
     if protocol:
         return ProtocolClips(options.data, get_protocol(protocol))
@@ -139,7 +145,7 @@ def clips_of(options: argparse.Namespace, protocol: str | None, vae: Autoencoder
 
 def measure(
     name: str,
-    vae: AutoencoderKLVidTwin,
+    vae: VideoAutoencoder,
     clips: Clips,
     data: str,
     networks: dict[str, Any],

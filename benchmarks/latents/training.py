@@ -17,14 +17,16 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import PartialState
+from torch.utils.data import DataLoader
 
 from autoencoder.video_autoencoder import VideoAutoencoder
 from vidgen.common.config import load_config
 from vidgen.common.io import atomic_write
 from vidgen.common.loading import load_vae
 from vidgen.common.precision import place_model
-from vidgen.metrics.evaluation import evaluate_reconstruction
+from vidgen.data.dataset import ClipDataset, collate_clips
 from vidgen.metrics.flops import decode_flops, encode_flops
+from vidgen.metrics.reconstruction import psnr
 from vidgen.training.config import VAETrainingConfig
 from vidgen.training.vae_trainer import train_vae
 
@@ -43,8 +45,8 @@ SMOKE_SETTINGS = ["perceptual.weight=0", "data.fps=4", "train.mixed_precision=no
 
 
 def run_once(options: argparse.Namespace, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return the record WORK_DIR/latents/NAME.json, which `work` makes unless it exists; see `read_record`."""
-    path = options.work_dir / "latents" / f"{name}.json"
+    """Return the record WORK_DIR/latents/NAME.json, which `work` makes unless it exists."""
+    path = record_path(options, name)
     if not path.exists():
         record = work()
         if PartialState().is_main_process:
@@ -52,6 +54,11 @@ def run_once(options: argparse.Namespace, name: str, work: Callable[[], dict[str
                 unfinished.write_text(json.dumps(record, indent=1))
         PartialState().wait_for_everyone()
     return json.loads(path.read_text())
+
+
+def record_path(options: argparse.Namespace, name: str) -> Path:
+    """The file of a record."""
+    return options.work_dir / "latents" / f"{name}.json"
 
 
 @functools.cache
@@ -71,14 +78,15 @@ def choose_learning_rates(options: argparse.Namespace, lists: dict[str, Path]) -
     """The best learning rate of each method by PSNR on the validation list, after short runs at the low rate.
 
     Returns:
-        By method, `chosen` and `psnr` in dB by learning rate. Methods that `--only` skips are left out.
+        By method, `chosen` and `psnr` in dB by learning rate. Methods whose short runs `--only` skips are left out,
+        unless these are finished.
     """
     found: dict[str, dict[str, Any]] = {}
     for name, method in METHODS[options.scale].items():
         psnr = {}
         for learning_rate in method.learning_rates:
             run = f"{name}-lr{learning_rate:g}"
-            if is_selected(run, options):
+            if is_selected(run, options) or record_path(options, f"trained/{run}").exists():
                 steps = count_steps(method, "low", options.scale, TUNING_FRACTION)
                 record = train_and_measure(run, method, "low", 0, learning_rate, steps, options, lists)
                 psnr[f"{learning_rate:g}"] = record["validation_psnr"]
@@ -134,9 +142,7 @@ def train_and_measure(
         config = training_config(run, method, rate, seed, learning_rate, steps, options, lists)
         final = train_vae(config)
         seconds = round(time.monotonic() - started, 1)
-        vae = load_run(run, method, options)
-        clips = scored_clips(lists["validation"], options.scale)
-        figures = evaluate_reconstruction(place_model(vae, PartialState().device, options.dtype), clips)["figures"]
+        vae = place_model(load_run(run, method, options), PartialState().device, options.dtype)
         return {
             "folder": str(final),
             "steps": steps,
@@ -149,10 +155,18 @@ def train_and_measure(
             "dynamics_shape": vae.dynamics_shape,
             "latent_size": vae.latent_size,
             "seconds": seconds,
-            "validation_psnr": figures["reconstruction"]["uint8"]["psnr"]["mean"],
+            "validation_psnr": mean_psnr(vae, scored_clips(lists["validation"], options.scale)),
         }
 
     return run_once(options, f"trained/{run}", work)
+
+
+@torch.no_grad()
+def mean_psnr(vae: VideoAutoencoder, videos: ClipDataset) -> float:
+    """Mean PSNR in dB of the reconstructions of clips."""
+    loader = DataLoader(videos, batch_size=8, collate_fn=collate_clips, generator=torch.Generator())
+    batches = (batch["video"].to(vae.device, vae.dtype) for batch in loader)
+    return torch.cat([psnr(vae(video).sample, video) for video in batches]).mean().item()
 
 
 def training_config(

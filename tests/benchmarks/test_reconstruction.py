@@ -6,6 +6,7 @@ import json
 import shutil
 
 import pytest
+from peers import tiny_peer
 
 from benchmarks import reconstruction
 from vidgen.metrics.reconstruction import MAX_PSNR
@@ -30,10 +31,13 @@ def test_smoke_then_a_vae_and_reconstructed_videos(work_dir, tmp_path, lpips_wei
 
     videos = tmp_path / "videos"
     shutil.copytree(next((work_dir / "data" / "sprites" / "test").iterdir()), videos)
-    arguments = ["--vae", str(run / "final"), "--data", str(videos), "--fps", "4", "--reconstructed", str(videos)]
+    tiny_peer("AutoencoderKLWan").save_pretrained(tmp_path / "wan")
+    arguments = ["--vae", str(run / "final"), str(tmp_path / "wan"), "--data", str(videos), "--fps", "4"]
+    arguments += ["--num-frames", "5", "--resolution", "32", "--reconstructed", str(videos)]
     reconstruction.BENCHMARK.main([*common, *arguments, "--rate", "5"])
     methods = json.loads((tmp_path / "smoke" / "reconstruction.json").read_text())["results"]["methods"]
-    assert list(methods) == ["videos", "sprites-full-seed0"]
+    assert list(methods) == ["videos", "sprites-full-seed0", "wan"]
+    assert methods["wan"]["clip_shape"] == [3, 5, 32, 32] and methods["wan"]["num_values"] == 4 * 3 * 8 * 8
     assert methods["videos"]["figures"]["reconstruction"]["uint8"]["psnr"]["mean"] == MAX_PSNR
     assert methods["videos"]["compression_rate"] == 0.05
     assert methods["sprites-full-seed0"]["num_videos"] == 1

@@ -22,7 +22,7 @@ from pipelines.latents import normalize_latents
 from vidgen.cli import main
 from vidgen.common.config import load_config
 from vidgen.common.errors import UserError
-from vidgen.common.loading import load_vae, weights_hash
+from vidgen.common.loading import encoder_hash, load_vae, weights_hash
 from vidgen.data.sprites import render_sprite, sample_factors, write_sprites
 from vidgen.data.streams import FrameReader
 from vidgen.data.video import write_video
@@ -183,3 +183,47 @@ def test_pickled_weights_are_not_loaded(tmp_path):
     assert list(tmp_path.glob("*.bin"))
     with pytest.raises(UserError, match="cannot be loaded"):
         load_vae(str(tmp_path))
+
+
+def test_a_peer_is_fine_tuned(sprites, tmp_path):
+    parent = tiny_peer("AutoencoderKLWan")
+    adapt(parent).set_latent_statistics([0.1] * 4, [2.0] * 4)
+    parent.save_pretrained(tmp_path / "parent")
+    model = [f"model.pretrained={tmp_path / 'parent'}", "perceptual.weight=0", "gan.weight=0", "train.ema_decay=0.5"]
+    model += ["data.num_validation_videos=2", "train.max_train_steps=2", "train.freeze=[encoder, quant_conv]"]
+
+    def config(folder: str, *more: str) -> VAETrainingConfig:
+        return load_config(VAETrainingConfig, settings("AutoencoderKLWan", sprites, tmp_path / folder, *model, *more))
+
+    untrained = load_vae(str(train_vae(config("untrained", "train.max_train_steps=0"))))
+    assert weights_hash(untrained) == weights_hash(parent)
+    tuned = load_vae(str(train_vae(config("tuned"))))
+    assert encoder_hash(tuned) == encoder_hash(adapt(parent)) and weights_hash(tuned) != weights_hash(parent)
+    assert tuned.latents_mean == [0.1] * 4 and tuned.latents_std == [2.0] * 4
+    assert weights_hash(parent) in (tmp_path / "tuned" / "final" / "README.md").read_text()
+    for change, message in (
+        ("model.overrides={base_dim: 16}", "would change the shape of the weight"),
+        ("train.freeze=[encodr]", "the model has no module 'encodr'; its modules are encoder, quant_conv"),
+        ("model.class_name=AutoencoderKLMochi", "is a AutoencoderKLWan"),
+    ):
+        with pytest.raises(UserError, match=message):
+            train_vae(config("wrong", change))
+
+
+def test_the_statistics_of_a_dit(sprites, tmp_path):
+    """Measured per channel on request; a fine-tuned DiT keeps those of its parent."""
+    tiny_peer("AutoencoderKLHunyuanVideo").save_pretrained(tmp_path / "vae")
+
+    def train(folder: str, *more: str) -> VidTwinPipeline:
+        dit = [f"vae={tmp_path / 'vae'}", "train.max_train_steps=1", f"latent_cache={tmp_path / 'latents'}"]
+        dit += ["diffusion.num_inference_steps=1", "diffusion.guidance_scale=1", *more]
+        config = settings("AutoencoderKLHunyuanVideo", sprites, tmp_path / folder, *dit)
+        return VidTwinPipeline.from_pretrained(train_dit(load_config(DiTTrainingConfig, config)))
+
+    first = train("first", "model.preset=tiny-test", "latents.statistics=stream")
+    mean, std = first.latent_statistics
+    assert len(mean) == len(std) == 2 and std[1] == 1
+    second = train("second", f"model.pretrained={tmp_path / 'first' / 'final'}", "train.max_train_steps=0")
+    assert second.latent_statistics == (mean, std)
+    measured = train("third", "model.preset=tiny-test").latent_statistics
+    assert len(measured[0]) == len(measured[1]) == 4

@@ -49,6 +49,12 @@ class LatentsConfig:
     """How clips are encoded for the DiT, once (`vidgen.data.latent_cache`), and read back."""
 
     sample: bool = key(False, "sample from the posterior at every visit; by default its mean, as in the paper")
+    statistics: str = key(
+        "auto",
+        "of the normalization: those that the VAE states, otherwise measured; stream and channel: measured on the "
+        "training latents, of each stream or of each channel",
+        choices=("auto", "stream", "channel"),
+    )
     crops: int = key(
         1, "crops per clip: 1 is the center crop; several have random positions and starts, by seed", minimum=1
     )

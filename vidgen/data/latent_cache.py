@@ -99,6 +99,14 @@ class LatentCache(Dataset):
         item = {"mean": tensors["mean"][row], "label": -1 if label is None else label, "index": index}
         return {**item, "logvar": tensors["logvar"][row]} if self.with_logvar else item
 
+    def measure_statistics(self, vae: VideoAutoencoder, per_channel: bool) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation of all means, of each stream or of each channel."""
+        sums = []
+        for name in self._files:
+            with safe_open(self.folder / name, "pt") as file:
+                sums.append(sum_latents(file.get_tensor("mean"), vae, per_channel))
+        return compute_statistics(sums)
+
     def describe(self, index: int) -> str:
         """The clip of an item: its video's path within the data set, the second it starts at, and if flipped."""
         tensors, row = self._find_row(index)
@@ -141,8 +149,9 @@ def prepare_cache(
     if folder.exists() and not folder.is_dir():
         raise UserError(f"latent_cache: {folder} is not a folder.")
     source = describe_source(config, vae, files, classes)
-    if read_cached_source(folder).get("vae") == weights_hash(vae):
-        source["vae"] = weights_hash(vae)  # caches of earlier versions state the hash of the whole model
+    cached = read_cached_source(folder).get("vae")
+    if cached not in (None, source["vae"]) and cached == weights_hash(vae):
+        source["vae"] = cached  # caches of earlier versions state the hash of the whole model
 
     # Only one process looks for missing shards: others may already be encoding when a late one looks.
     missing = None

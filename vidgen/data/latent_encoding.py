@@ -57,14 +57,19 @@ def encode_clips(
         yield posterior, batch
 
 
-def sum_latents(means: torch.Tensor, vae: VideoAutoencoder) -> list[list[float]]:
+def sum_latents(means: torch.Tensor, vae: VideoAutoencoder, per_channel: bool | None = None) -> list[list[float]]:
     """Count, sum and sum of squares, in float64, of packed latents (N, L), for each stream or each channel.
 
-    The autoencoder's `normalizes_channels` selects which; the order is that of `latents_mean`.
+    The order is that of `latents_mean`.
+
+    Args:
+        means: the latents.
+        vae: their autoencoder.
+        per_channel: False for each stream; None: as the autoencoder's `normalizes_channels` states.
     """
     latents = vae.unpack(means)
     parts = [latents.structure.double(), latents.dynamics.double()]
-    if vae.normalizes_channels:
+    if vae.normalizes_channels if per_channel is None else per_channel:
         parts = [channel for stream in parts for channel in stream.unbind(1)]
     return [[x.numel(), x.sum().item(), x.square().sum().item()] for x in parts]
 

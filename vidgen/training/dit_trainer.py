@@ -42,6 +42,7 @@ from .pretrained import Parent, build_transformer_from, check_latent_shapes, fin
 from .trainer import Batch, Trainer
 
 SAMPLE_CLASSES = 8
+Statistics = tuple[list[float], list[float]]  # mean and standard deviation, of each stream or of each channel
 
 
 def train_dit(config: DiTTrainingConfig) -> Path:
@@ -77,8 +78,7 @@ def train_dit(config: DiTTrainingConfig) -> Path:
     cache = prepare_cache(config, vae, accelerator, config.train.dataloader_num_workers)
     if accelerator.is_main_process:  # before the trainer reads the file
         BadVideos(Path(config.output_dir) / "bad_videos.jsonl").add(cache.bad_videos)
-    if vae.latents_mean is None:  # a converted official VAE, and some of Diffusers, have no statistics
-        vae.set_latent_statistics(cache.mean, cache.std)
+    statistics = choose_statistics(config, vae, cache, parent)
 
     # Train.
     classes = choose_classes(config, superclasses, cache.classes, parent)
@@ -89,11 +89,14 @@ def train_dit(config: DiTTrainingConfig) -> Path:
     if config.lora.rank:
         add_lora(transformer, config.lora)
     frozen = [] if config.lora.rank else freeze_modules(transformer, config.train.freeze)
-    described = f"in {len(cache.classes)} classes" if cache.classes else "without classes, so the DiT is unconditional"
+    described = f"in {len(cache.classes)} classes" if cache.classes else "without classes"
     accelerator.print(
-        f"{describe_parameters(transformer)}; {sum(transformer.num_tokens)} tokens; {len(cache)} clips {described}."
+        f"{describe_parameters(transformer)}; {sum(transformer.num_tokens)} tokens; {len(cache)} clips {described}"
+        f"{'' if classes else ', so the DiT is unconditional'}."
     )
-    return DiTTrainer(config, accelerator, vae, transformer, scheduler, cache, classes, parent, frozen).fit()
+    return DiTTrainer(
+        config, accelerator, vae, transformer, scheduler, cache, statistics, classes, parent, frozen
+    ).fit()
 
 
 def encode_latents(config: DiTTrainingConfig) -> Path:
@@ -133,6 +136,22 @@ def find_superclasses(config: DiTTrainingConfig) -> list[str]:
             f"file (path,label); the classes of this dataset are {', '.join(classes[:4]) or 'none'}."
         )
     return [name for name in superclasses if name not in classes]
+
+
+def choose_statistics(
+    config: DiTTrainingConfig, vae: VideoAutoencoder, cache: LatentCache, parent: Parent | None
+) -> Statistics:
+    """Mean and standard deviation that normalize the latents: the parent's, the VAE's, or measured on the cache.
+
+    A VAE without statistics, such as a converted official one, gets the measured ones.
+    """
+    if parent is not None and parent.statistics is not None:
+        return parent.statistics
+    if config.latents.statistics != "auto":
+        return cache.measure_statistics(vae, per_channel=config.latents.statistics == "channel")
+    if vae.latents_mean is None:
+        vae.set_latent_statistics(cache.mean, cache.std)
+    return vae.latents_mean, vae.latents_std
 
 
 def choose_classes(
@@ -217,6 +236,7 @@ class DiTTrainer(Trainer):
         transformer: VidTwinTransformer3DModel,
         scheduler: SchedulerMixin,
         cache: LatentCache,
+        statistics: Statistics,
         classes: Sequence[str],
         parent: Parent | None = None,
         frozen: Sequence[nn.Module] = (),
@@ -225,6 +245,7 @@ class DiTTrainer(Trainer):
         self.encoder_hash, self.vae_hash = encoder_hash(vae), weights_hash(vae)
         self.scheduler = scheduler
         self.cache = cache
+        self.statistics = statistics
         self.classes = list(classes)
         # Ids of the cache's classes in the DiT; the last, which is also that of a clip without a class (-1), is of the
         # null class. An unconditional DiT ignores them.
@@ -250,7 +271,8 @@ class DiTTrainer(Trainer):
             noise, posterior_noise = noise.chunk(2, dim=1)
             latents = latents + TwinPosterior(latents, batch["logvar"]).std * posterior_noise
         labels = self.label_ids[batch["label"]]
-        return self.objective(normalize_latents(latents, self.vae), labels, noise, batch["uniform"])
+        latents = normalize_latents(latents, self.vae, *self.statistics)
+        return self.objective(latents, labels, noise, batch["uniform"])
 
     def describe_batch(self, batch: Batch) -> list[str]:
         return [self.cache.describe(index) for index in batch["index"].tolist()]
@@ -267,8 +289,8 @@ class DiTTrainer(Trainer):
         """Create the pipeline of a model with the VAE, scheduler and classes of this run."""
         id2label = dict(enumerate(self.classes)) or None
         statistics = {}
-        if self.vae.backbone is not self.vae:  # not every class saves its statistics
-            statistics = {"latents_mean": self.vae.latents_mean, "latents_std": self.vae.latents_std}
+        if self.statistics != (self.vae.latents_mean, self.vae.latents_std) or self.vae.backbone is not self.vae:
+            statistics = dict(zip(("latents_mean", "latents_std"), self.statistics, strict=True))
         pipeline = VidTwinPipeline(self.vae, model, self.scheduler, id2label=id2label, **statistics)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline

@@ -54,6 +54,7 @@ class Parent:
         classes: of a pipeline, the names of its classes by id.
         scheduler: of a pipeline, the config of its scheduler, with the class under `_class_name`.
         encoder: of a pipeline, `encoder_hash` of its autoencoder.
+        statistics: of a pipeline, mean and standard deviation of its latents, where its config states them.
         weights: by name; empty in a resumed run.
     """
 
@@ -64,6 +65,7 @@ class Parent:
     classes: list[str] = field(default_factory=list)
     scheduler: dict[str, Any] = field(default_factory=dict)
     encoder: str | None = None
+    statistics: tuple[list[float], list[float]] | None = None
     weights: Mapping[str, torch.Tensor] = field(default_factory=dict, repr=False)
 
     def record(self) -> dict[str, Any]:
@@ -123,6 +125,7 @@ def read_pipeline(config: ModelConfig) -> Parent:
     """
     pipeline = load_pipeline(config.pretrained)
     transformer, names = pipeline.transformer, {int(k): v for k, v in pipeline.config.id2label.items()}
+    mean, std = pipeline.config.latents_mean, pipeline.config.latents_std
     return Parent(
         config.pretrained,
         weights_hash(transformer),
@@ -130,6 +133,7 @@ def read_pipeline(config: ModelConfig) -> Parent:
         classes=[names.get(label, str(label)) for label in range(transformer.config.num_classes or 0)],
         scheduler=json.loads(pipeline.scheduler.to_json_string()),
         encoder=None if pipeline.vae is None else encoder_hash(pipeline.autoencoder),
+        statistics=None if mean is None else (list(mean), list(std)),
         weights=transformer.state_dict(),
     )
 
@@ -148,7 +152,11 @@ def _recorded_parent(config: VAETrainingConfig | DiTTrainingConfig) -> Parent | 
         recorded = json.loads((checkpoint / TRAINER_STATE).read_text()).get("parent")
     except (OSError, ValueError):
         return None  # reported when the checkpoint is loaded
-    return None if recorded is None else Parent(**recorded)
+    if recorded is None:
+        return None
+    if recorded.get("statistics"):  # JSON has no tuples
+        recorded["statistics"] = tuple(recorded["statistics"])
+    return Parent(**recorded)
 
 
 # --- Models with a parent's weights ----------------------------------------------------------------------------------
@@ -245,9 +253,9 @@ def _build(class_name: str, parent: Parent, config: Mapping[str, Any], overrides
         shapes = _weight_shapes(create, {**config, **{name: overrides[name] for name in names}})
         return next((name for name in {**own, **shapes} if shapes.get(name) != own.get(name)), None)
 
-    own = _weight_shapes(create, config)
+    own = _weight_shapes(create, config) if overrides else {}
     try:
-        if weight := changed_weight(overrides):
+        if overrides and (weight := changed_weight(overrides)):
             for name in overrides:
                 if single := _try(changed_weight, [name]):
                     raise UserError(_refusal(parent, [name], single, overrides))

@@ -315,8 +315,8 @@ class Trainer(ABC):
         flags = torch.stack([not_finite, torch.full_like(not_finite, self.stop_request.signal is not None)])
         if accelerator.num_processes > 1:
             flags = accelerator.reduce(flags, reduction="sum")
-        is_engine = accelerator.distributed_type == DistributedType.DEEPSPEED
-        if accelerator.scaler is None and not is_engine and skips_on_device(self.config.optim):
+        by_library = accelerator.scaler is not None or accelerator.distributed_type == DistributedType.DEEPSPEED
+        if skips_on_device(self.config.optim) and not by_library:
             self.optimizer.optimizer.found_inf = flags[0].clamp(max=1)
         return flags
 

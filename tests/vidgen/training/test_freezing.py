@@ -18,13 +18,14 @@ from vidgen.data import latent_cache
 from vidgen.training.dit_trainer import encode_latents, train_dit
 from vidgen.training.vae_trainer import VAETrainer, train_vae
 
+NO_VALIDATION = "data.num_validation_videos=0"
 ENCODER = "train.freeze=[encoder, structure_encoder, dynamics_encoder]"
 
 
 @pytest.fixture(scope="module")
 def decoder_only(vae_config, trained_vae, tmp_path_factory) -> Path:
     """The final VAE of a decoder-only run with a GAN, from `trained_vae`."""
-    settings = from_parent(trained_vae, ENCODER, "train.ema_decay=0.9", *FULL)
+    settings = from_parent(trained_vae, NO_VALIDATION, ENCODER, "train.ema_decay=0.9", *FULL)
     settings += ["train.max_train_steps=4", "train.gradient_checkpointing=true"]
     return train_vae(vae_config(tmp_path_factory.mktemp("decoder_only"), *settings))
 
@@ -50,7 +51,7 @@ def test_with_a_frozen_encoder_the_statistics_are_kept(decoder_only, trained_vae
     parent, tuned = (load_vae(str(folder)).config for folder in (trained_vae, decoder_only))
     assert tuned.latents_mean == parent.latents_mean and tuned.latents_std == parent.latents_std
     # One trained module of the encoder side is enough for new statistics.
-    settings = from_parent(trained_vae, "train.freeze=[encoder,structure_encoder]")
+    settings = from_parent(trained_vae, NO_VALIDATION, "train.freeze=[encoder,structure_encoder]")
     changed = load_vae(str(train_vae(vae_config(tmp_path, *settings, "train.max_train_steps=2"))))
     assert changed.config.latents_mean != parent.latents_mean
 
@@ -74,7 +75,7 @@ def test_counts_are_printed_and_frozen_modules_do_not_drop_out(vae_config, train
         return compute(self, batch)
 
     monkeypatch.setattr(VAETrainer, "compute_losses", compute_and_look)
-    settings = from_parent(trained_vae, "train.freeze=[structure_encoder]")
+    settings = from_parent(trained_vae, NO_VALIDATION, "train.freeze=[structure_encoder]")
     train_vae(vae_config(tmp_path, *settings, "train.max_train_steps=3", "train.validation_steps=1"))
     vae = load_vae(str(trained_vae))
     frozen = vae.structure_encoder
@@ -106,7 +107,7 @@ def test_a_cache_of_the_parent_is_accepted_after_decoder_training_and_refused_af
     dit_config, vae_config, trained_vae, decoder_only, tmp_path, monkeypatch
 ):
     cache = encode_latents(dit_config(tmp_path / "dit", f"latent_cache={tmp_path / 'cache'}"))
-    settings = from_parent(trained_vae, "train.max_train_steps=1", "train.ema_decay=0")
+    settings = from_parent(trained_vae, NO_VALIDATION, "train.max_train_steps=1", "train.ema_decay=0")
     settings += ["train.freeze=[encoder, structure_encoder, decoder]", "optim.lr_scheduler=constant"]
     changed = train_vae(vae_config(tmp_path / "changed", *settings))
     with pytest.raises(UserError, match="was made with another vae"):

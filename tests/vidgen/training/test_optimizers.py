@@ -297,7 +297,12 @@ def test_the_state_in_a_group_comes_from_the_checkpoint_and_the_settings_from_th
 
 
 def test_a_run_with_a_class_resumes_bit_for_bit(vae_config, tmp_path, monkeypatch):
-    settings = [f"optim.name={PATH}", "train.checkpointing_steps=2", "optim.lr_scheduler=constant_with_warmup"]
+    settings = [
+        f"optim.name={PATH}",
+        "data.num_validation_videos=0",
+        "train.checkpointing_steps=2",
+        "optim.lr_scheduler=constant_with_warmup",
+    ]
     train_vae(vae_config(tmp_path / "whole", "train.max_train_steps=4", *settings))
     train_vae(vae_config(tmp_path / "cut", "train.max_train_steps=3", *settings))
     for folder in ("checkpoint-3", "final"):
@@ -317,7 +322,7 @@ def test_a_class_does_not_step_on_a_value_that_is_not_finite(vae_config, tmp_pat
             losses["loss"] = losses["loss"] * float("nan")
         return losses
 
-    settings = ["optim.name=torch.optim.RAdam", "train.logging_steps=5"]
+    settings = ["optim.name=torch.optim.RAdam", "train.logging_steps=5", "data.num_validation_videos=0"]
     train_vae(vae_config(tmp_path / "good", "train.max_train_steps=2", *settings))
     monkeypatch.setattr(VAETrainer, "compute_losses", poison)
     with pytest.raises(TrainingDiverged, match="checkpoint-2 holds the state after the last good step"):

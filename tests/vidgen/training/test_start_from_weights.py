@@ -11,17 +11,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from autoencoder import AutoencoderKLVidTwin
+from pipelines import VidTwinTransformer3DModel
 from pipelines.latents import normalize_latents
 from runs import FULL, assert_same_run, assert_same_tensors, from_parent
 from vidgen.common.config import load_config
 from vidgen.common.errors import UserError
 from vidgen.common.loading import load_pipeline, load_vae, weights_hash
-from vidgen.data.sprites import write_sprites
 from vidgen.losses.diffusion import DiffusionLoss
 from vidgen.losses.vae import VAELoss
 from vidgen.training.checkpoints import list_checkpoints
 from vidgen.training.config import VAETrainingConfig
 from vidgen.training.dit_trainer import DiTTrainer, train_dit
+from vidgen.training.pretrained import Parent, build_transformer_from
 from vidgen.training.trainer import Trainer
 from vidgen.training.vae_trainer import VAETrainer, train_vae
 
@@ -48,7 +49,8 @@ def captured(monkeypatch: pytest.MonkeyPatch, trainer: type[Trainer]) -> list[tu
 
 def start(parent: Path | str, *settings: str) -> list[str]:
     """Settings of a VAE run without dropout that starts from a model."""
-    return from_parent(parent, "model.overrides={qformer_dropout: 0}", *settings)
+    quick = ["model.overrides={qformer_dropout: 0}", "data.num_validation_videos=0"]
+    return from_parent(parent, *quick, *settings)
 
 
 def test_a_vae_run_starts_as_its_parent(vae_config, trained_vae, tmp_path, monkeypatch, capsys):
@@ -201,33 +203,37 @@ def test_a_dit_run_starts_as_its_parent_and_inherits_its_target(dit_config, trai
     expected = objective(latents, batch["label"], batch["noise"], batch["uniform"])
     assert torch.equal(first["loss"], expected["loss"])
     tuned = load_pipeline(str(final))
-    assert tuned.scheduler.config.prediction_type == "v_prediction"
+    assert tuned.scheduler.config.prediction_type == trainer.config.diffusion.prediction_type == "v_prediction"
     assert weights_hash(parent.transformer) in (final / "README.md").read_text()
     assert not torch.equal(tuned.transformer.structure_out.weight, parent.transformer.structure_out.weight)
 
 
 @pytest.mark.parametrize("conditioning", ["adaln", "cross_attention"])
-def test_known_classes_keep_their_rows(dit_config, tmp_path, conditioning):
-    overrides = f"model.overrides={{class_conditioning: {conditioning}}}"
-    parent = train_dit(dit_config(tmp_path / "parent", overrides, "train.max_train_steps=3"))
-    names = load_pipeline(str(parent)).config.id2label
-    # A data set with two of the parent's classes and a new one.
-    data = tmp_path / "data"
-    write_sprites(tmp_path / "sprites", 1, seed=3, resolution=32)
-    for old, new in ((names["5"], names["5"]), (names["2"], names["2"]), (names["0"], "aaa")):
-        shutil.copytree(tmp_path / "sprites" / old, data / new)
-    settings = from_parent(parent, f"data.root={data}", "train.max_train_steps=0", "train.train_batch_size=1")
-    tuned = load_pipeline(str(train_dit(dit_config(tmp_path / "tuned", *settings))))
-    table, before = (class_table(p.transformer) for p in (tuned, load_pipeline(str(parent))))
-    ids = {name: int(label) for label, name in tuned.config.id2label.items()}
-    assert len(ids) == 3 and len(table) == 4
-    assert torch.equal(table[ids[names["5"]]], before[5]) and torch.equal(table[ids[names["2"]]], before[2])
-    assert torch.equal(table[-1], before[-1])
-    assert 0.01 < table[ids["aaa"]].std() < 0.03  # as the class initializes it
+def test_known_classes_keep_their_rows(conditioning):
+    torch.manual_seed(0)
+    config = {"structure_shape": (4, 3, 2, 2), "dynamics_shape": (8, 4, 4), "num_layers": 1, "num_attention_heads": 2}
+    config |= {"attention_head_dim": 8, "class_conditioning": conditioning}
+    classes = ["jump", "run", "jump/cat", "jump/dog"]
+    original = VidTwinTransformer3DModel(**config, num_classes=4)
+    parent = Parent("parent", "hash", {**config, "num_classes": 4}, classes, weights=original.state_dict())
+    tuned = build_transformer_from(parent, {}, ["jump", "jump/dog", "jump/owl"])  # a superclass, known and new
+    before, after = class_table(original), class_table(tuned)
+    assert len(after) == 4
+    assert torch.equal(after[[0, 1, 3]], before[[0, 3, 4]])
+    assert 0.005 < after[2].std() < 0.04  # as the class initializes it
+    others = {name for name in original.state_dict() if "class_embed" not in name}
+    assert all(torch.equal(tuned.state_dict()[name], original.state_dict()[name]) for name in others)
+
+    # A parent without classes learns new ones.
+    original = VidTwinTransformer3DModel(**config)
+    parent = Parent("parent", "hash", {**config, "num_classes": None}, weights=original.state_dict())
+    tuned = build_transformer_from(parent, {}, ["jump"])
+    assert len(class_table(tuned)) == 2
+    assert all(torch.equal(tuned.state_dict()[name], value) for name, value in original.state_dict().items())
 
 
-def class_table(transformer) -> torch.Tensor:
-    return (transformer.class_embed or transformer.condition_embed.class_embed).weight
+def class_table(transformer: VidTwinTransformer3DModel) -> torch.Tensor:
+    return (transformer.class_embed or transformer.condition_embed.class_embed).weight.detach()
 
 
 def test_data_without_classes_trains_no_class_and_keeps_those_of_the_parent(
