@@ -457,7 +457,7 @@ def _stated_statistics(model: nn.Module, channels: int) -> tuple[list[float] | N
     mean, std = (getattr(model.config, name, None) for name in ("latents_mean", "latents_std"))
     if mean is None and isinstance(getattr(model, "latents_mean", None), torch.Tensor):
         mean, std = model.latents_mean, model.latents_std
-        if not mean.any() and (std == 1).all():  # LTX before training
+        if mean.is_meta or (not mean.any() and (std == 1).all()):  # without values, or LTX before training
             return None, None
     # Cosmos states them for every frame: pool the frames of a channel.
     frames = len(mean) // channels if mean is not None and type(model).__name__ == "AutoencoderKLCosmos" else 1

@@ -6,13 +6,15 @@ python -m benchmarks.results
 from __future__ import annotations
 
 from . import ablations, disentanglement, patch_sizes, reconstruction, sampling, ucf101_fvd
-from .common.harness import RESULTS
+from .common.harness import RESULTS, Benchmark
+from .latents.__main__ import BENCHMARK as LATENTS
 from .resources.__main__ import RESOURCES, TRAINING_COST
 from .speed.__main__ import BENCHMARK as SPEED
 from .sprites.__main__ import BENCHMARK as SPRITES
 
 BENCHMARKS = (
     reconstruction.BENCHMARK,
+    LATENTS,
     ucf101_fvd.BENCHMARK,
     ablations.ABLATION,
     ablations.SCALING,
@@ -26,6 +28,12 @@ BENCHMARKS = (
     SPEED,
 )
 
+
+def list_recorded() -> list[Benchmark]:
+    """The benchmarks that have a record in docs/results."""
+    return [benchmark for benchmark in BENCHMARKS if list(RESULTS.glob(f"*/{benchmark.name}.json"))]
+
+
 if __name__ == "__main__":
-    for benchmark in BENCHMARKS:
+    for benchmark in list_recorded():
         print(benchmark.write_page(RESULTS))

@@ -102,6 +102,42 @@ def evaluate_reconstruction(
         UserError: if nothing can be read or frames are too small; if a reconstruction is not finite, with the path of
             the clip; if two detectors have the same name.
     """
+    sizes: dict[str, int] = {}
+
+    def count_values(clip: torch.Tensor) -> int:
+        if "latent" not in sizes:
+            sizes["latent"] = count_latent_values(vae, clip)
+        return sizes["latent"]
+
+    return evaluate_codec(
+        lambda video: vae(video.to(vae.dtype)).sample.float(),
+        count_values,
+        clips,
+        device=vae.device,
+        networks=networks,
+        detectors=detectors,
+        batch_size=batch_size,
+        num_workers=num_workers,
+    )
+
+
+def evaluate_codec(
+    reconstruct: Callable[[torch.Tensor], torch.Tensor],
+    count_values: Callable[[torch.Tensor], int],
+    clips: ClipDataset | ProtocolClips,
+    *,
+    device: torch.device | str = "cpu",
+    networks: Sequence[LPIPS] = (),
+    detectors: Sequence[Detector] = (),
+    batch_size: int = 8,
+    num_workers: int = 0,
+) -> dict[str, Any]:
+    """`evaluate_reconstruction` of any method.
+
+    Args:
+        reconstruct: maps clips (B, 3, T, H, W) in [-1, 1], float32 on `device`, to their reconstructions.
+        count_values: number of values that code a clip (1, 3, T, H, W).
+    """
     state = PartialState()
     own_indices = range(state.process_index, len(clips), state.num_processes)
     loader = DataLoader(
@@ -111,27 +147,24 @@ def evaluate_reconstruction(
         collate_fn=_collate,
         generator=torch.Generator(),  # the default would draw from the global generator
     )
-    num_values, skipped = None, list(getattr(clips, "unusable", ()))
+    skipped = list(getattr(clips, "unusable", ()))
     video_numbers = {str(file.path): number for number, file in enumerate(clips.files)}
 
-    def reconstruct() -> Iterator[_Batch]:
-        nonlocal num_values
+    def batches() -> Iterator[_Batch]:
         for batch, unreadable in progress(loader, "reconstructing"):
             skipped.extend(unreadable)
             if batch is None:
                 continue
-            video = batch["video"].to(vae.device)
-            if num_values is None:
-                num_values = count_latent_values(vae, video[:1])
+            video = batch["video"].to(device)
             columns = (batch["index"].tolist(), batch["path"], batch["start"].tolist())
             clip_infos = [
                 {"index": index, "path": path, "start": round(start, 4)}
                 for index, path, start in zip(*columns, strict=True)
             ]
             numbers = [video_numbers[path] for path in batch["path"]]
-            yield _Batch(vae(video.to(vae.dtype)).sample.float(), video, num_values, clip_infos, numbers)
+            yield _Batch(reconstruct(video), video, count_values(video[:1]), clip_infos, numbers)
 
-    return _evaluate(reconstruct(), networks, detectors, getattr(clips, "protocol", None), skipped)
+    return _evaluate(batches(), networks, detectors, getattr(clips, "protocol", None), skipped)
 
 
 def evaluate_pairs(

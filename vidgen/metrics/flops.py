@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,14 +20,14 @@ from pipelines import VidTwinTransformer3DModel
 def encode_flops(vae: VideoAutoencoder) -> float:
     """Return the FLOPs of encoding one clip of the model's size; a multiply-add counts as two."""
     if not isinstance(vae, AutoencoderKLVidTwin):
-        return _count_adapted(vae)[0]
+        return _count_adapted(vae, "encode")
     return _blocks_flops(vae) + _count_latent_modules(vae)[0]
 
 
 def decode_flops(vae: VideoAutoencoder) -> float:
     """Return the FLOPs of decoding one clip of the model's size; a multiply-add counts as two."""
     if not isinstance(vae, AutoencoderKLVidTwin):
-        return _count_adapted(vae)[1]
+        return _count_adapted(vae, "decode")
     return _blocks_flops(vae) + _count_latent_modules(vae)[1]
 
 
@@ -115,15 +116,12 @@ def _count_latent_modules(vae: AutoencoderKLVidTwin) -> tuple[float, float]:
 
 
 @torch.no_grad()
-def _count_adapted(vae: VideoAutoencoder) -> tuple[float, float]:
-    """Count the FLOPs of encoding and of decoding one clip with an adapted autoencoder, on meta tensors."""
+def _count_adapted(vae: VideoAutoencoder, method: Literal["encode", "decode"]) -> float:
+    """Count the FLOPs of encoding or decoding one clip with an adapted autoencoder, on meta tensors."""
     with torch.device("meta"):
         copied = adapt(empty_copy(vae.backbone)).eval().to("meta")  # some constructors choose the CPU
         copied.fit_latent_shape(vae.structure_shape)
-        inputs = torch.empty(1, *vae.clip_shape), torch.empty(1, vae.latent_size)
-    flops = []
-    for function, x in zip((copied.encode, copied.decode), inputs, strict=True):
-        with FlopCounterMode(display=False) as counter:
-            function(x)
-        flops.append(float(counter.get_total_flops()))
-    return flops[0], flops[1]
+        x = torch.empty(1, *vae.clip_shape) if method == "encode" else torch.empty(1, vae.latent_size)
+    with FlopCounterMode(display=False) as counter:
+        getattr(copied, method)(x)
+    return float(counter.get_total_flops())

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
+import scipy.linalg
 import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
@@ -297,9 +298,17 @@ def _covariance_root(statistics: FeatureStatistics) -> torch.Tensor:
     An eigenvalue below D * eps times the largest one counts as zero (the rule of `numpy.linalg.matrix_rank`), as most
     are with fewer samples than dimensions. Noise must not remain, because its root is not small: sqrt(1e-16) = 1e-8.
     """
-    eigenvalues, vectors = torch.linalg.eigh(statistics.covariance)  # ascending
+    eigenvalues, vectors = _eigh(statistics.covariance)
     threshold = eigenvalues[-1].clamp(min=0) * statistics.dim * torch.finfo(torch.float64).eps
     return vectors * torch.where(eigenvalues > threshold, eigenvalues, 0).sqrt()
+
+
+def _eigh(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return eigenvalues, ascending, and eigenvectors of a symmetric matrix (D, D)."""
+    try:
+        return torch.linalg.eigh(matrix)
+    except torch.linalg.LinAlgError:  # divide and conquer may fail if many eigenvalues are equal; QR does not
+        return tuple(map(torch.from_numpy, scipy.linalg.eigh(matrix.cpu().numpy(), driver="ev")))
 
 
 @contextmanager

@@ -190,6 +190,17 @@ def test_sets_smaller_than_their_dimension_match_the_reference(n, m):
     assert distance(x, y) == pytest.approx(reference_from_data(x, y), rel=1e-9)
 
 
+def test_a_decomposition_that_fails_to_converge_is_done_by_another_algorithm(monkeypatch):
+    x, y = features(6, 12, 0), features(7, 12, 1)  # most eigenvalues are zero
+    expected = distance(x, y)
+
+    def fail(matrix):
+        raise torch.linalg.LinAlgError("linalg.eigh: The algorithm failed to converge")
+
+    monkeypatch.setattr(torch.linalg, "eigh", fail)
+    assert distance(x, y) == pytest.approx(expected, rel=1e-10)
+
+
 def test_features_that_repeat_or_never_change_match_the_reference():
     x, y = features(60, 4), features(50, 4, 1)
     x, y = (torch.cat([z, z[:, :2], torch.full((len(z), 2), 0.7), 2 * z], dim=1) for z in (x, y))
