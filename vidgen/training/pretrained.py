@@ -50,22 +50,22 @@ class Parent:
         name: its folder, file or Hub repository.
         sha256: `weights_hash` of the model.
         config: its constructor arguments.
-        class_name: of a VAE, the name of its class.
         classes: of a pipeline, the names of its classes by id.
         scheduler: of a pipeline, the config of its scheduler, with the class under `_class_name`.
         encoder: of a pipeline, `encoder_hash` of its autoencoder.
         statistics: of a pipeline, mean and standard deviation of its latents, where its config states them.
+        class_name: of a VAE, the name of its class.
         weights: by name; empty in a resumed run.
     """
 
     name: str
     sha256: str
     config: dict[str, Any]
-    class_name: str = AutoencoderKLVidTwin.__name__
     classes: list[str] = field(default_factory=list)
     scheduler: dict[str, Any] = field(default_factory=dict)
     encoder: str | None = None
     statistics: tuple[list[float], list[float]] | None = None
+    class_name: str = AutoencoderKLVidTwin.__name__
     weights: Mapping[str, torch.Tensor] = field(default_factory=dict, repr=False)
 
     def record(self) -> dict[str, Any]:

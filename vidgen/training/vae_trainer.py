@@ -88,6 +88,8 @@ def build_vae(
             model = build_model(class_name, **overrides) if parent is None else build_vae_from(parent, overrides)
             return adapt(model, **({} if is_vidtwin else dict(num_frames=num_frames, height=height, width=width)))
         return AutoencoderKLVidTwin.from_preset(config.preset, config.latent_setting, **overrides)
+    except UserError:
+        raise
     except (ValueError, TypeError) as error:
         raise UserError(f"The model of this config cannot be built: {error}") from error
 

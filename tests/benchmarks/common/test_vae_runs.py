@@ -83,6 +83,6 @@ def test_paper_scale_is_scored_on_the_official_test_list(tmp_path, monkeypatch):
     (lists / "testlist01.txt").write_text("".join(f"{name}\n" for name in names[1::2]))
     settings = vae_runs.data_sets(argparse.Namespace(scale="paper", data=root))["ucf101"]
     config = load_config(VAETrainingConfig, ["model.preset=tiny-test", "output_dir=x", *settings])
-    model = argparse.Namespace(config=argparse.Namespace(num_frames=4, sample_size=32))
+    model = argparse.Namespace(clip_shape=(3, 4, 32, 32))
     clips = vae_runs.held_out_clips(model, config)
     assert sorted(f"{Path(f.path).parent.name}/{Path(f.path).name}" for f in clips.files) == names[1::2]

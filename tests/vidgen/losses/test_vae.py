@@ -188,8 +188,8 @@ def test_adaptive_weight_is_computed_in_float32():
     gradients = video(), video(seed=1)
     objective._last_layer_input.append(torch.randn(2, 4, 16, 32))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        half = objective._adaptive_weight(*gradients)
-    assert half == objective._adaptive_weight(*gradients)
+        half = objective._adaptive_weight(gradients[0], *gradients)
+    assert half == objective._adaptive_weight(gradients[0], *gradients)
 
 
 def test_adaptive_weight_refuses_a_sliced_decoder():
