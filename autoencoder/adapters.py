@@ -226,10 +226,11 @@ class AutoencoderAdapter(VideoAutoencoder, ModelMixin):
     def set_latent_statistics(self, mean: list[float], std: list[float]) -> None:
         """Set the statistics, also in the config or the buffers of the model where it has them."""
         self._statistics = (list(mean), list(std))
+        scaled = [value * _scaling_factor(self.model) for value in std]
         if "latents_mean" in self.model.config:
-            self.model.register_to_config(latents_mean=list(mean), latents_std=list(std))
+            self.model.register_to_config(latents_mean=list(mean), latents_std=scaled)
         elif isinstance(getattr(self.model, "latents_mean", None), torch.Tensor):
-            for buffer, values in ((self.model.latents_mean, mean), (self.model.latents_std, std)):
+            for buffer, values in ((self.model.latents_mean, mean), (self.model.latents_std, scaled)):
                 buffer.copy_(torch.tensor(values))
 
     def set_clip_size(self, num_frames: int, height: int, width: int) -> None:
@@ -446,7 +447,11 @@ def build_model(name: str, **arguments: Any) -> nn.Module:
 
 
 def empty_copy(model: nn.Module) -> nn.Module:
-    """A newly initialized model of the same class and config."""
+    """A newly initialized model of the same class and config, and in an adapter of the same clip size."""
+    if isinstance(model, AutoencoderAdapter):
+        copied = adapt(empty_copy(model.backbone))
+        copied.fit_latent_shape(model.structure_shape)
+        return copied
     if isinstance(model, ModelMixin):
         return type(model).from_config(model.config)
     return type(model)(model.config)
@@ -465,5 +470,9 @@ def _stated_statistics(model: nn.Module, channels: int) -> tuple[list[float] | N
         return None, None
     mean, std = (torch.as_tensor(x, dtype=torch.float64, device="cpu").view(channels, frames) for x in (mean, std))
     pooled = (std.square().mean(1) + mean.var(1, correction=0)).sqrt()
-    factor = getattr(model.config, "scaling_factor", None) or 1.0  # of normalized latents, in Diffusers' pipelines
-    return mean.mean(1).tolist(), (pooled / factor).tolist()
+    return mean.mean(1).tolist(), (pooled / _scaling_factor(model)).tolist()
+
+
+def _scaling_factor(model: nn.Module) -> float:
+    """The factor by which Diffusers' pipelines multiply normalized latents."""
+    return getattr(model.config, "scaling_factor", None) or 1.0

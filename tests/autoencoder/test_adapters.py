@@ -131,7 +131,7 @@ def test_statistics_that_a_model_states():
     assert frames.shape[1] > 1 and cosmos.latents_mean == pytest.approx(frames.mean(1).tolist())
 
 
-@pytest.mark.parametrize("name", ["AutoencoderKLWan", "AutoencoderKLLTXVideo"])
+@pytest.mark.parametrize("name", ["AutoencoderKLWan", "AutoencoderKLLTXVideo", "AutoencoderKLCogVideoX"])
 def test_measured_statistics_are_saved_with_the_class(name, tmp_path):
     model = tiny_peer(name)
     vae = adapt(model)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from autoencoder import AutoencoderKLVidTwin
-from autoencoder.adapters import adapt, empty_copy
+from autoencoder.adapters import empty_copy
 from autoencoder.grids import feature_frames, feature_grid
 from autoencoder.video_autoencoder import VideoAutoencoder
 from pipelines import VidTwinTransformer3DModel
@@ -119,8 +119,7 @@ def _count_latent_modules(vae: AutoencoderKLVidTwin) -> tuple[float, float]:
 def _count_adapted(vae: VideoAutoencoder, method: Literal["encode", "decode"]) -> float:
     """Count the FLOPs of encoding or decoding one clip with an adapted autoencoder, on meta tensors."""
     with torch.device("meta"):
-        copied = adapt(empty_copy(vae.backbone)).eval().to("meta")  # some constructors choose the CPU
-        copied.fit_latent_shape(vae.structure_shape)
+        copied = empty_copy(vae).eval().to("meta")  # some constructors choose the CPU
         x = torch.empty(1, *vae.clip_shape) if method == "encode" else torch.empty(1, vae.latent_size)
     with FlopCounterMode(display=False) as counter:
         getattr(copied, method)(x)

@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from autoencoder.adapters import empty_copy
+
 EMA_WEIGHTS = "ema.safetensors"
 OLD_EMA_WEIGHTS = "averaged.safetensors"  # its name in checkpoints of earlier versions
 
@@ -40,7 +42,7 @@ def ema_scope(model: ModelMixin, ema: EMAModel | None, device: torch.device) -> 
         weights = dict(model.named_parameters())
         if ema:
             weights |= dict(zip(averaged_parameters(model), ema.shadow_params, strict=True))
-        model = type(model).from_config(model.config).to(device)
+        model = empty_copy(model).to(device)
         with torch.no_grad():
             for name, target in model.named_parameters():
                 target.copy_(gather_shards(weights[name]))
