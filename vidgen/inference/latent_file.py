@@ -1,7 +1,7 @@
 """Files of a video's latents, written and read window by window.
 
 A .safetensors file that `TwinLatents.load` reads as a whole. It holds the packed `latents` (1, N * L) in the order of
-the windows; its metadata hold the shapes, the geometry, the frame rate of the video and the hash of the model.
+the windows; its metadata hold the shapes, the geometry, the frame rate of the video and the hash of the encoder.
 """
 
 from __future__ import annotations
@@ -23,8 +23,11 @@ from autoencoder.video_autoencoder import VideoAutoencoder
 
 from ..common.errors import UserError
 from ..common.io import atomic_write
+from ..common.loading import encoder_hash, weights_hash
 from .streaming import WindowLatents, window_geometry, window_starts
 
+# Hashes by their names in the metadata; files of earlier versions state that of the whole model.
+HASHES = {"encoder_sha256": encoder_hash, "model_sha256": weights_hash}
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 
@@ -34,7 +37,7 @@ def write_latents(
     vae: VideoAutoencoder,
     geometry: ClipGeometry,
     fps: Fraction,
-    model_hash: str,
+    sha256: str,
 ) -> Path:
     """Write the latents of a video as they arrive; the file appears when it is complete.
 
@@ -44,7 +47,7 @@ def write_latents(
         vae: the model of the latents.
         geometry: windows and tiles of the video.
         fps: frames per second, saved as a fraction.
-        model_hash: `weights_hash` of the model in float32.
+        sha256: `encoder_hash` of the model in float32.
 
     Raises:
         UserError: if the suffix is another one.
@@ -54,7 +57,7 @@ def write_latents(
         raise UserError(f"{path}: latents are written to .safetensors files only.")
     values = geometry.num_tiles * vae.latent_size
     metadata = layout_metadata(vae.structure_shape, vae.dynamics_shape, geometry)
-    metadata |= {"fps": str(Fraction(fps)), "model_sha256": model_hash}
+    metadata |= {"fps": str(Fraction(fps)), "encoder_sha256": sha256}
     with atomic_write(path) as unfinished, unfinished.open("wb") as file:
         file.write(_make_header(values, vae.dtype, metadata))
         for _, latents in video:
@@ -79,7 +82,6 @@ class LatentFile:
         structure_shape: of the latents of a window's tile.
         geometry: windows and tiles of the video; None for a clip of the model's size saved by `TwinLatents.save`.
         fps: frames per second; None if the file does not state it.
-        model_hash: hash of the model that encoded the video; None if the file does not state it.
 
     Raises:
         UserError: if it is not a file of a video's latents.
@@ -96,7 +98,7 @@ class LatentFile:
                 shape = file.get_slice("latents").get_shape()
             self.structure_shape, dynamics_shape, self.geometry = self._layout
             self.fps = Fraction(metadata["fps"]) if "fps" in metadata else None
-            self.model_hash = metadata.get("model_sha256")
+            self._hash = next(((kind, metadata[kind]) for kind in HASHES if kind in metadata), None)
             tiles = 1 if self.geometry is None else self.geometry.num_tiles
             expected = [1, tiles * (math.prod(self.structure_shape) + math.prod(dynamics_shape))]
             if shape != expected:
@@ -104,17 +106,24 @@ class LatentFile:
         except (SafetensorError, ValueError, ZeroDivisionError) as error:
             raise UserError(f"{path} does not hold the latents of a video: {error}") from error
 
-    def check_model(self, vae: VideoAutoencoder, model_hash: str | None) -> None:
-        """Raise a `UserError` if the latents are of another model; without a hash, compare their shapes only."""
+    def check_model(self, vae: VideoAutoencoder, any_model: bool = False) -> None:
+        """Raise a `UserError` if the latents are of another encoder; with `any_model`, of other shapes only.
+
+        The hash is that of the model in float32, so it must be checked before the model is converted.
+        """
         if self._layout[:2] != (vae.structure_shape, vae.dynamics_shape):
             raise UserError(
                 f"{self.path} holds latents of shapes {self._layout[0]} and {self._layout[1]}, but this model's are "
                 f"{vae.structure_shape} and {vae.dynamics_shape}."
             )
-        if None not in (model_hash, self.model_hash) and self.model_hash != model_hash:
+        if any_model or self._hash is None:
+            return
+        kind, saved = self._hash
+        found = HASHES[kind](vae)
+        if saved != found:
             raise UserError(
-                f"{self.path} was encoded with another model (sha256 {self.model_hash[:12]}…, this one is "
-                f"{model_hash[:12]}…); decode it with that model, or pass --any-model."
+                f"{self.path} was encoded with another model (sha256 {saved[:12]}…, this one is {found[:12]}…); "
+                "decode it with that model, or pass --any-model."
             )
 
     def windows(self, device: torch.device | str, dtype: torch.dtype) -> Iterator[WindowLatents]:

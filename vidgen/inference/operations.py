@@ -24,7 +24,7 @@ from autoencoder.video_autoencoder import VideoAutoencoder
 from pipelines.rollout import rollout
 
 from ..common.errors import UserError
-from ..common.loading import load_pipeline, load_vae, weights_hash
+from ..common.loading import encoder_hash, load_pipeline, load_vae
 from ..common.precision import place_model
 from ..common.progress import progress
 from ..common.video_writing import exact_rate
@@ -96,12 +96,12 @@ def encode(video: str, latents: str, **options: Any) -> Path:
     """
     settings = VideoOptions(**options)
     vae = load_vae(settings.model)
-    model_hash = weights_hash(vae)
+    sha256 = encoder_hash(vae)
     with settings.open(video) as reader:
         settings.prepare(vae, reader)
         geometry = video_geometry(vae, reader.num_frames, reader.height, reader.width)
         encoded = encode_windows(in_background(windows(reader, geometry)), vae)
-        path = write_latents(latents, _show_progress(encoded, geometry), vae, geometry, reader.fps, model_hash)
+        path = write_latents(latents, _show_progress(encoded, geometry), vae, geometry, reader.fps, sha256)
     values, pixels = geometry.num_tiles * vae.latent_size, 3 * math.prod(geometry.size)
     print(f"{path}: {values:,} values of {pixels:,} ({values / pixels:.3%}), {_describe(geometry, reader.fps)}")
     return path
@@ -131,7 +131,7 @@ def decode(
     vae = load_vae(model)
     vae.fit_latent_shape(file.structure_shape)
     check_components(vae, components)
-    file.check_model(vae, None if any_model else weights_hash(vae))
+    file.check_model(vae, any_model)
     place_model(vae, resolve_device(device), dtype)
     geometry = file.geometry or video_geometry(vae, *vae.clip_shape[1:])
     chunks = decode_windows(file.windows(vae.device, vae.dtype), vae, geometry, components)

@@ -17,10 +17,12 @@ import torch
 from command_line import fail
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from autoencoder import AutoencoderKLVidTwin, TwinLatents
 from pipelines import VidTwinPipeline, VidTwinTransformer3DModel, default_scheduler
 from vidgen.cli import main
+from vidgen.common.loading import load_vae, weights_hash
 from vidgen.data.sprites import render_sprite, sample_factors
 from vidgen.data.streams import FrameReader
 from vidgen.data.video import write_video
@@ -97,7 +99,7 @@ def test_encode_and_decode_equal_reconstruct(model, video, tmp_path):
     whole = TwinLatents.load(latents)
     assert whole.geometry.size == (11, 40, 48) and len(whole.structure) == 1
     with safe_open(latents, "pt") as file:
-        assert Fraction(file.metadata()["fps"]) == FPS and len(file.metadata()["model_sha256"]) == 64
+        assert Fraction(file.metadata()["fps"]) == FPS and len(file.metadata()["encoder_sha256"]) == 64
     main(["decode", str(latents), str(tmp_path / "c.mp4"), "--model", model, "--components", "structure"])
     assert read(tmp_path / "c.mp4")[1] == FPS
 
@@ -355,6 +357,22 @@ def test_latents_are_decoded_only_by_their_model(model, video, tmp_path, capsys)
     assert "another model" in fail(capsys, "decode", latents, tmp_path / "a.mp4", "--model", tmp_path / "another")
     assert "this model's are" in fail(capsys, "decode", latents, tmp_path / "a.mp4", "--model", tmp_path / "smaller")
     main(["decode", str(latents), str(tmp_path / "a.mp4"), "--model", str(tmp_path / "another"), "--any-model"])
+
+
+def test_latents_of_the_same_encoder_are_decoded(model, video, tmp_path, capsys):
+    """A model whose decoder was tuned decodes the latents of its parent; files of earlier versions need the parent."""
+    latents, tuned = tmp_path / "z.safetensors", AutoencoderKLVidTwin.from_pretrained(model, subfolder="vae")
+    main(["encode", video, str(latents), "--model", model])
+    tuned.decoder.proj_out.bias.data += 1
+    tuned.save_pretrained(tmp_path / "tuned")
+    main(["decode", str(latents), str(tmp_path / "a.mp4"), "--model", str(tmp_path / "tuned")])
+    with safe_open(latents, "pt") as file:
+        metadata = file.metadata() | {"model_sha256": weights_hash(load_vae(model))}
+        packed = file.get_tensor("latents")
+    del metadata["encoder_sha256"]
+    save_file({"latents": packed}, latents, metadata)
+    main(["decode", str(latents), str(tmp_path / "a.mp4"), "--model", model])
+    assert "another model" in fail(capsys, "decode", latents, tmp_path / "a.mp4", "--model", tmp_path / "tuned")
     assert len(read(tmp_path / "a.mp4")[0]) == 11
 
 
