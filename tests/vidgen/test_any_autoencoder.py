@@ -26,6 +26,7 @@ from vidgen.common.loading import encoder_hash, load_vae, weights_hash
 from vidgen.data.sprites import render_sprite, sample_factors, write_sprites
 from vidgen.data.streams import FrameReader
 from vidgen.data.video import write_video
+from vidgen.inference.operations import generate
 from vidgen.metrics import fvd
 from vidgen.metrics.detectors import Detector
 from vidgen.metrics.frechet import bootstrap_interval
@@ -109,6 +110,10 @@ def test_from_a_folder_to_generated_videos(name, sprites, tmp_path, monkeypatch)
     assert frames.shape == (1, *(vae.clip_shape[i] for i in (1, 0, 2, 3)))
     latents = pipeline([0], num_inference_steps=1, output_type="latent").frames
     assert latents.shape == (1, vae.latent_size)
+    with pytest.raises(
+        UserError, match=rf"more than {vae.clip_shape[1]} frames need the dynamics latent of a VidTwin"
+    ):
+        generate(str(tmp_path / "long.mp4"), model=str(final), frames=99)
     monkeypatch.setattr(fvd, "bootstrap_interval", partial(bootstrap_interval, resamples=4))
     protocol = replace(get_protocol("sprites"), frames=FRAMES.get(name, 5), size=16, fps=8, generated=4, real=4)
     sampling = Sampling(num_inference_steps=1, guidance_scale=1)

@@ -20,7 +20,8 @@ def run(options: argparse.Namespace) -> None:
     from ..common.loading import is_pipeline, load_pipeline, load_vae, public_config, weights_hash
     from ..metrics.flops import decode_flops, encode_flops
 
-    vae = load_vae(options.model)
+    pipeline = load_pipeline(options.model) if is_pipeline(options.model) else None
+    vae = load_vae(options.model) if pipeline is None or pipeline.vae is None else pipeline.autoencoder
     structure, dynamics = (" x ".join(map(str, shape)) for shape in (vae.structure_shape, vae.dynamics_shape))
     latents = {"structure latent": structure, "dynamics latent": dynamics}
     if not vae.has_dynamics:
@@ -36,8 +37,7 @@ def run(options: argparse.Namespace) -> None:
         "decode": f"{decode_flops(vae) / 1e9:,.1f} GFLOPs per clip",
         "sha256": weights_hash(vae),
     }
-    if is_pipeline(options.model):
-        pipeline = load_pipeline(options.model)
+    if pipeline is not None:
         facts["DiT parameters"] = pipeline.transformer.num_parameters()
         facts["DiT tokens"] = " + ".join(map(str, pipeline.transformer.num_tokens))
         facts["scheduler"] = type(pipeline.scheduler).__name__

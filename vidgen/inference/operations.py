@@ -228,6 +228,11 @@ def generate(
         labels = pipeline.get_label_ids([_parse_label(text, ids) for text in class_labels])
     clip_frames, height, width = pipeline.autoencoder.clip_shape[1:]
     frames = clip_frames if frames is None else frames
+    if (loop or frames > clip_frames) and not pipeline.autoencoder.has_dynamics:
+        raise UserError(
+            f"Loops and videos of more than {clip_frames} frames need the dynamics latent of a VidTwin; this model's "
+            f"autoencoder is {type(pipeline.vae).__name__}."
+        )
     paths = _number_paths(output, [None if label is None else str(names.get(label, label)) for label in labels], num)
     writers = iter([open_writer(path, fps=fps, width=width, height=height) for path in paths])
 
