@@ -110,11 +110,18 @@ def public_config(model: Any) -> dict[str, Any]:
 
 
 def is_pipeline(name: str) -> bool:
-    """Whether a folder or repository for `load_vae` holds a pipeline."""
+    """Whether a folder or repository for `load_vae` holds a `VidTwinPipeline`, and not one of Diffusers."""
     name = expand_home(name)
-    if Path(name).exists() or not _names_a_repository(name):
-        return (Path(name) / "model_index.json").is_file()
-    return (download(name, ["model_index.json"]) / "model_index.json").is_file()
+    folder = Path(name)
+    if not folder.exists() and _names_a_repository(name):
+        folder = download(name, ["model_index.json"])
+    try:
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        return index["_class_name"] == VidTwinPipeline.__name__
+    except OSError:
+        return False
+    except (ValueError, KeyError, TypeError):  # `load_pipeline` says what is wrong
+        return True
 
 
 def _names_a_repository(name: str) -> bool:
