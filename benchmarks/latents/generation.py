@@ -30,13 +30,13 @@ from .methods import Method
 from .training import load_run
 
 BATCH_SIZE = 32
-TRAINING_FLOPS = {"smoke": 1e8, "cpu": 2e13}  # of one DiT: 1470 steps on VidTwin's latents at scale cpu
+TRAINING_FLOPS = {"smoke": 1e8, "cpu": 1e13}  # of one DiT: 735 steps on VidTwin's latents at scale cpu
 SAMPLES = {"smoke": 4, "cpu": 384}  # generated and real clips
 CROPS = {"smoke": 1, "cpu": 4}  # of each training video in the latent cache
 SIZE = {"smoke": (1, 1, 24), "cpu": (4, 4, 32)}  # layers, heads and their dimension
 SAMPLING = {
     "smoke": Sampling(guidance_scale=2.0, num_inference_steps=2, class_sampling="prior"),
-    "cpu": Sampling(guidance_scale=2.0, num_inference_steps=50, class_sampling="prior"),
+    "cpu": Sampling(guidance_scale=2.0, num_inference_steps=25, class_sampling="prior"),
 }
 TIMED_SAMPLES = {"smoke": 1, "cpu": 8}
 # The schedule of configs/dit/sprites.yaml.

@@ -35,8 +35,8 @@ from .clips import FPS, SIDE, scored_clips
 from .methods import METHODS, PRESET, SEEDS, Method
 
 BATCH_SIZE = 4
-TRAINING_FLOPS = {"smoke": 1e9, "cpu": 8.3e13}  # of one run: 1200 steps of VidTwin at scale cpu
-TUNING_FRACTION = 0.2  # of these FLOPs, for a run that compares learning rates
+TRAINING_FLOPS = {"smoke": 1e9, "cpu": 4.15e13}  # of one run: 600 steps of VidTwin at scale cpu
+TUNING_FRACTION = 0.4  # of these FLOPs, for a run that compares learning rates
 # The objective and schedule of configs/vae/clips.yaml, without its GAN and flips.
 SETTINGS = ["gan.weight=0", "data.flip=false", "data.clips_per_video=1", f"train.train_batch_size={BATCH_SIZE}"]
 SETTINGS += ["train.checkpointing_steps=100", "train.checkpoints_total_limit=1", "train.validation_steps=1000000"]
