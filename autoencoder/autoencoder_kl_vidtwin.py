@@ -122,6 +122,8 @@ class AutoencoderKLVidTwin(
             much faster from scratch). Configs saved by older versions call it `heads="official"` or `"residual"`.
         linear_path: number of slow temporal frequencies of a linear encoder and decoder around the network
             (`autoencoder.linear_path`), of 16 frames for example 4; 0: none. Training programs fit it to clips first.
+        linear_path_experts: number of linear encoders and decoders per location of the structure latent
+            (`autoencoder.linear_experts`).
         latents_mean, latents_std: mean and standard deviation of the [structure, dynamics] latents over a training
             set. Trainers and pipelines apply them; `encode` and `decode` never do.
     """
@@ -176,6 +178,7 @@ class AutoencoderKLVidTwin(
         latents_std: list[float] | None = None,
         temporal_patch_size: int = 1,
         linear_path: int = 0,
+        linear_path_experts: int = 1,
     ) -> None:
         super().__init__()
         counts = (num_attention_heads, qformer_heads, num_layers, num_queries, num_frames)

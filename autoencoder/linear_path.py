@@ -7,6 +7,8 @@ Both are principal components of features with a role for each latent:
 * dynamics: fast frequencies, those over time that structure does not see. A frame is averaged over its height and over
   its width, as in VidTwin; lapped cosine bases of these averages keep the lowest frequencies of every position.
 
+With `linear_path_experts`, a location of the structure latent has several bases (`autoencoder.linear_experts`).
+
 Bases are orthonormal and fixed; the projections to latents and back are trained. Lapped bases (Malvar, "Signal
 Processing with Lapped Transforms", 1992) reach half a block into the blocks beside, so decoded blocks have no seams.
 """
@@ -22,9 +24,10 @@ from einops import rearrange
 from torch import nn
 
 from .grids import dynamics_grid, frame_size, structure_grid
+from .linear_experts import ExpertDecoder, ExpertEncoder, fit_experts
 
 POSTERIOR_STD = 0.1  # initial noise of a latent's value, as an amplitude of its component in clips of [-1, 1]
-NETWORK_GAIN = 0.03  # of the network's means; as a parameter it is trained to 0 before the network has learned
+NETWORK_GAIN = 0.03  # of the network's moments; as a parameter it is trained to 0 before the network has learned
 
 
 def cosine_basis(count: int, length: int) -> torch.Tensor:
@@ -60,6 +63,8 @@ class LinearFeatures(nn.Module):
     """The fixed bases: clips (B, C, T, H, W) to features and back.
 
     Attributes:
+        structure_features: shape of the features of a location of the structure latent: channels, slow temporal
+            frequencies, vertical and horizontal frequencies.
         sizes: number of features of a location of the structure latent, a column and a row of the dynamics latent.
 
     Raises:
@@ -86,8 +91,9 @@ class LinearFeatures(nn.Module):
         for name, basis in bases.items():
             self.register_buffer(name, basis.float(), persistent=False)
         channels, frames = config.in_channels, self.patch_frames
+        self.structure_features = (channels, config.linear_path, self.rows.shape[1], self.columns.shape[1])
         self.sizes = (
-            channels * config.linear_path * self.rows.shape[1] * self.columns.shape[1],
+            math.prod(self.structure_features),
             channels * frames * self.strip_columns.shape[1],
             channels * frames * self.strip_rows.shape[1],
         )
@@ -100,7 +106,7 @@ class LinearFeatures(nn.Module):
     def synthesize_structure(self, features: torch.Tensor) -> torch.Tensor:
         """(B, h_S, w_S, features) -> (B, C, T, H, W)."""
         rows, columns, slow = (basis.to(features) for basis in (self.rows, self.columns, self.slow))
-        features = features.unflatten(3, (-1, len(slow), rows.shape[1], columns.shape[1]))
+        features = features.unflatten(3, self.structure_features)
         return torch.einsum("brsckpq,sqw,rph,kt->bcthw", features, columns, rows, slow)
 
     def analyze_dynamics(self, clip: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -149,6 +155,8 @@ class LinearEncoder(nn.Module):
                     "latent's channels or queries, or raise linear_path."
                 )
         structure, columns, rows = (nn.Linear(size, n) for size, n in zip(self.features.sizes, values, strict=True))
+        if config.linear_path_experts > 1:
+            structure = ExpertEncoder(self.features.structure_features, values[0], config.linear_path_experts)
         self.structure, self.columns, self.rows = structure, columns, rows
         self.structure_logvar = nn.Parameter(torch.zeros(config.structure_channels, queries, 1, 1))
         self.dynamics_logvar = nn.Parameter(torch.zeros(channels, 1, sum(positions)))
@@ -165,12 +173,12 @@ class LinearEncoder(nn.Module):
         """
         linear = self.structure(self.features.analyze_structure(clip))
         linear = rearrange(linear, "b h w (q d) -> b d q h w", d=len(self.structure_logvar))
-        mean, logvar = structure.chunk(2, dim=1)
-        structure = torch.cat([linear + NETWORK_GAIN * mean, logvar + self.structure_logvar], dim=1)
+        mean, logvar = (NETWORK_GAIN * structure).chunk(2, dim=1)
+        structure = torch.cat([linear + mean, logvar + self.structure_logvar], dim=1)
         columns, rows = self.features.analyze_dynamics(clip)
         linear = torch.cat([self.columns(columns), self.rows(rows)], dim=2).movedim(-1, 1)
-        mean, logvar = dynamics.chunk(2, dim=1)
-        return structure, torch.cat([linear + NETWORK_GAIN * mean, logvar + self.dynamics_logvar], dim=1)
+        mean, logvar = (NETWORK_GAIN * dynamics).chunk(2, dim=1)
+        return structure, torch.cat([linear + mean, logvar + self.dynamics_logvar], dim=1)
 
 
 class LinearDecoder(nn.Module):
@@ -181,8 +189,10 @@ class LinearDecoder(nn.Module):
         self.features = LinearFeatures(config)
         values = config.structure_channels * config.num_queries, config.dynamics_channels, config.dynamics_channels
         structure, columns, rows = (nn.Linear(n, size) for n, size in zip(values, self.features.sizes, strict=True))
+        if config.linear_path_experts > 1:
+            structure = ExpertDecoder(values[0], self.features.sizes[0], config.linear_path_experts)
         self.structure, self.columns, self.rows = structure, columns, rows
-        for linear in (structure, columns, rows):
+        for linear in (m for m in self.modules() if isinstance(m, nn.Linear)):
             nn.init.zeros_(linear.weight)
             nn.init.zeros_(linear.bias)
 
@@ -209,12 +219,15 @@ def fit_linear_path(encoder: LinearEncoder, decoder: LinearDecoder, clips: Itera
     Raises:
         ValueError: if there are no clips.
     """
-    # Sum the features and their products.
-    device, sums = encoder.structure_logvar.device, {}
+    # Sum the features and their products; experts need the features themselves.
+    device, sums, locations = encoder.structure_logvar.device, {}, []
+    has_experts = isinstance(encoder.structure, ExpertEncoder)
     for batch in clips:
         batch = batch.to(device, torch.float32)
         columns, rows = encoder.features.analyze_dynamics(batch)
         all_features = {"structure": encoder.features.analyze_structure(batch), "columns": columns, "rows": rows}
+        if has_experts:
+            locations.append(all_features.pop("structure").flatten(0, 2))
         for name, features in all_features.items():
             features = features.flatten(0, 2).cpu().double()
             update = (len(features), features.sum(dim=0), features.T @ features)
@@ -232,6 +245,8 @@ def fit_linear_path(encoder: LinearEncoder, decoder: LinearDecoder, clips: Itera
         stds[name] = variances.flip(0)[:n].clamp(min=0).sqrt().clamp(min=POSTERIOR_STD)
         set_linear(getattr(encoder, name), components.T / stds[name][:, None], -(mean @ components) / stds[name])
         set_linear(getattr(decoder, name), components * stds[name], mean)
+    if has_experts:
+        stds["structure"] = fit_experts(encoder.structure, decoder.structure, torch.cat(locations), POSTERIOR_STD)
 
     # Set the noise of every latent value to the same amplitude in clips.
     logvars = {name: 2 * (POSTERIOR_STD / std).log() for name, std in stds.items()}

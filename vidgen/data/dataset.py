@@ -20,7 +20,7 @@ from ..common.io import atomic_write
 from .decoders import ClipReader
 from .listing import list_videos
 from .transforms import crop, frames_to_clip, resize_to_cover
-from .types import VideoFile
+from .types import VideoFile, VideoSource
 from .video import VideoError, probe
 
 
@@ -39,8 +39,11 @@ class ClipDataset(Dataset):
         num_frames, fps: a clip's length and rate; frames are chosen by their timestamps.
         resolution: side of the square clip in pixels, or (height, width). Frames are resized to cover it, with
             antialiasing, and the rest cropped.
-        train: random start, random crop and (with `flip`) random horizontal flip, drawn from (seed, epoch, index);
-            otherwise clips are cut from the middle of the video, in time and space.
+        train: random start, random crop and the augmentations below, drawn from (seed, epoch, index); otherwise clips
+            are cut from the middle of the video, in time and space.
+        flip: flip every other clip horizontally.
+        zoom: enlarge frames by a factor from 1 to this before the crop.
+        speed: play clips at 1 / this to this times their speed; a short video limits how fast.
         clips_per_video: how often each video is visited; without `train`, at evenly spaced starts.
         decoder: one of `vidgen.data.decoders.DECODERS`.
 
@@ -58,6 +61,8 @@ class ClipDataset(Dataset):
         *,
         train: bool = True,
         flip: bool = False,
+        zoom: float = 1.0,
+        speed: float = 1.0,
         seed: int = 0,
         clips_per_video: int = 1,
         classes: Sequence[str] = (),
@@ -72,7 +77,8 @@ class ClipDataset(Dataset):
             self.where = f"among the {len(self.files)} listed"
         self.num_frames, self.fps = num_frames, fps
         self.size = (resolution, resolution) if isinstance(resolution, int) else tuple(resolution)
-        self.train, self.flip, self.seed = train, flip, seed
+        self.train, self.seed = train, seed
+        self.flip, self.zoom, self.speed = flip, zoom, speed
         self.clips_per_video = clips_per_video
         self._bad: dict[int, str] = {}  # number of a video -> reason; each process has a separate one
         if not any(self._probe(number) for number in range(len(self.files))):
@@ -132,10 +138,17 @@ class ClipDataset(Dataset):
             time, down, across = rng.random(3)  # each from 0, the first possible place, to 1, the last
         else:
             time, down, across = (visit + 0.5) / self.clips_per_video, 0.5, 0.5
-        start = time * probe(path).latest_start(fps=self.fps, num_frames=self.num_frames)
-        frames, fallback = self.reader.read(path, start=start, fps=self.fps, num_frames=self.num_frames)
+        zoom = speed = 1.0
+        if self.train and self.zoom > 1:
+            zoom = rng.uniform(1, self.zoom)
+        if self.train and self.speed > 1:
+            speed = min(self.speed ** rng.uniform(-1, 1), self._fastest(path))
+        fps = self.fps / speed
+        start = time * probe(path).latest_start(fps=fps, num_frames=self.num_frames)
+        frames, fallback = self.reader.read(path, start=start, fps=fps, num_frames=self.num_frames)
         # Resize bytes, which is within one gray level of resizing floats, and at least five times as fast.
-        pixels = crop(resize_to_cover(rearrange(frames, "t h w c -> c t h w"), self.size), self.size, down, across)
+        covered = tuple(round(side * zoom) for side in self.size)
+        pixels = crop(resize_to_cover(rearrange(frames, "t h w c -> c t h w"), covered), self.size, down, across)
         if self.train and self.flip and rng.random() < 0.5:
             pixels = pixels.flip(-1)
         return {
@@ -146,6 +159,11 @@ class ClipDataset(Dataset):
             "start": start,
             "fallbacks": [] if fallback is None else [(str(path), fallback)],
         }
+
+    def _fastest(self, path: VideoSource) -> float:
+        """The highest speed at which a video is long enough for a clip."""
+        span = (self.num_frames - 1) / self.fps
+        return 1 + probe(path).latest_start(fps=self.fps, num_frames=self.num_frames) / span if span else self.speed
 
 
 def collate_clips(samples: Sequence[dict]) -> dict:

@@ -24,6 +24,7 @@ class PerceptualConfig(PathConfig):
     backbone: str = key("vgg", "ImageNet network; the paper uses vgg", choices=("vgg", "alex", "squeeze"))
     weights: str | None = key(None, "file with the backbone's weights; by default the one in torch hub's cache")
     weights_sha256: str | None = key(None, "SHA-256 of that file, if it is not torchvision's")
+    num_frames: int | None = key(None, "frames of each clip that are compared, drawn at random; null: all", minimum=1)
     chunk_size: int = key(16, "frames compared at a time; fewer need less memory", minimum=1)
 
 

@@ -107,7 +107,7 @@ class VAELoss(nn.Module):
         value = self.loss.l1_weight * l1 + self.loss.l2_weight * l2
         gradient = self.loss.l1_weight * l1_gradient + self.loss.l2_weight * l2_gradient
         if lpips is not None:
-            losses["lpips"], lpips_gradient = self._perceptual(fake, video)
+            losses["lpips"], lpips_gradient = self._perceptual(fake, video, noise)
             value = value + self.perceptual.weight * losses["lpips"]
             gradient = gradient + self.perceptual.weight * lpips_gradient
         if discriminator is not None and gan_scale is not None:
@@ -134,17 +134,25 @@ class VAELoss(nn.Module):
             losses["loss"] = losses["loss"] + (discriminator_loss - discriminator_loss.detach())
         return losses
 
-    def _perceptual(self, fake: torch.Tensor, video: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean LPIPS over frames and its gradient, computed in chunks of frames."""
-        (lpips,), size = self._lpips, self.perceptual.chunk_size
-        images, targets = (clips.transpose(1, 2).flatten(0, 1) for clips in (fake, video))
+    def _perceptual(
+        self, fake: torch.Tensor, video: torch.Tensor, noise: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean LPIPS over frames and its gradient, computed in chunks of frames; `noise` selects the frames."""
+        (lpips,), size, clips = self._lpips, self.perceptual.chunk_size, torch.arange(len(fake), device=fake.device)
+        frames = torch.arange(fake.shape[2], device=fake.device).expand(len(fake), -1)
+        if (self.perceptual.num_frames or len(frames[0])) < len(frames[0]):
+            frames = noise[:, : len(frames[0])].topk(self.perceptual.num_frames).indices.sort().values
+        at = (clips.repeat_interleave(frames.shape[1]), slice(None), frames.flatten())
+        images, targets = fake[at], video[at]
         value, gradients = fake.new_zeros(()), []
         for image, target in zip(images.split(size), targets.split(size), strict=True):
             share = len(image) / len(images)
             part, gradient = value_and_gradient(lambda x, target=target: lpips(x, target).mean(), image)
             value = value + share * part
             gradients.append(share * gradient)
-        return value, torch.cat(gradients).unflatten(0, (len(fake), -1)).transpose(1, 2)
+        gradient = torch.zeros_like(fake)
+        gradient[at] = torch.cat(gradients)
+        return value, gradient
 
     def _keep_last_layer_input(self, module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
         if torch.is_grad_enabled():

@@ -110,6 +110,8 @@ def build_datasets(
         classes=classes,
         train=True,
         flip=data.flip,
+        zoom=data.zoom,
+        speed=data.speed,
         seed=config.seed,
         clips_per_video=data.clips_per_video,
         **shape,
