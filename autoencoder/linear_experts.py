@@ -60,13 +60,9 @@ class ExpertEncoder(Experts):
     def measure_bands(self, features: torch.Tensor) -> torch.Tensor:
         """Log energies (..., 4 slow): of every temporal frequency, in the quadrants of the spatial frequencies."""
         energies = features.unflatten(-1, self.shape).square().sum(dim=-4)
-        row, column = self.middle
-        halves = [
-            half
-            for rows in (energies[..., :row, :], energies[..., row:, :])
-            for half in (rows[..., :column], rows[..., column:])
-        ]
-        return (torch.stack([half.sum(dim=(-2, -1)) for half in halves], dim=-1) + MIN_ENERGY).log().flatten(-2)
+        row_halves, column_halves = ((slice(half), slice(half, None)) for half in self.middle)
+        quadrants = [energies[..., rows, columns] for rows in row_halves for columns in column_halves]
+        return (torch.stack([part.sum(dim=(-2, -1)) for part in quadrants], dim=-1) + MIN_ENERGY).log().flatten(-2)
 
 
 class ExpertDecoder(Experts):
@@ -167,7 +163,8 @@ def fit_router(router: nn.Linear, hints: torch.Tensor, assigned: torch.Tensor) -
     inputs = (hints - mean) / std
     with torch.enable_grad():
         fitted = nn.Linear(router.in_features, router.out_features, device=hints.device)
-        nn.init.zeros_(fitted.weight), nn.init.zeros_(fitted.bias)
+        nn.init.zeros_(fitted.weight)
+        nn.init.zeros_(fitted.bias)
         optimizer = torch.optim.LBFGS(fitted.parameters(), max_iter=100, line_search_fn="strong_wolfe")
 
         def closure() -> torch.Tensor:

@@ -82,6 +82,8 @@ class LinearFeatures(nn.Module):
                 )
         if not 0 < config.linear_path < config.num_frames:
             raise ValueError(f"linear_path must be 0 to {config.num_frames - 1}, not {config.linear_path}.")
+        if config.linear_path_experts < 1:
+            raise ValueError(f"linear_path_experts must be at least 1, not {config.linear_path_experts}.")
         self.patch_frames = config.temporal_patch_size
         bases = {
             "slow": cosine_basis(config.linear_path, config.num_frames),

@@ -126,8 +126,9 @@ def test_components_add_up_and_improve(clips):
 
 
 @torch.no_grad()
-def test_components_depend_on_one_latent(clips):
-    model = tiny()
+@pytest.mark.parametrize("experts", [1, 2])
+def test_components_depend_on_one_latent(experts, clips):
+    model = tiny(linear_path_experts=experts)
     model.fit_linear_path([clips])
     latents, _ = linear_latents(model, clips[:2])
     for components, other in (
@@ -171,9 +172,9 @@ def test_the_network_has_the_weights_of_a_model_without_the_path():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("bottleneck", ["plain", "residual"])
-def test_save_and_load(bottleneck, clips, tmp_path):
-    model = tiny(bottleneck=bottleneck)
+@pytest.mark.parametrize(("bottleneck", "experts"), [("plain", 1), ("residual", 3)])
+def test_save_and_load(bottleneck, experts, clips, tmp_path):
+    model = tiny(bottleneck=bottleneck, linear_path_experts=experts)
     model.fit_linear_path([clips])
     model.save_pretrained(tmp_path)
     loaded = AutoencoderKLVidTwin.from_pretrained(tmp_path)
@@ -181,8 +182,9 @@ def test_save_and_load(bottleneck, clips, tmp_path):
     assert loaded(torch.zeros(1, 3, 6, 40, 70)).sample.shape == (1, 3, 6, 40, 70)
 
 
-def test_every_parameter_is_trained(clips):
-    model = tiny().train()
+@pytest.mark.parametrize("experts", [1, 2])
+def test_every_parameter_is_trained(experts, clips):
+    model = tiny(linear_path_experts=experts).train()
     model.fit_linear_path([clips])
     posterior = model.encode(clips[:2]).latent_dist
     (model.decode(posterior.sample()).sample.square().sum() + posterior.kl().sum()).backward()
@@ -195,6 +197,7 @@ def test_every_parameter_is_trained(clips):
     [
         (dict(linear_path=4), "linear_path must be 0 to 3, not 4"),
         (dict(linear_path=-1), "linear_path must be 0 to 3, not -1"),
+        (dict(linear_path_experts=0), "linear_path_experts must be at least 1, not 0"),
         (dict(sample_size=(40, 64)), "divide 40 x 64 pixels into blocks of an even size, not 3 x 4"),
         (dict(single_latent=True), "does not support single_latent"),
         (dict(linear_path=1, structure_channels=200), "192 features for the 600 values of a location of structure"),

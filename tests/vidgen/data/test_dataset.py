@@ -236,6 +236,34 @@ def test_flip_applies_to_about_half_and_only_in_training(sprites):
     assert all(same(still[0][index], still[1][index]) for index in range(8))
 
 
+def test_zoom_shows_a_part_of_the_frame(tmp_path):
+    ramp = np.broadcast_to(np.linspace(0, 255, 96).astype(np.uint8)[None, None, :, None], (8, 64, 96, 3))
+    write_video(tmp_path / "a.mp4", ramp, 8)
+    data = ClipDataset(tmp_path, 8, 8, (32, 48), zoom=2)
+    spans = [data[epoch, 0]["video"].diff(dim=-1).mean().item() for epoch in range(12)]
+    whole = ClipDataset(tmp_path, 8, 8, (32, 48), zoom=2, train=False)[0]["video"].diff(dim=-1).mean().item()
+    assert all(whole / 2.1 < span < 1.05 * whole for span in spans)
+    assert max(spans) - min(spans) > 0.2 * whole
+    assert data[0]["video"].shape == (3, 8, 32, 48)
+
+
+def test_speed_is_limited_by_short_videos(tmp_path):
+    """Frames whose gray level is their time: the steps between them are the speed."""
+    for name, frames in (("a", 17), ("b", 60)):
+        times = np.broadcast_to((4 * np.arange(frames, dtype=np.uint8))[:, None, None, None], (frames, 64, 64, 3))
+        write_video(tmp_path / f"{name}.mp4", times, 8)
+    data = ClipDataset(tmp_path, 8, 8, 32, speed=3)
+    steps = {index: [] for index in range(2)}
+    for epoch in range(16):
+        for index in range(2):
+            sample = data[epoch, index]
+            assert sample["skipped"] == []
+            levels = sample["video"].mean(dim=(0, 2, 3)) * 127.5 / 4
+            steps[index].append((levels[-1] - levels[0]).item() / 7)
+    assert 0.25 < min(steps[0]) < 0.8 and 2 < max(steps[0]) < 2.4  # 17 frames at up to 16 / 7 times the speed
+    assert 0.25 < min(steps[1]) < 0.8 and 2.4 < max(steps[1]) < 3.2
+
+
 def test_several_clips_per_video(clips):
     data = ClipDataset(clips / "ucf101", **SHAPE, train=False, clips_per_video=3)
     starts = {index: data[index]["start"] for index in range(len(data))}

@@ -101,6 +101,23 @@ def test_lpips_is_the_mean_over_frames_however_they_are_chunked(chunk_size):
     assert_same_gradients(found, gradients(objective.vae))
 
 
+def test_lpips_of_some_frames_of_each_clip():
+    """The noise selects the frames; the others have no gradient, and their mean is that of all frames."""
+    clips, values = video(), []
+    for num_frames in (1, clips.shape[2]):
+        objective = build(perceptual=PerceptualConfig(weight=1.0, backbone="squeeze", num_frames=num_frames))
+        fake = (clips + 0.2 * torch.randn(clips.shape, generator=torch.Generator().manual_seed(0))).clamp(-1, 1)
+        noise = torch.randn(64, len(clips), 32, generator=torch.Generator().manual_seed(1))
+        parts = [objective._perceptual(fake, clips, part) for part in noise[: 64 if num_frames == 1 else 1]]
+        values.append(torch.stack([value for value, _ in parts]).mean())
+        for part, (_, gradient) in zip(noise, parts, strict=False):
+            has_gradient = gradient.abs().sum(dim=(1, 3, 4)) > 0
+            assert torch.equal(has_gradient.sum(dim=1), torch.full((len(clips),), num_frames))
+            if num_frames == 1:
+                assert torch.equal(has_gradient.int().argmax(dim=1), part[:, : clips.shape[2]].argmax(dim=1))
+    torch.testing.assert_close(values[0], values[1], rtol=0.1, atol=0)
+
+
 @pytest.mark.parametrize("kind", ["2d", "3d"])
 @pytest.mark.parametrize("loss", ["hinge", "non_saturating"])
 def test_a_plain_gan_term(kind, loss):
