@@ -1,7 +1,7 @@
 """Several linear encoders and decoders per location of the structure latent, of which a router mixes or chooses.
 
 One basis cannot fit both still blocks, whose values go to fine detail, and moving ones, whose values go to change over
-time. Experts do: each has a basis of its own, fitted to the blocks that it reconstructs best. A location's first value
+time. Experts do: each has a separate basis, fitted to the blocks that it reconstructs best. A location's first value
 says which expert encoded it; the decoder reads it there.
 """
 
