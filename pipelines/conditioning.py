@@ -131,7 +131,7 @@ def get_keep_mask(
 
 
 def encode_conditioning(
-    condition: ConditioningInput, stream: str, vae: VideoAutoencoder, device: torch.device
+    condition: ConditioningInput, stream: str, vae: VideoAutoencoder, device: torch.device, is_image: bool = False
 ) -> torch.Tensor:
     """Encode the conditioning input of one stream to latents (B, values), float32, not normalized.
 
@@ -143,6 +143,7 @@ def encode_conditioning(
         stream: "structure" or "dynamics".
         vae: the autoencoder.
         device: to encode on.
+        is_image: of clips, use the first frame only.
 
     Raises:
         ValueError: if the type, the size or a value of the input is not supported.
@@ -159,6 +160,7 @@ def encode_conditioning(
         check_finite_tensor(stream, condition)
         return condition.detach().to(device, torch.float32).flatten(1)
     clips = prepare_clips(condition, stream, vae)
+    clips = clips[:, :, :1].expand_as(clips) if is_image else clips
     latents = vae.encode(clips.to(device, vae.dtype)).latent_dist.mode()
     check_finite_output("the autoencoder", latents, vae)
     return getattr(vae.unpack(latents), stream).float().flatten(1)

@@ -244,36 +244,48 @@ class VidTwinPipeline(
 
     def prepare_conditioning(
         self, conditions: dict[str, ConditioningInput], num_labels: int, device: torch.device
-    ) -> tuple[torch.Tensor | None, int]:
-        """Encode conditioning inputs to normalized latents (N, L); one input or one label serves all N videos.
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, int]:
+        """Encode conditioning inputs to normalized latents; one input or one label serves all N videos.
 
         Args:
-            conditions: inputs by stream; the other stream's latents are zero.
+            conditions: inputs by name: `structure`, `dynamics`, `image`.
             num_labels: number of class labels.
             device: to encode on.
 
         Returns:
-            The latents, None without conditions, and the number N of videos.
+            The latents of the streams (N, L), where a stream without an input is arbitrary, or None without such
+            inputs; the structure latents of the images (N, L_S), or None; and the number N of videos.
 
         Raises:
             ValueError: if there is no autoencoder, or an input does not fit it or is neither one nor N.
         """
         if not conditions:
-            return None, num_labels
+            return None, None, num_labels
         if self.vae is None:
             raise ValueError(f"{' and '.join(conditions)}: conditioning requires a vae, but this pipeline has none.")
-        vae = self.autoencoder
-        streams = {name: encode_conditioning(value, name, vae, device) for name, value in conditions.items()}
-        counts = {"class_labels": num_labels, **{name: len(latents) for name, latents in streams.items()}}
+        if "image" in conditions and self.transformer.image_embed is None:
+            raise ValueError("image: this pipeline's transformer has no image_conditioning; pass structure instead.")
+        vae, encoded = self.autoencoder, {}
+        for name, value in conditions.items():
+            stream, is_image = ("structure", True) if name == "image" else (name, False)
+            encoded[name] = encode_conditioning(value, stream, vae, device, is_image)
+        counts = {"class_labels": num_labels, **{name: len(latents) for name, latents in encoded.items()}}
         count = max(counts.values())
         for name, number in counts.items():
             if number not in (1, count):
                 raise ValueError(f"{name} has length {number}, but the batch size is {count}: pass one, or {count}.")
-        parts = [
-            streams[name].expand(count, -1) if name in streams else torch.zeros(count, size, device=device)
-            for name, size in zip(STREAMS, self._stream_sizes, strict=True)
-        ]
-        return normalize_latents(torch.cat(parts, dim=1), vae, *self.latent_statistics), count
+
+        def normalize(**streams: torch.Tensor) -> torch.Tensor:
+            parts = [
+                streams[name].expand(count, -1) if name in streams else torch.zeros(count, size, device=device)
+                for name, size in zip(STREAMS, self._stream_sizes, strict=True)
+            ]
+            return normalize_latents(torch.cat(parts, dim=1), vae, *self.latent_statistics)
+
+        image = encoded.pop("image", None)
+        if image is not None:
+            image = normalize(structure=image)[:, : self._stream_sizes[0]]
+        return normalize(**encoded) if encoded else None, image, count
 
     def prepare_extra_step_kwargs(self, generator: Generator, eta: float) -> dict[str, Any]:
         """Return the arguments, of generator and eta, that the scheduler's `step` takes."""
@@ -331,6 +343,7 @@ class VidTwinPipeline(
         structure_strength: float = 0.0,
         dynamics_strength: float = 0.0,
         kept_frames: Sequence[int] = (),
+        image: ConditioningInput | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
         output_type: str = "pil",
@@ -341,10 +354,11 @@ class VidTwinPipeline(
         | None = None,
         callback_on_step_end_tensor_inputs: list[str] | None = None,
     ) -> VidTwinPipelineOutput | tuple:
-        """Generate videos, from noise or conditioned on one or both streams.
+        """Generate videos, from noise or conditioned on an image or on one or both streams.
 
-        With `structure` the model generates dynamics (image-to-video), with `dynamics` it generates structure (motion
-        transfer); a strength above 0 varies the conditioning itself. Conditioning requires a model trained with a
+        With `image` the model generates both streams of a clip that begins with it (image-to-video), which requires a
+        transformer with `image_conditioning`. With `structure` it generates dynamics, and with `dynamics` structure
+        (motion transfer); a strength above 0 varies the conditioning itself. This requires a model trained with a
         timestep per stream (`diffusion.independent_timesteps`).
 
         Args:
@@ -364,6 +378,8 @@ class VidTwinPipeline(
             structure_strength, dynamics_strength: fraction of denoising steps applied to the conditioning latent (0:
                 unchanged, 1: ignored), as in image-to-image pipelines.
             kept_frames: frames whose `dynamics` are kept at any strength; the others are generated around them.
+            image: the first frame: an image, a clip or the structure latents of an image, one or one per class; see
+                `encode_conditioning`.
             generator: one for all videos, or a list with one per video.
             latents: standard normal noise (B, L) to start from.
             output_type: "pil", "np", "pt" or "latent"; see `VidTwinPipelineOutput`.
@@ -408,14 +424,14 @@ class VidTwinPipeline(
         # 2. Prepare conditioning latents and class labels.
         null_class = self.transformer.config.num_classes
         label_ids = [null_class] if class_labels is None else self.get_label_ids(class_labels)
-        conditions = {"structure": structure, "dynamics": dynamics}
+        conditions = {"structure": structure, "dynamics": dynamics, "image": image}
         conditions = {name: value for name, value in conditions.items() if value is not None}
-        clean, count = self.prepare_conditioning(conditions, len(label_ids), device)
+        clean, image_latents, count = self.prepare_conditioning(conditions, len(label_ids), device)
         labels = None
         if null_class is not None:
             label_ids = label_ids * count if len(label_ids) == 1 else label_ids
             label_ids = [label for label in label_ids for _ in range(num_videos_per_prompt)]
-            if clean is None:
+            if not conditions:
                 label_ids = self.draw_subclasses(label_ids, generator)
             labels = torch.tensor(label_ids, device=device)
 
@@ -457,6 +473,8 @@ class VidTwinPipeline(
         estimate = None  # of the clean latents, for self-conditioning
         cached_rows = None  # batch size of the activations in the transformer's cache
         dtype = self.transformer.dtype
+        if image_latents is not None:
+            image_latents = image_latents.repeat_interleave(num_videos_per_prompt, dim=0).to(dtype)
         with self.progress_bar(total=len(timesteps)) as progress_bar:
             for i, t in enumerate(timesteps):
                 if self.interrupt:
@@ -489,6 +507,7 @@ class VidTwinPipeline(
                         model_labels,
                         self_condition,
                         modulations=None if modulations is None else [layer[i, :rows] for layer in modulations],
+                        image_latents=None if image_latents is None else torch.cat([image_latents] * copies),
                         return_dict=False,
                     )[0]
                 if do_guidance:

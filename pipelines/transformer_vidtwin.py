@@ -24,7 +24,7 @@ from autoencoder.attention import ProcessorMixin, attention
 from autoencoder.latents import TwinLatents
 from autoencoder.model_card import ModelCardMixin, count_parameters, find_parents, render_card
 
-from .embeddings import StreamEmbedding, TwinConditionEmbedding, unpatchify
+from .embeddings import StreamEmbedding, TwinConditionEmbedding, patchify, unpatchify
 from .lora import LoraAdapterMixin
 from .presets import preset_config
 
@@ -193,6 +193,7 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
         qk_norm: "rms_norm" per head, or None.
         self_conditioning: whether the previous estimate of the clean latents is an input (Chen et al., arXiv
             2208.04202).
+        image_conditioning: whether the structure latent of an image, such as the first frame, can be an input.
 
     Raises:
         ValueError: if a patch does not divide its latent, or an option is unknown.
@@ -219,6 +220,7 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
         class_embed_dim: int = 256,
         qk_norm: str | None = "rms_norm",
         self_conditioning: bool = False,
+        image_conditioning: bool = False,
     ) -> None:
         super().__init__()
         structure_grid = compute_grid("structure", structure_shape, structure_patch_size, "(query, row, column)")
@@ -241,6 +243,8 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
         self.dynamics_embed = StreamEmbedding(self.dynamics_shape, tuple(dynamics_patch_size), dim, self_conditioning)
 
         # 2. Conditions
+        patch_dim = math.prod(structure_patch_size) * structure_shape[0]
+        self.image_embed = nn.Linear(patch_dim, dim) if image_conditioning else None
         self.condition_embed = TwinConditionEmbedding(dim, None if cross_attention else num_classes)
         self.class_embed = nn.Embedding(num_classes + 1, class_embed_dim) if cross_attention else None
 
@@ -323,6 +327,8 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
         for embed in (self.structure_embed, self.dynamics_embed):
             nn.init.normal_(embed.proj.bias, std=0.02)
         zeros = [self.modulation_out[1], self.structure_out, self.dynamics_out]
+        if self.image_embed is not None:
+            zeros.append(self.image_embed)
         for block in self.transformer_blocks:
             zeros.append(block.modulation[1])
             if block.attn2 is not None:
@@ -376,6 +382,8 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
         self_condition: torch.Tensor | None = None,
         return_dict: bool = True,
         modulations: Sequence[torch.Tensor] | None = None,
+        image_latents: torch.Tensor | None = None,
+        image_mask: torch.Tensor | None = None,
     ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
         """Predict from noisy latents.
 
@@ -386,12 +394,15 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
             self_condition: the previous estimate of the clean latents (B, L); None: zeros.
             return_dict: whether to return a `Transformer2DModelOutput` or a tuple.
             modulations: the precomputed `self.modulations(timestep, class_labels)`; None: computed here.
+            image_latents: packed structure latents of an image (B, L_S), normalized; None: without an image.
+            image_mask: (B,) bool, which clips have an image; None: all, if there are `image_latents`.
 
         Returns:
             A `Transformer2DModelOutput` whose `sample` is packed (B, L), or a tuple with it.
 
         Raises:
-            ValueError: if a shape is wrong, or labels or an estimate are passed or missing against the config.
+            ValueError: if a shape is wrong, or labels, an estimate or an image are passed or missing against the
+                config.
         """
         batch = hidden_states.shape[0]
         if timestep.shape not in ((batch,), (batch, 2)):
@@ -406,6 +417,8 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
 
         # 1. Tokens and conditions
         structure = self.structure_embed(*(latent.structure for latent in latents))
+        if image_latents is not None:
+            structure = structure + self._embed_image(image_latents, image_mask)
         dynamics = self.dynamics_embed(*(latent.dynamics for latent in latents))
         x = torch.cat([structure, dynamics], dim=1)
         conditioning = self._condition(timestep, class_labels, hidden_states.dtype) if modulations is None else None
@@ -455,6 +468,17 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
         if timestep.ndim == 1:
             timestep = timestep[:, None].expand(-1, 2)
         return self.condition_embed(timestep, class_labels, dtype)
+
+    def _embed_image(self, image_latents: torch.Tensor, image_mask: torch.Tensor | None) -> torch.Tensor:
+        """Packed structure latents (B, L_S) of images, for some of the clips -> (B, structure tokens, D)."""
+        if self.image_embed is None:
+            raise ValueError("This model has no image_conditioning: leave image_latents out.")
+        if image_latents.shape[1:] != (math.prod(self.structure_shape),):
+            expected = f"(B, {math.prod(self.structure_shape)})"
+            raise ValueError(f"image_latents must be {expected}, but have shape {tuple(image_latents.shape)}.")
+        latents = image_latents.unflatten(1, self.structure_shape)
+        tokens = self.image_embed(patchify(latents, self.structure_embed.patch_size))
+        return tokens if image_mask is None else tokens * image_mask[:, None, None]
 
     def _check_labels(self, class_labels: torch.Tensor | None) -> None:
         if (class_labels is None) != (self.config.num_classes is None):

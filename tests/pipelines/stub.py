@@ -32,7 +32,7 @@ class StubTransformer(ModelMixin, ConfigMixin, CacheMixin):
         self.latent_size = sum(sizes)
         self.model_fn: ModelFn
 
-    def forward(self, hidden_states, timestep, class_labels, self_condition, modulations, return_dict):
+    def forward(self, hidden_states, timestep, class_labels, self_condition, modulations, image_latents, return_dict):
         return (self.model_fn(hidden_states, timestep, self_condition),)
 
 
@@ -40,7 +40,7 @@ class StubPipeline(VidTwinPipeline):
     """Its conditioning inputs are packed normalized latents (B, L)."""
 
     def prepare_conditioning(self, conditions, num_labels, device):
-        return next(iter(conditions.values()), None), self.batch_size
+        return next(iter(conditions.values()), None), None, self.batch_size
 
 
 def denoise(

@@ -291,3 +291,46 @@ def test_values_out_of_range_are_refused(pipe, latents, vae):
     alone = VidTwinPipeline(None, pipe.transformer, pipe.scheduler)
     with pytest.raises(ValueError, match="structure: conditioning requires a vae"):
         alone(0, structure=latents, output_type="latent", num_inference_steps=1)
+
+
+# --- images ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def image_pipe(vae, make_transformer) -> VidTwinPipeline:
+    pipeline = VidTwinPipeline(vae, make_transformer(image_conditioning=True), default_scheduler())
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def test_both_streams_depend_on_the_image(image_pipe, clips):
+    free, animated = generate(image_pipe, [0, 2]), generate(image_pipe, [0, 2], image=clips[:, :1])
+    for stream in STREAMS:
+        assert (getattr(free, stream) - getattr(animated, stream)).abs().max() > 1e-2
+    of_clips = generate(image_pipe, [0, 2], image=clips)  # their first frames
+    assert torch.equal(of_clips.pack(), animated.pack())
+    guided = generate(image_pipe, [0, 2], image=clips[:, :1], guidance_scale=3.0)
+    assert guided.structure.shape == animated.structure.shape
+
+
+def test_the_image_is_the_normalized_structure_of_a_still_clip(image_pipe, clips, monkeypatch):
+    seen, forward = [], image_pipe.transformer.forward
+    monkeypatch.setattr(image_pipe.transformer, "forward", lambda *a, **k: seen.append(k) or forward(*a, **k))
+    generate(image_pipe, 1, image=clips[:1], num_videos_per_prompt=2, num_inference_steps=1)
+    still = clips[:1, :1].expand_as(clips[:1]).transpose(1, 2) * 2 - 1
+    latents = image_pipe.vae.unpack(image_pipe.vae.encode(still).latent_dist.mode()).structure.flatten(1)
+    expected = (latents - 0.1) / 2.0  # the statistics of the autoencoder
+    torch.testing.assert_close(seen[0]["image_latents"], expected.expand(4, -1))  # two videos, guided
+    encoded = generate(image_pipe, 1, image=image_pipe.vae.unpack(latents_of(image_pipe, still)).structure)
+    assert torch.equal(encoded.pack(), generate(image_pipe, 1, image=clips[:1]).pack())
+
+
+def latents_of(pipe: VidTwinPipeline, video: torch.Tensor) -> torch.Tensor:
+    return pipe.vae.encode(video).latent_dist.mode()
+
+
+def test_images_need_a_model_for_them(pipe, image_pipe, clips):
+    with pytest.raises(ValueError, match="image: this pipeline's transformer has no image_conditioning; pass struc"):
+        pipe(0, image=clips[:1])
+    with pytest.raises(ValueError, match="image has length 2, but the batch size is 3: pass one, or 3"):
+        image_pipe([0, 1, 2], image=clips)

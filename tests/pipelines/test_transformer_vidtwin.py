@@ -316,3 +316,35 @@ def test_learns_four_latents_and_samples_them(vae):
     latents = pipe([0, 1, 2, 3], guidance_scale=1.0, num_inference_steps=10, output_type="latent").frames
     error = (normalize_latents(latents, vae) - clean).square().mean(dim=1)
     assert error.max() < 0.2  # standard normal latents: a wrong clip would be at 2
+
+
+# --- images ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_model_without_images_gains_them_unchanged(vae, transformer, inputs):
+    """New image conditioning starts at zero."""
+    model = VidTwinTransformer3DModel.from_preset("tiny-test", vae, num_classes=3, image_conditioning=True).eval()
+    missing, unexpected = model.load_state_dict(transformer.state_dict(), strict=False)
+    assert missing == ["image_embed.weight", "image_embed.bias"] and not unexpected
+    image, _ = split(model, torch.randn(BATCH, model.latent_size))
+    assert torch.equal(model(**inputs, image_latents=image).sample, transformer(**inputs).sample)
+
+
+@torch.no_grad()
+def test_an_image_changes_the_clips_that_have_one(make_transformer, inputs):
+    model = make_transformer(image_conditioning=True)
+    image, _ = split(model, torch.randn(BATCH, model.latent_size))
+    without, with_image = model(**inputs).sample, model(**inputs, image_latents=image).sample
+    assert ((with_image - without).abs().amax(dim=1) > 1e-3).all()
+    some = model(**inputs, image_latents=image, image_mask=torch.tensor([True, False])).sample
+    torch.testing.assert_close(some, torch.stack([with_image[0], without[1]]))
+    black = model(**inputs, image_latents=torch.zeros_like(image)).sample
+    assert not torch.allclose(black, without)  # an image of zeros is not the absence of one
+
+
+def test_images_that_do_not_fit_are_errors(make_transformer, transformer, inputs):
+    image, dynamics = split(transformer, inputs["hidden_states"])
+    with pytest.raises(ValueError, match="no image_conditioning: leave image_latents out"):
+        transformer(**inputs, image_latents=image)
+    with pytest.raises(ValueError, match=rf"image_latents must be \(B, {image.shape[1]}\)"):
+        make_transformer(image_conditioning=True)(**inputs, image_latents=dynamics)
