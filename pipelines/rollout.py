@@ -26,6 +26,7 @@ def rollout(
     dynamics_strength: float = 0.6,
     loop: bool = False,
     first: torch.Tensor | None = None,
+    image: ConditioningInput | None = None,
     **options: Any,
 ) -> torch.Tensor:
     """Generate videos of any length, window by window.
@@ -44,6 +45,8 @@ def rollout(
             the video back and forth, to 1, which makes windows independent.
         loop: generate a seamless loop: the last window ends with the first frames of the first window.
         first: the first window (B, T, 3, H, W) in [0, 1], one per video or one for all; None: generated.
+        image: the first frame of the video, for a transformer with `image_conditioning`; later windows are conditioned
+            on their first frames.
         options: further arguments of the pipeline, such as `num_videos_per_prompt`, `guidance_scale` and `generator`.
 
     Returns:
@@ -93,7 +96,9 @@ def rollout(
         raise ValueError(f"first has {len(first)} windows for {num_videos} videos: pass one, or one per video.")
 
     # Generate window after window; the last window of a loop also ends with the first frames.
-    video = pipeline(num_videos_per_prompt=videos_per_label, **options).frames if first is None else first
+    video = first
+    if first is None:
+        video = pipeline(num_videos_per_prompt=videos_per_label, image=image, **options).frames
     options |= {"structure_strength": structure_strength, "dynamics_strength": dynamics_strength}
     total = num_frames + overlap * loop
     while video.shape[1] < total:
@@ -102,6 +107,8 @@ def rollout(
         if loop and video.shape[1] + step >= total:
             window = torch.cat([window[:, :step], video[:, :overlap]], dim=1)
             kept_frames += range(step, length)
+        if image is not None:
+            options["image"] = window[:, :1]
         window = pipeline(structure=window, dynamics=window, kept_frames=kept_frames, **options).frames
         video = crossfade(video, window.to(video), overlap)
     if loop:

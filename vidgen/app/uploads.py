@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from ..common.errors import UserError
+from ..common.images import NOT_AN_IMAGE, read_image
 from ..data.streams import FrameReader
 from ..data.video import VideoError, probe, read_header
 
-IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-NOT_AN_IMAGE = "it is not a whole PNG, JPEG, WebP or BMP image"
 MAX_ASPECT = 8  # longer side over shorter side; several thinner videos side by side would be too small to see
 
 
@@ -66,18 +64,7 @@ def open_image(path: str | os.PathLike, limits: UploadLimits) -> Image.Image:
     """
     path = Path(path)
     _check_bytes(path, limits)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of large images, which are refused below
-            with Image.open(path, formats=IMAGE_FORMATS) as image:
-                _check_size(path, *image.size, limits)
-                return ImageOps.exif_transpose(image).convert("RGB")
-    except UserError:
-        raise
-    except Image.DecompressionBombError as error:  # Pillow's limit, which applies before the size is known
-        raise UserError(f"{path}: it has far more than the maximum of {limits.side} pixels per side.") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{path}: {NOT_AN_IMAGE}.") from error
+    return read_image(path, lambda width, height: _check_size(path, width, height, limits))
 
 
 def open_image_or_video(

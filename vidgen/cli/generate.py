@@ -44,6 +44,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         metavar="N",
         help="frames per video; long ones are generated window by window (default: the model's clip length)",
     )
+    parser.add_argument("--image", metavar="FILE", help="animate this PNG, JPEG, WebP or BMP image")
     parser.add_argument("--loop", action="store_true", help="generate a seamless loop")
     parser.set_defaults(run=run)
 

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from pipelines.finite import NonFiniteError
 
+from .errors import UserError
 from .io import atomic_write
 from .video_writing import write_video
 
@@ -24,6 +26,38 @@ FRAME_SIDE = 96  # pixels: a short side below it is enlarged, one above twice th
 GAP = 6  # pixels between cells
 TEXT_COLOR, BACKGROUND = (31, 41, 55), (255, 255, 255)
 Cell = Image.Image | None
+
+
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+NOT_AN_IMAGE = "it is not a whole PNG, JPEG, WebP or BMP image"
+
+
+def read_image(
+    path: str | os.PathLike, check_size: Callable[[int, int], object] = lambda width, height: None
+) -> Image.Image:
+    """Read an image of `IMAGE_FORMATS`, upright, as RGB.
+
+    Args:
+        path: of the file; its name does not matter.
+        check_size: called with the width and height before pixels are decoded; it raises an error to refuse them.
+
+    Raises:
+        UserError: for any other file.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of large images
+            with Image.open(path, formats=IMAGE_FORMATS) as image:
+                check_size(*image.size)
+                return ImageOps.exif_transpose(image).convert("RGB")
+    except UserError:
+        raise
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist.") from error
+    except Image.DecompressionBombError as error:  # Pillow's limit, which applies before the size is known
+        raise UserError(f"{path}: it has far too many pixels.") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{path}: {NOT_AN_IMAGE}.") from error
 
 
 def to_uint8(clip: torch.Tensor) -> torch.Tensor:

@@ -61,6 +61,9 @@ class LatentsConfig:
         1, "crops per clip: 1 is the center crop; several have random positions and starts, by seed", minimum=1
     )
     flips: bool = key(False, "also encode every clip flipped horizontally")
+    images: bool = key(
+        False, "also encode the first frame of every clip, for a DiT with model.overrides.image_conditioning"
+    )
     batch_size: int = key(8, "clips encoded at a time", minimum=1)
     shard_size: int = key(256, "clips per file; at most this many are encoded again after an interruption", minimum=1)
 

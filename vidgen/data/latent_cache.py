@@ -45,8 +45,8 @@ class LatentCache(Dataset):
 
     Items are selected by index, or by (epoch, index): the latents are the same in every epoch. An item is a dict:
     `mean` (L,), float32, as encoded (not normalized); with `with_logvar` also `logvar` (L,); `label`, -1 where there
-    is none; `index`, its number, for `describe`. Shards are mapped into memory, so a cache may be larger than the
-    memory, and the workers of a loader share the data that was read.
+    is none; `index`, its number, for `describe`; in a cache with images also `image` (L_S,). Shards are mapped into
+    memory, so a cache may be larger than the memory, and the workers of a loader share the data that was read.
 
     Attributes:
         classes: class names by id.
@@ -97,6 +97,8 @@ class LatentCache(Dataset):
         tensors, row = self._find_row(index)
         label = self._videos[tensors["video"][row]][1]
         item = {"mean": tensors["mean"][row], "label": -1 if label is None else label, "index": index}
+        if "image" in tensors:
+            item["image"] = tensors["image"][row]
         return {**item, "logvar": tensors["logvar"][row]} if self.with_logvar else item
 
     def measure_statistics(self, vae: VideoAutoencoder, per_channel: bool) -> tuple[list[float], list[float]]:
@@ -217,6 +219,7 @@ def describe_source(
         "crops": config.latents.crops,
         "flips": config.latents.flips,
         "seed": config.seed if config.latents.crops > 1 else 0,  # only random crops depend on it
+        **({"images": True} if config.latents.images else {}),
     }
 
 
@@ -298,7 +301,7 @@ def encode_shards(
     ranges = split_evenly(range(len(clips)), config.shard_size)
     batches = {shard: split_evenly(ranges[shard], config.batch_size) for shard in shards}
     all_batches = [batch for group in batches.values() for batch in group]
-    encoded = encode_clips(vae, clips, device, all_batches, num_workers, config.flips)
+    encoded = encode_clips(vae, clips, device, all_batches, num_workers, config.flips, config.images)
     copies = 2 if config.flips else 1
     fallbacks: list[tuple[str, str]] = []
     for shard in shards:
@@ -309,6 +312,7 @@ def encode_shards(
             fields = {
                 "mean": posterior.mean.unflatten(0, (copies, -1)).transpose(0, 1),
                 "logvar": posterior.logvar.unflatten(0, (copies, -1)).transpose(0, 1),
+                **({"image": batch["image"].unflatten(0, (copies, -1)).transpose(0, 1)} if config.images else {}),
                 "video": numbers[:, None].expand(-1, copies),
                 "start": batch["start"][:, None].expand(-1, copies),
                 "mirrored": torch.arange(copies).bool().expand(len(numbers), -1),

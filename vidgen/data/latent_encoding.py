@@ -31,11 +31,13 @@ def encode_clips(
     batches: Sequence[Sequence[int]],
     num_workers: int = 0,
     flips: bool = False,
+    images: bool = False,
 ) -> Iterator[tuple[TwinPosterior, dict[str, Any]]]:
     """Yield the posterior, over (b, L), float32, on the CPU, of each batch of clip indices, with the batch.
 
-    With `flips` every clip is also encoded flipped: the posterior is over (2 b, L), the flipped clips last. Raises
-    `UserError` if the latents of a clip are not finite.
+    With `flips` every clip is also encoded flipped: the posterior is over (2 b, L), the flipped clips last. With
+    `images` the batch also has `image`, the packed structure latents (b or 2 b, L_S) of the first frames as still
+    clips. Raises `UserError` if the latents of a clip are not finite.
     """
     loader = DataLoader(
         clips,
@@ -54,6 +56,9 @@ def encode_clips(
         if not (posterior.mean.isfinite().all() and posterior.logvar.isfinite().all()):
             message = non_finite_message("the autoencoder", vae)
             raise UserError(f"{message} (train.mixed_precision) The clips are of {', '.join(batch['path'])}.")
+        if images:
+            still = vae.encode(video[:, :, :1].expand_as(video)).latent_dist.mode()
+            batch["image"] = vae.unpack(still).structure.flatten(1).float().cpu()
         yield posterior, batch
 
 

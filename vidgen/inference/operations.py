@@ -24,6 +24,7 @@ from autoencoder.video_autoencoder import VideoAutoencoder
 from pipelines.rollout import rollout
 
 from ..common.errors import UserError
+from ..common.images import read_image
 from ..common.loading import encoder_hash, load_pipeline, load_vae
 from ..common.precision import place_model
 from ..common.progress import progress
@@ -197,6 +198,7 @@ def generate(
     fps: float = 8.0,
     frames: int | None = None,
     loop: bool = False,
+    image: str | None = None,
 ) -> list[Path]:
     """Generate `num` videos of each class with a trained pipeline.
 
@@ -206,6 +208,8 @@ def generate(
         seed: random seed of the first video of a class; the next ones have the following seeds.
         frames: frames per video; None: the model's clip length. Longer videos are generated window by window.
         loop: generate a seamless loop.
+        image: file of an image to animate: the first frame for a model with `image_conditioning`, otherwise the
+            structure.
     """
     # Check all options before anything is sampled.
     for option, value in (("--num", num), ("--steps", steps), ("--frames", 1 if frames is None else frames)):
@@ -216,6 +220,7 @@ def generate(
     low, high = guidance_interval
     if not 0 <= low <= high <= 1:
         raise UserError(f"--guidance-interval must be two numbers from 0 to 1, the lower first, not {low:g} {high:g}.")
+    picture = None if image is None else read_image(image)
     pipeline = place_model(load_pipeline(model), resolve_device(device), dtype)
     if pipeline.vae is None:
         raise UserError(f"The pipeline in {model} has no autoencoder, so it cannot decode videos.")
@@ -242,17 +247,19 @@ def generate(
         pipeline.set_progress_bar_config(
             desc="generating" if label is None else f"generating {names.get(label, label)}"
         )
-        videos = rollout(
-            pipeline,
-            frames,
-            label,
-            loop=loop,
-            num_videos_per_prompt=num,
-            guidance_scale=guidance,
-            num_inference_steps=steps,
-            guidance_interval=guidance_interval,
-            generator=[torch.Generator().manual_seed(seed + num_sampled[label] + i) for i in range(num)],
-        )
+        settings = {
+            "num_videos_per_prompt": num,
+            "guidance_scale": guidance,
+            "num_inference_steps": steps,
+            "guidance_interval": guidance_interval,
+            "generator": [torch.Generator().manual_seed(seed + num_sampled[label] + i) for i in range(num)],
+        }
+        first = None
+        if picture is not None and pipeline.transformer.config.image_conditioning:
+            settings["image"] = picture
+        elif picture is not None:
+            first = pipeline(label, structure=picture, output_type="pt", **settings).frames
+        videos = rollout(pipeline, frames, label, loop=loop, first=first, **settings)
         num_sampled[label] += num
         for video, writer in zip(videos.movedim(2, -1).float().cpu().numpy(), writers, strict=False):
             with writer:

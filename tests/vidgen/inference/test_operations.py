@@ -160,6 +160,36 @@ def test_generate_writes_a_video_for_each_class_and_number(model, tmp_path, caps
     assert "did you mean 'spin'" in fail(capsys, *words, tmp_path / "x.mp4", "--class", "spinn")
 
 
+def test_generate_animates_an_image(model, tmp_path, capsys):
+    """As the structure, or as the first frame of a model with image conditioning; also of longer videos."""
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        Image.fromarray(rng.integers(0, 255, (48, 40, 3), np.uint8)).save(tmp_path / f"{name}.png")
+    pipeline = VidTwinPipeline.from_pretrained(model)
+    config = {**pipeline.transformer.config, "image_conditioning": True}
+    torch.manual_seed(0)
+    with_images = VidTwinTransformer3DModel.from_config(config)
+    for parameter in with_images.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    pipeline.register_modules(transformer=with_images)
+    pipeline.save_pretrained(tmp_path / "animator")
+    for folder in (model, str(tmp_path / "animator")):
+        words = ["generate", "--model", folder, "--steps", "2", "--class", "spin"]
+        videos = {}
+        for name, image, frames in (("free", None, 4), ("a", "a", 4), ("b", "b", 4), ("long", "a", 6)):
+            options = ["--frames", str(frames), *(["--image", str(tmp_path / f"{image}.png")] if image else [])]
+            main([*words, str(tmp_path / "out.gif"), *options])
+            videos[name], _ = read(tmp_path / "out.gif")
+        assert videos["long"].shape[0] == 6
+        for one, other in (("free", "a"), ("a", "b")):
+            assert not np.array_equal(videos[one], videos[other])
+    capsys.readouterr()
+    (tmp_path / "c.png").write_bytes(b"no image")
+    assert "c.png: it is not a whole PNG" in fail(capsys, *words, tmp_path / "x.gif", "--image", tmp_path / "c.png")
+    assert "d.png does not exist" in fail(capsys, *words, tmp_path / "x.gif", "--image", tmp_path / "d.png")
+    assert not (tmp_path / "x.gif").exists()
+
+
 def test_a_repeated_class_gives_further_videos(model, tmp_path, capsys):
     words = ["generate", "--model", model, "--steps", "2", "--seed", "3"]
     main([*words, str(tmp_path / "num.gif"), "--class", "orbit", "--num", "3"])
