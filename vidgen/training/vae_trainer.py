@@ -18,7 +18,6 @@ from autoencoder.video_autoencoder import VideoAutoencoder
 
 from ..common.errors import UserError
 from ..common.images import comparison_grid, component_grid, reenactment_grid
-from ..common.io import atomic_dir
 from ..data.config import clip_size
 from ..data.dataset import ClipDataset, collate_clips
 from ..data.decoders import describe_fallbacks
@@ -184,6 +183,9 @@ class VAETrainer(Trainer):
     def flops_per_sample(self) -> float:
         return encode_flops(self.model) + decode_flops(self.model)
 
+    def validation_metrics(self, config: VAETrainingConfig) -> list[str]:
+        return ReconstructionMetrics(self.lpips).names if self.validation_set else []
+
     def validate(self, model: VideoAutoencoder) -> dict[str, float]:
         """PSNR, SSIM and LPIPS of the model and two baselines on validation clips; grids of components and swaps."""
         if self.validation_set is None:
@@ -239,19 +241,21 @@ class VAETrainer(Trainer):
         decoded = torch.stack([model.decode(swap).sample.float() for swap in swaps])
         reenactment_grid(folder / f"{name}-reenactment.png", clips, clips, decoded)
 
-    def save_final(self, model: VideoAutoencoder, folder: Path) -> None:
-        """Save the averaged VAE, with the statistics of its latents over the training set in its config.
+    def finish_model(self, model: VideoAutoencoder) -> None:
+        """Set the statistics of the latents over the training set in the VAE's config.
 
         With a frozen encoder the parent's statistics stay valid, also for the DiTs trained with them.
         """
         if model.latents_mean is None or not is_encoder_frozen(self.model):
             model.set_latent_statistics(*self._latent_statistics(model))
-        if self.accelerator.is_main_process:
-            with atomic_dir(folder) as unfinished:
-                model.save_pretrained(unfinished)
-                model.model_card(f"{folder.parent.name}").save(unfinished / "README.md")
-            skipped = self.video_failures.bad_videos.count
-            self.accelerator.print(f"{skipped} videos skipped; the trained VAE is saved in {folder}.")
+
+    def write_model(self, model: VideoAutoencoder, folder: Path, destination: Path) -> None:
+        model.save_pretrained(folder)
+        model.model_card(destination.parent.name).save(folder / "README.md")
+
+    def report_final(self, folder: Path) -> None:
+        skipped = self.video_failures.bad_videos.count
+        self.accelerator.print(f"{skipped} videos skipped; the trained VAE is saved in {folder}.")
         fallbacks = gather_object(list(self.video_failures.fallbacks))
         if sentence := describe_fallbacks(self.config.data.decoder, fallbacks, len(self.dataset.files)):
             self.accelerator.print(sentence)
