@@ -138,6 +138,12 @@ class ValidationConfig:
     timestep_bins: int = key(
         5, "DiT only: equal parts of the schedule in which the held-out loss is measured", minimum=1, maximum=1000
     )
+    detectors: list[str] = key(  # noqa: RUF009
+        list,
+        "features of the Fréchet distance at every validation, for the VAE of its reconstructions: NAME or NAME=FILE, "
+        "such as [i3d_torchscript]; by default none is measured",
+    )
+    num_samples: int = key(256, "clips on each side of the Fréchet distance, at most one of a video", minimum=4)
 
 
 @dataclass

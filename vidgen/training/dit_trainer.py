@@ -33,6 +33,8 @@ from ..losses import Losses
 from ..losses.config import DiffusionConfig
 from ..losses.diffusion import DiffusionLoss, check_diffusion
 from ..metrics.flops import transformer_flops
+from ..metrics.fvd import Sampling
+from ..metrics.validation_fvd import ValidationFVD, distance_names
 from .accelerator import build_accelerator
 from .best_model import check_keep_best
 from .config import DiTTrainingConfig
@@ -68,6 +70,7 @@ def train_dit(config: DiTTrainingConfig) -> Path:
             "Leave it out."
         )
     check_validation(config, vae, scheduler)
+    fvd = build_validation_fvd(config, vae, accelerator) if config.validation.detectors else None
 
     if parent is not None:
         choose_classes(config, superclasses, list_training_videos(config.data)[1], parent)
@@ -102,7 +105,18 @@ def train_dit(config: DiTTrainingConfig) -> Path:
         f"{'' if classes else ', so the DiT is unconditional'}."
     )
     return DiTTrainer(
-        config, accelerator, vae, transformer, scheduler, cache, validation_cache, statistics, classes, parent, frozen
+        config,
+        accelerator,
+        vae,
+        transformer,
+        scheduler,
+        cache,
+        validation_cache,
+        statistics,
+        classes,
+        parent,
+        frozen,
+        fvd,
     ).fit()
 
 
@@ -132,16 +146,41 @@ def check_validation(config: DiTTrainingConfig, vae: VideoAutoencoder, scheduler
     """Raise a `UserError` if `train.keep_best` is no metric of the run, before the latents are encoded."""
     if config.train.keep_best is not None:
         has_held_out = bool(list_videos_to_encode(config.data, config.seed)[1])
-        known = list_validation_metrics(config, vae, scheduler) if has_held_out else []
+        known = list_validation_metrics(config, vae, scheduler, has_held_out)
         hint = "" if has_held_out else "Held-out videos are needed: set data.hold_out=true or data.validation_root."
         check_keep_best(config.train.keep_best, known, hint)
 
 
-def list_validation_metrics(config: DiTTrainingConfig, vae: VideoAutoencoder, scheduler: SchedulerMixin) -> list[str]:
-    """Names of the values that a validation with held-out clips measures."""
+def list_validation_metrics(
+    config: DiTTrainingConfig, vae: VideoAutoencoder, scheduler: SchedulerMixin, has_held_out: bool
+) -> list[str]:
+    """Names of the values that a validation measures, with held-out clips or without."""
+    distances = distance_names(config.validation.detectors, "fvd")
+    if not has_held_out:
+        return distances
     shapes = {"structure": vae.structure_shape, "dynamics": vae.dynamics_shape}
     streams = [name for name, shape in shapes.items() if math.prod(shape)]
-    return held_out_names(streams, config.validation.timestep_bins, scheduler.config.num_train_timesteps)
+    steps = scheduler.config.num_train_timesteps
+    return [*held_out_names(streams, config.validation.timestep_bins, steps), *distances]
+
+
+def build_validation_fvd(config: DiTTrainingConfig, vae: VideoAutoencoder, accelerator: Accelerator) -> ValidationFVD:
+    """Prepare the Fréchet distance of generated clips to training clips."""
+    files, _, classes = list_videos_to_encode(config.data, config.seed)
+    return ValidationFVD(
+        config.validation.detectors,
+        accelerator,
+        Path(config.output_dir) / "features",
+        config.data.root,
+        files,
+        classes,
+        num_samples=config.validation.num_samples,
+        clip_shape=vae.clip_shape,
+        fps=config.data.fps,
+        seed=config.seed,
+        batch_size=config.train.train_batch_size,
+        num_workers=config.train.dataloader_num_workers,
+    )
 
 
 def find_superclasses(config: DiTTrainingConfig) -> list[str]:
@@ -265,8 +304,9 @@ class DiTTrainer(Trainer):
         classes: Sequence[str],
         parent: Parent | None = None,
         frozen: Sequence[nn.Module] = (),
+        fvd: ValidationFVD | None = None,
     ) -> None:
-        self.vae = vae
+        self.vae, self.fvd = vae, fvd
         self.encoder_hash, self.vae_hash = encoder_hash(vae), weights_hash(vae)
         self.scheduler = scheduler
         self.cache, self.validation_cache = cache, validation_cache
@@ -324,11 +364,15 @@ class DiTTrainer(Trainer):
         return pipeline
 
     def validation_metrics(self, config: DiTTrainingConfig) -> list[str]:
-        return list_validation_metrics(config, self.vae, self.scheduler) if self.validation_cache is not None else []
+        return list_validation_metrics(config, self.vae, self.scheduler, self.validation_cache is not None)
 
     def validate(self, model: VidTwinTransformer3DModel) -> dict[str, float]:
-        """Measure the loss on held-out clips; draw samples of the first classes with a fixed seed."""
+        """Measure the loss on held-out clips and the FVD; draw samples of the first classes with a fixed seed."""
         values = self._held_out_loss(model) if self.validation_cache is not None else {}
+        if self.fvd is not None:
+            diffusion = self.config.diffusion
+            sampling = Sampling(self.config.seed, diffusion.guidance_scale, diffusion.num_inference_steps)
+            values |= self.fvd.measure_generation(self.build_pipeline(model), sampling, self.state.step)
         if self.accelerator.is_main_process:
             with skip_non_finite_images(self.state.step, self.accelerator.print):
                 self._draw_samples(model)
@@ -359,9 +403,10 @@ class DiTTrainer(Trainer):
         ).frames
         clips = 2 * frames.transpose(1, 2) - 1
         path = self.output_dir / "samples" / f"step-{self.state.step}"
-        class_grid(path.with_suffix(".png"), clips, classes or ["sample"])
+        grid = class_grid(path.with_suffix(".png"), clips, classes or ["sample"])
         fps = self.config.data.fps
-        save_clip_grid_video(path.with_suffix(".gif"), clips, fps, columns=4, labels=classes or None)
+        video = save_clip_grid_video(path.with_suffix(".gif"), clips, fps, columns=4, labels=classes or None)
+        self.log_media({"samples": grid, "samples_video": video})
 
     def write_model(self, model: VidTwinTransformer3DModel, folder: Path, destination: Path) -> None:
         """Write the pipeline with the averaged DiT, or the averaged adapter of LoRA."""

@@ -12,7 +12,7 @@ import json
 import math
 import signal
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ from .resume import CONFIG, Change, describe_changes, explain_misfit, find_chang
 from .sampler import InfiniteBatchSampler, SeededDataset, collate_samples, derive_seed
 from .signals import StopRequest, outlive_first_signal
 from .state import MetricAverager, PendingStep, TrainState
-from .tracking import SpeedMeter, drop_metrics_after
+from .tracking import SpeedMeter, drop_metrics_after, log_media
 
 Batch = dict[str, Any]
 ParameterGroups = dict[str, tuple[list[nn.Parameter], float]]
@@ -386,6 +386,12 @@ class Trainer(ABC):
             self.accelerator.log({f"{PREFIX}{name}": value for name, value in values.items()}, step)
             if self.best.update(values, step):
                 self._write_model(model, self.output_dir / BEST, self.best.record)
+
+    def log_media(self, files: Mapping[str, Path]) -> None:
+        """Log images and short videos of a validation, by name, to the trackers. Called on the main process."""
+        log_media(
+            self.accelerator.trackers, {f"{PREFIX}{name}": file for name, file in files.items()}, self.state.step
+        )
 
     def _log(self, bar: Any) -> None:
         means = self.metrics.compute()
