@@ -31,17 +31,23 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextmanager
 def atomic_dir(folder: str | os.PathLike) -> Iterator[Path]:
-    """Yield a temporary folder path beside `folder`; it replaces `folder` at the end of the block."""
+    """Yield a temporary folder path beside `folder`; it replaces `folder` at the end of the block.
+
+    The former folder is renamed before it is deleted, so a process that is killed leaves no part of it behind.
+    """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished, replaced = (folder.with_name(f".{folder.name}.{os.getpid()}{end}") for end in ("", ".replaced"))
+    for leftover in (unfinished, replaced):
+        shutil.rmtree(leftover, ignore_errors=True)
     try:
         yield unfinished
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.is_dir():
+            folder.rename(replaced)
         unfinished.rename(folder)
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        for leftover in (unfinished, replaced):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def refuse_to_replace(folder: Path, ours: re.Pattern[str]) -> None:

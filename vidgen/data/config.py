@@ -16,10 +16,14 @@ class DataConfig(PathConfig):
         REQUIRED, "a folder of videos or of one subdirectory per class, a CSV with the columns path,label, or shards"
     )
     validation_root: str | None = key(
-        None, "VAE only: validation videos; by default `num_validation_videos` are held out of `root`"
+        None,
+        "validation videos; by default `num_validation_videos` are held out of `root`, for the DiT see `hold_out`",
     )
-    num_validation_videos: int = key(
-        8, "VAE only: videos held out without a validation_root; at most a fifth of all", minimum=0
+    num_validation_videos: int = key(8, "videos held out without a validation_root; at most a fifth of all", minimum=0)
+    hold_out: bool = key(
+        False,
+        "DiT only: hold the same videos out of `root` as a VAE's training with the same seed; by default the DiT "
+        "trains on all of them",
     )
     ucf101_split: int | None = key(
         None, "train on this official training list of UCF-101, validate on its test list", choices=(1, 2, 3)

@@ -12,6 +12,7 @@ import math
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from .dataset import BadVideos, ClipDataset
 from .decoders import describe_fallbacks
 from .latent_encoding import compute_statistics, encode_clips, split_evenly, sum_latents
 from .listing import data_hash, relative_path
-from .splits import list_training_videos
+from .splits import list_videos_to_encode
 from .types import VideoFile
 
 INDEX, BAD_VIDEOS = "index.json", "bad_videos.jsonl"
@@ -141,13 +142,51 @@ def prepare_cache(
         UserError: if the data cannot be read, or the folder holds the latents of another VAE or of other data.
     """
     check_latents(config, vae)
-    for key in ("validation_root", "num_validation_videos"):
-        if getattr(config.data, key) not in (None, 0, getattr(DataConfig, key)):
-            accelerator.print(
-                f"warning: data.{key} has no effect here: every video of data.root is encoded for the DiT."
-            )
-    folder = Path(config.latent_cache or Path(config.output_dir) / "latents")
-    files, classes = list_training_videos(config.data, accelerator.print)
+    data = config.data
+    holds_out = data.hold_out or data.ucf101_split is not None
+    if not holds_out and data.num_validation_videos not in (0, DataConfig.num_validation_videos):
+        accelerator.print(
+            "warning: data.num_validation_videos has no effect here: every video of data.root is encoded for the "
+            "DiT; data.hold_out=true holds some out."
+        )
+    files, _, classes = list_videos_to_encode(data, config.seed, accelerator.print)
+    return _prepare(cache_folder(config), files, classes, config, vae, accelerator, num_workers)
+
+
+def prepare_validation_cache(
+    config: EncodingConfig, vae: VideoAutoencoder, accelerator: Accelerator, num_workers: int = 0
+) -> LatentCache | None:
+    """Load or encode the latents of the validation clips, as `prepare_cache` does; None without validation videos.
+
+    One center crop from the middle of each video, not flipped. The folder is `validation` in that of the training
+    clips. Raises the errors of `prepare_cache`.
+    """
+    files, classes = list_videos_to_encode(config.data, config.seed)[1:]
+    if not files:
+        return None
+    config = replace(
+        config,
+        data=replace(config.data, root=config.data.validation_root or config.data.root, clips_per_video=1),
+        latents=replace(config.latents, crops=1, flips=False),
+    )
+    return _prepare(cache_folder(config) / "validation", files, classes, config, vae, accelerator, num_workers)
+
+
+def cache_folder(config: EncodingConfig) -> Path:
+    """The folder of the latents of the training clips."""
+    return Path(config.latent_cache or Path(config.output_dir) / "latents")
+
+
+def _prepare(
+    folder: Path,
+    files: Sequence[VideoFile],
+    classes: Sequence[str],
+    config: EncodingConfig,
+    vae: VideoAutoencoder,
+    accelerator: Accelerator,
+    num_workers: int,
+) -> LatentCache:
+    """Load the latents of these videos from a folder, or encode them into it."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"latent_cache: {folder} is not a folder.")
     source = describe_source(config, vae, files, classes)

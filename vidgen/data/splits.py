@@ -49,6 +49,19 @@ def list_train_and_validation(
     return files, validation, classes
 
 
+def list_videos_to_encode(
+    data: DataConfig, seed: int, report: Report | None = None
+) -> tuple[list[VideoFile], list[VideoFile], list[str]]:
+    """The training videos of a DiT, its validation videos, and the names of the classes.
+
+    As `list_train_and_validation`, but nothing is held out of `root` unless `hold_out` is set.
+    """
+    if data.validation_root is None and data.ucf101_split is None and not data.hold_out:
+        files, classes = list_training_videos(data, report)
+        return files, [], classes
+    return list_train_and_validation(data, seed, report)
+
+
 def list_training_videos(data: DataConfig, report: Report | None = None) -> tuple[list[VideoFile], list[str]]:
     """All training videos, none held out: those of `root`, or of the training list of `ucf101_split`.
 

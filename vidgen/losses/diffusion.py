@@ -92,27 +92,59 @@ class DiffusionLoss(nn.Module):
         # Add noise at random timesteps, and drop some of the labels.
         first, second, independent, dropped, conditioned = uniform[:, :DRAWS].unbind(1)
         timestep = self._timesteps(first, second, independent)
-        alpha, sigma = (spread_streams(level, self.sizes) for level in noise_levels(self.scheduler, timestep))
-        noisy = alpha * latents + sigma * noise
         null_class = self.transformer.config.num_classes
         labels = None if null_class is None else self._drop_labels(labels, dropped, null_class)
 
-        # Predict, half of the clips given an estimate of the clean latents.
-        estimate = None
-        if self.transformer.config.self_conditioning:
-            estimate = self._estimate(noisy, timestep, labels) * (conditioned < 0.5)[:, None]
-        prediction = self.transformer(noisy, timestep, labels, self_condition=estimate).sample
-
-        # Compare with the target.
-        prediction_type = prediction_type_of(self.scheduler)
-        target = denoising_target(prediction_type, latents, noise, alpha, sigma)
-        error = F.mse_loss(prediction.float(), target, reduction="none")
+        # Predict, half of the clips given an estimate of the clean latents, and compare with the target.
+        error, alpha, sigma = self._squared_error(latents, noise, timestep, labels, conditioned < 0.5)
         structure, dynamics = (
             part.mean() if part.numel() else part.sum() for part in error.detach().split(self.sizes, dim=1)
         )
         if self.config.loss_weighting == "min_snr":
+            prediction_type = prediction_type_of(self.scheduler)
             error = error * min_snr_weight(prediction_type, alpha, sigma, self.config.min_snr_gamma)
         return {"loss": error.mean(), "structure": structure, "dynamics": dynamics}
+
+    @torch.no_grad()
+    def stream_errors(
+        self, latents: torch.Tensor, labels: torch.Tensor | None, noise: torch.Tensor, timestep: torch.Tensor
+    ) -> Losses:
+        """The unweighted mean squared error (B,) of each stream that is not empty, at given timesteps.
+
+        No class is dropped, and a DiT with self-conditioning sees its estimate, as it does when it samples.
+
+        Args:
+            latents: normalized and packed, (B, L).
+            labels: class ids (B,); ignored by an unconditional transformer.
+            noise: standard normal (B, L).
+            timestep: of both streams, (B,), from `scale_timesteps`.
+        """
+        labels = None if self.transformer.config.num_classes is None else labels
+        conditioned = torch.ones_like(timestep, dtype=torch.bool)
+        error, _, _ = self._squared_error(latents, noise, timestep, labels, conditioned)
+        parts = zip(("structure", "dynamics"), error.split(self.sizes, dim=1), strict=True)
+        return {name: part.mean(dim=1) for name, part in parts if part.numel()}
+
+    def _squared_error(
+        self,
+        latents: torch.Tensor,
+        noise: torch.Tensor,
+        timestep: torch.Tensor,
+        labels: torch.Tensor | None,
+        conditioned: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The squared error (B, L) of the prediction, and the noise levels alpha and sigma of the input.
+
+        `conditioned`, bool (B,), selects the clips for which a DiT with self-conditioning sees its estimate.
+        """
+        alpha, sigma = (spread_streams(level, self.sizes) for level in noise_levels(self.scheduler, timestep))
+        noisy = alpha * latents + sigma * noise
+        estimate = None
+        if self.transformer.config.self_conditioning:
+            estimate = self._estimate(noisy, timestep, labels) * conditioned[:, None]
+        prediction = self.transformer(noisy, timestep, labels, self_condition=estimate).sample
+        target = denoising_target(prediction_type_of(self.scheduler), latents, noise, alpha, sigma)
+        return F.mse_loss(prediction.float(), target, reduction="none"), alpha, sigma
 
     def _drop_labels(self, labels: torch.Tensor, dropped: torch.Tensor, null_class: int) -> torch.Tensor:
         """Labels (B,) with some replaced by the superclass or the null class, by uniform numbers (B,)."""
@@ -131,13 +163,17 @@ class DiffusionLoss(nn.Module):
         return torch.stack([timestep, other], dim=1)
 
     def _timestep(self, uniform: torch.Tensor) -> torch.Tensor:
-        """Timesteps (B,) from uniform numbers (B,): integers, for flow matching real numbers in [0, 1000)."""
-        steps = self.scheduler.config.num_train_timesteps
+        """Timesteps (B,) of the configured distribution from uniform numbers (B,)."""
         if self.config.timestep_sampling == "logit_normal":  # Esser et al., arXiv 2403.03206, Section 3.1
             uniform = (self.config.logit_mean + self.config.logit_std * torch.special.ndtri(uniform)).sigmoid()
+        return self.scale_timesteps(uniform)
+
+    def scale_timesteps(self, fractions: torch.Tensor) -> torch.Tensor:
+        """Timesteps (B,) from fractions in [0, 1] of the schedule: integers, for flow matching real numbers."""
+        steps = self.scheduler.config.num_train_timesteps
         if prediction_type_of(self.scheduler) == "flow_prediction":
-            return steps * uniform
-        return (steps * uniform).long().clamp(max=steps - 1)
+            return steps * fractions
+        return (steps * fractions).long().clamp(max=steps - 1)
 
     @torch.no_grad()
     def _estimate(self, noisy: torch.Tensor, timestep: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:

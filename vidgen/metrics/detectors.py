@@ -307,7 +307,9 @@ DETECTORS: dict[str, type[Detector]] = {
 }
 
 
-def get_detector(name: str, path: str | os.PathLike | None = None, sha256: str | None = None) -> Detector:
+def get_detector(
+    name: str, path: str | os.PathLike | None = None, sha256: str | None = None, option: str = "--detector "
+) -> Detector:
     """Return the detector of this name, in evaluation mode on the CPU. Nothing is downloaded.
 
     Args:
@@ -315,6 +317,7 @@ def get_detector(name: str, path: str | os.PathLike | None = None, sha256: str |
         path: file of its weights; by default the published file in torch hub's cache
             (`$TORCH_HOME/hub/checkpoints`).
         sha256: hash of that file, if it is not the published one.
+        option: sets another file; for errors.
 
     Raises:
         UserError: if there is no such detector or file, or the file has another hash, belongs to another detector, or
@@ -336,7 +339,7 @@ def get_detector(name: str, path: str | os.PathLike | None = None, sha256: str |
         known,
         sha256,
         needed=f"the detector {name} needs its weights",
-        path_option="--detector ",
+        path_option=option,
         sha256_option="--detector-sha256 ",
     )
     for other in DETECTORS.values():

@@ -38,6 +38,10 @@ Source = dict[str, Any]
 Clips = Callable[[Sequence[Sequence[int]]], Iterator[ClipBatch]]  # batches of numbers -> clips as a protocol cuts them
 
 
+class TooFewClipsError(UserError):
+    """Fewer than 4 clips of a set could be read. Raised on the main process, after all communication."""
+
+
 @dataclass(frozen=True)
 class FeatureSet:
     """The features of a set of clips.
@@ -100,8 +104,8 @@ class Collector:
             The statistics on the main process, None on the others.
 
         Raises:
-            UserError: if clips or features are not finite, before anything of them is kept, or fewer than 4 clips
-                could be read.
+            UserError: if clips or features are not finite, before anything of them is kept.
+            TooFewClipsError: if fewer than 4 clips could be read.
         """
         source = self._complete_source(name, source)
         shard_folder = self.folder / f"{name}-{_hash_source(source)}"
@@ -127,7 +131,7 @@ class Collector:
             return None
         if feature_set.samples < 4:
             reason = ": ".join(feature_set.unreadable[0]) if feature_set.unreadable else ""
-            raise UserError(
+            raise TooFewClipsError(
                 f"only {feature_set.samples} of {count} {name} clips could be read; a distance needs 4 or more. "
                 f"{reason}"
             )

@@ -119,12 +119,31 @@ class TrainConfig:
     )
     logging_steps: int = key(10, "steps between log entries, which hold means since the last entry", minimum=1)
     validation_steps: int = key(1000, "steps between validations; there is also one at the end", minimum=1)
+    keep_best: str | None = key(
+        None, "keep the model with the best value of this validation metric in OUTPUT_DIR/best, such as psnr or loss"
+    )
     checkpointing_steps: int = key(1000, "steps between checkpoints; there is also one at the end", minimum=1)
     checkpoints_total_limit: int | None = key(3, "number of newest checkpoints that are kept", minimum=1)
     dataloader_num_workers: int = key(2, "data loading processes per training process", minimum=0)
     report_to: str = key(
         "tensorboard", 'Accelerate\'s trackers, separated by commas, "all", or "none"; metrics.jsonl is always written'
     )
+
+
+@dataclass
+class ValidationConfig:
+    """Measurements of a validation."""
+
+    num_clips: int = key(64, "DiT only: held-out clips of the held-out loss, evenly spaced", minimum=1)
+    timestep_bins: int = key(
+        5, "DiT only: equal parts of the schedule in which the held-out loss is measured", minimum=1, maximum=1000
+    )
+    detectors: list[str] = key(  # noqa: RUF009
+        list,
+        "features of the Fréchet distance at every validation, for the VAE of its reconstructions: NAME or NAME=FILE, "
+        "such as [i3d_torchscript]; by default none is measured",
+    )
+    num_samples: int = key(256, "clips on each side of the Fréchet distance, at most one of a video", minimum=4)
 
 
 @dataclass
@@ -141,6 +160,7 @@ class VAETrainingConfig(PathConfig):
     gan: GANConfig = field(default_factory=GANConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -157,6 +177,7 @@ class DiTTrainingConfig(EncodingConfig):
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()

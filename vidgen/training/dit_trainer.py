@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,22 +23,25 @@ from pipelines.schedulers import prediction_type_of
 from ..common.environment import set_cpu_threads
 from ..common.errors import UserError
 from ..common.images import class_grid, save_clip_grid_video
-from ..common.io import atomic_dir
 from ..common.loading import encoder_hash, load_vae, weights_hash
 from ..common.precision import agree_on_mixed_precision
 from ..data.config import clip_size
 from ..data.dataset import BadVideos
-from ..data.latent_cache import LatentCache, prepare_cache
-from ..data.splits import list_training_videos
+from ..data.latent_cache import LatentCache, prepare_cache, prepare_validation_cache
+from ..data.splits import list_training_videos, list_videos_to_encode
 from ..losses import Losses
 from ..losses.config import DiffusionConfig
 from ..losses.diffusion import DiffusionLoss, check_diffusion
 from ..metrics.flops import transformer_flops
+from ..metrics.fvd import Sampling
+from ..metrics.validation_fvd import ValidationFVD, distance_names
 from .accelerator import build_accelerator
+from .best_model import check_keep_best
 from .config import DiTTrainingConfig
 from .failures import skip_non_finite_images
 from .freezing import describe_parameters, freeze_modules
-from .lora import add_lora, check_lora, save_lora
+from .held_out_loss import held_out_names, measure_held_out_loss
+from .lora import add_lora, check_lora, write_lora
 from .pretrained import Parent, build_transformer_from, check_latent_shapes, find_parent, parent_scheduler
 from .trainer import Batch, Trainer
 
@@ -65,6 +69,8 @@ def train_dit(config: DiTTrainingConfig) -> Path:
             f"model.latent_setting is a setting of the VAE; the DiT uses the latents of {config.vae} unchanged. "
             "Leave it out."
         )
+    check_validation(config, vae, scheduler)
+    fvd = build_validation_fvd(config, vae, accelerator) if config.validation.detectors else None
 
     if parent is not None:
         choose_classes(config, superclasses, list_training_videos(config.data)[1], parent)
@@ -75,9 +81,12 @@ def train_dit(config: DiTTrainingConfig) -> Path:
             )
 
     # Encode the clips, or find them in the cache.
-    cache = prepare_cache(config, vae, accelerator, config.train.dataloader_num_workers)
+    workers = config.train.dataloader_num_workers
+    cache = prepare_cache(config, vae, accelerator, workers)
+    validation_cache = prepare_validation_cache(config, vae, accelerator, workers)
     if accelerator.is_main_process:  # before the trainer reads the file
-        BadVideos(Path(config.output_dir) / "bad_videos.jsonl").add(cache.bad_videos)
+        bad_videos = [*cache.bad_videos, *(validation_cache.bad_videos if validation_cache else [])]
+        BadVideos(Path(config.output_dir) / "bad_videos.jsonl").add(bad_videos)
     statistics = choose_statistics(config, vae, cache, parent)
 
     # Train.
@@ -92,10 +101,22 @@ def train_dit(config: DiTTrainingConfig) -> Path:
     described = f"in {len(cache.classes)} classes" if cache.classes else "without classes"
     accelerator.print(
         f"{describe_parameters(transformer)}; {sum(transformer.num_tokens)} tokens; {len(cache)} clips {described}"
+        f"{f' and {len(validation_cache)} held-out clips' if validation_cache else ''}"
         f"{'' if classes else ', so the DiT is unconditional'}."
     )
     return DiTTrainer(
-        config, accelerator, vae, transformer, scheduler, cache, statistics, classes, parent, frozen
+        config,
+        accelerator,
+        vae,
+        transformer,
+        scheduler,
+        cache,
+        validation_cache,
+        statistics,
+        classes,
+        parent,
+        frozen,
+        fvd,
     ).fit()
 
 
@@ -112,12 +133,54 @@ def encode_latents(config: DiTTrainingConfig) -> Path:
         raise UserError(f"train.mixed_precision does not fit: {error}") from error
     vae = load_vae(config.vae, *clip_size(config.data)).to(accelerator.device)
     cache = prepare_cache(config, vae, accelerator, config.train.dataloader_num_workers)
+    prepare_validation_cache(config, vae, accelerator, config.train.dataloader_num_workers)
     folder = Path(cache.folder)
     accelerator.print(
         f"{len(cache)} clips in {len(cache.classes)} classes; {len(cache.bad_videos)} videos skipped; latent cache: "
         f"{folder}."
     )
     return folder
+
+
+def check_validation(config: DiTTrainingConfig, vae: VideoAutoencoder, scheduler: SchedulerMixin) -> None:
+    """Raise a `UserError` if `train.keep_best` is no metric of the run, before the latents are encoded."""
+    if config.train.keep_best is not None:
+        has_held_out = bool(list_videos_to_encode(config.data, config.seed)[1])
+        known = list_validation_metrics(config, vae, scheduler, has_held_out)
+        hint = "" if has_held_out else "Held-out videos are needed: set data.hold_out=true or data.validation_root."
+        check_keep_best(config.train.keep_best, known, hint)
+
+
+def list_validation_metrics(
+    config: DiTTrainingConfig, vae: VideoAutoencoder, scheduler: SchedulerMixin, has_held_out: bool
+) -> list[str]:
+    """Names of the values that a validation measures, with held-out clips or without."""
+    distances = distance_names(config.validation.detectors, "fvd")
+    if not has_held_out:
+        return distances
+    shapes = {"structure": vae.structure_shape, "dynamics": vae.dynamics_shape}
+    streams = [name for name, shape in shapes.items() if math.prod(shape)]
+    steps = scheduler.config.num_train_timesteps
+    return [*held_out_names(streams, config.validation.timestep_bins, steps), *distances]
+
+
+def build_validation_fvd(config: DiTTrainingConfig, vae: VideoAutoencoder, accelerator: Accelerator) -> ValidationFVD:
+    """Prepare the Fréchet distance of generated clips to training clips."""
+    files, _, classes = list_videos_to_encode(config.data, config.seed)
+    return ValidationFVD(
+        config.validation.detectors,
+        accelerator,
+        Path(config.output_dir) / "features",
+        config.data.root,
+        files,
+        classes,
+        num_samples=config.validation.num_samples,
+        clip_shape=vae.clip_shape,
+        fps=config.data.fps,
+        seed=config.seed,
+        batch_size=config.train.train_batch_size,
+        num_workers=config.train.dataloader_num_workers,
+    )
 
 
 def find_superclasses(config: DiTTrainingConfig) -> list[str]:
@@ -236,15 +299,17 @@ class DiTTrainer(Trainer):
         transformer: VidTwinTransformer3DModel,
         scheduler: SchedulerMixin,
         cache: LatentCache,
+        validation_cache: LatentCache | None,
         statistics: Statistics,
         classes: Sequence[str],
         parent: Parent | None = None,
         frozen: Sequence[nn.Module] = (),
+        fvd: ValidationFVD | None = None,
     ) -> None:
-        self.vae = vae
+        self.vae, self.fvd = vae, fvd
         self.encoder_hash, self.vae_hash = encoder_hash(vae), weights_hash(vae)
         self.scheduler = scheduler
-        self.cache = cache
+        self.cache, self.validation_cache = cache, validation_cache
         self.statistics = statistics
         self.classes = list(classes)
         # Ids of the cache's classes in the DiT; the last, which is also that of a clip without a class (-1), is of the
@@ -252,7 +317,7 @@ class DiTTrainer(Trainer):
         ids = [*(self.classes.index(name) if self.classes else 0 for name in cache.classes), len(self.classes)]
         self.label_ids = torch.tensor(ids, device=accelerator.device)
         objective = DiffusionLoss(transformer, scheduler, config.diffusion, self.classes)
-        noise_size = transformer.latent_size * (2 if config.latents.sample else 1)
+        self.noise_size = transformer.latent_size * (2 if config.latents.sample else 1)
         super().__init__(
             config,
             accelerator,
@@ -260,19 +325,22 @@ class DiTTrainer(Trainer):
             transformer,
             cache,
             default_collate,
-            noise_size,
+            self.noise_size,
             parent=parent,
             frozen=frozen,
         )
 
     def compute_losses(self, batch: Batch) -> Losses:
+        return self.objective(*self._prepare_batch(batch), batch["uniform"])
+
+    def _prepare_batch(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The normalized latents (B, L) of a batch, the ids of their classes (B,), and the noise to add (B, L)."""
         latents, noise = batch["mean"], batch["noise"]
         if self.config.latents.sample:
             noise, posterior_noise = noise.chunk(2, dim=1)
             latents = latents + TwinPosterior(latents, batch["logvar"]).std * posterior_noise
         labels = self.label_ids[batch["label"]]
-        latents = normalize_latents(latents, self.vae, *self.statistics)
-        return self.objective(latents, labels, noise, batch["uniform"])
+        return normalize_latents(latents, self.vae, *self.statistics), labels, noise
 
     def describe_batch(self, batch: Batch) -> list[str]:
         return [self.cache.describe(index) for index in batch["index"].tolist()]
@@ -295,13 +363,33 @@ class DiTTrainer(Trainer):
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
+    def validation_metrics(self, config: DiTTrainingConfig) -> list[str]:
+        return list_validation_metrics(config, self.vae, self.scheduler, self.validation_cache is not None)
+
     def validate(self, model: VidTwinTransformer3DModel) -> dict[str, float]:
-        """Draw samples of the first classes with a fixed seed."""
+        """Measure the loss on held-out clips and the FVD; draw samples of the first classes with a fixed seed."""
+        values = self._held_out_loss(model) if self.validation_cache is not None else {}
+        if self.fvd is not None:
+            diffusion = self.config.diffusion
+            sampling = Sampling(self.config.seed, diffusion.guidance_scale, diffusion.num_inference_steps)
+            values |= self.fvd.measure_generation(self.build_pipeline(model), sampling, self.state.step)
         if self.accelerator.is_main_process:
             with skip_non_finite_images(self.state.step, self.accelerator.print):
                 self._draw_samples(model)
         self.accelerator.wait_for_everyone()
-        return {}
+        return values
+
+    def _held_out_loss(self, model: VidTwinTransformer3DModel) -> dict[str, float]:
+        return measure_held_out_loss(
+            DiffusionLoss(model, self.scheduler, self.config.diffusion, self.classes),
+            self.validation_cache,
+            self._prepare_batch,
+            self.accelerator,
+            noise_size=self.noise_size,
+            num_clips=self.config.validation.num_clips,
+            num_bins=self.config.validation.timestep_bins,
+            seed=self.config.seed,
+        )
 
     def _draw_samples(self, model: VidTwinTransformer3DModel) -> None:
         diffusion = self.config.diffusion
@@ -315,23 +403,25 @@ class DiTTrainer(Trainer):
         ).frames
         clips = 2 * frames.transpose(1, 2) - 1
         path = self.output_dir / "samples" / f"step-{self.state.step}"
-        class_grid(path.with_suffix(".png"), clips, classes or ["sample"])
+        grid = class_grid(path.with_suffix(".png"), clips, classes or ["sample"])
         fps = self.config.data.fps
-        save_clip_grid_video(path.with_suffix(".gif"), clips, fps, columns=4, labels=classes or None)
+        video = save_clip_grid_video(path.with_suffix(".gif"), clips, fps, columns=4, labels=classes or None)
+        self.log_media({"samples": grid, "samples_video": video})
 
-    def save_final(self, model: VidTwinTransformer3DModel, folder: Path) -> None:
-        """Save the pipeline with the averaged DiT, or the averaged adapter of LoRA."""
-        if not self.accelerator.is_main_process:
-            return
+    def write_model(self, model: VidTwinTransformer3DModel, folder: Path, destination: Path) -> None:
+        """Write the pipeline with the averaged DiT, or the averaged adapter of LoRA."""
         if self.config.lora.rank:
-            save_lora(model, folder)
+            write_lora(model, folder, str(destination))
+            return
+        pipeline = self.build_pipeline(model)
+        pipeline.save_pretrained(folder)
+        pipeline.model_card(destination.parent.name).save(folder / "README.md")
+
+    def report_final(self, folder: Path) -> None:
+        if self.config.lora.rank:
             self.accelerator.print(
                 f"The adapter is saved in {folder}; load it into a pipeline of {self.config.model.pretrained} with "
                 f'pipeline.load_lora_weights("{folder}").'
             )
         else:
-            with atomic_dir(folder) as unfinished:
-                pipeline = self.build_pipeline(model)
-                pipeline.save_pretrained(unfinished)
-                pipeline.model_card(folder.parent.name).save(unfinished / "README.md")
             self.accelerator.print(f"The trained pipeline is saved in {folder}.")

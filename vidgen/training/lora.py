@@ -10,7 +10,6 @@ from pipelines import VidTwinTransformer3DModel
 from pipelines.lora import lora_card
 
 from ..common.errors import UserError
-from ..common.io import atomic_dir
 from .config import DiTTrainingConfig, LoRAConfig
 from .trainer import SHARDING
 
@@ -48,13 +47,12 @@ def add_lora(transformer: VidTwinTransformer3DModel, config: LoRAConfig) -> None
         raise UserError(f"lora.target_modules: {error}") from error
 
 
-def save_lora(transformer: VidTwinTransformer3DModel, folder: Path) -> None:
-    """Save the adapter and its card as a folder for `pipeline.load_lora_weights`.
+def write_lora(transformer: VidTwinTransformer3DModel, folder: Path, name: str) -> None:
+    """Write the adapter and its card to a new folder for `pipeline.load_lora_weights`.
 
     Args:
         transformer: with the adapter.
-        folder: is created or replaced.
+        name: by which the card loads the adapter.
     """
-    with atomic_dir(folder) as unfinished:
-        transformer.save_lora_adapter(unfinished)
-        lora_card(transformer, str(folder)).save(unfinished / "README.md")
+    transformer.save_lora_adapter(folder)
+    lora_card(transformer, name).save(folder / "README.md")

@@ -47,6 +47,7 @@ WITHOUT_EFFECT = {
     "train.gradient_checkpointing",
     "train.logging_steps",
     "train.validation_steps",
+    "train.keep_best",
     "train.checkpointing_steps",
     "train.checkpoints_total_limit",
     "train.dataloader_num_workers",
@@ -177,8 +178,10 @@ def _comparable(key: str, value: Any) -> Any:
 
 
 def _has_no_effect(key: str, before: dict[str, Any], now: dict[str, Any]) -> bool:
-    if key in WITHOUT_EFFECT or ("vae" in now and key in WITHOUT_EFFECT_ON_DIT):
+    if key in WITHOUT_EFFECT or key.startswith("validation."):
         return True
+    if "vae" in now and key in WITHOUT_EFFECT_ON_DIT:  # but the number of videos that are held out of `root`
+        return key != "data.num_validation_videos" or not now["data.hold_out"]
     if key == "train.mixed_precision":
         return "auto" in (before[key], now[key])  # runs save the precision that `auto` selected
     if key == "train.max_train_steps":

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
+from PIL import Image
 
 from ..common.io import atomic_write
 from ..metrics.flops import matmul_rate
@@ -58,6 +60,38 @@ def _read_step(line: str) -> float:
         return json.loads(line)["step"]
     except (json.JSONDecodeError, KeyError, TypeError):
         return float("inf")  # incomplete, because the run was killed
+
+
+def log_media(trackers: Sequence[GeneralTracker], files: Mapping[str, Path], step: int) -> None:
+    """Log images (.png) and short videos (.gif) to the trackers that show them: TensorBoard, wandb and trackio.
+
+    The bytes of the files are logged unchanged. Called on the main process.
+
+    Args:
+        files: by the name under which they are logged.
+    """
+    for tracker in trackers:
+        if tracker.name == "tensorboard":
+            _log_to_tensorboard(tracker.tracker, files, step)
+        elif tracker.name in ("wandb", "trackio"):
+            library = importlib.import_module(tracker.name)
+            kinds = {".png": library.Image, ".gif": library.Video}
+            tracker.log({name: kinds[path.suffix](str(path)) for name, path in files.items()}, step=step)
+
+
+def _log_to_tensorboard(writer: Any, files: Mapping[str, Path], step: int) -> None:
+    """Log encoded images; TensorBoard plays an animated GIF in the place of an image.
+
+    `SummaryWriter.add_video` encodes a GIF in the same way, but needs moviepy.
+    """
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    for name, path in files.items():
+        with Image.open(path) as image:
+            size = {"width": image.width, "height": image.height, "colorspace": 3}
+        encoded = Summary.Image(**size, encoded_image_string=path.read_bytes())
+        writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=name, image=encoded)]), step)
+    writer.flush()
 
 
 class SpeedMeter:

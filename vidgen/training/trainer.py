@@ -12,7 +12,7 @@ import json
 import math
 import signal
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,10 @@ from torch.utils.data import DataLoader, Dataset
 from ..common.config import save_config
 from ..common.environment import environment
 from ..common.errors import TrainingInterrupted, UserError
-from ..common.io import atomic_write
+from ..common.io import atomic_dir, atomic_write
 from ..common.progress import progress
 from ..losses import Losses
+from .best_model import BEST, PREFIX, RECORD, BestModel, check_keep_best
 from .checkpoints import checkpoint_step, clear_remains, find_checkpoint, save_checkpoint
 from .config import DiTTrainingConfig, VAETrainingConfig
 from .ema import (
@@ -53,11 +54,12 @@ from .optimizers import (
     warmup_warning,
 )
 from .pretrained import TRAINER_STATE, Parent
+from .random_state import keep_random_state
 from .resume import CONFIG, Change, describe_changes, explain_misfit, find_changes, refuse_blocking_changes
 from .sampler import InfiniteBatchSampler, SeededDataset, collate_samples, derive_seed
 from .signals import StopRequest, outlive_first_signal
 from .state import MetricAverager, PendingStep, TrainState
-from .tracking import SpeedMeter, drop_metrics_after
+from .tracking import SpeedMeter, drop_metrics_after, log_media
 
 Batch = dict[str, Any]
 ParameterGroups = dict[str, tuple[list[nn.Parameter], float]]
@@ -82,7 +84,8 @@ class Trainer(ABC):
         frozen: modules that stay in evaluation mode.
 
     Raises:
-        UserError: if the dataset is empty, or the optimizer is unknown or does not support the launcher.
+        UserError: if the dataset is empty, the optimizer is unknown or does not support the launcher, or
+            `train.keep_best` is no metric of the run.
     """
 
     def __init__(
@@ -105,6 +108,7 @@ class Trainer(ABC):
                 f"optim.name={config.optim.name} needs complete tensors, which FSDP and DeepSpeed split: use adamw."
             )
         train = config.train
+        check_keep_best(train.keep_best, self.validation_metrics(config))
         self.config = config
         self.accelerator = accelerator
         self.output_dir = Path(config.output_dir)
@@ -118,6 +122,7 @@ class Trainer(ABC):
         self.samples_drawn = 0  # samples of all processes, of the step in progress included
         self.pending: PendingStep | None = None
         self.metrics = MetricAverager()
+        self.best = BestModel(train.keep_best)
         self.video_failures = VideoFailures(self.output_dir)
         self.stop_request = StopRequest()
 
@@ -153,12 +158,27 @@ class Trainer(ABC):
         """The objective's scalars on a batch."""
 
     @abstractmethod
-    def validate(self, model: ModelMixin) -> dict[str, float]:
-        """Compute metrics and draw images of the averaged model. Called on every process."""
+    def validation_metrics(self, config: VAETrainingConfig | DiTTrainingConfig) -> list[str]:
+        """Names of the values of `validate` that rank models. Called before `Trainer.__init__`."""
 
     @abstractmethod
-    def save_final(self, model: ModelMixin, folder: Path) -> None:
-        """Save the averaged model in its final form. Called on every process; the main process writes."""
+    def validate(self, model: ModelMixin) -> dict[str, float]:
+        """Compute metrics, equal on every process, and draw images of the averaged model. Called on every process."""
+
+    @abstractmethod
+    def write_model(self, model: ModelMixin, folder: Path, destination: Path) -> None:
+        """Write the averaged model in its final form to a new folder, which becomes `destination`.
+
+        Called on the main process.
+        """
+
+    def finish_model(self, model: ModelMixin) -> None:
+        """Complete the averaged model before it is written. Called on every process; does nothing by default."""
+        return
+
+    @abstractmethod
+    def report_final(self, folder: Path) -> None:
+        """Print where the final model is. Called on every process."""
 
     @abstractmethod
     def flops_per_sample(self) -> float:
@@ -211,7 +231,8 @@ class Trainer(ABC):
         with self.stop_request.listen():
             self._train()
         with self.ema_scope() as model:
-            self.save_final(model, final)
+            self._write_model(model, final)
+        self.report_final(final)
         self._finish_trackers()
         self.accelerator.wait_for_everyone()
         return final
@@ -351,12 +372,26 @@ class Trainer(ABC):
         if done or step % train.logging_steps == 0:
             self._log(bar)
         if done or step % train.validation_steps == 0:
-            with self.ema_scope() as model, self.meter.paused():
-                values = self.validate(model)
-            self.accelerator.log({f"validation/{name}": value for name, value in values.items()}, step)
+            with self.meter.paused(), keep_random_state(self.accelerator.device):
+                self._validate()
         if done or stop or step % train.checkpointing_steps == 0:
             with self.meter.paused():
                 self._save_checkpoint()
+
+    def _validate(self) -> None:
+        """Validate and log; with `train.keep_best`, write the model if it is the best so far."""
+        step = self.state.step
+        with self.ema_scope() as model:
+            values = self.validate(model)
+            self.accelerator.log({f"{PREFIX}{name}": value for name, value in values.items()}, step)
+            if self.best.update(values, step):
+                self._write_model(model, self.output_dir / BEST, self.best.record)
+
+    def log_media(self, files: Mapping[str, Path]) -> None:
+        """Log images and short videos of a validation, by name, to the trackers. Called on the main process."""
+        log_media(
+            self.accelerator.trackers, {f"{PREFIX}{name}": file for name, file in files.items()}, self.state.step
+        )
 
     def _log(self, bar: Any) -> None:
         means = self.metrics.compute()
@@ -383,6 +418,15 @@ class Trainer(ABC):
             self.accelerator.autocast(),
         ):
             yield model
+
+    def _write_model(self, model: ModelMixin, folder: Path, record: dict[str, Any] | None = None) -> None:
+        """Write the averaged model atomically, with the validation that it was chosen by. Called on every process."""
+        self.finish_model(model)
+        if self.accelerator.is_main_process:
+            with atomic_dir(folder) as unfinished:
+                self.write_model(model, unfinished, folder)
+                if record is not None:
+                    (unfinished / RECORD).write_text(json.dumps(record))
 
     # --- Early ends --------------------------------------------------------------------------------------------------
 
@@ -416,6 +460,8 @@ class Trainer(ABC):
         self.accelerator.save_state(str(folder))
         state = vars(self.state) | self.metrics.state_dict() | {"facts": self.facts(), "parent": self.parent}
         ema_weights = None
+        if self.best.record:
+            state["best"] = self.best.record
         if self.ema:
             state["averaged_steps"] = self.ema.optimization_step
             ema_weights = gather_ema_weights(self.model, self.ema)
@@ -484,6 +530,7 @@ class Trainer(ABC):
         optim, max_steps = self.config.optim, self.config.train.max_train_steps
         self.lr_scheduler = build_lr_scheduler(self.optimizer, optim, max_steps, after=self.state.step)
         self.metrics.load_state_dict(saved, self.accelerator.process_index, self.accelerator.device)
+        self.best.load(saved.get("best"))
         if self.ema:
             load_ema_weights(self.model, self.ema, checkpoint)
             self.ema.optimization_step = saved["averaged_steps"]

@@ -17,8 +17,7 @@ from autoencoder.adapters import adapt, build_model
 from autoencoder.video_autoencoder import VideoAutoencoder
 
 from ..common.errors import UserError
-from ..common.images import comparison_grid, component_grid, reenactment_grid
-from ..common.io import atomic_dir
+from ..common.images import comparison_grid, component_grid, reenactment_grid, save_clip_grid_video
 from ..data.config import clip_size
 from ..data.dataset import ClipDataset, collate_clips
 from ..data.decoders import describe_fallbacks
@@ -30,6 +29,7 @@ from ..losses.lpips import LPIPS
 from ..losses.vae import VAELoss
 from ..metrics.flops import decode_flops, encode_flops
 from ..metrics.reconstruction import ReconstructionMetrics, downsample_baseline, mean_color_baseline
+from ..metrics.validation_fvd import ValidationFVD, distance_names
 from .accelerator import build_accelerator
 from .checkpoints import find_checkpoint
 from .config import ModelConfig, VAETrainingConfig
@@ -120,6 +120,36 @@ def build_datasets(
     return train_set, validation_set
 
 
+def build_validation_fvd(
+    config: VAETrainingConfig, model: VideoAutoencoder, accelerator: Accelerator, validation_set: ClipDataset | None
+) -> ValidationFVD | None:
+    """Prepare the Fréchet distance of reconstructed validation clips, if `validation.detectors` are set.
+
+    Raises:
+        UserError: without validation clips, and the errors of `ValidationFVD`.
+    """
+    if not config.validation.detectors:
+        return None
+    if validation_set is None:
+        raise UserError(
+            "validation.detectors needs validation videos: set data.validation_root or data.num_validation_videos."
+        )
+    return ValidationFVD(
+        config.validation.detectors,
+        accelerator,
+        Path(config.output_dir) / "features",
+        config.data.validation_root or config.data.root,
+        validation_set.files,
+        validation_set.classes,
+        num_samples=config.validation.num_samples,
+        clip_shape=model.clip_shape,
+        fps=config.data.fps,
+        seed=config.seed,
+        batch_size=config.train.train_batch_size,
+        num_workers=config.train.dataloader_num_workers,
+    )
+
+
 class VAETrainer(Trainer):
     """`Trainer` of a `VideoAutoencoder`."""
 
@@ -135,6 +165,7 @@ class VAETrainer(Trainer):
     ) -> None:
         self.lpips = self.discriminator = None
         self.validation_set = validation_set
+        self.fvd = build_validation_fvd(config, model, accelerator, validation_set)
         linear = linear_projections(model)
         linear_ids = set(map(id, linear))
         groups = {"model": ([p for p in model.parameters() if p.requires_grad and id(p) not in linear_ids], 1.0)}
@@ -184,8 +215,13 @@ class VAETrainer(Trainer):
     def flops_per_sample(self) -> float:
         return encode_flops(self.model) + decode_flops(self.model)
 
+    def validation_metrics(self, config: VAETrainingConfig) -> list[str]:
+        if not self.validation_set:
+            return []
+        return [*ReconstructionMetrics(self.lpips).names, *distance_names(config.validation.detectors, "rfvd")]
+
     def validate(self, model: VideoAutoencoder) -> dict[str, float]:
-        """PSNR, SSIM and LPIPS of the model and two baselines on validation clips; grids of components and swaps."""
+        """PSNR, SSIM and LPIPS of the model and two baselines on validation clips, rFVD; components and swaps."""
         if self.validation_set is None:
             return {}
         metrics = {name: ReconstructionMetrics(self.lpips) for name in ("", "_mean_color", "_downsample")}
@@ -198,12 +234,13 @@ class VAETrainer(Trainer):
         if self.accelerator.is_main_process:
             with skip_non_finite_images(self.state.step, self.accelerator.print):
                 self._draw_grids(model)
-        return {
+        values = {
             f"{key}{name}": value
             for name, metric in metrics.items()
             for key, value in metric.compute().items()
             if key != "num_clips"
         }
+        return values | (self.fvd.measure_reconstruction(model, self.state.step) if self.fvd else {})
 
     def _validation_clips(self) -> Iterator[torch.Tensor]:
         """This process's share of the validation clips, in batches (B, 3, T, H, W)."""
@@ -227,31 +264,44 @@ class VAETrainer(Trainer):
         clips = torch.stack([self.validation_set[i]["video"] for i in indices]).to(self.accelerator.device)
         folder, name = self.output_dir / "validation", f"step-{self.state.step}"
         if not model.has_dynamics:
-            comparison_grid(folder / f"{name}.png", {"original": clips, "reconstruction": model(clips).sample.float()})
+            reconstruction = model(clips).sample.float()
+            grid = comparison_grid(folder / f"{name}.png", {"original": clips, "reconstruction": reconstruction})
+            self.log_media({"reconstruction": grid} | self._draw_video(folder / f"{name}.gif", clips, reconstruction))
             return
         components = [model(clips, components=c).sample.float() for c in ("both", "structure", "dynamics")]
-        component_grid(folder / f"{name}.png", clips, *components)
+        grid = component_grid(folder / f"{name}.png", clips, *components)
+        self.log_media({"reconstruction": grid} | self._draw_video(folder / f"{name}.gif", clips, components[0]))
         latents = model.unpack(model.encode(clips).latent_dist.mode())
         swaps = [
             TwinLatents(structure[None].expand_as(latents.structure), latents.dynamics)
             for structure in latents.structure
         ]
         decoded = torch.stack([model.decode(swap).sample.float() for swap in swaps])
-        reenactment_grid(folder / f"{name}-reenactment.png", clips, clips, decoded)
+        grid = reenactment_grid(folder / f"{name}-reenactment.png", clips, clips, decoded)
+        self.log_media({"reenactment": grid})
 
-    def save_final(self, model: VideoAutoencoder, folder: Path) -> None:
-        """Save the averaged VAE, with the statistics of its latents over the training set in its config.
+    def _draw_video(self, path: Path, clips: torch.Tensor, reconstructions: torch.Tensor) -> dict[str, Path]:
+        """Write a video of clips beside their reconstructions; returns its file by name."""
+        pairs = torch.stack([clips, reconstructions], dim=1).flatten(0, 1)
+        labels = ["original", "reconstruction"] * len(clips)
+        video = save_clip_grid_video(path, pairs, self.config.data.fps, columns=4, labels=labels)
+        return {"reconstruction_video": video}
+
+    def finish_model(self, model: VideoAutoencoder) -> None:
+        """Set the statistics of the latents over the training set in the VAE's config.
 
         With a frozen encoder the parent's statistics stay valid, also for the DiTs trained with them.
         """
         if model.latents_mean is None or not is_encoder_frozen(self.model):
             model.set_latent_statistics(*self._latent_statistics(model))
-        if self.accelerator.is_main_process:
-            with atomic_dir(folder) as unfinished:
-                model.save_pretrained(unfinished)
-                model.model_card(f"{folder.parent.name}").save(unfinished / "README.md")
-            skipped = self.video_failures.bad_videos.count
-            self.accelerator.print(f"{skipped} videos skipped; the trained VAE is saved in {folder}.")
+
+    def write_model(self, model: VideoAutoencoder, folder: Path, destination: Path) -> None:
+        model.save_pretrained(folder)
+        model.model_card(destination.parent.name).save(folder / "README.md")
+
+    def report_final(self, folder: Path) -> None:
+        skipped = self.video_failures.bad_videos.count
+        self.accelerator.print(f"{skipped} videos skipped; the trained VAE is saved in {folder}.")
         fallbacks = gather_object(list(self.video_failures.fallbacks))
         if sentence := describe_fallbacks(self.config.data.decoder, fallbacks, len(self.dataset.files)):
             self.accelerator.print(sentence)
