@@ -330,7 +330,9 @@ def latents_of(pipe: VidTwinPipeline, video: torch.Tensor) -> torch.Tensor:
 
 
 def test_images_need_a_model_for_them(pipe, image_pipe, clips):
-    with pytest.raises(ValueError, match="image: this pipeline's transformer has no image_conditioning; pass struc"):
+    with pytest.raises(
+        ValueError, match="image: this pipeline's transformer has no image_conditioning; pass structure"
+    ):
         pipe(0, image=clips[:1])
     with pytest.raises(ValueError, match="image has length 2, but the batch size is 3: pass one, or 3"):
         image_pipe([0, 1, 2], image=clips)

@@ -87,5 +87,8 @@ class DiffusionConfig:
     subclass_dropout: float = key(
         0.0, "fraction of clips trained with the superclass of their class: jump for jump/dog", minimum=0, maximum=1
     )
+    image_dropout: float = key(
+        0.5, "fraction of clips trained without the first frame, with image conditioning", minimum=0, maximum=1
+    )
     guidance_scale: float = key(5.0, "classifier-free guidance of validation samples; ignored without classes")
     num_inference_steps: int = key(50, "denoising steps of validation samples", minimum=1)

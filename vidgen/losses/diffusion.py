@@ -20,7 +20,7 @@ from ..common.errors import UserError
 from ..losses import Losses
 from .config import DiffusionConfig
 
-DRAWS = 5  # uniform random numbers per clip, besides noise
+DRAWS = 6  # uniform random numbers per clip, besides noise
 
 
 class DiffusionLoss(nn.Module):
@@ -34,7 +34,8 @@ class DiffusionLoss(nn.Module):
     learns one stream given the other; the rest share one. A fraction `class_dropout` has the null class, for
     classifier-free guidance, and a fraction `subclass_dropout` the superclass of their class (`jump` for `jump/dog`).
     With self-conditioning (Chen et al., arXiv 2208.04202) the DiT sees its estimate of the clean latents on half of
-    the clips. The estimate is computed for all clips, so that a clip's loss does not depend on its batch.
+    the clips. The estimate is computed for all clips, so that a clip's loss does not depend on its batch. A DiT with
+    image conditioning sees the first frame, except for a fraction `image_dropout`.
 
     Args:
         transformer: the DiT.
@@ -74,6 +75,7 @@ class DiffusionLoss(nn.Module):
         labels: torch.Tensor | None = None,
         noise: torch.Tensor | None = None,
         uniform: torch.Tensor | None = None,
+        image: torch.Tensor | None = None,
     ) -> Losses:
         """The loss on a batch. All randomness comes from `noise` and `uniform`, which are drawn here if not given.
 
@@ -82,6 +84,7 @@ class DiffusionLoss(nn.Module):
             labels: class ids (B,); ignored by an unconditional transformer.
             noise: standard normal (B, L).
             uniform: in [0, 1), (B, DRAWS) or more.
+            image: structure latents of the first frames (B, L_S), normalized, for a DiT with image conditioning.
 
         Returns:
             `loss`, and the unweighted mean squared error of each stream, detached: `structure`, `dynamics`.
@@ -90,13 +93,15 @@ class DiffusionLoss(nn.Module):
         uniform = torch.rand(len(latents), DRAWS, device=latents.device) if uniform is None else uniform
 
         # Add noise at random timesteps, and drop some of the labels.
-        first, second, independent, dropped, conditioned = uniform[:, :DRAWS].unbind(1)
+        first, second, independent, dropped, conditioned, imageless = uniform[:, :DRAWS].unbind(1)
         timestep = self._timesteps(first, second, independent)
         null_class = self.transformer.config.num_classes
-        labels = None if null_class is None else self._drop_labels(labels, dropped, null_class)
+        conditions = {"class_labels": None if null_class is None else self._drop_labels(labels, dropped, null_class)}
+        if image is not None:
+            conditions |= {"image_latents": image, "image_mask": imageless >= self.config.image_dropout}
 
         # Predict, half of the clips given an estimate of the clean latents, and compare with the target.
-        error, alpha, sigma = self._squared_error(latents, noise, timestep, labels, conditioned < 0.5)
+        error, alpha, sigma = self._squared_error(latents, noise, timestep, conditions, conditioned < 0.5)
         structure, dynamics = (
             part.mean() if part.numel() else part.sum() for part in error.detach().split(self.sizes, dim=1)
         )
@@ -111,7 +116,8 @@ class DiffusionLoss(nn.Module):
     ) -> Losses:
         """The unweighted mean squared error (B,) of each stream that is not empty, at given timesteps.
 
-        No class is dropped, and a DiT with self-conditioning sees its estimate, as it does when it samples.
+        No class is dropped, and a DiT with self-conditioning sees its estimate, as it does when it samples. It sees no
+        image.
 
         Args:
             latents: normalized and packed, (B, L).
@@ -119,9 +125,9 @@ class DiffusionLoss(nn.Module):
             noise: standard normal (B, L).
             timestep: of both streams, (B,), from `scale_timesteps`.
         """
-        labels = None if self.transformer.config.num_classes is None else labels
+        conditions = {"class_labels": None if self.transformer.config.num_classes is None else labels}
         conditioned = torch.ones_like(timestep, dtype=torch.bool)
-        error, _, _ = self._squared_error(latents, noise, timestep, labels, conditioned)
+        error, _, _ = self._squared_error(latents, noise, timestep, conditions, conditioned)
         parts = zip(("structure", "dynamics"), error.split(self.sizes, dim=1), strict=True)
         return {name: part.mean(dim=1) for name, part in parts if part.numel()}
 
@@ -130,19 +136,20 @@ class DiffusionLoss(nn.Module):
         latents: torch.Tensor,
         noise: torch.Tensor,
         timestep: torch.Tensor,
-        labels: torch.Tensor | None,
+        conditions: dict[str, torch.Tensor | None],
         conditioned: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The squared error (B, L) of the prediction, and the noise levels alpha and sigma of the input.
 
-        `conditioned`, bool (B,), selects the clips for which a DiT with self-conditioning sees its estimate.
+        `conditions` are further inputs of the DiT. `conditioned`, bool (B,), selects the clips for which a DiT with
+        self-conditioning sees its estimate.
         """
         alpha, sigma = (spread_streams(level, self.sizes) for level in noise_levels(self.scheduler, timestep))
         noisy = alpha * latents + sigma * noise
         estimate = None
         if self.transformer.config.self_conditioning:
-            estimate = self._estimate(noisy, timestep, labels) * conditioned[:, None]
-        prediction = self.transformer(noisy, timestep, labels, self_condition=estimate).sample
+            estimate = self._estimate(noisy, timestep, conditions) * conditioned[:, None]
+        prediction = self.transformer(noisy, timestep, self_condition=estimate, **conditions).sample
         target = denoising_target(prediction_type_of(self.scheduler), latents, noise, alpha, sigma)
         return F.mse_loss(prediction.float(), target, reduction="none"), alpha, sigma
 
@@ -176,9 +183,11 @@ class DiffusionLoss(nn.Module):
         return (steps * fractions).long().clamp(max=steps - 1)
 
     @torch.no_grad()
-    def _estimate(self, noisy: torch.Tensor, timestep: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+    def _estimate(
+        self, noisy: torch.Tensor, timestep: torch.Tensor, conditions: dict[str, torch.Tensor | None]
+    ) -> torch.Tensor:
         """The model's estimate of the clean latents (B, L) without self-conditioning."""
-        prediction = self.transformer(noisy, timestep, labels).sample
+        prediction = self.transformer(noisy, timestep, **conditions).sample
         timestep = spread_streams(timestep, self.sizes)
         return estimate_clean(self.scheduler, prediction, timestep, noisy).to(noisy.dtype)
 

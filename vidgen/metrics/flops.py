@@ -46,6 +46,8 @@ def transformer_flops(transformer: VidTwinTransformer3DModel) -> float:
         per_sample += 2 * 2 * c.class_embed_dim * dim
     values = math.prod(transformer.structure_shape) + math.prod(transformer.dynamics_shape)
     embedding = 2 * (2 + c.self_conditioning) * values * dim
+    if c.image_conditioning:
+        embedding += 2 * math.prod(transformer.structure_shape) * dim
     ends = 2 * 2 * (256 * dim + 2 * dim**2) + 2 * 2 * 2 * dim**2  # timesteps of both streams; last modulation
     return c.num_layers * (tokens * per_token + per_sample) + embedding + ends
 

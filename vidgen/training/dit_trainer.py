@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from diffusers import SchedulerMixin
 from torch import nn
@@ -95,6 +96,8 @@ def train_dit(config: DiTTrainingConfig) -> Path:
         transformer = build_transformer(config, vae, len(classes) or None)
     else:
         transformer = build_transformer_from(parent, config.model.overrides, classes)
+    if transformer.config.image_conditioning and not config.latents.images:
+        raise UserError("A DiT with image_conditioning is trained on the first frames too: set latents.images=true.")
     if config.lora.rank:
         add_lora(transformer, config.lora)
     frozen = [] if config.lora.rank else freeze_modules(transformer, config.train.freeze)
@@ -331,7 +334,8 @@ class DiTTrainer(Trainer):
         )
 
     def compute_losses(self, batch: Batch) -> Losses:
-        return self.objective(*self._prepare_batch(batch), batch["uniform"])
+        image = self._prepare_image(batch["image"]) if self.model.config.image_conditioning else None
+        return self.objective(*self._prepare_batch(batch), batch["uniform"], image)
 
     def _prepare_batch(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The normalized latents (B, L) of a batch, the ids of their classes (B,), and the noise to add (B, L)."""
@@ -341,6 +345,11 @@ class DiTTrainer(Trainer):
             latents = latents + TwinPosterior(latents, batch["logvar"]).std * posterior_noise
         labels = self.label_ids[batch["label"]]
         return normalize_latents(latents, self.vae, *self.statistics), labels, noise
+
+    def _prepare_image(self, image: torch.Tensor) -> torch.Tensor:
+        """The normalized structure latents (B, L_S) of first frames."""
+        packed = F.pad(image, (0, math.prod(self.model.dynamics_shape)))
+        return normalize_latents(packed, self.vae, *self.statistics)[:, : image.shape[1]]
 
     def describe_batch(self, batch: Batch) -> list[str]:
         return [self.cache.describe(index) for index in batch["index"].tolist()]

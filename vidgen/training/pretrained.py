@@ -39,6 +39,7 @@ Constructor = Callable[[Mapping[str, Any]], nn.Module]
 TRAINER_STATE = "trainer.json"
 DATA_KEYS = {"sample_size": "data.resolution", "num_frames": "data.num_frames"}  # of constructor arguments
 HEADS = ("num_attention_heads", "qformer_heads")  # the sizes that the shapes of an official checkpoint do not tell
+ADDED_AT_ZERO = "image_embed."  # weights that an override may add: they start at zero, so the model is unchanged
 CLASS_TABLES = ("class_embed.weight", "condition_embed.class_embed.weight")
 
 
@@ -202,6 +203,7 @@ def build_transformer_from(
     if parent.weights:
         weights = dict(parent.weights)
         own = transformer.state_dict()
+        weights = {name: weight for name, weight in own.items() if name.startswith(ADDED_AT_ZERO)} | weights
         for name in CLASS_TABLES:
             if name in own and name in weights:
                 weights[name] = _inherit_rows(own[name], classes, weights[name], parent.classes)
@@ -251,7 +253,8 @@ def _build(class_name: str, parent: Parent, config: Mapping[str, Any], overrides
     def changed_weight(names: Iterable[str]) -> str | None:
         """Name of a weight that some of the overrides add, remove or reshape."""
         shapes = _weight_shapes(create, {**config, **{name: overrides[name] for name in names}})
-        return next((name for name in {**own, **shapes} if shapes.get(name) != own.get(name)), None)
+        changed = (name for name in {**own, **shapes} if shapes.get(name) != own.get(name))
+        return next((name for name in changed if name in own or not name.startswith(ADDED_AT_ZERO)), None)
 
     own = _weight_shapes(create, config) if overrides else {}
     try:

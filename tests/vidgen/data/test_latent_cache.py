@@ -101,6 +101,21 @@ def test_summary_of_the_data_set_is_printed(prepare, videos, capsys):
 
 
 @torch.no_grad()
+def test_images_are_the_structure_of_first_frames(prepare, vae_folder, videos):
+    cache, vae = prepare("latents.images=true", "latents.flips=true"), load_vae(str(vae_folder))
+    clips = ClipDataset(videos, num_frames=4, fps=4, resolution=32, train=False)
+    for i in range(3):
+        video = clips[i]["video"][None]
+        for j, clip in enumerate((video, video.flip(-1))):
+            still = vae.encode(clip[:, :, :1].expand_as(clip)).latent_dist.mode()
+            torch.testing.assert_close(cache[2 * i + j]["image"], vae.unpack(still).structure.flatten())
+    assert "image" in prepare("latents.flips=true")[0]  # a cache with images also serves a run without
+    assert "image" not in prepare(name="other")[0]
+    with pytest.raises(UserError, match="made with another images"):
+        prepare("latents.images=true", name="other")
+
+
+@torch.no_grad()
 def test_latents_are_those_of_the_encoder_in_data_order(prepare, vae_folder, videos):
     cache, vae = prepare("latents.sample=true"), load_vae(str(vae_folder))
     clips = ClipDataset(videos, num_frames=4, fps=4, resolution=32, train=False)

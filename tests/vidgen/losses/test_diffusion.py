@@ -27,11 +27,13 @@ class Oracle(nn.Module):
         super().__init__()
         self.clean, self.scheduler, self.error = clean, scheduler, error
         self.config = SimpleNamespace(num_classes=3, self_conditioning=self_conditioning)
+        self.images: list[dict[str, torch.Tensor]] = []
         self.labels: list[torch.Tensor] = []
         self.timesteps: list[torch.Tensor] = []
         self.estimates: list[torch.Tensor | None] = []
 
-    def forward(self, noisy, timestep, class_labels, self_condition=None):
+    def forward(self, noisy, timestep, class_labels, self_condition=None, **image):
+        self.images.append(image)
         self.labels.append(class_labels)
         self.timesteps.append(timestep)
         self.estimates.append(self_condition)
@@ -345,3 +347,18 @@ def test_all_options_together_train_a_real_transformer(prediction_type):
 def test_a_wrong_setting_is_one_sentence(config, sentence):
     with pytest.raises(UserError, match=sentence):
         make("sample", **config)
+
+
+def test_a_fraction_of_the_clips_has_no_image():
+    """Also where the estimate for self-conditioning is computed; the labels are dropped independently."""
+    objective, latents, labels = make("sample", batch=400, self_conditioning=True, image_dropout=0.3)
+    image = torch.randn(len(latents), SIZES[0])
+    objective(latents, labels, image=image)
+    first, second = objective.transformer.images
+    assert first["image_latents"] is second["image_latents"] is image
+    assert torch.equal(first["image_mask"], second["image_mask"])
+    assert first["image_mask"].float().mean().item() == pytest.approx(0.7, abs=0.08)
+    dropped = objective.transformer.labels[0] == 3
+    assert 0.02 < (dropped & ~first["image_mask"]).float().mean() < 0.12
+    objective(latents, labels)
+    assert objective.transformer.images[-1] == {}

@@ -55,6 +55,7 @@ def test_the_released_size_takes_two_teraflops_a_round_trip():
         # Few tokens, wide patches: what all tokens share and the layers at both ends count for most.
         {"structure_patch_size": (4, 2, 2), "dynamics_patch_size": (4, 4)},
         {"num_layers": 1, "mlp_ratio": 2.0, "class_embed_dim": 96},
+        {"image_conditioning": True},
     ],
 )
 @torch.no_grad()
@@ -71,8 +72,9 @@ def test_the_dits_count_is_that_of_plain_matmuls(sizes, num_classes, class_condi
     dit = dit.eval().bfloat16()  # attention is plain matmuls
     latents = torch.zeros(1, dit.latent_size, dtype=torch.bfloat16)
     labels = None if num_classes is None else torch.zeros(1, dtype=torch.long)
+    image = latents[:, : 3 * 4 * 2 * 2] if dit.image_embed is not None else None
     with FlopCounterMode(display=False) as counter:
-        dit(latents, torch.zeros(1), labels)
+        dit(latents, torch.zeros(1), labels, image_latents=image)
     assert transformer_flops(dit) == pytest.approx(counter.get_total_flops(), rel=1e-9)
 
 

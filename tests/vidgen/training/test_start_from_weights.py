@@ -251,6 +251,16 @@ def test_data_without_classes_trains_no_class_and_keeps_those_of_the_parent(
     assert tuned.config.id2label == load_pipeline(str(trained_dit)).config.id2label
 
 
+def test_a_dit_gains_image_conditioning(dit_config, trained_dit, tmp_path, monkeypatch):
+    """The loss of the first step is the parent's."""
+    losses = []
+    for name, settings in (("plain", []), ("images", ["model.overrides={image_conditioning: true}"])):
+        settings = from_parent(trained_dit, *settings, "latents.images=true", "train.max_train_steps=1")
+        train_dit(dit_config(tmp_path / name, *settings, "train.logging_steps=1"))
+        losses.append(json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[0])["loss"])
+    assert losses[0] == losses[1]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

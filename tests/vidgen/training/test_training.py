@@ -15,6 +15,8 @@ from autoencoder import AutoencoderKLVidTwin
 from pipelines import VidTwinPipeline
 from runs import FULL, WEIGHTS, assert_same_tensors, logged, losses, numbers
 from vidgen.common.errors import UserError
+from vidgen.common.loading import load_vae
+from vidgen.data.latent_cache import LatentCache
 from vidgen.data.listing import list_videos
 from vidgen.data.sprites import MOTIONS
 from vidgen.losses.diffusion import DiffusionLoss
@@ -252,12 +254,43 @@ def test_every_target_trains_and_its_pipeline_samples(dit_config, tmp_path, pred
     assert frames.isfinite().all() and frames.shape == (1, 4, 3, 32, 32)
 
 
+def test_a_dit_is_trained_on_first_frames(dit_config, tmp_path, monkeypatch):
+    """The images are normalized like the structure of the clips, and the trained pipeline animates one."""
+    seen, forward = [], DiffusionLoss.forward
+
+    def spy(self, latents, labels, noise, uniform, image):
+        seen.append((latents, image))
+        return forward(self, latents, labels, noise, uniform, image)
+
+    monkeypatch.setattr(DiffusionLoss, "forward", spy)
+    settings = ["train.max_train_steps=4", "model.overrides={image_conditioning: true}", "diffusion.image_dropout=0"]
+    with pytest.raises(UserError, match=r"set latents\.images=true"):
+        train_dit(dit_config(tmp_path, *settings))
+    shutil.rmtree(tmp_path / "latents")
+    final = train_dit(dit_config(tmp_path, *settings, "latents.images=true"))
+    latents, image = seen[0]
+    cache = LatentCache.load(tmp_path / "latents", {})
+    vae = load_vae(str(final))
+    raw, stored = (torch.stack([cache[i][name] for i in range(len(cache))]) for name in ("image", "mean"))
+    expected = (raw - vae.latents_mean[0]) / vae.latents_std[0]
+    distances = torch.cdist(image, expected)
+    assert distances.amin(dim=1).max() < 1e-3 and image.shape[1] < latents.shape[1] == stored.shape[1]
+    pipeline = VidTwinPipeline.from_pretrained(final)
+    free, animated = (
+        pipeline(
+            "orbit", image=picture, num_inference_steps=2, output_type="pt", generator=torch.manual_seed(0)
+        ).frames
+        for picture in (None, torch.rand(1, 3, 32, 32))
+    )
+    assert animated.shape == (1, 4, 3, 32, 32) and not torch.equal(free, animated)
+
+
 def test_latents_are_their_mean_or_drawn_around_it(dit_config, tmp_path, monkeypatch):
     seen = []
 
-    def spy(self, latents, labels, noise, uniform):
+    def spy(self, latents, labels, noise, *others):
         seen.append((latents, noise))
-        return forward(self, latents, labels, noise, uniform)
+        return forward(self, latents, labels, noise, *others)
 
     forward = DiffusionLoss.forward
     monkeypatch.setattr(DiffusionLoss, "forward", spy)
