@@ -95,14 +95,23 @@ def _add_generate_tab(service: InferenceService) -> None:
 
 
 def _add_animate_tab(service: InferenceService, images: list[str]) -> None:
-    with _tab("Animate", "Image-to-video: generate dynamics for the structure of an image or video."):
+    text = "Image-to-video: generate dynamics for the structure of an image or video."
+    if service.animates_images:
+        text = "Image-to-video: generate a video that begins with an image."
+    with _tab("Animate", text):
         with gr.Column(scale=2):
             # A file of any name: the service judges by the content, Gradio's image and video inputs by the name.
             source = gr.File(label="Image or video", height=140, elem_id="animate-source")
             gallery = gr.Gallery(images, columns=4, height=130, show_label=False, allow_preview=False, buttons=[])
             label = _class_input(service.classes, several=False)
             strength = gr.Slider(
-                0, 1, 0, step=0.05, label="Strength", info="0: the structure is unchanged, 1: it is ignored"
+                0,
+                1,
+                0,
+                step=0.05,
+                label="Strength",
+                info="0: the structure is unchanged, 1: it is ignored",
+                visible=not service.animates_images,
             )
             settings = _sampling_settings(bool(service.classes))
             buttons = _buttons("animate")

@@ -197,6 +197,11 @@ class InferenceService:
             captions = [names[label] for label in labels for _ in range(count)] or [""] * count
             return self._write(run, progress, [tuple(clips)], GENERATED_FPS, clips.shape[1], captions, columns=count)
 
+    @property
+    def animates_images(self) -> bool:
+        """Whether the model generates the video of a first frame, both latents."""
+        return self.pipeline is not None and self.pipeline.transformer.config.image_conditioning
+
     def animate(
         self,
         source: str | None,
@@ -209,13 +214,19 @@ class InferenceService:
         request: gr.Request,
         progress: gr.Progress = gr.Progress(),
     ) -> str:
-        """Generate `count` videos with the structure of an image or video; `strength` 0 keeps it, 1 ignores it."""
+        """Generate `count` videos that begin with an image or the first frame of a video.
+
+        Without `animates_images` the image or video gives the structure; `strength` 0 keeps it, 1 ignores it.
+        """
         with self._run(request, "animate") as run:
             if source is None:
                 raise UserError("Choose an image or a video first.")
             images = self._read_clip(source)
             options = {"num_inference_steps": steps, "guidance_scale": guidance}
-            options |= {"structure": images, "structure_strength": strength}
+            if self.animates_images:
+                options |= {"image": images[:1]}
+            else:
+                options |= {"structure": images, "structure_strength": strength}
             clips = self._sample(run, progress, label, count, seed, **options)
             original = np.broadcast_to(np.stack(images), clips.shape[1:])
             name = next((f", {name}" for name, number in self.classes if number == label), "")
