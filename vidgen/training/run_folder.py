@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,7 @@ from .checkpoints import list_checkpoints
 from .resume import CONFIG
 from .tracking import METRICS_FILE
 
-# Ends of the names of values that do not depend on the model; the last two are of earlier versions.
-BASELINES = ("_mean_color", "_downsample", "_mean_colour", "_shrunk")
+BASELINE = re.compile(r".*_(mean_colou?r|downsample)")  # names of values that do not depend on the model
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class RunFolder:
 
 def ranks_models(metric: str) -> bool:
     """Whether a logged value is a validation metric of the model, not of a baseline."""
-    return metric.startswith(PREFIX) and not metric.endswith(BASELINES)
+    return metric.startswith(PREFIX) and not BASELINE.fullmatch(metric)
 
 
 def read_runs(folders: Sequence[str | os.PathLike]) -> list[RunFolder]:

@@ -12,7 +12,7 @@ from typing import Any
 from ..common.io import atomic_write
 from ..common.svg_charts import Line, line_chart, line_color
 from .best_model import PREFIX, higher_is_better
-from .run_folder import BASELINES, RunFolder, ranks_models
+from .run_folder import BASELINE, RunFolder, ranks_models
 
 TEMPLATE = Path(__file__).with_name("runs_page.html")
 OWN_KEYS = {"output_dir", "resume"}  # differ between any two runs
@@ -109,7 +109,7 @@ def _charts(runs: Sequence[RunFolder]) -> str:
     """Charts of all metrics in groups; the groups that are rarely needed are closed."""
     metrics = _all_metrics(runs)
     validation = [metric for metric in metrics if ranks_models(metric)]
-    baselines = [metric for metric in metrics if metric.endswith(BASELINES)]
+    baselines = [metric for metric in metrics if BASELINE.fullmatch(metric)]
     settings = [m for m in metrics if m.startswith(("learning_rate", "grad_norm")) or m == "epoch"]
     speed = [metric for metric in metrics if metric in SPEED]
     training = [m for m in metrics if m not in {*validation, *baselines, *settings, *speed}]
