@@ -34,7 +34,7 @@ PROGRAMS = {
     "encode_latents.py": DiTTrainingConfig,
 }
 # Inputs that the commands name and this machine lacks: weights of others, models to be trained, UCF-101's lists.
-ABSENT = re.compile(r"vidtwin|Lightricks/|runs/|--ucf101-split|vidgen app|clips-per-class 1000|/data/")
+ABSENT = re.compile(r"vidtwin|Lightricks/|runs/|--ucf101-split|vidgen app|clips-per-class 1000|/data/|vidgen evaluate")
 
 
 @pytest.fixture(scope="module")

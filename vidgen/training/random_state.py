@@ -12,14 +12,14 @@ import torch
 
 @contextmanager
 def keep_random_state(device: torch.device) -> Iterator[None]:
-    """Restore the global generators of Python, NumPy, PyTorch and the device after the block.
+    """Restore the global generators of Python, NumPy, PyTorch and a CUDA device after the block.
 
     Validation runs in such a block, so a run's random streams do not depend on whether and how it validates.
     """
     python, numpy = random.getstate(), np.random.get_state()
-    devices = [device] if device.type != "cpu" else []
+    devices = [device] if device.type == "cuda" else []
     try:
-        with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
+        with torch.random.fork_rng(devices):
             yield
     finally:
         random.setstate(python)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -41,10 +40,10 @@ from .ema import (
     build_ema,
     ema_scope,
     gather_ema_weights,
-    gather_shards,
     load_ema_weights,
 )
 from .failures import TrainingDiverged, VideoFailures, describe_divergence
+from .gradients import clip_gradients, group_key
 from .optimizers import (
     build_lr_scheduler,
     build_optimizer,
@@ -275,7 +274,8 @@ class Trainer(ABC):
                 break
 
         # 2. Clip the gradients of each parameter group.
-        step.norms = self._clip_gradients()
+        max_norm = self.config.train.max_grad_norm
+        step.norms = clip_gradients(accelerator, self.optimizer, self.model, max_norm, self.frozen_groups())
 
         # 3. Commit the previous step: its flags have reached the host while the gradients were computed.
         stop = self._commit()
@@ -303,25 +303,6 @@ class Trainer(ABC):
                 batch = next(batches)
             self.video_failures.collect(batch)
             yield batch
-
-    def _clip_gradients(self) -> Losses:
-        """Clip the gradient norm of every parameter group; returns the norms before clipping."""
-        max_norm = self.config.train.max_grad_norm
-        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:  # its engine has clipped them together
-            norm = self.accelerator.clip_grad_norm_(self.model.parameters(), max_norm)
-            return {"grad_norm": torch.as_tensor(norm or 0.0, device=self.accelerator.device)}
-        self.accelerator.unscale_gradients()
-        norms, frozen = {}, self.frozen_groups()
-        for group in self.optimizer.param_groups:
-            if group["name"] in frozen:
-                for parameter in group["params"]:
-                    parameter.grad = None  # the optimizer would count a gradient of zero as a step
-                continue
-            if not group["params"]:  # Muon may train all parameters of an adapter
-                continue
-            norm = nn.utils.clip_grad_norm_(group["params"], max_norm or math.inf)
-            norms[_group_key("grad_norm", group)] = gather_shards(norm)
-        return norms
 
     def _check_finite(self, step: PendingStep) -> torch.Tensor:
         """Flags (2,) on the device: the numbers of processes with a value that is not finite, and with a stop request.
@@ -400,7 +381,7 @@ class Trainer(ABC):
         self.metrics = MetricAverager()
         self.video_failures.write(self.accelerator.is_main_process)
         for group in self.optimizer.param_groups:
-            values[_group_key("learning_rate", group)] = group["lr"]
+            values[group_key("learning_rate", group)] = group["lr"]
         values["epoch"] = self.state.samples // len(self.dataset)
         values |= self.meter.read(self.state.step)
         self.accelerator.log(values, step=self.state.step)
@@ -549,8 +530,3 @@ class Trainer(ABC):
         """Close the trackers; `Accelerator.end_training` would also leave the process group, as `run_program` does."""
         for tracker in self.accelerator.trackers:
             tracker.finish()
-
-
-def _group_key(name: str, group: dict[str, Any]) -> str:
-    """The name under which a value of a parameter group is logged; the model's has no suffix."""
-    return name if group["name"] == "model" else f"{name}/{group['name']}"
