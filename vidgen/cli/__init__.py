@@ -18,7 +18,7 @@ from typing import NoReturn
 
 from ..common.errors import UserError, handle_signals, run_program
 from ..common.options import check_options
-from . import app, autoencoder, convert, data, generate, info
+from . import app, autoencoder, convert, data, fvd, generate, info
 
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 
@@ -32,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="vidgen COMMAND --help describes a command and its options.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (autoencoder, generate, convert, data, app, info):
+    for module in (autoencoder, generate, convert, data, fvd, app, info):
         module.add_commands(commands)
     return parser
 
