@@ -4,8 +4,8 @@
                              folder="runs/fvd", distances=("frechet", "mmd"))
 
 Real clips are those of `vidgen.metrics.fvd.evaluate_pipeline`. A generated clip is the first frames of a FAKE video,
-in the order of the videos. Samples of a pipeline that were saved without loss, in the order of their numbers and in the
-protocol's size, therefore give the pipeline's distance exactly.
+in the order of the videos. Samples of a pipeline that were saved without loss, in the order of their numbers and
+in the protocol's size, therefore give the pipeline's distance exactly.
 """
 
 from __future__ import annotations
