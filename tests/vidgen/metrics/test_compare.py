@@ -49,7 +49,7 @@ def write_lossless(path, frames, fps):
     with av.open(file_url(path), "w") as container:
         stream = container.add_stream("ffv1", rate=fps)
         stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "gbrp"
+        stream.pix_fmt = "bgr0"
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
