@@ -26,13 +26,13 @@ from vidgen.common.loading import load_vae
 from vidgen.common.precision import place_model
 from vidgen.data.dataset import ClipDataset
 from vidgen.losses.lpips import BACKBONES
+from vidgen.metrics.detector_options import parse_detectors
 from vidgen.metrics.detectors import Detector
 from vidgen.metrics.evaluation import ProtocolClips, evaluate_pairs, evaluate_reconstruction
 from vidgen.metrics.protocols import get_protocol
 from vidgen.metrics.reconstruction import downsample_baseline
 
 from .common import paper, vae_runs
-from .common.detectors import parse_detectors
 from .common.generation import add_detector_options
 from .common.harness import Benchmark, Results
 from .common.tables import markdown_table

@@ -44,7 +44,7 @@ def folder(tmp_path_factory) -> Path:
     (path / "pretrained").symlink_to(ROOT / "pretrained")
     (path / "MODEL").symlink_to(ROOT / "pretrained" / "sprites")
     videos = write_sprites(path / "FOLDER", 1, seed=0)
-    for name in ("UCF-101", "DATASET"):
+    for name in ("UCF-101", "DATASET", "REAL", "FAKE"):
         shutil.copytree(path / "FOLDER", path / name)
     for name, video in zip(("in.mp4", "a.mp4", "b.mp4"), videos, strict=False):
         shutil.copy(video, path / name)

@@ -14,14 +14,13 @@ from vidgen.common.errors import UserError
 from vidgen.common.loading import load_pipeline
 from vidgen.common.precision import place_model
 from vidgen.data.sprites import write_sprites
+from vidgen.metrics.detector_options import parse_detectors
 from vidgen.metrics.detectors import Detector
 from vidgen.metrics.fvd import CLASS_SAMPLING, CLASS_SAMPLING_OF, FVDResult, Sampling, evaluate_pipeline
 from vidgen.metrics.protocols import PROTOCOLS, Protocol, get_protocol
 from vidgen.training.config import DiTTrainingConfig, VAETrainingConfig
 from vidgen.training.dit_trainer import train_dit
 from vidgen.training.vae_trainer import train_vae
-
-from .detectors import parse_detectors
 
 SAMPLES = {"smoke": 24, "cpu": 512, "paper": None}  # None: the protocol's
 SPRITES_PER_CLASS = {"smoke": 6, "cpu": 128}  # twice the samples, because real against real takes others

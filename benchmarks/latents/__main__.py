@@ -21,10 +21,10 @@ from accelerate import PartialState
 from vidgen.common.errors import UserError
 from vidgen.common.loading import load_vae
 from vidgen.losses.lpips import LPIPS
+from vidgen.metrics.detector_options import parse_detectors
 from vidgen.metrics.detectors import Detector
 
 from ..common import vae_runs
-from ..common.detectors import parse_detectors
 from ..common.generation import add_detector_options
 from ..common.harness import Benchmark, Results
 from . import clips, generation, page, scores, training

@@ -1,4 +1,4 @@
-"""Plots: curves of training metrics, and histograms of a data set. Files are written atomically."""
+"""Plots: curves of training metrics, histograms of a data set, and intervals. Files are written atomically."""
 
 from __future__ import annotations
 
@@ -105,6 +105,36 @@ def dataset_histograms(
         axes.set_xlabel(label)
         axes.set_ylabel("videos")
         axes.spines[["top", "right"]].set_visible(False)
+    return _save_figure(path, figure)
+
+
+Interval = tuple[float, float | None, float | None]  # value, low and high; None without an interval
+
+
+def interval_plot(path: str | os.PathLike, panels: dict[str, dict[str, Interval]]) -> Path:
+    """Write a PNG with a panel for each title: in a row for each label a value with its interval.
+
+    Raises `ValueError` if there are no panels.
+    """
+    from matplotlib.figure import Figure
+
+    if not panels:
+        raise ValueError(f"{path}: there are no values to draw.")
+    rows = max(map(len, panels.values()))
+    figure = Figure(figsize=(7.0, len(panels) * (0.9 + 0.35 * rows)), dpi=110, layout="constrained")
+    for place, (title, intervals) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(len(panels), 1, place)
+        for row, (value, low, high) in enumerate(intervals.values()):
+            if low is not None and high is not None:
+                axes.plot([low, high], [row, row], color="#93c5fd", lw=5, solid_capstyle="butt")
+            axes.plot(value, row, "o", color="#2563eb")
+        axes.axvline(0, color="#9ca3af", lw=0.8)
+        axes.set_yticks(range(len(intervals)), list(intervals))
+        axes.set_ylim(len(intervals) - 0.5, -0.5)
+        axes.set_title(title, fontsize=10)
+        axes.grid(axis="x", alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=9)
     return _save_figure(path, figure)
 
 

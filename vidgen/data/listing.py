@@ -12,15 +12,17 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from ..common.errors import UserError
 from ..common.options import expand_home
+from ..common.progress import progress
 from .csv_table import TABLE_SUFFIXES, read_table
 from .file_types import IgnoredFiles, has_video_extension, is_hidden
 from .shards import INDEX, find_shards, read_shards
 from .summary import format_note, list_names, summarize, to_printable
-from .types import ShardMember, VideoFile
+from .types import ArrayVideo, ShardMember, VideoFile
 
 COMMON_EXTENSIONS = (".avi", ".mkv", ".mov", ".mp4", ".webm")  # named in messages
 ARCHIVE_SUFFIXES = (".gz", ".tgz", ".zip", ".xz", ".bz2", ".zst", ".7z", ".rar")
@@ -89,6 +91,38 @@ def data_hash(root: str | os.PathLike, files: Sequence[VideoFile], classes: Sequ
             size, changed = -1, -1
         line = [relative_path(path, root), size, changed, None if label is None else classes[label]]
         digest.update(json.dumps(line).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def content_hash(files: Sequence[VideoFile]) -> str:
+    """SHA-256 over the contents of videos, in order; it depends on no name and no time, and reads every file.
+
+    A file that cannot be read counts as empty. A file of arrays is read once for all of its videos.
+    """
+    digest, hash_of = hashlib.sha256(), lru_cache(maxsize=1)(_hash_bytes)
+    for path, _ in progress(files, "hashing files"):
+        if isinstance(path, ShardMember):
+            line = [hash_of(path.shard, path.offset, path.size)]
+        elif isinstance(path, ArrayVideo):
+            line = [hash_of(path.file), path.member, path.index, path.layout, path.fps]
+        else:
+            line = [hash_of(path)]
+        digest.update(json.dumps(line).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _hash_bytes(path: Path, offset: int = 0, size: int | None = None) -> str | None:
+    """SHA-256 of a file, or of `size` bytes of it; None if it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            file.seek(offset)
+            remaining = os.fstat(file.fileno()).st_size if size is None else size
+            while chunk := file.read(min(remaining, 1 << 20)):
+                digest.update(chunk)
+                remaining -= len(chunk)
+    except OSError:
+        return None
     return digest.hexdigest()
 
 

@@ -17,7 +17,8 @@ import torch
 from av.video.reformatter import VideoReformatter
 
 from ..common.video_writing import write_video
-from .types import VideoSource
+from .types import ArrayVideo, VideoSource
+from .video_arrays import probe_array, read_array_clip
 from .video_file import (
     MAX_FRAME_PIXELS,
     TIME_TOLERANCE,
@@ -70,7 +71,7 @@ def read_header(path: VideoSource) -> VideoHeader:
 
 def probe(path: VideoSource) -> VideoInfo:
     """Describe a video from its packets and first frame. Raises `VideoError` if it is not a complete video."""
-    return index_video(path).info
+    return probe_array(path) if isinstance(path, ArrayVideo) else index_video(path).info
 
 
 def read_clip(path: VideoSource, *, start: float = 0.0, fps: float, num_frames: int) -> torch.Tensor:
@@ -86,6 +87,8 @@ def read_clip(path: VideoSource, *, start: float = 0.0, fps: float, num_frames: 
         VideoError: if the file cannot be read, the clip reaches past its end, or one of the clip's frames, or a frame
             that these depend on, is damaged or missing.
     """
+    if isinstance(path, ArrayVideo):
+        return read_array_clip(path, start=start, fps=fps, num_frames=num_frames)
     index = index_video(path)
     try:
         return _read_clip(index, start, fps, num_frames)

@@ -10,7 +10,7 @@ import av
 
 from ..common.errors import UserError
 from ..common.io import file_url
-from .types import ShardMember, VideoSource
+from .types import ArrayVideo, ShardMember, VideoSource
 
 TIME_TOLERANCE = 1e-3  # seconds; Matroska rounds its timestamps to whole milliseconds
 MAX_FRAME_PIXELS = 8192 * 8192  # a damaged header may announce frames of gigabytes
@@ -35,7 +35,7 @@ class VideoInfo:
     frames, such as those of empty chunks in an AVI. `duration` is in seconds.
     """
 
-    path: Path | ShardMember
+    path: Path | ShardMember | ArrayVideo
     width: int
     height: int
     fps: float
@@ -54,8 +54,8 @@ class VideoInfo:
         return max(0.0, self.duration - span - 2 * TIME_TOLERANCE)
 
 
-def as_source(path: VideoSource) -> Path | ShardMember:
-    return path if isinstance(path, ShardMember) else Path(path)
+def as_source(path: VideoSource) -> Path | ShardMember | ArrayVideo:
+    return path if isinstance(path, ShardMember | ArrayVideo) else Path(path)
 
 
 def open_container(source: Path | ShardMember, options: dict[str, str] | None = None) -> av.container.InputContainer:

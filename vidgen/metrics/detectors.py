@@ -9,6 +9,9 @@ A distance is only meaningful with the name of its detector and the hash of its 
 | `i3d_torchscript` | StyleGAN-V's `i3d_torchscript.pt` | a clip | 400 |
 | `squeezenet` | torchvision's SqueezeNet 1.1 | a frame | 512 |
 | `pooled_pixels` | none | a clip | 128 |
+| `vjepa2` | V-JEPA 2 of transformers, a folder or a name on the Hub | a clip | of the config |
+| `videomae` | VideoMAE, as `vjepa2` | a clip | of the config |
+| `clip` | CLIP's image encoder, as `vjepa2` | a clip | of the config |
 
 `i3d` and `i3d_torchscript` have the same weights, those of TensorFlow Hub's i3d-kinetics-400 that the first FVD used
 (Unterthiner et al. 2018). Their features differ slightly, because VideoGPT's network has another epsilon in its batch
@@ -20,115 +23,20 @@ from __future__ import annotations
 
 import difflib
 import os
-from abc import abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from ..common.errors import UserError
 from ..common.weights import WeightsFile, check_weights
 from ..losses.lpips import BACKBONES, SCALE, SHIFT, load_features
+from .detector import Detector, resize_frames
 from .i3d import I3D, MIN_FRAMES, NUM_CLASSES, SIZE, load_i3d
-
-
-class Detector(nn.Module):
-    """A frozen network from clips to feature vectors, in float32 without TF32, independent of autocast.
-
-    Attributes:
-        name: as `get_detector` takes it.
-        dim: length of a feature vector.
-        min_frames: minimum number of frames of a clip.
-        min_size: minimum height and width of its frames.
-        per_frame: whether a row of features describes a frame instead of a clip.
-        weights: the published file of its weights; None for a detector without weights.
-        sha256: hash of the loaded file; None without one.
-        published: whether the loaded file is the published one, by its hash; True without one.
-    """
-
-    name: str
-    dim: int
-    min_frames = 1
-    min_size = 1
-    per_frame = False
-    weights: WeightsFile | None = None
-    sha256: str | None = None
-
-    @property
-    def published(self) -> bool:
-        return self.weights is None or self.weights.knows(self.sha256)
-
-    @torch.no_grad()
-    def forward(self, clips: torch.Tensor) -> torch.Tensor:
-        """Return features (B, dim), or (B * T, dim) if they are per frame, clip by clip.
-
-        Args:
-            clips: (B, 3, T, H, W) of any float type, in [-1, 1].
-
-        Raises:
-            UserError: if the clips are too short or too small.
-            ValueError: if they are of another shape.
-        """
-        with torch.autocast(clips.device.type, enabled=False), _without_tf32():
-            return self.features(self._check_shape(clips).float())
-
-    @abstractmethod
-    def features(self, clips: torch.Tensor) -> torch.Tensor:
-        """Return the features of clips that are in float32 and were checked."""
-
-    def describe(self) -> dict:
-        """Describe the detector for reports: name, length, kind of row, and file and hash of the weights.
-
-        `published` is None if the loaded file is not known to be the published one.
-        """
-        known = self.weights if self.published else None
-        return {
-            "name": self.name,
-            "dim": self.dim,
-            "row": "frame" if self.per_frame else "clip",
-            "sha256": self.sha256,
-            "published": known and {"file": known.name, "url": known.url},
-        }
-
-    def load(self, path: Path) -> None:
-        """Load a file of weights whose hash was checked. Raises `UserError` if it cannot be loaded."""
-        raise UserError(f"the detector {self.name} has no weights, so {path} cannot be loaded into it.")
-
-    def train(self, mode: bool = True) -> Detector:
-        """Stay in evaluation mode."""
-        return super().train(False)
-
-    def _check_shape(self, clips: torch.Tensor) -> torch.Tensor:
-        if clips.ndim != 5 or clips.shape[1] != 3:
-            raise ValueError(f"the detector {self.name} needs clips (B, 3, T, H, W), not {tuple(clips.shape)}.")
-        frames, height, width = clips.shape[2:]
-        if frames < self.min_frames or min(height, width) < self.min_size:
-            raise UserError(
-                f"the detector {self.name} needs clips of {self.min_frames} frames and {self.min_size} x "
-                f"{self.min_size} pixels or more, not {frames} frames of {height} x {width}."
-            )
-        return clips
-
+from .transformer_detectors import CLIP, VJEPA2, TransformerDetector, VideoMAE
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
-
-
-@contextmanager
-def _without_tf32() -> Iterator[None]:
-    """Let cuDNN's convolutions compute in full float32; on GPUs since Ampere the default is TF32."""
-    conv = getattr(torch.backends.cudnn, "conv", None)  # since PyTorch 2.9
-    owner, flag, value = (
-        (torch.backends.cudnn, "allow_tf32", False) if conv is None else (conv, "fp32_precision", "ieee")
-    )
-    before = getattr(owner, flag)
-    setattr(owner, flag, value)
-    try:
-        yield
-    finally:
-        setattr(owner, flag, before)
 
 
 class PooledPixels(Detector):
@@ -201,6 +109,7 @@ class I3DLogits(Detector):
         (),
         mirrored=("55095f049e706479d48e221adcdb145b2b9dc930ba28b081ed72367ffaa32343",),
     )
+    preprocessing = "frames squashed to 224 x 224, bilinear without antialiasing"
     bn_eps = 1e-5  # VideoGPT's
 
     def load(self, path: Path) -> None:
@@ -274,6 +183,7 @@ class SqueezeNet(Detector):
     name = "squeezenet"
     dim = 512
     min_size = BACKBONES["squeeze"].min_size
+    preprocessing = "channels shifted and scaled as in LPIPS; frames of any size"
     per_frame = True
     weights = BACKBONES["squeeze"].weights
 
@@ -293,29 +203,21 @@ class SqueezeNet(Detector):
         return self.network((frames - self.shift) / self.scale).mean(dim=(2, 3))
 
 
-def resize_frames(clips: torch.Tensor, size: tuple[int, int], antialias: bool = False) -> torch.Tensor:
-    """Resize the frames of (B, C, T, H, W) to (height, width), bilinear."""
-    if clips.shape[-2:] == size:
-        return clips
-    frames = clips.transpose(1, 2).flatten(0, 1)
-    frames = F.interpolate(frames, size=size, mode="bilinear", align_corners=False, antialias=antialias)
-    return frames.unflatten(0, (clips.shape[0], clips.shape[2])).transpose(1, 2)
-
-
 DETECTORS: dict[str, type[Detector]] = {
-    detector.name: detector for detector in (I3DLogits, I3DImageNetLogits, I3DTorchScript, SqueezeNet, PooledPixels)
+    detector.name: detector
+    for detector in (I3DLogits, I3DImageNetLogits, I3DTorchScript, SqueezeNet, PooledPixels, VJEPA2, VideoMAE, CLIP)
 }
 
 
 def get_detector(
     name: str, path: str | os.PathLike | None = None, sha256: str | None = None, option: str = "--detector "
 ) -> Detector:
-    """Return the detector of this name, in evaluation mode on the CPU. Nothing is downloaded.
+    """Return the detector of this name, in evaluation mode on the CPU. Only models of the Hub are downloaded.
 
     Args:
         name: see the module's table.
         path: file of its weights; by default the published file in torch hub's cache
-            (`$TORCH_HOME/hub/checkpoints`).
+            (`$TORCH_HOME/hub/checkpoints`). For a `TransformerDetector` a folder, or "user/name" on the Hub.
         sha256: hash of that file, if it is not the published one.
         option: sets another file; for errors.
 
@@ -327,6 +229,8 @@ def get_detector(
         near = difflib.get_close_matches(name, DETECTORS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"the detectors are {', '.join(sorted(DETECTORS))}."
         raise UserError(f"unknown detector {name!r}: {hint}")
+    if issubclass(DETECTORS[name], TransformerDetector):
+        return DETECTORS[name].from_pretrained(path, sha256)
     detector = DETECTORS[name]().eval()
     known = detector.weights
     if known is None:
@@ -341,6 +245,7 @@ def get_detector(
         needed=f"the detector {name} needs its weights",
         path_option=option,
         sha256_option="--detector-sha256 ",
+        otherwise=", or choose pooled_pixels, which needs no weights",
     )
     for other in DETECTORS.values():
         if other.name != name and other.weights and other.weights.knows(detector.sha256):

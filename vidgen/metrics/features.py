@@ -141,7 +141,9 @@ class Collector:
         return feature_set
 
     def _complete_source(self, name: str, source: Source) -> Source:
-        detectors = [[detector.name, detector.sha256] for detector in self.detectors]
+        detectors = [
+            [d.name, d.sha256, *([d.settings, d.preprocessing] if d.settings else [])] for d in self.detectors
+        ]
         complete = {"kept": FORMAT, "clips": name, "protocol": self.protocol.describe(), "detectors": detectors}
         return json.loads(json.dumps({**complete, **source}, default=str))
 

@@ -62,6 +62,7 @@ class FeatureStatistics:
         self._counts = torch.zeros(num_groups, dtype=torch.int64)
         self._means = torch.zeros(num_groups, dim, dtype=torch.float64)
         self._scatters = torch.zeros(num_groups, dim, dim, dtype=torch.float64)
+        self._same_sample = torch.zeros(num_groups, 2, dtype=torch.float64)
         self._pending: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     @classmethod
@@ -97,6 +98,13 @@ class FeatureStatistics:
         """(G, D, D), float64: in each group the sum of (x - mean)(x - mean)^T."""
         self._flush()
         return self._scatters
+
+    @property
+    def same_sample(self) -> torch.Tensor:
+        """(G, 2), float64: over the pairs of vectors x, y of one sample, x = y included, the sum of (x . y)^2 and the
+        number of pairs, which `mmd` leaves out. NaN in statistics that were saved without them.
+        """
+        return self._same_sample
 
     @property
     def filled(self) -> torch.Tensor:
@@ -152,6 +160,10 @@ class FeatureStatistics:
         if not len(numbers):
             return
         groups = torch.tensor([group_of(int(number), len(self._counts)) for number in numbers])
+        rows = features.double().unflatten(0, (len(numbers), -1))
+        products = (rows @ rows.mT).square().sum(dim=(1, 2))
+        pairs = torch.full_like(products, rows.shape[1] ** 2)
+        self._same_sample.index_add_(0, groups, torch.stack([products, pairs], dim=1))
         self._pending.append((features, groups.repeat_interleave(len(features) // len(numbers))))
         if sum(len(rows) for rows, _ in self._pending) >= self.PENDING:
             self._flush()
@@ -162,6 +174,7 @@ class FeatureStatistics:
             raise ValueError(f"cannot merge statistics of {other.dim} dimensions into {self.dim}, or of other groups.")
         for group in other.filled.tolist():
             self._fold(group, int(other.counts[group]), other.means[group], other.scatters[group])
+        self._same_sample += other.same_sample
 
     def _flush(self) -> None:
         """Add the buffered rows to their groups."""
@@ -196,6 +209,7 @@ class FeatureStatistics:
         weights = (self.counts * times).double()
         statistics = FeatureStatistics(self.dim)
         statistics._counts[0] = count = int(weights.sum())
+        statistics._same_sample[0] = times.double() @ self.same_sample
         if count:
             statistics._means[0] = mean = weights @ self.means / count
             deviations = self.means - mean
@@ -214,12 +228,16 @@ class FeatureStatistics:
         return parts[0], parts[1]
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """Return `counts`, `means` and `scatters`, as `from_state_dict` takes them."""
-        return {"counts": self.counts, "means": self.means, "scatters": self.scatters}
+        """Return `counts`, `means`, `scatters` and `same_sample`, as `from_state_dict` takes them."""
+        parts = {"counts": self.counts, "means": self.means, "scatters": self.scatters}
+        return {**parts, "same_sample": self.same_sample}
 
     @classmethod
     def from_state_dict(cls, state: dict[str, torch.Tensor]) -> FeatureStatistics:
-        """Invert `state_dict`. Raises `ValueError` for missing keys, other shapes, or non-finite values."""
+        """Invert `state_dict`; older states lack `same_sample`.
+
+        Raises `ValueError` for missing keys, other shapes, or non-finite values.
+        """
         missing = {"counts", "means", "scatters"} - state.keys()
         if missing:
             raise ValueError(f"feature statistics need counts, means and scatters; {sorted(missing)} are missing.")
@@ -233,6 +251,7 @@ class FeatureStatistics:
             raise ValueError("feature statistics hold negative counts, NaN or infinite values.")
         statistics = cls(means.shape[1], len(counts))
         statistics._counts, statistics._means, statistics._scatters = counts, means, scatters
+        statistics._same_sample = state.get("same_sample", torch.full((len(counts), 2), torch.nan)).double()
         return statistics
 
 
@@ -250,7 +269,10 @@ def reduce_statistics(statistics: FeatureStatistics) -> FeatureStatistics:
     deviations = state["means"] - means
     between = state["counts"][:, None, None] * deviations[:, :, None] * deviations[:, None, :]
     scatters = reduce_sum(state["scatters"] + between)
-    return FeatureStatistics.from_state_dict({"counts": counts, "means": means, "scatters": scatters})
+    same_sample = reduce_sum(state["same_sample"])
+    return FeatureStatistics.from_state_dict(
+        {"counts": counts, "means": means, "scatters": scatters, "same_sample": same_sample}
+    )
 
 
 def reduce_sum(values: torch.Tensor) -> torch.Tensor:

@@ -250,20 +250,12 @@ def _build_result(
     statistics = {name: feature_set.statistics[index] for name, feature_set in sets.items()}
     samples = {name: feature_set.samples for name, feature_set in sets.items()}
     real, num_real = statistics["real"], samples["real"]
-    if "real_vs_real" in sets:
-        real_vs_real = measure_distance(statistics["real_vs_real"], real, samples["real_vs_real"], num_real)
-    else:
-        even, odd = real.halves()
-        num_even = round(num_real * even.count / real.count)
-        real_vs_real = measure_distance(even, odd, num_even, num_real - num_even)
     distances = {
         name: measure_distance(statistics[name], real, samples[name], num_real, paired=name != "generated")
         for name in ("generated", "reconstructed", "mean_color")
     }
     generated = statistics["generated"]
     rows = min(generated.count, real.count)
-    groups = min(len(generated.filled), len(real.filled))
-    can_extrapolate = rows >= 4 * detector.dim and groups >= INFINITY_GROUPS
     unreadable = sorted({entry for feature_set in sets.values() for entry in feature_set.unreadable})
     unconditional = settings["transformer_config"]["num_classes"] is None
     class_sampling = None if unconditional else settings["class_sampling"]
@@ -271,14 +263,27 @@ def _build_result(
         detector=detector.describe(),
         protocol=protocol.describe(),
         **distances,
-        real_vs_real=real_vs_real,
-        infinity=frechet_infinity(generated, real) if can_extrapolate else None,
+        real_vs_real=measure_distance(*split_real(sets, index)),
+        infinity=extrapolate(generated, real),
         class_score=sets["generated"].class_scores[index],
         unreadable=unreadable,
         notes=list_caveats(protocol, detector, samples["generated"], num_real, rows, class_sampling, unreadable),
         settings=settings,
         versions=versions,
     )
+
+
+def split_real(sets: dict[str, FeatureSet], index: int) -> tuple[FeatureStatistics, FeatureStatistics, int, int]:
+    """Return two sets of real clips by the detector with this index, and their numbers of clips.
+
+    They are `sets["real_vs_real"]` and `sets["real"]`, or without the first one the halves of the second.
+    """
+    real, num_real = sets["real"].statistics[index], sets["real"].samples
+    if "real_vs_real" in sets:
+        return sets["real_vs_real"].statistics[index], real, sets["real_vs_real"].samples, num_real
+    even, odd = real.halves()
+    num_even = round(num_real * even.count / real.count)
+    return even, odd, num_even, num_real - num_even
 
 
 def measure_distance(
@@ -291,6 +296,12 @@ def measure_distance(
         value = frechet_distance(a, b)
     can_resample = min(len(a.filled), len(b.filled)) > 1
     return Distance(value, bootstrap_interval(a, b, paired=paired) if can_resample else None, samples, real_samples)
+
+
+def extrapolate(a: FeatureStatistics, b: FeatureStatistics) -> float | None:
+    """Return `frechet_infinity`; None with too few samples or groups."""
+    rows, groups = min(a.count, b.count), min(len(a.filled), len(b.filled))
+    return frechet_infinity(a, b) if rows >= 4 * a.dim and groups >= INFINITY_GROUPS else None
 
 
 def list_caveats(
@@ -309,10 +320,7 @@ def list_caveats(
         class_sampling: of the generated clips; None for an unconditional pipeline.
         unreadable: (path, reason) of the missing real clips.
     """
-    notes = []
-    for name, count, expected in (("generated", samples, protocol.generated), ("real", real_samples, protocol.real)):
-        if expected is not None and count != expected:
-            notes.append(f"{count} {name} clips, not the protocol's {expected}: with fewer, distances are larger.")
+    notes = list_count_caveats(samples, real_samples, protocol)
     if unreadable:
         path, reason = unreadable[0]
         notes.append(f"Real clips of {len(unreadable)} videos are missing, the first of {path}: {reason}.")
@@ -320,6 +328,22 @@ def list_caveats(
         notes.append("The pipeline is unconditional: its clips have no class.")
     elif class_sampling != CLASS_SAMPLING_OF[protocol.labels]:
         notes.append(f"Classes are {class_sampling}, not the protocol's {CLASS_SAMPLING_OF[protocol.labels]}.")
+    return notes + list_protocol_caveats(protocol, detector) + list_rank_caveats(detector, rows)
+
+
+def list_count_caveats(samples: int, real_samples: int, protocol: Protocol) -> list[str]:
+    """List the counts of clips that differ from the protocol's, each as a sentence."""
+    counts = (("generated", samples, protocol.generated), ("real", real_samples, protocol.real))
+    return [
+        f"{count} {name} clips, not the protocol's {expected}: with fewer, distances are larger."
+        for name, count, expected in counts
+        if expected is not None and count != expected
+    ]
+
+
+def list_protocol_caveats(protocol: Protocol, detector: Detector) -> list[str]:
+    """List how the detector and the trials differ from the protocol's, and what its source does not state."""
+    notes = []
     if detector.name != protocol.detector:
         notes.append(f"The detector is {detector.name}, not the protocol's {protocol.detector}.")
     if not detector.published:
@@ -331,12 +355,17 @@ def list_caveats(
         notes.append(f"One trial; the protocol averages {protocol.trials}: repeat with other seeds.")
     if protocol.not_stated:
         notes.append(f"{protocol.source} does not state {', '.join(protocol.not_stated)}: the choice is ours.")
-    if rows <= detector.dim:
-        notes.append(
-            f"{rows} feature vectors in {detector.dim} dimensions: the covariance is singular, and the distance is "
-            "far too large."
-        )
     return notes
+
+
+def list_rank_caveats(detector: Detector, rows: int) -> list[str]:
+    """Return a sentence if there are too few feature vectors for a Fréchet distance; `rows` as in `list_caveats`."""
+    if rows > detector.dim:
+        return []
+    return [
+        f"{rows} feature vectors in {detector.dim} dimensions: the covariance is singular, and the distance is far "
+        "too large."
+    ]
 
 
 # --- clips by their numbers -----------------------------------------------------------------------------------------

@@ -29,6 +29,8 @@ protocol below has a name and its source (project: file), read in the project's 
 * `mcl-jcv` - the same paper, Table 1: 25 fps, 16 frames, 224 pixels; reconstruction, so each real clip has a
   counterpart. The paper states neither how clips are cut nor the detector.
 * `sprites` - vidgen's: small enough for a CPU.
+* `folders` - vidgen's, for two sets of videos that belong to no publication: all videos of both sides, one clip of 16
+  consecutive frames of each, resized as in `larp` and rounded.
 
 Labels that a project takes from its real clips are drawn here with the frequencies of those clips. One difference
 remains: StyleGAN-V and the projects that took its code divide covariances by N (src/metrics/metric_utils.py); here
@@ -156,6 +158,7 @@ _TABLE = (
     Protocol("mcl-jcv", "arXiv 2412.17726", None, None, "all", "tiles", 16, 224, _I3D, fps=25,
              not_stated=_NOT_STATED_IN_TABLE_1),
     Protocol("sprites", "vidgen", 256, 256, "all", "one", 16, 64, "pooled_pixels", labels="balanced", fps=8),
+    Protocol("folders", "vidgen", None, None, "all", "one", 16, 224, _I3D),
 )
 # fmt: on
 PROTOCOLS: dict[str, Protocol] = {protocol.name: protocol for protocol in _TABLE}

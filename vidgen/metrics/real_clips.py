@@ -65,7 +65,13 @@ def protocol_videos(
     return {"train": train, "test": test, "train+test": [*train, *test]}[protocol.split], classes
 
 
-def draw_windows(files: Sequence[VideoFile], protocol: Protocol, count: int | None, seed: int = 0) -> RealSet:
+def draw_windows(
+    files: Sequence[VideoFile],
+    protocol: Protocol,
+    count: int | None,
+    seed: int = 0,
+    description: str = "listing real clips",
+) -> RealSet:
     """Draw the `count` clips (None: all) of a protocol's real set; the same for the same seed.
 
     Opens every video, for milliseconds. A larger set begins with the smaller one.
@@ -74,7 +80,7 @@ def draw_windows(files: Sequence[VideoFile], protocol: Protocol, count: int | No
         UserError: if no video has a clip.
     """
     videos, unusable = [], []
-    for number, file in enumerate(progress(files, "listing real clips")):
+    for number, file in enumerate(progress(files, description)):
         try:
             videos.append(_Video.open(number, file, protocol))
         except VideoError as error:
@@ -98,6 +104,26 @@ def draw_windows(files: Sequence[VideoFile], protocol: Protocol, count: int | No
         return [videos[i].window(place - int(ends[i])) for i, place in pairs]
 
     return RealSet(windows_at(chosen), windows_at(others), unusable)
+
+
+def first_windows(
+    files: Sequence[VideoFile], protocol: Protocol, description: str = "listing clips"
+) -> tuple[list[Window], list[tuple[str, str]]]:
+    """Return the window of the first frames of every video, one after the other at its frame rate, in their order.
+
+    These are the clips of generated videos. Opens every video, for milliseconds.
+
+    Returns:
+        The windows, and (path, reason) of the videos that are unreadable or too short.
+    """
+    consecutive = replace(protocol, fps=None, stride=1)
+    windows, unusable = [], []
+    for number, file in enumerate(progress(files, description)):
+        try:
+            windows.append(_Video.open(number, file, consecutive).window(0))
+        except VideoError as error:
+            unusable.append((str(file.path), error.reason))
+    return windows, unusable
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,7 @@ def test_names():
     assert isinstance(get_detector("pooled_pixels"), PooledPixels)
     with pytest.raises(ValueError, match="did you mean 'pooled_pixels'"):
         get_detector("pooled_pixel")
-    with pytest.raises(ValueError, match=r"the detectors are i3d, .*pooled_pixels"):
+    with pytest.raises(ValueError, match=r"the detectors are clip, i3d, .*pooled_pixels"):
         get_detector("xyz")
 
 
@@ -176,7 +176,8 @@ def test_short_and_small_clips_are_user_errors(shape):
 
 
 def test_the_table():
-    assert set(DETECTORS) == {"i3d", "i3d_imagenet", "i3d_torchscript", "squeezenet", "pooled_pixels"}
+    pretrained = {"i3d", "i3d_imagenet", "i3d_torchscript", "squeezenet", "vjepa2", "videomae", "clip"}
+    assert set(DETECTORS) == {*pretrained, "pooled_pixels"}
     for name, detector in DETECTORS.items():
         assert detector.name == name and f"| `{name}` |" in detectors.__doc__
         assert detector.per_frame == (name == "squeezenet")
@@ -197,6 +198,8 @@ def test_a_detector_describes_itself_for_json():
         "name": "pooled_pixels",
         "dim": 128,
         "row": "clip",
+        "parameters": 0,
+        "preprocessing": "none",
         "sha256": None,
         "published": None,
     }
@@ -242,6 +245,8 @@ def test_only_the_published_file_is_described_as_published(tmp_path, monkeypatch
         "name": "i3d_imagenet",
         "dim": 400,
         "row": "clip",
+        "parameters": 0,
+        "preprocessing": "frames squashed to 224 x 224, bilinear without antialiasing",
         "sha256": found,
         "published": None,
     }

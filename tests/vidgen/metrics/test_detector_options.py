@@ -2,14 +2,14 @@
 
 import pytest
 
-from benchmarks.common import detectors
-from benchmarks.common.detectors import parse_detectors
 from vidgen.common.errors import UserError
+from vidgen.metrics import detector_options
+from vidgen.metrics.detector_options import parse_detectors
 
 
 def test_detectors_of_a_command_line(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(detectors, "get_detector", lambda *arguments: asked.append(arguments))
+    monkeypatch.setattr(detector_options, "get_detector", lambda *arguments: asked.append(arguments))
 
     def of(*given, sha256=None):
         asked.clear()

@@ -6,8 +6,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from vidgen.common.errors import UserError
-from vidgen.metrics.detectors import DETECTORS, Detector, get_detector, refuse_duplicates
+from ..common.errors import UserError
+from .detectors import DETECTORS, Detector, get_detector, refuse_duplicates
 
 
 def parse_detectors(arguments: Sequence[str], default: str, sha256: str | None = None) -> list[Detector]:
