@@ -151,3 +151,48 @@ def augment(clips: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     tint = uniform(-0.1, 0.1, count, 3)[:, :, None, None, None]
     noise = uniform(-MAX_NOISE, MAX_NOISE).clamp(min=0)[:, None, None, None, None]
     return clips * contrast + tint + noise * torch.randn(clips.shape, generator=generator)
+
+
+def train_classifier(
+    clips: torch.Tensor,
+    labels: torch.Tensor,
+    classes: Sequence[str],
+    *,
+    steps: int,
+    batch_size: int = 32,
+    seed: int = 0,
+    learning_rate: float = 3e-3,
+    **model: Any,
+) -> MotionClassifier:
+    """Train a classifier on clips; rare classes are drawn more often, by the square root of their frequency.
+
+    Args:
+        clips: uint8 (N, 3, T, H, W), several windows of each training video.
+        labels: (N,), indices into `classes`.
+        steps: optimizer steps.
+        seed: of the weights, the order and the augmentation.
+        learning_rate: peak learning rate.
+        model: arguments of `MotionClassifier`.
+
+    Raises:
+        UserError: if there is no clip.
+    """
+    if not len(clips):
+        raise UserError("the classifier needs training clips.")
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        classifier = MotionClassifier(list(classes), **model).train()
+        optimizer = torch.optim.AdamW(classifier.parameters(), lr=learning_rate, weight_decay=0.05)
+        warmup = dict(num_warmup_steps=steps // 20, num_training_steps=steps)
+        schedule = get_scheduler("cosine", optimizer, **warmup)
+        weights = labels.bincount(minlength=len(classes)).double().sqrt().reciprocal()[labels]
+        for _ in progress(range(steps), "training the classifier"):
+            drawn = torch.multinomial(weights, batch_size, replacement=True, generator=generator)
+            logits = classifier(augment(clips[drawn].float() / 127.5 - 1, generator))
+            F.cross_entropy(logits, labels[drawn], label_smoothing=SMOOTHING).backward()
+            nn.utils.clip_grad_norm_(classifier.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            schedule.step()
+    return classifier.eval()

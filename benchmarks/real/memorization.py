@@ -22,9 +22,8 @@ def copy_features(clips: torch.Tensor) -> torch.Tensor:
 
 def nearest_distances(features: torch.Tensor, training: torch.Tensor) -> torch.Tensor:
     """Distance of each row (N, D) to the nearest of the training rows (M, D): (N,)."""
-    return torch.cat(
-        [torch.cdist(part, training, compute_mode="donot_use_mm_for_euclid_dist").amin(dim=1) for part in features.split(64)]
-    )
+    exact = dict(compute_mode="donot_use_mm_for_euclid_dist")
+    return torch.cat([torch.cdist(part, training, **exact).amin(dim=1) for part in features.split(64)])
 
 
 def measure_memorization(generated: torch.Tensor, test: torch.Tensor, training: torch.Tensor) -> dict[str, Any]:
@@ -35,8 +34,7 @@ def measure_memorization(generated: torch.Tensor, test: torch.Tensor, training: 
 
     Returns:
         `threshold`: the 1st percentile of the test clips' distances; `copies`: the share of generated clips that are
-        nearer, with `test` the same of test clips; `median` of both distances; `nearest`: index of the training clip
-        nearest to each generated clip is not kept.
+        nearer, with `test` the same of test clips; `median` of both distances.
     """
     distances = {name: nearest_distances(x, training) for name, x in (("generated", generated), ("test", test))}
     threshold = distances["test"].double().quantile(PERCENTILE).item()
