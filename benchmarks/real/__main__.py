@@ -88,9 +88,9 @@ def run(options: argparse.Namespace) -> Results:
         "reconstruction": reconstruction.summarize(scores, test.groups, test.data),
     }
     with torch.no_grad():
-        rebuilt = torch.cat([clips.to_uint8(reconstruct(clips.to_float(x))) for x in test.pixels.split(8)])
+        reconstructed = torch.cat([clips.to_uint8(reconstruct(clips.to_float(x))) for x in test.pixels.split(8)])
     is_motion = [i for i, name in enumerate(test.data) if name == motion]
-    sets = {"real": gestures.pixels, "reconstruction": rebuilt[is_motion]}
+    sets = {"real": gestures.pixels, "reconstruction": reconstructed[is_motion]}
     results["components"] = {
         name: compute_once(
             own / f"components-{name}.json",
@@ -104,7 +104,7 @@ def run(options: argparse.Namespace) -> Results:
         save_pictures(vae, test, options)
 
     # Generation.
-    fvd = {"train": spread(training.pixels, len(test)), "reconstruction": rebuilt}
+    fvd = {"train": spread(training.pixels, len(test)), "reconstruction": reconstructed}
     if pipeline:
         generation.check_classes(pipeline, test)
         sampling = Sampling(guidance_scale=options.guidance, num_inference_steps=STEPS[scale])

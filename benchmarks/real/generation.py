@@ -97,7 +97,7 @@ def measure_distances(
 ) -> dict[str, dict[str, Any]]:
     """Fréchet distances of sets of clips, uint8, to the test clips, by detector and set.
 
-    Every set should have as many clips as the test set, because distances depend on the count.
+    Every set should have the size of the test set, because distances depend on the count.
     """
     results: dict[str, dict[str, Any]] = {}
     for detector in detectors:
