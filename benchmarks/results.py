@@ -8,6 +8,7 @@ from __future__ import annotations
 from . import ablations, disentanglement, patch_sizes, reconstruction, sampling, ucf101_fvd
 from .common.harness import RESULTS, Benchmark
 from .latents.__main__ import BENCHMARK as LATENTS
+from .real.__main__ import BENCHMARK as REAL
 from .resources.__main__ import RESOURCES, TRAINING_COST
 from .speed.__main__ import BENCHMARK as SPEED
 from .sprites.__main__ import BENCHMARK as SPRITES
@@ -23,6 +24,7 @@ BENCHMARKS = (
     RESOURCES,
     TRAINING_COST,
     SPRITES,
+    REAL,
     sampling.BENCHMARK,
     patch_sizes.BENCHMARK,
     SPEED,

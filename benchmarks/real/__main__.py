@@ -1,0 +1,230 @@
+"""A pipeline of real video on held-out clips: reconstruction, latents, gestures, image-to-video, FVD, copies.
+
+    python -m benchmarks.real --scale cpu --vae FOLDER --train LIST ... --test LIST ... --groups TABLE ...
+    python -m benchmarks.real --scale cpu --model FOLDER --train LIST ... --test LIST ... --groups TABLE ...
+
+A list is a CSV file path,label or a folder; its data set is named after its folder. Every score is kept in
+WORK_DIR/real: repeat the command to continue. With --vae only the reconstruction and the latents are measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from autoencoder.video_autoencoder import VideoAutoencoder
+from vidgen.common.errors import UserError
+from vidgen.common.images import comparison_grid, component_grid
+from vidgen.common.io import atomic_dir
+from vidgen.common.loading import load_vae, weights_hash
+from vidgen.common.precision import place_model
+from vidgen.metrics.fvd import Sampling
+
+from ..common import generation as pipelines
+from ..common import vae_runs
+from ..common.detectors import parse_detectors
+from ..common.harness import Benchmark, Results, compute_once
+from ..latents.clips import write_smoke_videos
+from . import clips, components, generation, memorization, page, reconstruction
+from .classifier import MotionClassifier, train_classifier
+
+FPS = {"smoke": 4.0, "cpu": 8.0}
+CLIPS_PER_VIDEO = {"smoke": 1, "cpu": 2}
+BLOCKS = {"smoke": ((4, 8, 8), (4, 4, 4)), "cpu": ((16, 16, 16), (16, 8, 8))}
+CLASSIFIER = {"smoke": dict(steps=2, batch_size=4, width=8, dim=8), "cpu": dict(steps=1600)}
+WINDOWS = {"smoke": 1, "cpu": 20}  # of each training video of the classifier
+DETECTORS = {"smoke": ["pooled_pixels"], "cpu": ["pooled_pixels", "squeezenet"]}
+STEPS = {"smoke": 2, "cpu": 25}
+SHOWN = 3  # clips of each data set in the pictures
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", metavar="FOLDER", help="pipeline to measure")
+    parser.add_argument("--vae", metavar="FOLDER", help="VAE to measure without a pipeline")
+    parser.add_argument("--train", nargs="+", type=Path, default=[], metavar="FOLDER|CSV", help="training videos")
+    parser.add_argument("--test", nargs="+", type=Path, default=[], metavar="FOLDER|CSV", help="held-out videos")
+    parser.add_argument("--groups", nargs="+", type=Path, default=[], metavar="CSV", help="groups: path,group")
+    parser.add_argument("--motion", metavar="NAME", help="data set whose class is the motion (default: the last one)")
+    parser.add_argument("--guidance", type=float, default=3.0, help="classifier-free guidance scale (default: 3)")
+    parser.add_argument("--training-clips", type=int, help="the most clips of each list for block PCA and distances")
+    vae_runs.add_lpips_options(parser)
+    pipelines.add_detector_options(parser, default="pooled_pixels; scale cpu also squeezenet")
+    parser.set_defaults(dtype="float32")
+
+
+def run(options: argparse.Namespace) -> Results:
+    check_options(options)
+    scale, folder = options.scale, options.work_dir / "real"
+    pipeline = pipelines.load_placed_pipeline(options.model, PartialState(), options.dtype) if options.model else None
+    vae = place_model(load_vae(options.vae), PartialState().device, options.dtype) if options.vae else pipeline.vae
+    own = folder / Path(options.vae or options.model).resolve().as_posix().strip("/").replace("/", "-")
+    names = options.detector or DETECTORS[scale]
+    detectors = parse_detectors(names, "squeezenet", options.detector_sha256)
+    groups = clips.read_groups(options.groups)
+    shape, fps = vae.clip_shape, FPS[scale]
+    test = clips.read_clips(options.test, shape, fps, CLIPS_PER_VIDEO[scale], groups)
+    training = clips.read_clips(options.train, shape, fps, 1, groups, limit=options.training_clips)
+    motion = options.motion or clips.name_of(options.test[-1])
+    if motion not in test.data:
+        raise UserError(f"--motion {motion}: the data sets are {', '.join(dict.fromkeys(test.data))}.")
+    gestures = test.of(motion)
+    reconstruct, settings = reconstruction.reconstruct_with(vae), describe_settings(vae, options)
+
+    # Reconstruction and the references.
+    scores = score_reconstruction(vae, test, training, own, settings, options)
+    classifier = load_classifier(motion, shape, folder, options)
+    classify = classify_with(classifier)
+
+    # What each latent holds; class accuracy of real clips and reconstructions.
+    results: Results = {
+        "name": Path(options.vae or options.model).name,
+        "clip_shape": list(shape),
+        "latent_size": vae.latent_size,
+        "motion": motion,
+        "reconstruction": reconstruction.summarize(scores, test.groups, test.data),
+    }
+    with torch.no_grad():
+        reconstructed = torch.cat([clips.to_uint8(reconstruct(clips.to_float(x))) for x in test.pixels.split(8)])
+    is_motion = [i for i, name in enumerate(test.data) if name == motion]
+    sets = {"real": gestures.pixels, "reconstruction": reconstructed[is_motion]}
+    results["components"] = {
+        name: compute_once(
+            own / f"components-{name}.json",
+            settings,
+            lambda name=name: components.measure_components(vae, test.of(name), classify if name == motion else None),
+        )
+        for name in dict.fromkeys(test.data)
+        if vae.has_dynamics
+    }
+    if vae.has_dynamics:
+        save_pictures(vae, test, options)
+
+    # Generation.
+    fvd = {"train": spread(training.pixels, len(test)), "reconstruction": reconstructed}
+    if pipeline:
+        generation.check_classes(pipeline, test)
+        sampling = Sampling(guidance_scale=options.guidance, num_inference_steps=STEPS[scale])
+        tag = f"g{options.guidance:g}"
+        fvd["generated"] = generation.generate(pipeline, test, sampling, own / f"generated-{tag}.safetensors")
+        animated = generation.generate(pipeline, gestures, sampling, own / f"animated-{tag}.safetensors", True)
+        sets |= {"generated": fvd["generated"][is_motion], "image-to-video": animated}
+        results["image_to_video"] = generation.measure_image_to_video(animated, gestures, reconstruct)
+        features = [memorization.copy_features(clips.to_float(x)) for x in (fvd["generated"], test.pixels)]
+        results["memorization"] = memorization.measure_memorization(
+            *features, memorization.copy_features(training.videos)
+        )
+        columns = {"real": gestures.videos, "image-to-video": clips.to_float(animated)}
+        shown = spread(torch.arange(len(gestures)), 6).tolist()
+        comparison_grid(options.results / "real-animated.png", {k: v[shown] for k, v in columns.items()})
+    results["accuracy"] = generation.measure_accuracy(sets, gestures, classify)
+    results["classes"] = len(classifier.config.classes)
+    results["distances"] = compute_once(
+        own / f"distances{'-generated' if pipeline else ''}.json",
+        settings,
+        lambda: generation.measure_distances(fvd, test.pixels, detectors),
+    )
+    return results
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """Fill in the smoke scale's model and videos; raise `UserError` for missing options."""
+    if options.scale == "paper":
+        raise UserError("the paper has no such table, so there is no --scale paper: take --scale cpu.")
+    if options.model and options.vae:
+        raise UserError("give a pipeline as --model or a VAE as --vae, not both.")
+    if options.scale == "smoke":
+        if not (options.model or options.vae):
+            options.model = pipelines.train_tiny_pipeline(options.work_dir / "ucf101_fvd")
+        if not (options.train or options.test):
+            options.train, options.test = write_smoke_videos(options.work_dir / "real" / "data")
+    if not (options.model or options.vae):
+        raise UserError("name a pipeline as --model FOLDER, or a VAE as --vae FOLDER.")
+    if not (options.train and options.test):
+        raise UserError("give the training videos as --train LIST ... and held-out ones as --test LIST ....")
+
+
+def score_reconstruction(
+    vae: VideoAutoencoder,
+    test: clips.Clips,
+    training: clips.Clips,
+    own: Path,
+    settings: Any,
+    options: argparse.Namespace,
+) -> dict[str, reconstruction.Scores]:
+    """Scores of every clip, of the VAE and of the references."""
+    network, values = vae_runs.load_lpips(options), vae.latent_size
+    transforms = {}
+    for block in BLOCKS[options.scale]:
+        name = "block_pca_" + "x".join(map(str, block))
+        path = own.parent / f"{name}-{values}-{len(training)}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        transforms[name] = reconstruction.fit_block_pca(training, block, values, path)
+    codecs = {reconstruction.METHOD: reconstruction.reconstruct_with(vae)}
+    codecs |= reconstruction.reference_codecs(values, transforms)
+    return {
+        name: compute_once(
+            own / f"{name}.json", settings, lambda codec=codec: reconstruction.score_codec(codec, test, network)
+        )
+        for name, codec in codecs.items()
+    }
+
+
+def load_classifier(motion: str, shape: tuple, folder: Path, options: argparse.Namespace) -> MotionClassifier:
+    """Load the work folder's classifier of the motions; trained on the training videos if it is missing."""
+    path, scale = folder / f"classifier-{motion}", options.scale
+    if not (path / "config.json").exists():
+        lists = [root for root in options.train if clips.name_of(root) == motion]
+        if not lists:
+            raise UserError(f"--train has no list of the data set {motion}.")
+        augmentation = dict(train=True, zoom=1.25, speed=1.5)
+        windows = clips.read_clips(lists, shape, FPS[scale], WINDOWS[scale], **augmentation)
+        classes = sorted(set(windows.labels))
+        labels = torch.tensor([classes.index(label) for label in windows.labels])
+        classifier = train_classifier(windows.pixels, labels, classes, **CLASSIFIER[scale])
+        with atomic_dir(path) as unfinished:
+            classifier.save_pretrained(unfinished)
+    return MotionClassifier.from_pretrained(path).eval()
+
+
+def classify_with(classifier: MotionClassifier) -> components.Classify:
+    """A function from clips to names of classes."""
+    classes = classifier.config.classes
+    return lambda video: [classes[i] for i in classifier.predict(video).argmax(dim=1).tolist()]
+
+
+def spread(values: torch.Tensor, count: int) -> torch.Tensor:
+    """Up to `count` evenly spaced rows."""
+    return values[torch.linspace(0, len(values) - 1, min(count, len(values))).long()]
+
+
+def describe_settings(vae: VideoAutoencoder, options: argparse.Namespace) -> dict[str, Any]:
+    """Everything that kept scores depend on."""
+    lists = {name: list(map(str, getattr(options, name))) for name in ("train", "test", "groups")}
+    return lists | {"vae": weights_hash(vae), "scale": options.scale, "training_clips": options.training_clips}
+
+
+@torch.no_grad()
+def save_pictures(vae: VideoAutoencoder, test: clips.Clips, options: argparse.Namespace) -> None:
+    """A grid of the components of a few clips of each data set."""
+    for name in dict.fromkeys(test.data):
+        video = to_shown(test.of(name))
+        latents = vae.encode(video.to(vae.device, vae.dtype)).latent_dist.mode()
+        decoded = [vae.decode(latents, part).sample.float().cpu() for part in components.COMPONENTS]
+        component_grid(options.results / f"real-components-{name}.png", video, *decoded)
+
+
+def to_shown(test: clips.Clips) -> torch.Tensor:
+    """The clips of the pictures."""
+    return clips.to_float(spread(test.pixels, SHOWN))
+
+
+BENCHMARK = Benchmark(
+    "real", "Real video: jobs of one model on held-out clips", run, page.tables, page.plot, add_options
+)
+
+if __name__ == "__main__":
+    BENCHMARK.main()

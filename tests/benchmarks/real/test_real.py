@@ -1,0 +1,91 @@
+"""The benchmark of real video: smoke scale, and properties of its measurements."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from benchmarks.real import __main__ as real
+from benchmarks.real.classifier import augment
+from benchmarks.real.components import background_similarity, motion_correlation, pair_classes
+from benchmarks.real.memorization import copy_features, measure_memorization
+from benchmarks.real.reconstruction import METRICS, summarize
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+def random_clips(count: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(count, 3, 4, 24, 36, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def test_smoke_and_a_second_run_computes_nothing(work_dir, lpips_weights, monkeypatch):
+    arguments = ["--work-dir", str(work_dir), lpips_weights]
+    real.BENCHMARK.main(arguments)
+    results = json.loads((work_dir / "smoke" / "real.json").read_text())["results"]
+    assert {"reconstruction", "generated", "image-to-video", "real"} == set(results["accuracy"])
+    assert set(results["distances"]["pooled_pixels"]) == {"train", "reconstruction", "generated"}
+    assert "model minus block_pca_4x8x8" in (work_dir / "real.md").read_text()
+    for name in ("train_classifier",):
+        monkeypatch.setattr(real, name, lambda *args, **kwargs: pytest.fail("trained again"))
+    monkeypatch.setattr(real.reconstruction, "score_codec", lambda *args: pytest.fail("scored again"))
+    real.BENCHMARK.main(arguments)
+    assert json.loads((work_dir / "smoke" / "real.json").read_text())["results"] == results
+
+
+def test_missing_models_and_lists_are_one_sentence(tmp_path, capsys):
+    for arguments, message in (
+        (["--scale", "cpu"], "--vae FOLDER"),
+        (["--scale", "cpu", "--vae", "x"], "--test LIST"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            real.BENCHMARK.main([*arguments, "--work-dir", str(tmp_path)])
+        assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_copies_of_training_clips_are_found():
+    training, test, new = (copy_features(random_clips(40, seed)) for seed in range(3))
+    copied = measure_memorization(torch.cat([training[:10] + 1e-3, new[:10]]), test, training)
+    assert copied["copies"]["generated"]["value"] == pytest.approx(0.5, abs=0.06)
+    assert measure_memorization(test, test, training)["copies"]["generated"]["value"] <= 0.05
+    assert copied["median"]["test"] > copied["threshold"]
+
+
+def test_equal_methods_differ_by_nothing():
+    scores = {metric: [1.0, 2.0, 4.0, 3.0] for metric in METRICS}
+    shifted = {metric: [value - 1 for value in values] for metric, values in scores.items()}
+    methods = {"reconstruction": scores, "same": scores, "lower": shifted}
+    results = summarize(methods, ["a", "a", "b", "c"], ["x", "x", "y", "y"])
+    assert list(results) == ["all", "x", "y"] and results["all"]["groups"] == 3
+    assert results["all"]["difference"]["same"]["psnr"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
+    assert results["all"]["difference"]["lower"]["psnr"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
+    assert results["x"]["figures"]["reconstruction"]["psnr"] == {"mean": 1.5, "low": None, "high": None}
+
+
+def test_background_and_motion():
+    still = random_clips(2)[:, :, :1].expand(-1, -1, 4, -1, -1).clone()
+    moving = still.clone()
+    moving[..., :12, :] = random_clips(2, seed=1)[..., :12, :]  # the upper half moves
+    assert torch.allclose(background_similarity(still, moving), torch.ones(2, dtype=torch.float64))
+    assert background_similarity(random_clips(2, seed=2), moving).abs().max() < 0.1
+    assert (background_similarity(0.5 * still, moving) < 0.85).all()  # a plain correlation is 1
+    assert torch.allclose(motion_correlation(moving, moving), torch.ones(2, dtype=torch.float64))
+    assert motion_correlation(still, moving).abs().max() == 0
+    assert (motion_correlation(moving.flip(2), moving) < 0.9).all()
+
+
+def test_pairs_have_other_classes_and_use_each_clip_once():
+    labels = ["b", "a", "c", "a", "b", "c", "a"]
+    partner = pair_classes(labels)
+    assert sorted(partner) == list(range(7)) and all(labels[i] != labels[j] for i, j in enumerate(partner))
+
+
+def test_augmentation_never_mirrors():
+    ramp = torch.linspace(-0.5, 0.5, 72).expand(8, 3, 2, 48, 72).contiguous()
+    changed = augment(ramp, torch.Generator().manual_seed(0))
+    middle = changed.mean(dim=(1, 2, 3))[:, 18:54]
+    assert (middle[:, 24:].mean(dim=1) > middle[:, :12].mean(dim=1)).all()
