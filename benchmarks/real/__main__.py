@@ -22,11 +22,11 @@ from vidgen.common.images import comparison_grid, component_grid
 from vidgen.common.io import atomic_dir
 from vidgen.common.loading import load_vae, weights_hash
 from vidgen.common.precision import place_model
+from vidgen.metrics.detector_options import parse_detectors
 from vidgen.metrics.fvd import Sampling
 
 from ..common import generation as pipelines
 from ..common import vae_runs
-from ..common.detectors import parse_detectors
 from ..common.harness import Benchmark, Results, compute_once
 from ..latents.clips import write_smoke_videos
 from . import clips, components, generation, memorization, page, reconstruction
