@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from autoencoder import adapters
 from vidgen.cli import build_parser
@@ -48,6 +49,7 @@ def folder(tmp_path_factory) -> Path:
         shutil.copytree(path / "FOLDER", path / name)
     for name, video in zip(("in.mp4", "a.mp4", "b.mp4"), videos, strict=False):
         shutil.copy(video, path / name)
+    Image.fromarray((torch.rand(48, 64, 3) * 255).byte().numpy()).save(path / "photo.png")
     write_video(path / "long.mp4", (torch.rand(24, 64, 96, 3) * 255).to(torch.uint8), fps=8)
     return path
 

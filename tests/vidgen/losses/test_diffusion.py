@@ -13,7 +13,7 @@ from pipelines import VidTwinTransformer3DModel, default_scheduler
 from pipelines.schedulers import PREDICTION_TYPES, noise_levels
 from vidgen.common.errors import UserError
 from vidgen.losses.config import DiffusionConfig
-from vidgen.losses.diffusion import DiffusionLoss, min_snr_weight
+from vidgen.losses.diffusion import DRAWS, DiffusionLoss, min_snr_weight
 
 SIZES = (6, 4)
 
@@ -199,7 +199,7 @@ def test_flow_matching_shows_the_model_noise_in_proportion_to_its_timestep():
     seen = []
     objective.transformer.register_forward_pre_hook(lambda module, arguments: seen.append(arguments))
     objective(torch.zeros_like(clean), labels)
-    noisy, timestep, _ = seen[0]
+    noisy, timestep = seen[0]
     assert timestep.min() >= 0 and timestep.max() < 1000 and not torch.equal(timestep, timestep.round())
     torch.testing.assert_close((noisy / (timestep / 1000)[:, None]).std(), torch.tensor(1.0), rtol=0.02, atol=0)
 
@@ -258,10 +258,10 @@ def test_missing_noise_is_drawn_from_the_global_generator():
 def test_the_draws_of_a_clip_are_independent_of_each_other():
     """Which number decides what: no two decisions share one."""
     objective, clean, labels = make("sample", batch=4, self_conditioning=True, independent_timesteps=0.5)
-    for column in range(5):
-        uniform = torch.full((4, 5), 0.9)
+    for column in range(DRAWS):
+        uniform = torch.full((4, DRAWS), 0.9)
         uniform[2:, column] = 0.1
-        objective(clean, labels, torch.randn_like(clean), uniform)
+        objective(clean, labels, torch.randn_like(clean), uniform, clean[:, : SIZES[0]])
         oracle = objective.transformer
         times, shown = oracle.timesteps[-1], oracle.estimates[-1].ne(0).any(dim=1)
         changed = [
@@ -269,9 +269,10 @@ def test_the_draws_of_a_clip_are_independent_of_each_other():
             times[2, 1] != times[2, 0],
             oracle.labels[-1][2] == 3,
             bool(shown[2]),
+            not oracle.images[-1]["image_mask"][2],
         ]
-        assert changed == [column == 0, False, column == 3, column == 4]
-    uniform = torch.tensor([[0.9, 0.1, 0.1, 0.9, 0.9]]).repeat(4, 1)
+        assert changed == [column == 0, False, column == 3, column == 4, column == 5]
+    uniform = torch.tensor([[0.9, 0.1, 0.1, 0.9, 0.9, 0.9]]).repeat(4, 1)
     objective(clean, labels, torch.randn_like(clean), uniform)
     assert objective.transformer.timesteps[-1].tolist() == [[900, 100]] * 4
 

@@ -33,8 +33,8 @@ class Denoiser(torch.nn.Module):
         self.config = SimpleNamespace(num_classes=None, self_conditioning=False)
         self.scale, self.timesteps = scale, []
 
-    def forward(self, noisy, timestep, labels, self_condition=None):
-        assert labels is None
+    def forward(self, noisy, timestep, class_labels, self_condition=None):
+        assert class_labels is None
         self.timesteps.append(timestep)
         return SimpleNamespace(sample=self.scale * noisy)
 

@@ -74,6 +74,7 @@ class MeanColor(torch.nn.Module):
     """A detector of three numbers, for which few clips suffice."""
 
     name, dim, per_frame, row, sha256, published = "mean_color", 3, False, "clip", "0" * 64, True
+    settings = None
 
     def forward(self, clips: torch.Tensor) -> torch.Tensor:
         return clips.mean(dim=(2, 3, 4))
