@@ -4,12 +4,15 @@
     python -m benchmarks.real --scale cpu --model FOLDER --train LIST ... --test LIST ... --groups TABLE ...
 
 A list is a CSV file path,label or a folder; its data set is named after its folder. Every score is kept in
-WORK_DIR/real: repeat the command to continue. With --vae only the reconstruction and the latents are measured.
+WORK_DIR/real, by the weights and the lists that it depends on: repeat the command to continue. With --vae only the
+reconstruction and the latents are measured.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +20,13 @@ import torch
 from accelerate import PartialState
 
 from autoencoder.video_autoencoder import VideoAutoencoder
+from pipelines import VidTwinPipeline
 from vidgen.common.errors import UserError
 from vidgen.common.images import comparison_grid, component_grid
 from vidgen.common.io import atomic_dir
 from vidgen.common.loading import load_vae, weights_hash
 from vidgen.common.precision import place_model
+from vidgen.data.listing import list_videos
 from vidgen.metrics.detector_options import parse_detectors
 from vidgen.metrics.fvd import Sampling
 
@@ -61,7 +66,6 @@ def run(options: argparse.Namespace) -> Results:
     scale, folder = options.scale, options.work_dir / "real"
     pipeline = pipelines.load_placed_pipeline(options.model, PartialState(), options.dtype) if options.model else None
     vae = place_model(load_vae(options.vae), PartialState().device, options.dtype) if options.vae else pipeline.vae
-    own = folder / Path(options.vae or options.model).resolve().as_posix().strip("/").replace("/", "-")
     names = options.detector or DETECTORS[scale]
     detectors = parse_detectors(names, "squeezenet", options.detector_sha256)
     groups = clips.read_groups(options.groups)
@@ -72,7 +76,9 @@ def run(options: argparse.Namespace) -> Results:
     if motion not in test.data:
         raise UserError(f"--motion {motion}: the data sets are {', '.join(dict.fromkeys(test.data))}.")
     gestures = test.of(motion)
-    reconstruct, settings = reconstruction.reconstruct_with(vae), describe_settings(vae, options)
+    reconstruct = reconstruction.reconstruct_with(vae)
+    settings = describe_settings(vae, pipeline, test, training, options)
+    own = folder / f"scores-{digest(settings)}"
 
     # Reconstruction and the references.
     scores = score_reconstruction(vae, test, training, own, settings, options)
@@ -108,9 +114,8 @@ def run(options: argparse.Namespace) -> Results:
     if pipeline:
         generation.check_classes(pipeline, test)
         sampling = Sampling(guidance_scale=options.guidance, num_inference_steps=STEPS[scale])
-        tag = f"g{options.guidance:g}"
-        fvd["generated"] = generation.generate(pipeline, test, sampling, own / f"generated-{tag}.safetensors")
-        animated = generation.generate(pipeline, gestures, sampling, own / f"animated-{tag}.safetensors", True)
+        fvd["generated"] = generation.generate(pipeline, test, sampling, own / "generated.safetensors")
+        animated = generation.generate(pipeline, gestures, sampling, own / "animated.safetensors", True)
         sets |= {"generated": fvd["generated"][is_motion], "image-to-video": animated}
         results["image_to_video"] = generation.measure_image_to_video(animated, gestures, reconstruct)
         features = [memorization.copy_features(clips.to_float(x)) for x in (fvd["generated"], test.pixels)]
@@ -123,7 +128,7 @@ def run(options: argparse.Namespace) -> Results:
     results["accuracy"] = generation.measure_accuracy(sets, gestures, classify)
     results["classes"] = len(classifier.config.classes)
     results["distances"] = compute_once(
-        own / f"distances{'-generated' if pipeline else ''}.json",
+        own / "distances.json",
         settings,
         lambda: generation.measure_distances(fvd, test.pixels, detectors),
     )
@@ -160,7 +165,7 @@ def score_reconstruction(
     transforms = {}
     for block in BLOCKS[options.scale]:
         name = "block_pca_" + "x".join(map(str, block))
-        path = own.parent / f"{name}-{values}-{len(training)}.safetensors"
+        path = own.parent / f"{name}-{values}-{settings['training']}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
         transforms[name] = reconstruction.fit_block_pca(training, block, values, path)
     codecs = {reconstruction.METHOD: reconstruction.reconstruct_with(vae)}
@@ -175,11 +180,14 @@ def score_reconstruction(
 
 def load_classifier(motion: str, shape: tuple, folder: Path, options: argparse.Namespace) -> MotionClassifier:
     """Load the work folder's classifier of the motions; trained on the training videos if it is missing."""
-    path, scale = folder / f"classifier-{motion}", options.scale
+    scale = options.scale
+    lists = [root for root in options.train if clips.name_of(root) == motion]
+    if not lists:
+        raise UserError(f"--train has no list of the data set {motion}.")
+    videos = [[str(file.path), file.label] for root in lists for file in list_videos(root)[0]]
+    settings = [videos, shape, FPS[scale], WINDOWS[scale], CLASSIFIER[scale]]
+    path = folder / f"classifier-{motion}-{digest(settings)}"
     if not (path / "config.json").exists():
-        lists = [root for root in options.train if clips.name_of(root) == motion]
-        if not lists:
-            raise UserError(f"--train has no list of the data set {motion}.")
         augmentation = dict(train=True, zoom=1.25, speed=1.5)
         windows = clips.read_clips(lists, shape, FPS[scale], WINDOWS[scale], **augmentation)
         classes = sorted(set(windows.labels))
@@ -201,10 +209,24 @@ def spread(values: torch.Tensor, count: int) -> torch.Tensor:
     return values[torch.linspace(0, len(values) - 1, min(count, len(values))).long()]
 
 
-def describe_settings(vae: VideoAutoencoder, options: argparse.Namespace) -> dict[str, Any]:
+def describe_settings(
+    vae: VideoAutoencoder,
+    pipeline: VidTwinPipeline | None,
+    test: clips.Clips,
+    training: clips.Clips,
+    options: argparse.Namespace,
+) -> dict[str, Any]:
     """Everything that kept scores depend on."""
-    lists = {name: list(map(str, getattr(options, name))) for name in ("train", "test", "groups")}
-    return lists | {"vae": weights_hash(vae), "scale": options.scale, "training_clips": options.training_clips}
+    settings = {"vae": weights_hash(vae), "scale": options.scale, "dtype": options.dtype}
+    settings |= {"test": digest([test.paths, test.labels, test.groups]), "training": digest(training.paths)}
+    if pipeline:
+        settings |= {"transformer": weights_hash(pipeline.transformer), "guidance": options.guidance}
+    return settings
+
+
+def digest(values: Any) -> str:
+    """A short hash of JSON values."""
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:12]
 
 
 @torch.no_grad()

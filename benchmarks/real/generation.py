@@ -39,8 +39,8 @@ def generate(
     """A clip of each clip's class, uint8 (N, 3, T, H, W), kept in a file.
 
     Args:
-        first_frames: image-to-video: the structure is that of the clip's first frame, repeated, and the dynamics
-            latent of the first position in time is kept.
+        first_frames: image-to-video from the clip's first frame. For a model without image conditioning it is
+            repeated for the structure, and the dynamics latent of the first position in time is kept.
     """
     if not path.exists():
         parts = []
@@ -48,8 +48,11 @@ def generate(
             numbers, conditioning = indices.tolist(), {}
             if first_frames:
                 image = clips.pixels[indices][:, :, :1].float().transpose(1, 2) / 255
-                kept = list(range(frames_per_position(pipeline.vae)))
-                conditioning = {"structure": image, "dynamics": image, "dynamics_strength": 1.0, "kept_frames": kept}
+                conditioning = {"image": image}
+                if not pipeline.transformer.config.image_conditioning:
+                    kept = list(range(frames_per_position(pipeline.vae)))
+                    conditioning = {"structure": image, "dynamics": image}
+                    conditioning |= {"dynamics_strength": 1.0, "kept_frames": kept}
             frames = pipeline(
                 class_labels=[clips.labels[i] for i in numbers],
                 guidance_scale=sampling.guidance_scale,

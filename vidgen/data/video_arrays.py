@@ -1,8 +1,8 @@
 """Read videos from NumPy files: uint8 arrays of many videos (N, T, H, W, 3), or of one (T, H, W, 3).
 
 The axis of the three colors may also be the second (N, 3, T, H, W) or the third (N, T, 3, H, W); it is recognized by
-its length. Videos are read one at a time from memory-mapped files; only a compressed .npz is read as a whole. Nothing
-is unpickled.
+its length. Videos are read one at a time from memory-mapped files; only a compressed .npz is read as a whole. Arrays
+of Python objects are refused.
 """
 
 from __future__ import annotations

@@ -45,6 +45,7 @@ from .held_out_loss import held_out_names, measure_held_out_loss
 from .lora import add_lora, check_lora, write_lora
 from .pretrained import Parent, build_transformer_from, check_latent_shapes, find_parent, parent_scheduler
 from .trainer import Batch, Trainer
+from .validation_fvd import build_validation_fvd
 
 SAMPLE_CLASSES = 8
 Statistics = tuple[list[float], list[float]]  # mean and standard deviation, of each stream or of each channel
@@ -71,7 +72,10 @@ def train_dit(config: DiTTrainingConfig) -> Path:
             "Leave it out."
         )
     check_validation(config, vae, scheduler)
-    fvd = build_validation_fvd(config, vae, accelerator) if config.validation.detectors else None
+    fvd = None
+    if config.validation.detectors:
+        files, _, names = list_videos_to_encode(config.data, config.seed)
+        fvd = build_validation_fvd(config, vae, accelerator, config.data.root, files, names)
 
     if parent is not None:
         choose_classes(config, superclasses, list_training_videos(config.data)[1], parent)
@@ -165,25 +169,6 @@ def list_validation_metrics(
     streams = [name for name, shape in shapes.items() if math.prod(shape)]
     steps = scheduler.config.num_train_timesteps
     return [*held_out_names(streams, config.validation.timestep_bins, steps), *distances]
-
-
-def build_validation_fvd(config: DiTTrainingConfig, vae: VideoAutoencoder, accelerator: Accelerator) -> ValidationFVD:
-    """Prepare the Fréchet distance of generated clips to training clips."""
-    files, _, classes = list_videos_to_encode(config.data, config.seed)
-    return ValidationFVD(
-        config.validation.detectors,
-        accelerator,
-        Path(config.output_dir) / "features",
-        config.data.root,
-        files,
-        classes,
-        num_samples=config.validation.num_samples,
-        clip_shape=vae.clip_shape,
-        fps=config.data.fps,
-        seed=config.seed,
-        batch_size=config.train.train_batch_size,
-        num_workers=config.train.dataloader_num_workers,
-    )
 
 
 def find_superclasses(config: DiTTrainingConfig) -> list[str]:

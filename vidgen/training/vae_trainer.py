@@ -29,7 +29,7 @@ from ..losses.lpips import LPIPS
 from ..losses.vae import VAELoss
 from ..metrics.flops import decode_flops, encode_flops
 from ..metrics.reconstruction import ReconstructionMetrics, downsample_baseline, mean_color_baseline
-from ..metrics.validation_fvd import ValidationFVD, distance_names
+from ..metrics.validation_fvd import distance_names
 from .accelerator import build_accelerator
 from .checkpoints import find_checkpoint
 from .config import ModelConfig, VAETrainingConfig
@@ -39,6 +39,7 @@ from .linear_path import fit_linear_path, has_linear_path, linear_projections
 from .pretrained import Parent, build_vae_from, find_parent, load_discriminator
 from .signals import outlive_first_signal
 from .trainer import Batch, Trainer
+from .validation_fvd import build_validation_fvd
 
 GRID_CLIPS = 4
 STATISTICS_CLIPS = 4096  # at most this many clips, evenly spaced, for the latent statistics: millions of values
@@ -120,36 +121,6 @@ def build_datasets(
     return train_set, validation_set
 
 
-def build_validation_fvd(
-    config: VAETrainingConfig, model: VideoAutoencoder, accelerator: Accelerator, validation_set: ClipDataset | None
-) -> ValidationFVD | None:
-    """Prepare the Fréchet distance of reconstructed validation clips, if `validation.detectors` are set.
-
-    Raises:
-        UserError: without validation clips, and the errors of `ValidationFVD`.
-    """
-    if not config.validation.detectors:
-        return None
-    if validation_set is None:
-        raise UserError(
-            "validation.detectors needs validation videos: set data.validation_root or data.num_validation_videos."
-        )
-    return ValidationFVD(
-        config.validation.detectors,
-        accelerator,
-        Path(config.output_dir) / "features",
-        config.data.validation_root or config.data.root,
-        validation_set.files,
-        validation_set.classes,
-        num_samples=config.validation.num_samples,
-        clip_shape=model.clip_shape,
-        fps=config.data.fps,
-        seed=config.seed,
-        batch_size=config.train.train_batch_size,
-        num_workers=config.train.dataloader_num_workers,
-    )
-
-
 class VAETrainer(Trainer):
     """`Trainer` of a `VideoAutoencoder`."""
 
@@ -165,7 +136,16 @@ class VAETrainer(Trainer):
     ) -> None:
         self.lpips = self.discriminator = None
         self.validation_set = validation_set
-        self.fvd = build_validation_fvd(config, model, accelerator, validation_set)
+        self.fvd = None
+        if config.validation.detectors:
+            if validation_set is None:
+                raise UserError(
+                    "validation.detectors needs validation videos: set data.validation_root or "
+                    "data.num_validation_videos."
+                )
+            root = config.data.validation_root or config.data.root
+            videos = validation_set.files, validation_set.classes
+            self.fvd = build_validation_fvd(config, model, accelerator, root, *videos)
         linear = linear_projections(model)
         linear_ids = set(map(id, linear))
         groups = {"model": ([p for p in model.parameters() if p.requires_grad and id(p) not in linear_ids], 1.0)}

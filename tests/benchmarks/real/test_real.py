@@ -6,12 +6,14 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from benchmarks.real import __main__ as real
 from benchmarks.real.classifier import augment
 from benchmarks.real.components import background_similarity, motion_correlation, pair_classes
 from benchmarks.real.memorization import copy_features, measure_memorization
 from benchmarks.real.reconstruction import METRICS, summarize
+from pipelines import VidTwinPipeline
 
 
 @pytest.fixture(autouse=True)
@@ -30,11 +32,22 @@ def test_smoke_and_a_second_run_computes_nothing(work_dir, lpips_weights, monkey
     assert {"reconstruction", "generated", "image-to-video", "real"} == set(results["accuracy"])
     assert set(results["distances"]["pooled_pixels"]) == {"train", "reconstruction", "generated"}
     assert "model minus block_pca_4x8x8" in (work_dir / "real.md").read_text()
-    for name in ("train_classifier",):
-        monkeypatch.setattr(real, name, lambda *args, **kwargs: pytest.fail("trained again"))
+    monkeypatch.setattr(real, "train_classifier", lambda *args, **kwargs: pytest.fail("trained again"))
+    monkeypatch.setattr(VidTwinPipeline, "__call__", lambda *args, **kwargs: pytest.fail("sampled again"))
     monkeypatch.setattr(real.reconstruction, "score_codec", lambda *args: pytest.fail("scored again"))
     real.BENCHMARK.main(arguments)
     assert json.loads((work_dir / "smoke" / "real.json").read_text())["results"] == results
+
+    # Another model of the same name has other scores.
+    monkeypatch.undo()
+    torch.set_num_threads(1)
+    transformer = next((work_dir / "ucf101_fvd").rglob("transformer/diffusion_pytorch_model.safetensors"))
+    weights = {name: weight + 0.01 for name, weight in load_file(transformer).items()}
+    save_file(weights, transformer)
+    real.BENCHMARK.main(arguments)
+    again = json.loads((work_dir / "smoke" / "real.json").read_text())["results"]
+    assert again["distances"]["pooled_pixels"]["generated"] != results["distances"]["pooled_pixels"]["generated"]
+    assert again["reconstruction"] == results["reconstruction"]
 
 
 def test_missing_models_and_lists_are_one_sentence(tmp_path, capsys):
