@@ -40,8 +40,10 @@ class DataConfig(PathConfig):
         choices=("pyav", "decord", "torchcodec"),
     )
     flip: bool = key(False, "VAE only: flip clips horizontally at random; for the DiT see latents.flips")
-    zoom: float = key(1.0, "VAE only: enlarge frames by a random factor from 1 to this before the crop", minimum=1)
-    speed: float = key(1.0, "VAE only: play clips at a random speed from 1 / this to this", minimum=1)
+    zoom: float = key(
+        1.0, "enlarge frames by a random factor from 1 to this before the crop; DiT: with latents.crops", minimum=1
+    )
+    speed: float = key(1.0, "play clips at a random speed from 1 / this to this; DiT: with latents.crops", minimum=1)
     clips_per_video: int = key(1, "clips cut from each video per epoch", minimum=1)
 
     def __post_init__(self) -> None:

@@ -38,6 +38,7 @@ from .splits import list_videos_to_encode
 from .types import VideoFile
 
 INDEX, BAD_VIDEOS = "index.json", "bad_videos.jsonl"
+EARLIER_SOURCE = {"zoom": 1.0, "speed": 1.0}  # entries that caches of earlier versions do not state
 Source = dict[str, str | int | float | bool]
 
 
@@ -164,9 +165,10 @@ def prepare_validation_cache(
     files, classes = list_videos_to_encode(config.data, config.seed)[1:]
     if not files:
         return None
+    root = config.data.validation_root or config.data.root
     config = replace(
         config,
-        data=replace(config.data, root=config.data.validation_root or config.data.root, clips_per_video=1),
+        data=replace(config.data, root=root, clips_per_video=1, zoom=1.0, speed=1.0),
         latents=replace(config.latents, crops=1, flips=False),
     )
     return _prepare(cache_folder(config) / "validation", files, classes, config, vae, accelerator, num_workers)
@@ -208,6 +210,8 @@ def _prepare(
             clips_per_video=config.data.clips_per_video * config.latents.crops,
             classes=classes,
             decoder=config.data.decoder,
+            zoom=config.data.zoom,
+            speed=config.data.speed,
             **clip_settings(vae),
         )
         shards = missing[accelerator.process_index :: accelerator.num_processes]
@@ -231,6 +235,9 @@ def check_latents(config: EncodingConfig, vae: VideoAutoencoder) -> None:
             "data.flip flips clips while a VAE is trained, but the DiT is trained on latents that are encoded once: "
             "leave data.flip out, and set latents.flips=true to encode every clip flipped as well."
         )
+    for name in ("zoom", "speed"):
+        if getattr(config.data, name) > 1 and config.latents.crops == 1:
+            raise UserError(f"data.{name} changes clips at random, so it needs several: set latents.crops above 1.")
     for name, value in clip_settings(vae).items():
         if getattr(config.data, name) not in (None, value):
             raise UserError(
@@ -259,6 +266,8 @@ def describe_source(
         "flips": config.latents.flips,
         "seed": config.seed if config.latents.crops > 1 else 0,  # only random crops depend on it
         **({"images": True} if config.latents.images else {}),
+        "zoom": config.data.zoom,
+        "speed": config.data.speed,
     }
 
 
@@ -276,8 +285,9 @@ def read_cached_source(folder: Path) -> Source:
 def _check_source(folder: Path, cached: Source, source: Source) -> None:
     """Raise a `UserError` that names the first difference between the source of a cache and that of the run."""
     for key, value in source.items():
-        if cached.get(key) != value:
-            before, now = (str(x)[:12] for x in (cached.get(key), value))
+        before = cached.get(key, EARLIER_SOURCE.get(key))
+        if before != value:
+            before, now = (str(x)[:12] for x in (before, value))
             raise UserError(
                 f"The latent cache in {folder} was made with another {key} ({before}, now {now}); delete it, or name "
                 "another folder as latent_cache."

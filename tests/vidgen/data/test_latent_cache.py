@@ -178,6 +178,16 @@ def test_crops_are_different_clips_of_a_video_drawn_by_seed(prepare):
     assert not torch.equal(other[0]["mean"], cache[0]["mean"])
 
 
+@pytest.mark.parametrize("setting", ["data.zoom=2", "data.speed=2"])
+def test_zoom_and_speed_change_the_crops_and_belong_to_the_cache(prepare, setting):
+    plain = prepare("latents.crops=2")
+    changed = prepare("latents.crops=2", setting, name="changed")
+    assert not torch.equal(changed[0]["mean"], plain[0]["mean"])
+    for name, settings in (("changed", ()), ("cache", (setting,))):
+        with pytest.raises(UserError, match=f"made with another {setting[5:-2]}"):
+            prepare("latents.crops=2", *settings, name=name)
+
+
 def test_readable_clips_are_cached_once_and_others_listed(prepare, data):
     videos = sorted(data.rglob("*.mp4"))
     for path in videos[3:6]:  # a whole shard of them
@@ -324,6 +334,7 @@ def test_damaged_cache_is_reported(prepare, damage):
         ("latents.shard_size=0", "latents.shard_size must be 1 or more"),
         ("data.resolution=64", "data.resolution is 64, but the latents of .* are those of 32"),
         ("data.num_frames=8", "data.num_frames is 8"),
+        ("data.zoom=1.5", r"data.zoom .* set latents.crops above 1"),
     ],
 )
 def test_invalid_setting_raises_one_sentence(prepare, override, sentence):
