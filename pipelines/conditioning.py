@@ -104,6 +104,23 @@ def get_stream_timesteps(timesteps: torch.Tensor, start_steps: tuple[int, int]) 
     return torch.stack(streams, dim=1)
 
 
+def get_target_timesteps(timesteps: torch.Tensor, start_steps: tuple[int, ...], clean: int) -> torch.Tensor:
+    """Return the timesteps that each step leads to, (N,) or (N, 2) as the timesteps.
+
+    A stream that waits stays at its timestep.
+
+    Args:
+        timesteps: of the scheduler (N,), or from `get_stream_timesteps`.
+        start_steps: steps from which the streams are denoised.
+        clean: the timestep of clean latents, after the last step.
+    """
+    targets = torch.cat([timesteps[1:], torch.full_like(timesteps[:1], clean)])
+    for stream, start in enumerate(start_steps):
+        if start == len(timesteps):
+            targets[..., stream] = timesteps[..., stream]
+    return targets
+
+
 def get_keep_mask(
     kept_frames: Sequence[int],
     structure_shape: tuple[int, ...],

@@ -106,3 +106,21 @@ class TwinConditionEmbedding(nn.Module):
         if self.class_embed is not None:
             conditioning = conditioning + self.class_embed(class_labels)[:, None]
         return conditioning
+
+
+class IntervalEmbedding(nn.Module):
+    """A vector per stream of the intervals of a denoising step: its timesteps minus those that it leads to.
+
+    Args:
+        dim: width D of the vectors.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.time_proj = Timesteps(256, flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.proj = nn.Sequential(nn.Linear(512, dim), nn.SiLU(), nn.Linear(dim, dim))
+
+    def forward(self, interval: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """interval (B, 2) -> (B, 2, D), structure first; each stream has its interval and that of the other."""
+        frequencies = self.time_proj(interval.flatten()).to(dtype).unflatten(0, (-1, 2))  # computed in float32
+        return self.proj(torch.cat([frequencies, frequencies.flip(1)], dim=-1))

@@ -33,6 +33,7 @@ from .conditioning import (
     get_keep_mask,
     get_start_steps,
     get_stream_timesteps,
+    get_target_timesteps,
 )
 from .finite import check_finite_number, check_finite_output, check_finite_tensor
 from .guidance import apply_guidance, find_guided_steps
@@ -42,7 +43,7 @@ from .latents import STREAMS, denormalize_latents, frames_per_position, normaliz
 from .lora import LoraPipelineMixin
 from .options import OptionsMixin
 from .pipeline_output import VidTwinPipelineOutput
-from .schedulers import estimate_clean, retrieve_timesteps
+from .schedulers import check_jumps, clean_timestep, estimate_clean, retrieve_timesteps
 from .transformer_vidtwin import VidTwinTransformer3DModel
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -293,12 +294,15 @@ class VidTwinPipeline(
         extra = {"eta": min(eta, 1 - 1e-5), "generator": generator}
         return {k: v for k, v in extra.items() if k in inspect.signature(self.scheduler.step).parameters}
 
-    def prepare_modulations(self, timesteps: torch.Tensor, labels: torch.Tensor | None) -> list[torch.Tensor] | None:
+    def prepare_modulations(
+        self, timesteps: torch.Tensor, labels: torch.Tensor | None, target_timesteps: torch.Tensor | None = None
+    ) -> list[torch.Tensor] | None:
         """Compute `transformer.modulations` of all steps at once, which reads their weights only once.
 
         Args:
             timesteps: (N,), or (N, 2) with one per stream.
             labels: (B,), or None for an unconditional model.
+            target_timesteps: those that the steps lead to, in the same shape, for a model with interval conditioning.
 
         Returns:
             For each layer (N, 2 B, 2, ...), B rows of the classes and B rows of "no class", or one row without labels.
@@ -313,7 +317,10 @@ class VidTwinPipeline(
         if offloaded or 2 * rows * len(timesteps) > width:
             return None
         labels = None if labels is None else labels.repeat(len(timesteps))
-        layers = transformer.modulations(timesteps.to(device).repeat_interleave(rows, dim=0), labels)
+        timesteps, target_timesteps = (
+            None if x is None else x.to(device).repeat_interleave(rows, dim=0) for x in (timesteps, target_timesteps)
+        )
+        layers = transformer.modulations(timesteps, labels, target_timesteps)
         return [layer.unflatten(0, (-1, rows)) for layer in layers]
 
     @property
@@ -332,7 +339,7 @@ class VidTwinPipeline(
         self,
         class_labels: int | str | list[int | str] | None = None,
         num_videos_per_prompt: int = 1,
-        guidance_scale: float | tuple[float, float] = 5.0,
+        guidance_scale: float | tuple[float, float] | None = None,
         num_inference_steps: int = 50,
         timesteps: list[int] | None = None,
         sigmas: list[float] | None = None,
@@ -367,7 +374,8 @@ class VidTwinPipeline(
                 is conditioning.
             num_videos_per_prompt: videos per class, consecutive in the result.
             guidance_scale: classifier-free guidance above 1 (the paper: 5); or (structure, dynamics), which guide
-                content and motion separately.
+                content and motion separately. None: 5, or 1 for a transformer with interval conditioning, whose
+                training includes guidance (`diffusion.shortcut_guidance`).
             num_inference_steps: denoising steps.
             timesteps, sigmas: a custom schedule, for schedulers that support it.
             eta: noise of DDIM's steps, 0 to 1.
@@ -399,6 +407,9 @@ class VidTwinPipeline(
         if callback_on_step_end_tensor_inputs is None:
             callback_on_step_end_tensor_inputs = ["latents"]
         generator = as_generators(generator)
+        has_intervals = self.transformer.config.interval_conditioning
+        if guidance_scale is None:
+            guidance_scale = 1.0 if has_intervals else 5.0
         self.check_inputs(
             num_videos_per_prompt,
             num_inference_steps,
@@ -464,8 +475,14 @@ class VidTwinPipeline(
             model_timesteps = get_stream_timesteps(timesteps, start_steps)
             # Solvers depend on their previous steps, which differ where one stream starts later.
             solvers = [self.scheduler, copy.deepcopy(self.scheduler)]
-        modulations = self.prepare_modulations(model_timesteps, labels)
+        target_timesteps = None
+        if has_intervals:
+            check_jumps(self.scheduler, eta)
+            clean_end = clean_timestep(self.scheduler)
+            target_timesteps = get_target_timesteps(model_timesteps, start_steps, clean_end)
+        modulations = self.prepare_modulations(model_timesteps, labels, target_timesteps)
         model_timesteps = model_timesteps.to(device)
+        target_timesteps = None if target_timesteps is None else target_timesteps.to(device)
         if conditioning is not None:
             latents = conditioning.initialize(self.scheduler, model_timesteps, noise)
 
@@ -490,6 +507,7 @@ class VidTwinPipeline(
                 if hasattr(self.scheduler, "scale_model_input"):
                     model_input = self.scheduler.scale_model_input(latents, t)
                 timestep = model_timesteps[i].expand(batch_size, *model_timesteps.shape[1:])
+                target = None if target_timesteps is None else target_timesteps[i].expand(timestep.shape)
                 model_labels = torch.cat([labels, torch.full_like(labels, null_class)]) if do_guidance else labels
                 self_condition = None if estimate is None else torch.cat([estimate] * copies).to(dtype)
                 rows = copies * batch_size
@@ -508,14 +526,15 @@ class VidTwinPipeline(
                         self_condition,
                         modulations=None if modulations is None else [layer[i, :rows] for layer in modulations],
                         image_latents=None if image_latents is None else torch.cat([image_latents] * copies),
+                        target_timestep=None if target is None else torch.cat([target] * copies),
                         return_dict=False,
                     )[0]
                 if do_guidance:
                     prediction = apply_guidance(prediction, self.guidance_scale, sizes)
                 prediction = prediction.to(latents.dtype)
 
-                # 6.3 Estimate the clean latents for self-conditioning.
-                if self.transformer.config.self_conditioning:
+                # 6.3 Estimate the clean latents for self-conditioning, which jumps are trained without.
+                if self.transformer.config.self_conditioning and not has_intervals:
                     levels = timestep if conditioning is None else spread_streams(timestep, sizes)
                     estimate = estimate_clean(self.scheduler, prediction, levels, model_input)
 

@@ -12,6 +12,7 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin
 
 PREDICTION_TYPES = ("sample", "epsilon", "v_prediction", "flow_prediction")
+JUMP_TYPES = ("v_prediction", "flow_prediction")  # of models that can learn steps of any length
 
 
 def default_scheduler(
@@ -102,7 +103,7 @@ def noise_levels(scheduler: SchedulerMixin, timestep: torch.Tensor) -> tuple[tor
 
     Args:
         scheduler: any Diffusers scheduler with `alphas_cumprod` or for flow matching.
-        timestep: any shape, in [0, num_train_timesteps].
+        timestep: any shape, in [0, num_train_timesteps], or `clean_timestep`.
 
     Returns:
         Two float32 tensors of that shape.
@@ -117,8 +118,50 @@ def noise_levels(scheduler: SchedulerMixin, timestep: torch.Tensor) -> tuple[tor
         raise ValueError(f"{type(scheduler).__name__} does not state its noise levels (alphas_cumprod).")
     # Kept on the device, as in Diffusers' add_noise: training reads it in every step.
     scheduler.alphas_cumprod = scheduler.alphas_cumprod.to(timestep.device)
-    squared = scheduler.alphas_cumprod[timestep.round().long()]
+    index = timestep.round().long()
+    squared = scheduler.alphas_cumprod[index].masked_fill(index < 0, 1)
     return squared.sqrt(), (1 - squared).sqrt()
+
+
+def clean_timestep(scheduler: SchedulerMixin) -> int:
+    """Return the timestep of clean latents: 0 for flow matching, -1 for all others, whose timestep 0 has noise."""
+    return 0 if prediction_type_of(scheduler) == "flow_prediction" else -1
+
+
+def jump_coefficients(
+    scheduler: SchedulerMixin, timestep: torch.Tensor, target_timestep: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (a, b) of a deterministic step: latents at the target timestep = a * latents - b * prediction.
+
+    For v it is a step of DDIM, a rotation by the difference of the angles atan2(sigma, alpha): a is its cosine, b its
+    sine (Salimans and Ho, arXiv 2202.00512, Appendix D). For the velocity of flow matching it is a step of Euler: a is
+    1, b the difference of the noise levels.
+
+    Args:
+        scheduler: states the prediction type and the noise levels.
+        timestep, target_timestep: of one shape, as `noise_levels` takes them.
+
+    Raises:
+        ValueError: if the prediction type is neither v nor flow.
+    """
+    prediction_type = prediction_type_of(scheduler)
+    if prediction_type not in JUMP_TYPES:
+        raise ValueError(f"A jump needs prediction_type {' or '.join(JUMP_TYPES)}, not {prediction_type}.")
+    alpha, sigma = noise_levels(scheduler, timestep)
+    target_alpha, target_sigma = noise_levels(scheduler, target_timestep)
+    if prediction_type == "flow_prediction":
+        return torch.ones_like(sigma), sigma - target_sigma
+    return alpha * target_alpha + sigma * target_sigma, sigma * target_alpha - alpha * target_sigma
+
+
+def check_jumps(scheduler: SchedulerMixin, eta: float = 0.0) -> None:
+    """Raise a `ValueError` if a scheduler's steps are not those of `jump_coefficients`."""
+    if not isinstance(scheduler, DDIMScheduler | FlowMatchEulerDiscreteScheduler) or eta:
+        solver = f"DDIM with eta {eta:g}" if isinstance(scheduler, DDIMScheduler) else type(scheduler).__name__
+        raise ValueError(
+            f"{solver} does not support a transformer with interval_conditioning; use DDIMScheduler with eta 0, or "
+            "FlowMatchEulerDiscreteScheduler."
+        )
 
 
 def retrieve_timesteps(

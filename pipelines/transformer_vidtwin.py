@@ -24,7 +24,7 @@ from autoencoder.attention import ProcessorMixin, attention
 from autoencoder.latents import TwinLatents
 from autoencoder.model_card import ModelCardMixin, count_parameters, find_parents, render_card
 
-from .embeddings import StreamEmbedding, TwinConditionEmbedding, patchify, unpatchify
+from .embeddings import IntervalEmbedding, StreamEmbedding, TwinConditionEmbedding, patchify, unpatchify
 from .lora import LoraAdapterMixin
 from .presets import preset_config
 
@@ -194,6 +194,8 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
         self_conditioning: whether the previous estimate of the clean latents is an input (Chen et al., arXiv
             2208.04202).
         image_conditioning: whether the structure latent of an image, such as the first frame, can be an input.
+        interval_conditioning: whether the timestep that a denoising step leads to can be an input, as in a flow map
+            (Boffi et al., arXiv 2406.07507), which samples in few steps.
 
     Raises:
         ValueError: if a patch does not divide its latent, or an option is unknown.
@@ -221,6 +223,7 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
         qk_norm: str | None = "rms_norm",
         self_conditioning: bool = False,
         image_conditioning: bool = False,
+        interval_conditioning: bool = False,
     ) -> None:
         super().__init__()
         structure_grid = compute_grid("structure", structure_shape, structure_patch_size, "(query, row, column)")
@@ -246,6 +249,7 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
         patch_dim = math.prod(structure_patch_size) * structure_shape[0]
         self.image_embed = nn.Linear(patch_dim, dim) if image_conditioning else None
         self.condition_embed = TwinConditionEmbedding(dim, None if cross_attention else num_classes)
+        self.interval_embed = IntervalEmbedding(dim) if interval_conditioning else None
         self.class_embed = nn.Embedding(num_classes + 1, class_embed_dim) if cross_attention else None
 
         # 3. Blocks
@@ -329,6 +333,8 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
         zeros = [self.modulation_out[1], self.structure_out, self.dynamics_out]
         if self.image_embed is not None:
             zeros.append(self.image_embed)
+        if self.interval_embed is not None:
+            zeros.append(self.interval_embed.proj[-1])
         for block in self.transformer_blocks:
             zeros.append(block.modulation[1])
             if block.attn2 is not None:
@@ -384,6 +390,7 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
         modulations: Sequence[torch.Tensor] | None = None,
         image_latents: torch.Tensor | None = None,
         image_mask: torch.Tensor | None = None,
+        target_timestep: torch.Tensor | None = None,
     ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
         """Predict from noisy latents.
 
@@ -393,20 +400,25 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
             class_labels: (B,) long; the id `num_classes` means "no class". None only for an unconditional model.
             self_condition: the previous estimate of the clean latents (B, L); None: zeros.
             return_dict: whether to return a `Transformer2DModelOutput` or a tuple.
-            modulations: the precomputed `self.modulations(timestep, class_labels)`; None: computed here.
+            modulations: the precomputed `self.modulations(timestep, class_labels, target_timestep)`; None: computed
+                here.
             image_latents: packed structure latents of an image (B, L_S), normalized; None: without an image.
             image_mask: (B,) bool, which clips have an image; None: all, if there are `image_latents`.
+            target_timestep: the timestep that the denoising step leads to, in the shapes of `timestep`, for a model
+                with interval conditioning; None: `timestep` itself, for which the prediction is that of any other
+                model.
 
         Returns:
             A `Transformer2DModelOutput` whose `sample` is packed (B, L), or a tuple with it.
 
         Raises:
-            ValueError: if a shape is wrong, or labels, an estimate or an image are passed or missing against the
-                config.
+            ValueError: if a shape is wrong, or labels, an estimate, an image or a target timestep are passed or
+                missing against the config.
         """
         batch = hidden_states.shape[0]
-        if timestep.shape not in ((batch,), (batch, 2)):
-            raise ValueError(f"timestep must be ({batch},) or ({batch}, 2), but has shape {tuple(timestep.shape)}.")
+        for name, value in {"timestep": timestep, "target_timestep": target_timestep}.items():
+            if value is not None and value.shape not in ((batch,), (batch, 2)):
+                raise ValueError(f"{name} must be ({batch},) or ({batch}, 2), but has shape {tuple(value.shape)}.")
         self._check_labels(class_labels)
         latents = [TwinLatents.unpack(hidden_states, self.structure_shape, self.dynamics_shape)]
         if self.config.self_conditioning:
@@ -421,7 +433,9 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
             structure = structure + self._embed_image(image_latents, image_mask)
         dynamics = self.dynamics_embed(*(latent.dynamics for latent in latents))
         x = torch.cat([structure, dynamics], dim=1)
-        conditioning = self._condition(timestep, class_labels, hidden_states.dtype) if modulations is None else None
+        conditioning = None
+        if modulations is None:
+            conditioning = self._condition(timestep, class_labels, target_timestep, hidden_states.dtype)
         encoder_hidden_states = None if self.class_embed is None else self.class_embed(class_labels)[:, None]
         *block_modulations, output_modulation = modulations or [None] * (len(self.transformer_blocks) + 1)
 
@@ -445,29 +459,46 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
         ).pack()
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
-    def modulations(self, timestep: torch.Tensor, class_labels: torch.Tensor | None = None) -> list[torch.Tensor]:
+    def modulations(
+        self,
+        timestep: torch.Tensor,
+        class_labels: torch.Tensor | None = None,
+        target_timestep: torch.Tensor | None = None,
+    ) -> list[torch.Tensor]:
         """Compute the modulations of every block and of the output, an argument of `forward`.
 
         They depend only on timesteps and classes, which a sampler knows in advance for all steps, and use a third of
         the weights: computed for all steps at once, these weights are read once.
 
         Args:
-            timestep, class_labels: as in `forward`.
+            timestep, class_labels, target_timestep: as in `forward`.
 
         Returns:
             (B, 2, 6 D) for each block, and (B, 2, 2 D) for the output.
         """
         self._check_labels(class_labels)
-        conditioning = self._condition(timestep, class_labels, self.dtype)
+        conditioning = self._condition(timestep, class_labels, target_timestep, self.dtype)
         layers = [*(block.modulation for block in self.transformer_blocks), self.modulation_out]
         return [layer(conditioning) for layer in layers]
 
     def _condition(
-        self, timestep: torch.Tensor, class_labels: torch.Tensor | None, dtype: torch.dtype
+        self,
+        timestep: torch.Tensor,
+        class_labels: torch.Tensor | None,
+        target_timestep: torch.Tensor | None,
+        dtype: torch.dtype,
     ) -> torch.Tensor:
         if timestep.ndim == 1:
             timestep = timestep[:, None].expand(-1, 2)
-        return self.condition_embed(timestep, class_labels, dtype)
+        conditioning = self.condition_embed(timestep, class_labels, dtype)
+        if self.interval_embed is not None:
+            target_timestep = timestep if target_timestep is None else target_timestep
+            if target_timestep.ndim == 1:
+                target_timestep = target_timestep[:, None].expand(-1, 2)
+            conditioning = conditioning + self.interval_embed(timestep - target_timestep, dtype)
+        elif target_timestep is not None:
+            raise ValueError("This model has no interval_conditioning: leave target_timestep out.")
+        return conditioning
 
     def _embed_image(self, image_latents: torch.Tensor, image_mask: torch.Tensor | None) -> torch.Tensor:
         """Packed structure latents (B, L_S) of images, for some of the clips -> (B, structure tokens, D)."""

@@ -90,5 +90,22 @@ class DiffusionConfig:
     image_dropout: float = key(
         0.5, "fraction of clips trained without the first frame, with image conditioning", minimum=0, maximum=1
     )
+    shortcut: float = key(
+        0.0,
+        "fraction of clips that train steps of any length, for sampling in few steps by a DiT with "
+        "model.overrides.interval_conditioning=true",
+        minimum=0,
+        maximum=1,
+    )
+    shortcut_guidance: float = key(
+        1.0, "classifier-free guidance that such steps include; ignored without classes", minimum=0
+    )
+    shortcut_base: float = key(
+        1 / 32,
+        "interval, as a fraction of the schedule, below which such steps are learned from the velocity; longer ones "
+        "are learned from two steps of half the interval",
+        above=0,
+        maximum=1,
+    )
     guidance_scale: float = key(5.0, "classifier-free guidance of validation samples; ignored without classes")
     num_inference_steps: int = key(50, "denoising steps of validation samples", minimum=1)

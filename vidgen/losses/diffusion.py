@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +20,10 @@ from ..common.config import check_config
 from ..common.errors import UserError
 from ..losses import Losses
 from .config import DiffusionConfig
+from .shortcut import Jumps, check_shortcut, draw_jumps, shortcut_target, shortcut_weight
 
 DRAWS = 6  # uniform random numbers per clip, besides noise
+SHORTCUT_DRAWS = 2  # further ones with `diffusion.shortcut`
 
 
 class DiffusionLoss(nn.Module):
@@ -36,6 +39,9 @@ class DiffusionLoss(nn.Module):
     With self-conditioning (Chen et al., arXiv 2208.04202) the DiT sees its estimate of the clean latents on half of
     the clips. The estimate is computed for all clips, so that a clip's loss does not depend on its batch. A DiT with
     image conditioning sees the first frame, except for a fraction `image_dropout`.
+
+    A fraction `shortcut` of the clips trains steps of any length instead (`vidgen.losses.shortcut`), without
+    self-conditioning. Where its streams have different timesteps, one of them waits, as in conditional sampling.
 
     Args:
         transformer: the DiT.
@@ -56,6 +62,7 @@ class DiffusionLoss(nn.Module):
     ) -> None:
         super().__init__()
         check_diffusion(config)
+        check_shortcut(config, prediction_type_of(scheduler), transformer.config.interval_conditioning)
         if config.subclass_dropout:
             if len(classes) != transformer.config.num_classes:
                 raise UserError(
@@ -83,32 +90,38 @@ class DiffusionLoss(nn.Module):
             latents: normalized and packed, (B, L).
             labels: class ids (B,); ignored by an unconditional transformer.
             noise: standard normal (B, L).
-            uniform: in [0, 1), (B, DRAWS) or more.
+            uniform: in [0, 1), (B, DRAWS + SHORTCUT_DRAWS) or more; without `shortcut` (B, DRAWS) or more.
             image: structure latents of the first frames (B, L_S), normalized, for a DiT with image conditioning.
 
         Returns:
-            `loss`, and the unweighted mean squared error of each stream, detached: `structure`, `dynamics`.
+            `loss`, and the unweighted mean squared error of each stream, detached: `structure`, `dynamics`; with
+            `shortcut` these are of the other clips, and `shortcut` is that of jumps.
         """
         noise = torch.randn_like(latents) if noise is None else noise
-        uniform = torch.rand(len(latents), DRAWS, device=latents.device) if uniform is None else uniform
+        if uniform is None:
+            draws = DRAWS + SHORTCUT_DRAWS if self.config.shortcut else DRAWS
+            uniform = torch.rand(len(latents), draws, device=latents.device)
 
         # Add noise at random timesteps, and drop some of the labels.
         first, second, independent, dropped, conditioned, imageless = uniform[:, :DRAWS].unbind(1)
-        timestep = self._timesteps(first, second, independent)
+        jumps = self._draw_jumps(uniform) if self.config.shortcut else None
+        timestep = self._timesteps(first, second, independent) if jumps is None else jumps.start
         null_class = self.transformer.config.num_classes
         conditions = {"class_labels": None if null_class is None else self._drop_labels(labels, dropped, null_class)}
         if image is not None:
             conditions |= {"image_latents": image, "image_mask": imageless >= self.config.image_dropout}
 
         # Predict, half of the clips given an estimate of the clean latents, and compare with the target.
-        error, alpha, sigma = self._squared_error(latents, noise, timestep, conditions, conditioned < 0.5)
-        structure, dynamics = (
-            part.mean() if part.numel() else part.sum() for part in error.detach().split(self.sizes, dim=1)
-        )
+        error, alpha, sigma = self._squared_error(latents, noise, timestep, conditions, conditioned < 0.5, jumps)
+        terms = self._average(error.detach(), jumps)
+        weight = None
         if self.config.loss_weighting == "min_snr":
             prediction_type = prediction_type_of(self.scheduler)
-            error = error * min_snr_weight(prediction_type, alpha, sigma, self.config.min_snr_gamma)
-        return {"loss": error.mean(), "structure": structure, "dynamics": dynamics}
+            weight = min_snr_weight(prediction_type, alpha, sigma, self.config.min_snr_gamma)
+        if jumps is not None:
+            moves = spread_streams(jumps.moves, self.sizes)
+            weight = torch.where(moves, shortcut_weight(error, self.sizes), 1 if weight is None else weight)
+        return {"loss": (error if weight is None else error * weight).mean(), **terms}
 
     @torch.no_grad()
     def stream_errors(
@@ -138,19 +151,28 @@ class DiffusionLoss(nn.Module):
         timestep: torch.Tensor,
         conditions: dict[str, torch.Tensor | None],
         conditioned: torch.Tensor,
+        jumps: Jumps | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The squared error (B, L) of the prediction, and the noise levels alpha and sigma of the input.
 
         `conditions` are further inputs of the DiT. `conditioned`, bool (B,), selects the clips for which a DiT with
-        self-conditioning sees its estimate.
+        self-conditioning sees its estimate, unless they jump.
         """
         alpha, sigma = (spread_streams(level, self.sizes) for level in noise_levels(self.scheduler, timestep))
         noisy = alpha * latents + sigma * noise
-        estimate = None
-        if self.transformer.config.self_conditioning:
-            estimate = self._estimate(noisy, timestep, conditions) * conditioned[:, None]
-        prediction = self.transformer(noisy, timestep, self_condition=estimate, **conditions).sample
         target = denoising_target(prediction_type_of(self.scheduler), latents, noise, alpha, sigma)
+        velocity = estimate = None
+        inputs = conditions
+        if jumps is not None:
+            guidance = self.config.shortcut_guidance
+            predict = partial(self._predict_jump, conditions)
+            jump_target, velocity = shortcut_target(self.scheduler, predict, noisy, jumps, guidance, self.sizes)
+            target = torch.where(spread_streams(jumps.moves, self.sizes), jump_target, target)
+            inputs = {**conditions, "target_timestep": jumps.target}
+            conditioned = conditioned & ~jumps.moves.any(dim=1)
+        if self.transformer.config.self_conditioning:
+            estimate = self._estimate(noisy, timestep, conditions, velocity) * conditioned[:, None]
+        prediction = self.transformer(noisy, timestep, self_condition=estimate, **inputs).sample
         return F.mse_loss(prediction.float(), target, reduction="none"), alpha, sigma
 
     def _drop_labels(self, labels: torch.Tensor, dropped: torch.Tensor, null_class: int) -> torch.Tensor:
@@ -163,31 +185,76 @@ class DiffusionLoss(nn.Module):
 
     def _timesteps(self, first: torch.Tensor, second: torch.Tensor, independent: torch.Tensor) -> torch.Tensor:
         """Timesteps (B,), or (B, 2) if some clips have one per stream, from three uniform numbers (B,)."""
-        timestep = self._timestep(first)
+        timestep = self.scale_timesteps(self._fraction(first))
         if self.config.independent_timesteps == 0:
             return timestep
-        other = torch.where(independent < self.config.independent_timesteps, self._timestep(second), timestep)
+        other = self.scale_timesteps(self._fraction(second))
+        other = torch.where(independent < self.config.independent_timesteps, other, timestep)
         return torch.stack([timestep, other], dim=1)
 
-    def _timestep(self, uniform: torch.Tensor) -> torch.Tensor:
-        """Timesteps (B,) of the configured distribution from uniform numbers (B,)."""
+    def _fraction(self, uniform: torch.Tensor) -> torch.Tensor:
+        """Fractions of the schedule (B,) of the configured distribution from uniform numbers (B,)."""
         if self.config.timestep_sampling == "logit_normal":  # Esser et al., arXiv 2403.03206, Section 3.1
             uniform = (self.config.logit_mean + self.config.logit_std * torch.special.ndtri(uniform)).sigmoid()
-        return self.scale_timesteps(uniform)
+        return uniform
 
     def scale_timesteps(self, fractions: torch.Tensor) -> torch.Tensor:
-        """Timesteps (B,) from fractions in [0, 1] of the schedule: integers, for flow matching real numbers."""
+        """Timesteps from fractions in [0, 1] of the schedule: integers, for flow matching real numbers."""
         steps = self.scheduler.config.num_train_timesteps
         if prediction_type_of(self.scheduler) == "flow_prediction":
             return steps * fractions
         return (steps * fractions).long().clamp(max=steps - 1)
 
+    def _average(self, error: torch.Tensor, jumps: Jumps | None) -> Losses:
+        """The mean error of each stream, and that of jumps."""
+        parts = error.split(self.sizes, dim=1)
+        if jumps is None:
+            means = [part.mean() if part.numel() else part.sum() for part in parts]
+            return dict(zip(("structure", "dynamics"), means, strict=True))
+        moves = spread_streams(jumps.moves, self.sizes)
+
+        def mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            return (values * mask).sum() / mask.sum().clamp(min=1)
+
+        structure, dynamics = map(mean, parts, (~moves).split(self.sizes, dim=1))
+        return {"structure": structure, "dynamics": dynamics, "shortcut": mean(error, moves)}
+
+    def _draw_jumps(self, uniform: torch.Tensor) -> Jumps:
+        """The jumps of a batch from uniform numbers (B, DRAWS + SHORTCUT_DRAWS)."""
+        first, second, independent, _, waiting, _, chosen, interval = uniform[:, : DRAWS + SHORTCUT_DRAWS].unbind(1)
+        independent = independent < self.config.independent_timesteps
+        fraction, other = self._fraction(first), self._fraction(second)
+        fractions = torch.stack([fraction, torch.where(independent, other, fraction)], dim=1)
+        # A clip that jumps has no self-conditioning, so that number chooses the stream that waits.
+        waits = torch.stack([waiting < 0.5, waiting >= 0.5], dim=1) & independent[:, None]
+        moves = (chosen < self.config.shortcut)[:, None] & ~waits
+        return draw_jumps(self.scheduler, self.scale_timesteps, fractions, moves, interval, self.config.shortcut_base)
+
+    def _predict_jump(
+        self,
+        conditions: dict[str, torch.Tensor | None],
+        latents: torch.Tensor,
+        timestep: torch.Tensor,
+        target_timestep: torch.Tensor,
+        without_class: torch.Tensor,
+    ) -> torch.Tensor:
+        """The model's prediction (B, L) for a jump, with the null class for some of the clips."""
+        if (labels := conditions["class_labels"]) is not None:
+            labels = labels.masked_fill(without_class, self.transformer.config.num_classes)
+        conditions = {**conditions, "class_labels": labels}
+        return self.transformer(latents, timestep, target_timestep=target_timestep, **conditions).sample
+
     @torch.no_grad()
     def _estimate(
-        self, noisy: torch.Tensor, timestep: torch.Tensor, conditions: dict[str, torch.Tensor | None]
+        self,
+        noisy: torch.Tensor,
+        timestep: torch.Tensor,
+        conditions: dict[str, torch.Tensor | None],
+        prediction: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The model's estimate of the clean latents (B, L) without self-conditioning."""
-        prediction = self.transformer(noisy, timestep, **conditions).sample
+        """The model's estimate of the clean latents (B, L) without self-conditioning, from its prediction."""
+        if prediction is None:
+            prediction = self.transformer(noisy, timestep, **conditions).sample
         timestep = spread_streams(timestep, self.sizes)
         return estimate_clean(self.scheduler, prediction, timestep, noisy).to(noisy.dtype)
 

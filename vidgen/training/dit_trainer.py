@@ -33,6 +33,7 @@ from ..data.splits import list_training_videos, list_videos_to_encode
 from ..losses import Losses
 from ..losses.config import DiffusionConfig
 from ..losses.diffusion import DiffusionLoss, check_diffusion
+from ..losses.shortcut import check_shortcut
 from ..metrics.flops import transformer_flops
 from ..metrics.fvd import Sampling
 from ..metrics.validation_fvd import ValidationFVD, distance_names
@@ -65,6 +66,9 @@ def train_dit(config: DiTTrainingConfig) -> Path:
     superclasses = find_superclasses(config)
     parent = find_parent(config)
     scheduler = build_scheduler(config.diffusion, parent)
+    arguments = {**(parent.config if parent else {}), **config.model.overrides}
+    has_intervals = arguments.get("interval_conditioning", False)
+    check_shortcut(config.diffusion, prediction_type_of(scheduler), has_intervals)
     vae = load_vae(config.vae, *clip_size(config.data)).to(accelerator.device)
     if config.model.latent_setting is not None:
         raise UserError(

@@ -39,7 +39,8 @@ Constructor = Callable[[Mapping[str, Any]], nn.Module]
 TRAINER_STATE = "trainer.json"
 DATA_KEYS = {"sample_size": "data.resolution", "num_frames": "data.num_frames"}  # of constructor arguments
 HEADS = ("num_attention_heads", "qformer_heads")  # the sizes that the shapes of an official checkpoint do not tell
-ADDED_AT_ZERO = "image_embed."  # weights that an override may add: they start at zero, so the model is unchanged
+# Weights that an override may add: their last layer starts at zero, so the model is unchanged.
+ADDED_AT_ZERO = ("image_embed.", "interval_embed.")
 CLASS_TABLES = ("class_embed.weight", "condition_embed.class_embed.weight")
 
 
