@@ -25,6 +25,7 @@ class StubTransformer(ModelMixin, ConfigMixin, CacheMixin):
         num_classes: int | None = None,
         num_attention_heads: int = 0,
         attention_head_dim: int = 0,
+        interval_conditioning: bool = False,
     ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(()))
@@ -32,7 +33,17 @@ class StubTransformer(ModelMixin, ConfigMixin, CacheMixin):
         self.latent_size = sum(sizes)
         self.model_fn: ModelFn
 
-    def forward(self, hidden_states, timestep, class_labels, self_condition, modulations, image_latents, return_dict):
+    def forward(
+        self,
+        hidden_states,
+        timestep,
+        class_labels,
+        self_condition,
+        modulations,
+        image_latents,
+        return_dict,
+        target_timestep,
+    ):
         return (self.model_fn(hidden_states, timestep, self_condition),)
 
 

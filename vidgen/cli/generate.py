@@ -27,7 +27,12 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--num", type=int, default=1, metavar="N", help="videos per class")
     parser.add_argument("--steps", type=int, default=50, metavar="N", help="denoising steps")
-    parser.add_argument("--guidance", type=float, default=5.0, metavar="W", help="guidance scale")
+    parser.add_argument(
+        "--guidance",
+        type=float,
+        metavar="W",
+        help="guidance scale (default: 5; 1 for a model of few steps, which includes guidance)",
+    )
     parser.add_argument(
         "--guidance-interval",
         type=float,

@@ -192,7 +192,7 @@ def generate(
     class_labels: list[str] | None = None,
     num: int = 1,
     steps: int = 50,
-    guidance: float = 5.0,
+    guidance: float | None = None,
     guidance_interval: tuple[float, float] = (0.0, 1.0),
     seed: int = 0,
     fps: float = 8.0,
@@ -215,7 +215,7 @@ def generate(
     for option, value in (("--num", num), ("--steps", steps), ("--frames", 1 if frames is None else frames)):
         if value < 1:
             raise UserError(f"{option} must be at least 1, not {value}.")
-    if not math.isfinite(guidance):
+    if guidance is not None and not math.isfinite(guidance):
         raise UserError(f"--guidance must be a finite number, not {guidance}.")
     low, high = guidance_interval
     if not 0 <= low <= high <= 1:

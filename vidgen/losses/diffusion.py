@@ -62,7 +62,8 @@ class DiffusionLoss(nn.Module):
     ) -> None:
         super().__init__()
         check_diffusion(config)
-        check_shortcut(config, prediction_type_of(scheduler), transformer.config.interval_conditioning)
+        if config.shortcut:
+            check_shortcut(prediction_type_of(scheduler), transformer.config.interval_conditioning)
         if config.subclass_dropout:
             if len(classes) != transformer.config.num_classes:
                 raise UserError(

@@ -20,9 +20,8 @@ from pipelines.latents import spread_streams
 from pipelines.schedulers import JUMP_TYPES, clean_timestep, jump_coefficients
 
 from ..common.errors import UserError
-from .config import DiffusionConfig
 
-WEIGHT_OFFSET = 1e-3
+WEIGHT_OFFSET = 1e-2
 
 # Maps latents (B, L), timesteps (B, 2), target timesteps (B, 2), and bool (B,), which clips lose their class, to the
 # model's prediction (B, L).
@@ -54,16 +53,13 @@ class Jumps:
         return total / 2 if total.is_floating_point() else total.div(2, rounding_mode="floor")
 
 
-def check_shortcut(config: DiffusionConfig, prediction_type: str, has_intervals: bool) -> None:
-    """Raise a `UserError` if a DiT cannot be trained on shortcuts.
+def check_shortcut(prediction_type: str, has_intervals: bool) -> None:
+    """Raise a `UserError` if a DiT cannot be trained on jumps.
 
     Args:
-        config: of the loss.
         prediction_type: of the scheduler.
         has_intervals: whether the DiT has interval conditioning.
     """
-    if not config.shortcut:
-        return
     if prediction_type not in JUMP_TYPES:
         raise UserError(
             f"diffusion.shortcut needs diffusion.prediction_type {' or '.join(JUMP_TYPES)}, not {prediction_type}."
@@ -165,7 +161,7 @@ def shortcut_target(
 
 
 def shortcut_weight(error: torch.Tensor, sizes: tuple[int, int]) -> torch.Tensor:
-    """The weight (B, L) of the squared errors (B, L) of jumps: (mean of the clip's stream + 0.001)^-1/2.
+    """The weight (B, L) of the squared errors (B, L) of jumps: (mean of the clip's stream + 0.01)^-1/2.
 
     The targets of jumps have no noise, so their errors are small beside those of the ordinary loss; the weight makes
     the loss proportional to the root of the error (Geng et al., arXiv 2505.13447, Equation 22, p = 0.5).

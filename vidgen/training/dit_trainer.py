@@ -66,9 +66,9 @@ def train_dit(config: DiTTrainingConfig) -> Path:
     superclasses = find_superclasses(config)
     parent = find_parent(config)
     scheduler = build_scheduler(config.diffusion, parent)
-    arguments = {**(parent.config if parent else {}), **config.model.overrides}
-    has_intervals = arguments.get("interval_conditioning", False)
-    check_shortcut(config.diffusion, prediction_type_of(scheduler), has_intervals)
+    if config.diffusion.shortcut:
+        arguments = {**(parent.config if parent else {}), **config.model.overrides}
+        check_shortcut(prediction_type_of(scheduler), arguments.get("interval_conditioning", False))
     vae = load_vae(config.vae, *clip_size(config.data)).to(accelerator.device)
     if config.model.latent_setting is not None:
         raise UserError(
