@@ -1,6 +1,7 @@
-"""Quality against sampling cost: solvers, guidance intervals and caches.
+"""Quality against sampling cost: solvers, guidance intervals, caches and models of few steps.
 
     python -m benchmarks.sampling --scale cpu --pipeline runs/demo/dit/final
+    python -m benchmarks.sampling --scale cpu --pipeline PARENT --few-steps DISTILLED --guidance-scale 3
     accelerate launch -m benchmarks.sampling --scale paper --pipeline FOLDER --data UCF-101 --protocol tats
 
 Clip number i has the same class and the same noise in every setting. Distances are those of `benchmarks.ucf101_fvd`;
@@ -23,9 +24,9 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from matplotlib.figure import Figure
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from pipelines import VidTwinPipeline
+from pipelines import VidTwinPipeline, VidTwinTransformer3DModel
 from pipelines.latents import normalize_latents
-from pipelines.schedulers import other_solver
+from pipelines.schedulers import other_solver, prediction_type_of
 from vidgen.common.errors import UserError
 from vidgen.metrics.flops import clock
 from vidgen.metrics.fvd import Sampling, class_labels
@@ -76,6 +77,7 @@ class Setting:
         solver, cache: names in `SOLVERS` and `CACHES`.
         steps: of the solver.
         guidance_interval: noise levels at which guidance is applied; None for no guidance.
+        few_steps: whether to use the transformer of `--few-steps`, which is not guided.
     """
 
     family: str
@@ -83,9 +85,12 @@ class Setting:
     steps: int = 50
     guidance_interval: tuple[float, float] | None = (0.0, 1.0)
     cache: str | None = None
+    few_steps: bool = False
 
     @property
     def name(self) -> str:
+        if self.few_steps:
+            return f"few-step model {self.steps}"
         parts = [f"{self.solver} {self.steps}"]
         if self.guidance_interval is None:
             parts.append("unguided")
@@ -104,6 +109,9 @@ SETTINGS = (
     *(Setting("caches", cache=cache) for cache in CACHES),
     *(Setting("combined", solver, 10, guidance_interval=(0.2, 0.8)) for solver in ("DPM-Solver++", "UniPC")),
 )
+FEW_STEPS = tuple(
+    Setting("few-step model", steps=steps, guidance_interval=None, few_steps=True) for steps in (1, 2, 4)
+)
 SMOKE = (REFERENCE, SETTINGS[4], SETTINGS[13], SETTINGS[14])
 SMOKE_DIVISOR = 10  # of the steps
 SAMPLES = {"smoke": 24, "cpu": 256, "paper": None}
@@ -120,13 +128,17 @@ def run(options: argparse.Namespace) -> Results | None:
     pipeline = generation.load_options_pipeline(options, accelerator)
     sampling = generation.sampling_of(options)
     settings = settings_for(pipeline, scale)
+    few_steps = None
+    if options.few_steps is not None:
+        few_steps = load_few_steps(options, pipeline, accelerator)
+        settings += FEW_STEPS
     costs = {}
     if accelerator.is_main_process:
-        costs = measure_costs(pipeline, settings, sampling, TIMED_CLIPS[scale], ROUNDS[scale])
+        costs = measure_costs(pipeline, settings, sampling, TIMED_CLIPS[scale], ROUNDS[scale], few_steps)
     accelerator.wait_for_everyone()
     evaluations = {}
     for setting in settings:
-        with apply_setting(setting, pipeline):
+        with apply_setting(setting, pipeline, few_steps):
             evaluations[setting.name] = generation.evaluate(
                 pipeline, sampling_for(setting, sampling), options, accelerator
             )
@@ -135,6 +147,7 @@ def run(options: argparse.Namespace) -> Results | None:
     reference = settings[0].name
     return {
         "pipeline": str(options.pipeline),
+        **({} if few_steps is None else {"few_steps": str(options.few_steps)}),
         "solver": type(pipeline.scheduler).__name__,
         "reference": reference,
         "evaluation": asdict(evaluations[reference][0]),
@@ -163,10 +176,33 @@ def settings_for(pipeline: VidTwinPipeline, scale: str) -> list[Setting]:
     return list(settings)
 
 
+def load_few_steps(
+    options: argparse.Namespace, pipeline: VidTwinPipeline, accelerator: Accelerator
+) -> VidTwinTransformer3DModel:
+    """Load the transformer of `--few-steps`.
+
+    Raises:
+        UserError: if it has no interval conditioning, or other classes or another prediction type than the pipeline.
+    """
+    distilled = generation.load_placed_pipeline(options.few_steps, accelerator, options.dtype)
+    if not distilled.transformer.config.interval_conditioning:
+        raise UserError(f"--few-steps {options.few_steps}: its transformer has no interval conditioning.")
+    if distilled.config.id2label != pipeline.config.id2label:
+        raise UserError(f"--few-steps {options.few_steps} has other classes than --pipeline {options.pipeline}.")
+    if prediction_type_of(distilled.scheduler) != prediction_type_of(pipeline.scheduler):
+        raise UserError(f"--few-steps {options.few_steps} predicts something else than --pipeline {options.pipeline}.")
+    return distilled.transformer
+
+
 @contextmanager
-def apply_setting(setting: Setting, pipeline: VidTwinPipeline) -> Iterator[None]:
-    """Give the pipeline a setting's solver and cache within the block."""
+def apply_setting(
+    setting: Setting, pipeline: VidTwinPipeline, few_steps: VidTwinTransformer3DModel | None = None
+) -> Iterator[None]:
+    """Give the pipeline a setting's solver, cache and transformer within the block."""
     scheduler, solver = pipeline.scheduler, SOLVERS[setting.solver]
+    transformer = pipeline.transformer
+    if setting.few_steps:
+        pipeline.transformer = few_steps
     if solver is not None:
         pipeline.scheduler = other_solver(scheduler, solver)
     if setting.cache:
@@ -174,7 +210,7 @@ def apply_setting(setting: Setting, pipeline: VidTwinPipeline) -> Iterator[None]
     try:
         yield
     finally:
-        pipeline.scheduler = scheduler
+        pipeline.scheduler, pipeline.transformer = scheduler, transformer
         if setting.cache:
             pipeline.transformer.disable_cache()
 
@@ -193,7 +229,12 @@ def sampling_for(setting: Setting, sampling: Sampling) -> Sampling:
 
 
 def measure_costs(
-    pipeline: VidTwinPipeline, settings: Sequence[Setting], sampling: Sampling, clips: int, rounds: int
+    pipeline: VidTwinPipeline,
+    settings: Sequence[Setting],
+    sampling: Sampling,
+    clips: int,
+    rounds: int,
+    few_steps: VidTwinTransformer3DModel | None = None,
 ) -> dict[str, Any]:
     """The cost of each setting; the first one is the reference.
 
@@ -208,7 +249,7 @@ def measure_costs(
     costs: dict[str, Any] = {}
     expected = None
     for setting in settings:
-        with apply_setting(setting, pipeline):
+        with apply_setting(setting, pipeline, few_steps):
             latents, counts = _count_work(pipeline, sampling_for(setting, sampling), clips)
         expected = latents if expected is None else expected
         costs[setting.name] = {**counts, "difference": (latents - expected).abs().max().item()}
@@ -217,7 +258,7 @@ def measure_costs(
     times: dict[str, list[float]] = {name: [] for name in turns}
     for _ in range(rounds):
         for name, setting in turns.items():
-            with apply_setting(setting, pipeline):
+            with apply_setting(setting, pipeline, few_steps):
                 started = clock(pipeline.device)
                 _generate(pipeline, sampling_for(setting, sampling), clips, "pt")
                 times[name].append((clock(pipeline.device) - started) / clips)
@@ -342,7 +383,16 @@ def plot(results: Results) -> Figure:
     return figure
 
 
-BENCHMARK = Benchmark("sampling", "Quality against sampling cost", run, tables, plot, generation.add_options)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    generation.add_options(parser)
+    parser.add_argument(
+        "--few-steps",
+        metavar="FOLDER",
+        help="pipeline that configs/dit/shortcut.yaml distilled from that of --pipeline: sampled in 1, 2 and 4 steps",
+    )
+
+
+BENCHMARK = Benchmark("sampling", "Quality against sampling cost", run, tables, plot, add_options)
 
 if __name__ == "__main__":
     BENCHMARK.main()

@@ -46,6 +46,7 @@ FACTORS = {  # keys of `score_factors`, with headings
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pipeline", metavar="FOLDER", help="model of sprites, trained with independent timesteps")
     parser.add_argument("--guidance", type=float, default=3.0, help="classifier-free guidance scale (default: 3)")
+    parser.add_argument("--steps", type=int, metavar="N", help="denoising steps (default: 25)")
 
 
 def run(options: argparse.Namespace) -> Results | None:
@@ -63,14 +64,15 @@ def run(options: argparse.Namespace) -> Results | None:
     count = len(MOTIONS) * PER_MOTION[scale]
     sprites, others = (DrawnSprites(count, SEEDS[name], **sizes) for name in ("tested", "others"))
 
+    options.steps = STEPS[scale] if options.steps is None else options.steps
     classifier = load_classifier(options, sizes)
     if not PartialState().is_main_process:
         return None
-    sampling = Sampling(guidance_scale=options.guidance, num_inference_steps=STEPS[scale])
+    sampling = Sampling(guidance_scale=options.guidance, num_inference_steps=options.steps)
     tasks = SpriteTasks(pipeline, classifier, sprites, sampling)
     return {
         "pipeline": str(options.pipeline),
-        "sampling": {"steps": STEPS[scale], "guidance": options.guidance},
+        "sampling": {"steps": options.steps, "guidance": options.guidance},
         "classifier": score_factors(classifier.predict(others.clips()), others.targets),
         "generate": tasks.generate(),
         "animate": {str(strength): tasks.animate(strength) for strength in STRENGTHS},
@@ -105,7 +107,7 @@ def score_rollouts(
         [MOTIONS[label] for label in labels.tolist()],
         overlap=OVERLAP,
         guidance_scale=options.guidance,
-        num_inference_steps=STEPS[options.scale],
+        num_inference_steps=options.steps,
         generator=[torch.Generator().manual_seed(i) for i in range(len(labels))],
     )
     clips = 2 * videos.float().cpu().transpose(1, 2) - 1

@@ -336,3 +336,55 @@ def test_images_need_a_model_for_them(pipe, image_pipe, clips):
         pipe(0, image=clips[:1])
     with pytest.raises(ValueError, match="image has length 2, but the batch size is 3: pass one, or 3"):
         image_pipe([0, 1, 2], image=clips)
+
+
+# --- intervals -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def jumps(vae, make_transformer):
+    """A pipeline whose transformer has interval conditioning, and what it is called with."""
+    transformer = make_transformer(interval_conditioning=True, self_conditioning=True)
+    pipeline = VidTwinPipeline(vae, transformer, default_scheduler("v_prediction"))
+    pipeline.set_progress_bar_config(disable=True)
+    calls = []
+
+    def record(_, args, kwargs):
+        assert args[3] is None, "jumps are trained without self-conditioning"
+        calls.append((len(args[0]), args[1][0].tolist(), kwargs["target_timestep"][0].tolist()))
+
+    hook = transformer.register_forward_pre_hook(record, with_kwargs=True)
+    yield pipeline, calls
+    hook.remove()
+
+
+def test_each_step_knows_the_timestep_it_leads_to(jumps):
+    pipeline, calls = jumps
+    generate(pipeline, [0, 1], num_inference_steps=4)
+    assert calls == [(2, 999, 749), (2, 749, 499), (2, 499, 249), (2, 249, -1)]  # without guidance by default
+
+
+def test_a_stream_that_waits_has_no_interval(jumps, latents):
+    pipeline, calls = jumps
+    generate(pipeline, 0, dynamics=latents, dynamics_strength=0.5, num_inference_steps=4)
+    assert [call[1:] for call in calls] == [
+        ([999, 499], [749, 499]),
+        ([749, 499], [499, 499]),
+        ([499, 499], [249, 249]),
+        ([249, 249], [-1, -1]),
+    ]
+    calls.clear()
+    generate(pipeline, 0, dynamics=latents, num_inference_steps=1)
+    assert calls == [(2, [999, 0], [-1, 0])]
+
+
+def test_guidance_of_jumps_is_possible(jumps):
+    pipeline, calls = jumps
+    generate(pipeline, [0, 1], num_inference_steps=1, guidance_scale=2.0)
+    assert calls == [(4, 999, -1)]
+
+
+def test_jumps_refuse_other_solvers(jumps):
+    pipeline, _ = jumps
+    with pytest.raises(ValueError, match="DDIM with eta 1 does not support a transformer with interval_conditioning"):
+        generate(pipeline, 0, eta=1.0)

@@ -11,8 +11,11 @@ from pipelines.guidance import apply_guidance, find_guided_steps
 from pipelines.latents import denormalize_latents, normalize_latents, spread_streams
 from pipelines.schedulers import (
     PREDICTION_TYPES,
+    check_jumps,
+    clean_timestep,
     default_scheduler,
     estimate_clean,
+    jump_coefficients,
     noise_levels,
     other_solver,
     prediction_type_of,
@@ -362,3 +365,31 @@ def test_a_scheduler_without_noise_levels_cannot_self_condition():
     scheduler = diffusers.EDMEulerScheduler()
     with pytest.raises(ValueError, match="EDMEulerScheduler"):
         estimate_clean(scheduler, torch.zeros(1, 2), torch.tensor(1.0), torch.zeros(1, 2))
+
+
+# --- jumps -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "flow_prediction"])
+def test_a_jump_is_a_step_of_the_scheduler(prediction_type, steps):
+    torch.manual_seed(0)
+    scheduler, latents = default_scheduler(prediction_type), torch.randn(SHAPE)
+    timesteps = retrieve_timesteps(scheduler, steps)
+    targets = [*timesteps[1:], torch.tensor(clean_timestep(scheduler))]
+    for timestep, target in zip(timesteps, targets, strict=True):
+        prediction = torch.randn(SHAPE)
+        keep, remove = jump_coefficients(scheduler, timestep, target)
+        expected = scheduler.step(prediction, timestep, latents).prev_sample
+        latents = keep * latents - remove * prediction
+        torch.testing.assert_close(latents, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_solvers_whose_steps_are_not_jumps_are_refused():
+    for scheduler in (default_scheduler("v_prediction"), default_scheduler("flow_prediction")):
+        check_jumps(scheduler)
+    unipc = other_solver(default_scheduler("v_prediction"), diffusers.UniPCMultistepScheduler)
+    with pytest.raises(ValueError, match="UniPCMultistepScheduler does not support a transformer with interval_cond"):
+        check_jumps(unipc)
+    with pytest.raises(ValueError, match=r"DDIM with eta 0.5 does not support"):
+        check_jumps(default_scheduler("v_prediction"), 0.5)

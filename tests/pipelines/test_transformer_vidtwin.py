@@ -348,3 +348,40 @@ def test_images_that_do_not_fit_are_errors(make_transformer, transformer, inputs
         transformer(**inputs, image_latents=image)
     with pytest.raises(ValueError, match=rf"image_latents must be \(B, {image.shape[1]}\)"):
         make_transformer(image_conditioning=True)(**inputs, image_latents=dynamics)
+
+
+# --- intervals -------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_a_model_without_intervals_gains_them_unchanged(vae, transformer, inputs):
+    """New interval conditioning starts at zero."""
+    model = VidTwinTransformer3DModel.from_preset("tiny-test", vae, num_classes=3, interval_conditioning=True).eval()
+    missing, unexpected = model.load_state_dict(transformer.state_dict(), strict=False)
+    assert all(name.startswith("interval_embed.") for name in missing) and not unexpected
+    target = inputs["timestep"] // 2
+    assert torch.equal(model(**inputs, target_timestep=target).sample, transformer(**inputs).sample)
+
+
+@torch.no_grad()
+def test_each_stream_has_an_interval(make_transformer, inputs):
+    model = make_transformer(interval_conditioning=True)
+    timestep = inputs["timestep"]
+    assert torch.equal(model(**inputs, target_timestep=timestep).sample, model(**inputs).sample)
+    both, one = timestep - 10, torch.stack([timestep, timestep - 10], dim=1)
+    outputs = [model(**inputs).sample, *(model(**inputs, target_timestep=target).sample for target in (both, one))]
+    assert len({tuple(output.flatten().tolist()) for output in outputs}) == 3
+    # The embedding is of the difference, and of the other stream's as well.
+    embed = model.interval_embed
+    interval = torch.tensor([[5.0, 20.0], [20.0, 5.0]])
+    first, second = embed(interval, torch.float32)
+    torch.testing.assert_close(first, second.flip(0))
+    modulations = model.modulations(timestep, inputs["class_labels"], one)
+    torch.testing.assert_close(model(**inputs, target_timestep=one, modulations=modulations).sample, outputs[2])
+
+
+def test_intervals_that_do_not_fit_are_errors(make_transformer, transformer, inputs):
+    with pytest.raises(ValueError, match="no interval_conditioning: leave target_timestep out"):
+        transformer(**inputs, target_timestep=inputs["timestep"])
+    with pytest.raises(ValueError, match="target_timestep must be"):
+        make_transformer(interval_conditioning=True)(**inputs, target_timestep=torch.zeros(7))

@@ -102,10 +102,13 @@ class DiffusionConfig:
     )
     shortcut_base: float = key(
         1 / 32,
-        "interval, as a fraction of the schedule, below which such steps are learned from the velocity; longer ones "
-        "are learned from two steps of half the interval",
-        above=0,
+        "interval, as a fraction of the schedule, up to which such steps are learned from the guided velocity; longer "
+        "ones are learned from two steps of half the interval. 1 distills guidance only",
+        minimum=1 / 32,
         maximum=1,
+    )
+    shortcut_ema_decay: float = key(
+        0.99, "decay of the moving average of the model that such steps are learned from", minimum=0, maximum=1
     )
     guidance_scale: float = key(5.0, "classifier-free guidance of validation samples; ignored without classes")
     num_inference_steps: int = key(50, "denoising steps of validation samples", minimum=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -41,7 +42,8 @@ class DiffusionLoss(nn.Module):
     image conditioning sees the first frame, except for a fraction `image_dropout`.
 
     A fraction `shortcut` of the clips trains steps of any length instead (`vidgen.losses.shortcut`), without
-    self-conditioning. Where its streams have different timesteps, one of them waits, as in conditional sampling.
+    self-conditioning. Where its streams have different timesteps, one of them waits, as in conditional sampling. Their
+    targets are of a moving average of the model, `average`.
 
     Args:
         transformer: the DiT.
@@ -73,6 +75,7 @@ class DiffusionLoss(nn.Module):
             ids = [*superclass_ids(classes), len(classes)]  # the null class is its superclass
             self.register_buffer("superclass_ids", torch.tensor(ids), persistent=False)
         self.transformer = transformer
+        self.average = copy.deepcopy(transformer).requires_grad_(False) if config.shortcut else None
         self.scheduler = scheduler
         self.config = config
         self.sizes = (math.prod(transformer.structure_shape), math.prod(transformer.dynamics_shape))
@@ -239,11 +242,19 @@ class DiffusionLoss(nn.Module):
         target_timestep: torch.Tensor,
         without_class: torch.Tensor,
     ) -> torch.Tensor:
-        """The model's prediction (B, L) for a jump, with the null class for some of the clips."""
+        """The average's prediction (B, L) for a jump, with the null class for some of the clips."""
         if (labels := conditions["class_labels"]) is not None:
             labels = labels.masked_fill(without_class, self.transformer.config.num_classes)
         conditions = {**conditions, "class_labels": labels}
-        return self.transformer(latents, timestep, target_timestep=target_timestep, **conditions).sample
+        return self.average(latents, timestep, target_timestep=target_timestep, **conditions).sample
+
+    @torch.no_grad()
+    def update_average(self, is_finite: torch.Tensor) -> None:
+        """Move the average that jumps learn from towards the model, if the update was finite, a scalar bool."""
+        if self.average is not None:
+            weight = (1 - self.config.shortcut_ema_decay) * is_finite
+            for average, parameter in zip(self.average.parameters(), self.transformer.parameters(), strict=True):
+                average.lerp_(parameter, weight.to(average))
 
     @torch.no_grad()
     def _estimate(

@@ -5,7 +5,8 @@ any lower timestep r of the same trajectory in one step of the scheduler (`pipel
 For r = t it is the velocity that the ordinary loss trains. The jump to r is learned from the model's jumps to the
 midpoint and from there to r, as in shortcut models (Frans et al., arXiv 2410.12557, Section 3.2) and, for any two
 timesteps, in flow map matching (Boffi et al., arXiv 2406.07507) and Align Your Flow (Sabour et al., arXiv 2506.14603).
-The shortest jumps are learned from the velocity, with classifier-free guidance, which all longer jumps inherit.
+The shortest jumps are learned from the velocity, with classifier-free guidance, which all longer jumps inherit. All
+targets are of a moving average of the model, as in shortcut models: those of the model itself were unstable.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pipelines.schedulers import JUMP_TYPES, clean_timestep, jump_coefficients
 
 from ..common.errors import UserError
 
+SHORTEST = 1 / 64  # shortest interval, as a fraction of the schedule
 WEIGHT_OFFSET = 1e-2
 
 # Maps latents (B, L), timesteps (B, 2), target timesteps (B, 2), and bool (B,), which clips lose their class, to the
@@ -81,7 +83,7 @@ def draw_jumps(
 ) -> Jumps:
     """Draw an interval for each clip, and its place in the schedule.
 
-    The interval is log-uniform in [base / 2, 1] of the schedule: every octave has equally many clips, as in shortcut
+    The interval is log-uniform in [1/64, 1] of the schedule: every octave has equally many clips, as in shortcut
     models, so that a jump and its halves are learned equally fast. The target may be any timestep down to the clean
     latents.
 
@@ -92,15 +94,15 @@ def draw_jumps(
             of its interval.
         moves: bool (B, 2), which streams jump.
         uniform: random numbers in [0, 1) for the intervals (B,).
-        base: intervals below it are short, as a fraction of the schedule.
+        base: intervals up to it are short, as a fraction of the schedule.
     """
-    interval = (base / 2) ** (1 - uniform)
+    interval = SHORTEST ** (1 - uniform)
     spans = interval[:, None] * moves
     start = scale(spans + (1 - spans) * fractions)
     length = spans * scheduler.config.num_train_timesteps
     length = length if start.is_floating_point() else length.ceil().long()
     target = torch.where(moves, (start - length).clamp(min=clean_timestep(scheduler)), start)
-    return Jumps(start, target, interval < base)
+    return Jumps(start, target, interval <= base)
 
 
 def jump(
@@ -125,7 +127,7 @@ def shortcut_target(
     guidance_scale: float,
     sizes: tuple[int, int],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The prediction that a jump should have, from two passes of the model.
+    """The prediction that a jump should have, from two passes of a model.
 
     Every clip takes part in both passes, so that no shape depends on the data. The first pass predicts the velocity or
     the first half jump; the second predicts the velocity without a class or the second half jump.

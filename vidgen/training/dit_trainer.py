@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -340,6 +341,9 @@ class DiTTrainer(Trainer):
         packed = F.pad(image, (0, math.prod(self.model.dynamics_shape)))
         return normalize_latents(packed, self.vae, *self.statistics)[:, : image.shape[1]]
 
+    def on_optimizer_step(self, terms: Losses, is_finite: torch.Tensor) -> None:
+        self.accelerator.unwrap_model(self.objective).update_average(is_finite)
+
     def describe_batch(self, batch: Batch) -> list[str]:
         return [self.cache.describe(index) for index in batch["index"].tolist()]
 
@@ -379,7 +383,7 @@ class DiTTrainer(Trainer):
 
     def _held_out_loss(self, model: VidTwinTransformer3DModel) -> dict[str, float]:
         return measure_held_out_loss(
-            DiffusionLoss(model, self.scheduler, self.config.diffusion, self.classes),
+            DiffusionLoss(model, self.scheduler, replace(self.config.diffusion, shortcut=0.0), self.classes),
             self.validation_cache,
             self._prepare_batch,
             self.accelerator,

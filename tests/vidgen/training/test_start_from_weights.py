@@ -261,9 +261,28 @@ def test_a_dit_gains_image_conditioning(dit_config, trained_dit, tmp_path, monke
     assert losses[0] == losses[1]
 
 
+def test_a_dit_gains_steps_of_any_length_and_resumes(dit_config, trained_dit, tmp_path):
+    """With the moving average that they are learned from, which a checkpoint holds."""
+    settings = ["model.overrides={interval_conditioning: true}", "diffusion.shortcut=0.75", "train.ema_decay=0.9"]
+    settings = from_parent(trained_dit, *settings, "diffusion.shortcut_guidance=2", "train.checkpointing_steps=2")
+    settings += ["optim.lr_scheduler=constant_with_warmup"]
+    whole = train_dit(dit_config(tmp_path / "whole", *settings, "train.max_train_steps=4"))
+    train_dit(dit_config(tmp_path / "cut", *settings, "train.max_train_steps=2"))
+    shutil.rmtree(tmp_path / "cut" / "final")
+    train_dit(dit_config(tmp_path / "cut", *settings, "train.max_train_steps=4", "resume=latest"))
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+    assert load_pipeline(str(whole)).transformer.config.interval_conditioning
+    saved = load_file(tmp_path / "whole" / "checkpoint-4" / "model.safetensors")
+    name = "structure_out.weight"
+    parent = load_pipeline(str(trained_dit)).transformer.state_dict()[name]
+    moved = [(saved[f"{part}.{name}"] - parent).norm() for part in ("average", "transformer")]
+    assert 0 < moved[0] < 0.1 * moved[1]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        (["diffusion.shortcut=0.5"], "set model.overrides.interval_conditioning=true"),
         (["diffusion.prediction_type=epsilon"], "was trained to predict v_prediction; leave it out, or set it to v_"),
         (["model.overrides={self_conditioning: true}"], r"self_conditioning=True would change the shape of the weig"),
         (["model.overrides={num_classes: 3}"], r"model\.overrides\.num_classes sets the classes of the data"),
