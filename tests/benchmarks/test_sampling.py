@@ -213,3 +213,21 @@ def test_missing_options_are_named(capsys, tmp_path):
             sampling.BENCHMARK.main([*arguments, "--work-dir", str(tmp_path)])
         assert exit_code.value.code == 2
         assert message in capsys.readouterr().err
+
+
+def test_the_settings_of_a_few_step_model_use_its_transformer(pipeline):
+    """One row per clip and step, without guidance."""
+    torch.manual_seed(1)
+    own, vae = pipeline.transformer, pipeline.vae
+    few_steps = VidTwinTransformer3DModel.from_preset("tiny-test", vae=vae, num_classes=8, interval_conditioning=True)
+    scheduler, pipeline.scheduler = pipeline.scheduler, default_scheduler("v_prediction")
+    settings = [Setting("fewer steps", steps=STEPS), *sampling.FEW_STEPS]
+    costs = sampling.measure_costs(pipeline, settings, TWICE, clips=1, rounds=1, few_steps=few_steps.eval())
+    pipeline.scheduler = scheduler
+    assert [(costs[setting.name]["calls"], costs[setting.name]["rows"]) for setting in settings] == [
+        (6, 12),
+        (1, 1),
+        (2, 2),
+        (4, 4),
+    ]
+    assert pipeline.transformer is own and settings[-1].name == "few-step model 4"
