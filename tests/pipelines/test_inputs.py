@@ -56,6 +56,8 @@ def test_counts_are_whole_numbers(pipe, name, value):
 @pytest.mark.parametrize("name", ["guidance_scale", "eta", "structure_strength", "dynamics_strength"])
 @pytest.mark.parametrize("value", [True, "3", None, [False, 1.0]])
 def test_scales_are_numbers(pipe, name, value):
+    if name == "guidance_scale" and value is None:
+        return  # the default
     with pytest.raises(ValueError, match=f"{name} must be a number, not"):
         generate(pipe, **{name: value})
 

@@ -45,9 +45,9 @@ def modulated(pipe, monkeypatch):
     """Numbers of rows of precomputed modulations, in turn."""
     rows, modulations = [], pipe.transformer.modulations
 
-    def counted(timestep, class_labels=None):
+    def counted(timestep, class_labels=None, target_timestep=None):
         rows.append(len(timestep))
-        return modulations(timestep, class_labels)
+        return modulations(timestep, class_labels, target_timestep)
 
     monkeypatch.setattr(pipe.transformer, "modulations", counted)
     return rows
