@@ -35,7 +35,7 @@ from ..common import vae_runs
 from ..common.harness import Benchmark, Results, compute_once
 from ..latents.clips import write_smoke_videos
 from . import clips, components, generation, memorization, page, reconstruction
-from .classifier import MotionClassifier, train_classifier
+from .classifier import AUGMENTATION, MotionClassifier, train_classifier
 
 FPS = {"smoke": 4.0, "cpu": 8.0}
 CLIPS_PER_VIDEO = {"smoke": 1, "cpu": 2}
@@ -185,7 +185,7 @@ def load_classifier(motion: str, shape: tuple, folder: Path, options: argparse.N
     if not lists:
         raise UserError(f"--train has no list of the data set {motion}.")
     videos = [[str(file.path), file.label] for root in lists for file in list_videos(root)[0]]
-    settings = [videos, shape, FPS[scale], WINDOWS[scale], CLASSIFIER[scale]]
+    settings = [videos, shape, FPS[scale], WINDOWS[scale], CLASSIFIER[scale], AUGMENTATION]
     path = folder / f"classifier-{motion}-{digest(settings)}"
     if not (path / "config.json").exists():
         augmentation = dict(train=True, zoom=1.25, speed=1.5)
