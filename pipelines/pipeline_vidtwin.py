@@ -60,7 +60,7 @@ class VidTwinPipeline(
         transformer: the denoiser, with the latent shapes of the autoencoder.
         scheduler: any Diffusers scheduler with the `prediction_type` that the transformer was trained for.
         id2label: class names by id; JSON makes the ids strings.
-        latents_mean, latents_std: statistics that undo the normalization, one number per stream or per channel; None:
+        latents_mean, latents_std: statistics that undo the normalization, as in `expand_statistic`; None:
             those that the autoencoder states.
 
     Attributes:

@@ -60,8 +60,9 @@ class LatentsConfig:
     statistics: str = key(
         "auto",
         "of the normalization: those that the VAE states, otherwise measured; stream and channel: measured on the "
-        "training latents, of each stream or of each channel",
-        choices=("auto", "stream", "channel"),
+        "training latents, of each stream or of each channel; response: of each channel, with deviations in "
+        "proportion to the effect on the pixels",
+        choices=("auto", "stream", "channel", "response"),
     )
     crops: int = key(
         1, "crops per clip: 1 is the center crop; several have random positions and starts, by seed", minimum=1

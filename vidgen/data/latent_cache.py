@@ -103,12 +103,12 @@ class LatentCache(Dataset):
             item["image"] = tensors["image"][row]
         return {**item, "logvar": tensors["logvar"][row]} if self.with_logvar else item
 
-    def measure_statistics(self, vae: VideoAutoencoder, per_channel: bool) -> tuple[list[float], list[float]]:
-        """Mean and standard deviation of all means, of each stream or of each channel."""
+    def measure_statistics(self, vae: VideoAutoencoder, by: str) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation of all means, of each part of `split_latents`: stream, channel or query."""
         sums = []
         for name in self._files:
             with safe_open(self.folder / name, "pt") as file:
-                sums.append(sum_latents(file.get_tensor("mean"), vae, per_channel))
+                sums.append(sum_latents(file.get_tensor("mean"), vae, by))
         return compute_statistics(sums)
 
     def describe(self, index: int) -> str:

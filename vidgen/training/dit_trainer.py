@@ -42,13 +42,13 @@ from .config import DiTTrainingConfig
 from .failures import skip_non_finite_images
 from .freezing import describe_parameters, freeze_modules
 from .held_out_loss import held_out_names, measure_held_out_loss
+from .latent_statistics import Statistics, choose_statistics
 from .lora import add_lora, check_lora, write_lora
 from .pretrained import Parent, build_transformer_from, check_latent_shapes, find_parent, parent_scheduler
 from .trainer import Batch, Trainer
 from .validation_fvd import build_validation_fvd
 
 SAMPLE_CLASSES = 8
-Statistics = tuple[list[float], list[float]]  # mean and standard deviation, of each stream or of each channel
 
 
 def train_dit(config: DiTTrainingConfig) -> Path:
@@ -187,22 +187,6 @@ def find_superclasses(config: DiTTrainingConfig) -> list[str]:
             f"file (path,label); the classes of this dataset are {', '.join(classes[:4]) or 'none'}."
         )
     return [name for name in superclasses if name not in classes]
-
-
-def choose_statistics(
-    config: DiTTrainingConfig, vae: VideoAutoencoder, cache: LatentCache, parent: Parent | None
-) -> Statistics:
-    """Mean and standard deviation that normalize the latents: the parent's, the VAE's, or measured on the cache.
-
-    A VAE without statistics, such as a converted official one, gets the measured ones.
-    """
-    if parent is not None and parent.statistics is not None:
-        return parent.statistics
-    if config.latents.statistics != "auto":
-        return cache.measure_statistics(vae, per_channel=config.latents.statistics == "channel")
-    if vae.latents_mean is None:
-        vae.set_latent_statistics(cache.mean, cache.std)
-    return vae.latents_mean, vae.latents_std
 
 
 def choose_classes(
