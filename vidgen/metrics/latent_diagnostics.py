@@ -346,20 +346,19 @@ def _measure_grid(
     """Spectra, and responses to shifts and scales, of a grid and of the clips averaged to it."""
     values = grid.select(vae.unpack(mean))
     live = torch.tensor([not channel["dead"] for channel in stream["channels"]])
-    latent = _Standard.of(values, live)
-    pixel = _Standard.of(pixels, torch.ones(pixels.shape[1], dtype=torch.bool))
+    all_colors = torch.ones(pixels.shape[1], dtype=torch.bool)
     spectrum, shift = {}, {}
     for axis in (axis for axis in grid.axes if axis in AXES):
         if grid.size(axis) > 1 and live.any():
-            spectrum[axis] = _measure_spectrum(grid, axis, latent.scale(values), pixel.scale(pixels))
-        one = latent.measure(distances[grid.name, axis, "one"])
+            spectrum[axis] = _measure_spectrum(grid, axis, _standardize(values[:, live]), _standardize(pixels))
+        one = distances[grid.name, axis, "one"].compute(live)
         if one is not None:
             shift[axis] = {
                 "stride": grid.stride(axis),
-                "moved": latent.measure(distances[grid.name, axis, "moved"]),
-                "unmoved": latent.measure(distances[grid.name, axis, "unmoved"]),
+                "moved": distances[grid.name, axis, "moved"].compute(live),
+                "unmoved": distances[grid.name, axis, "unmoved"].compute(live),
                 "one": one,
-                "one_pixels": pixel.measure(distances[grid.name, axis, "one", "pixels"]),
+                "one_pixels": distances[grid.name, axis, "one", "pixels"].compute(all_colors),
             }
     return {
         "stream": grid.stream,
@@ -367,33 +366,14 @@ def _measure_grid(
         "shape": list(grid.shape),
         "spectrum": spectrum,
         "shift": shift,
-        "scale": latent.measure(distances[grid.name, "scale"]),
+        "scale": distances[grid.name, "scale"].compute(live),
     }
 
 
-@dataclass(frozen=True)
-class _Standard:
-    """Mean and deviation of the channels of a grid, (C,), and which of them count."""
-
-    mean: torch.Tensor
-    std: torch.Tensor
-    live: torch.Tensor
-
-    @classmethod
-    def of(cls, values: torch.Tensor, live: torch.Tensor) -> _Standard:
-        by_channel = values.double().transpose(0, 1).flatten(1)
-        std = by_channel.std(dim=1, correction=0)
-        return cls(by_channel.mean(dim=1), std, live & (std > 0))
-
-    def scale(self, values: torch.Tensor) -> torch.Tensor:
-        """Live channels of values (B, C, ...), less the mean of each position, with deviation 1."""
-        live = values[:, self.live].double()
-        live = live - live.mean(dim=0)
-        std = live.square().mean(dim=[0, *range(2, live.ndim)], keepdim=True).sqrt()
-        return live / std.clamp(min=1e-30)
-
-    def measure(self, distance: Distance) -> float | None:
-        return distance.compute(self.mean, self.std, self.live)
+def _standardize(values: torch.Tensor) -> torch.Tensor:
+    """Subtract the mean of each position of (B, C, ...), and divide each channel by its deviation."""
+    values = values.double() - values.double().mean(dim=0)
+    return values / values.square().mean(dim=[0, *range(2, values.ndim)], keepdim=True).sqrt().clamp(min=1e-30)
 
 
 def _measure_spectrum(grid: LatentGrid, axis: str, latent: torch.Tensor, pixels: torch.Tensor) -> dict[str, Any]:

@@ -105,32 +105,30 @@ def power_spectrum(values: torch.Tensor, dim: int) -> torch.Tensor:
 
 
 class Distance:
-    """A running squared distance of pairs of latents, relative to their deviation, over channels of equal weight.
+    """A running squared distance of pairs of latents, relative to their variance, averaged over channels.
 
-    It is 0 for equal latents, 1 for unrelated ones and 2 for opposite ones.
+    It is 0 for equal latents, 1 for unrelated ones and 2 for opposite ones. The mean of each position is subtracted,
+    so a pattern that all clips share does not count.
     """
 
     def __init__(self) -> None:
-        self.sums: torch.Tensor | None = None  # of 1, (a - b)^2, a, a^2, b and b^2, for each channel
+        self.count = 0
+        self.sums: torch.Tensor | None = None  # (5, C, positions): of (a - b)^2, a, a^2, b and b^2
 
     def add(self, a: torch.Tensor, b: torch.Tensor) -> None:
         """Add pairs (B, C, ...)."""
-        a, b = (x.double().cpu().movedim(1, 0).flatten(1) for x in (a, b))
-        parts = (torch.ones_like(a), (a - b).square(), a, a.square(), b, b.square())
-        sums = torch.stack([part.sum(dim=1) for part in parts])
+        a, b = (x.double().cpu().flatten(2) for x in (a, b))
+        sums = torch.stack([part.sum(dim=0) for part in ((a - b).square(), a, a.square(), b, b.square())])
         self.sums = sums if self.sums is None else self.sums + sums
+        self.count += len(a)
 
-    def compute(self, mean: torch.Tensor, std: torch.Tensor, live: torch.Tensor) -> float | None:
-        """The distance; None without pairs or deviation.
-
-        Args:
-            mean, std: of each channel, (C,).
-            live: the channels that count, bool (C,).
-        """
-        if self.sums is None or not live.any():
+    def compute(self, live: torch.Tensor) -> float | None:
+        """The distance over the live channels, bool (C,); None without pairs or variance."""
+        if self.sums is None:
             return None
-        count, difference, a, a_squares, b, b_squares = self.sums[:, live]
-        mean, weight = mean[live], std[live].square().clamp(min=1e-30).reciprocal()
-        spread = a_squares + b_squares - 2 * mean * (a + b) + 2 * count * mean.square()
-        total = (weight * spread).sum()
-        return ((weight * difference).sum() / total).item() if total > 0 else None
+        difference, a, a_squares, b, b_squares = self.sums[:, live] / self.count
+        difference = (difference - (a - b).square()).sum(dim=1)
+        variance = (a_squares - a.square() + b_squares - b.square()).sum(dim=1)
+        varies = variance > 1e-12 * (a_squares + b_squares).sum(dim=1)
+        ratios = difference[varies].clamp(min=0) / variance[varies]
+        return ratios.mean().item() if len(ratios) else None
