@@ -15,7 +15,7 @@ h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin: 1.8rem 0 .5rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; } th, td { text-align: left; padding: .3rem .9rem .3rem 0; vertical-align: top; }
 th { border-bottom: 2px solid #d1d5db; font-weight: 600; } td { border-bottom: 1px solid #e5e7eb; }
-td, th { overflow-wrap: anywhere; min-width: 4.5rem; max-width: 22rem; }
+td, th { overflow-wrap: anywhere; min-width: 6rem; max-width: 22rem; }
 code { white-space: nowrap; }
 .legend { position: sticky; top: 0; background: #fff; padding: .5rem 0; border-bottom: 1px solid #e5e7eb; }
 .legend > span { margin-right: 1.4rem; white-space: nowrap; }

@@ -78,8 +78,9 @@ def _runs_table(runs: Sequence[RunFolder]) -> str:
 
 
 def _best_table(runs: Sequence[RunFolder]) -> str:
-    """The best value of every validation metric in each run; the best of all runs is bold."""
+    """The best value of every validation metric in each run that has one; the best of all runs is bold."""
     metrics = [metric for metric in _all_metrics(runs) if ranks_models(metric)]
+    runs = [run for run in runs if any(metric in run.curves for metric in metrics)]
     if not metrics:
         return "<p>No run has validation metrics.</p>"
     rows = []
