@@ -68,6 +68,10 @@ def run(options: argparse.Namespace) -> None:
     height, width = (options.size * 2)[:2] if options.size else (None, None)
     versions, device = environment(), resolve_device(options.device)
     vae = load_vae(options.model, options.num_frames, height, width)
+    requested = (options.num_frames, height, width)
+    if any(size not in (None, fixed) for size, fixed in zip(requested, vae.clip_shape[1:], strict=True)):
+        sizes = " x ".join(map(str, vae.clip_shape[1:]))
+        raise UserError(f"{options.model} has the fixed clip size {sizes}; leave --num-frames and --size out.")
     sha256 = weights_hash(vae)
     vae = place_model(vae, device, options.dtype)
     lpips = None

@@ -89,6 +89,8 @@ def diagnose_latents(
     for name, value, minimum in (("num_clips", num_clips, MIN_CLIPS), ("batch_size", batch_size, 1)):
         if value < minimum:
             raise UserError(f"{name} must be {minimum} or more, not {value}.")
+    if fps <= 0:
+        raise UserError(f"fps must be positive, not {fps:g}.")
     grids = list_grids(vae)
     files, _ = list_videos(root, report)
     places = np.linspace(0, len(files) - 1, min(num_clips, len(files))).round().astype(int)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from scipy.fft import dct
 
-from autoencoder import AutoencoderKLVidTwin, TwinLatents
+from autoencoder import TwinLatents
 from autoencoder.grids import dynamics_grid
 from autoencoder.video_autoencoder import VideoAutoencoder
 
@@ -74,10 +74,10 @@ def list_grids(vae: VideoAutoencoder) -> list[LatentGrid]:
     are averages over height and over width. Latents of the other classes have one grid over time, height and width.
     """
     clip, structure = vae.clip_shape[1:], vae.structure_shape
-    if not isinstance(vae, AutoencoderKLVidTwin):
-        return [LatentGrid("latent", "structure", AXES, structure[1:], clip, is_causal=vae.rule.causal)]
     if not vae.has_dynamics:
-        return [LatentGrid("latent", "structure", AXES, structure[1:], clip)]
+        rule = getattr(vae, "rule", None)  # of an adapter
+        is_causal = rule is not None and rule.causal
+        return [LatentGrid("latent", "structure", AXES, structure[1:], clip, is_causal=is_causal)]
     grids = [LatentGrid("structure", "structure", (ORDER, "height", "width"), structure[1:], clip)]
     _, frames, positions = vae.dynamics_shape
     if vae.config.dynamics_pool != "average":

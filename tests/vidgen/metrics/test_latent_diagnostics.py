@@ -195,6 +195,8 @@ def test_grids_of_vidtwin_and_of_a_causal_peer():
     assert height.shape == (4, 2)
     assert torch.allclose(height.average(clips)[..., 0], clips[..., :16, :].mean(dim=(3, 4)), atol=1e-6)
     assert structure.average(clips).shape == (2, 3, 1, *tiny.structure_shape[2:])
+    pooled = AutoencoderKLVidTwin.from_preset("tiny-test", dynamics_pool="qformer")
+    assert [grid.axes for grid in list_grids(pooled)] == [("order", "height", "width"), ("time", "order")]
     single = AutoencoderKLVidTwin.from_preset("tiny-test", single_latent=True)
     assert [grid.axes for grid in list_grids(single)] == [("time", "height", "width")]
 
@@ -239,6 +241,8 @@ def test_the_command_writes_figures_and_a_page(sprites, tiny_vidtwin, tmp_path, 
 def test_wrong_arguments_end_with_one_sentence(sprites, tiny_vidtwin, tmp_path, capsys):
     command = ["latents", tiny_vidtwin, sprites]
     assert "num_clips must be 2 or more, not 1" in fail(capsys, *command, "--num-clips", 1)
+    assert "fps must be positive" in fail(capsys, *command, "--fps", 0)
+    assert "has the fixed clip size 4 x 32 x 32" in fail(capsys, *command, "--size", 64)
     assert "--size takes one side" in fail(capsys, *command, "--size", 1, 2, 3)
     (tmp_path / "x.json").write_text("[]")
     assert "is not a file that vidgen latents" in fail(capsys, *command, "--compare", tmp_path / "x.json")
