@@ -222,13 +222,14 @@ def compare_videos(
         "fake": sorted({*fake_side.unusable, *sets["fake"].unreadable}),
     }
     unused = len(fake_side.windows) - len(fake_windows)
-    shared_notes = _list_notes(protocol, sets, unreadable, fake_windows, fake_clips, split_files, unused)
+    shared_notes = _list_notes(protocol, unreadable, fake_windows, fake_clips, split_files, unused)
     results = []
     for index, detector in enumerate(detectors):
         for distance in distances:
             a, b = sets["fake"].statistics[index], sets["real"].statistics[index]
             estimate = estimate_distance(distance, a, b, sets["fake"].samples, sets["real"].samples)
-            notes = shared_notes + list_protocol_caveats(protocol, detector)
+            notes = _list_count_notes(protocol, sets, distance) + shared_notes
+            notes += list_protocol_caveats(protocol, detector)
             notes += list_rank_caveats(detector, min(a.count, b.count)) if distance == "frechet" else []
             results.append(
                 VideoDistance(
@@ -317,29 +318,34 @@ def _check_arguments(
             raise UserError(f"{name} must be {minimum} or more, not {value}.")
 
 
+def _list_count_notes(protocol: Protocol, sets: dict[str, FeatureSet], distance: str) -> list[str]:
+    """List the numbers of clips that differ from the protocol's, or between the sides of a Fréchet distance."""
+    is_biased = distance == "frechet"
+    reason = ": Fréchet distances depend on the number" if is_biased else ""
+    notes = []
+    for name, expected in (("fake", protocol.generated), ("real", protocol.real)):
+        count = sets[name].samples
+        if expected is not None and count != expected:
+            notes.append(f"{count} {name} clips, not the protocol's {expected}{reason}.")
+    num_fake, num_real = sets["fake"].samples, sets["real"].samples
+    if is_biased and num_fake != num_real:
+        notes.append(
+            f"{num_fake} fake and {num_real} real clips: the Fréchet distance of real vs. real is that of another "
+            "number of clips."
+        )
+    return notes
+
+
 def _list_notes(
     protocol: Protocol,
-    sets: dict[str, FeatureSet],
     unreadable: dict[str, list[tuple[str, str]]],
     fake_windows: Sequence[Window],
     fake_clips: str,
     split_files: str | os.PathLike | None,
     unused: int,
 ) -> list[str]:
-    """List the reasons, of all detectors, why a number is not comparable with others under the protocol."""
+    """List the other reasons, of all detectors, why a number is not comparable with others under the protocol."""
     notes = []
-    for name, expected in (("fake", protocol.generated), ("real", protocol.real)):
-        count = sets[name].samples
-        if expected is not None and count != expected:
-            notes.append(
-                f"{count} {name} clips, not the protocol's {expected}: Fréchet distances depend on the number."
-            )
-    num_fake, num_real = sets["fake"].samples, sets["real"].samples
-    if num_fake != num_real:
-        notes.append(
-            f"{num_fake} fake and {num_real} real clips: the Fréchet distance of real vs. real is that of another "
-            "number of clips."
-        )
     if unused:
         total = len(fake_windows) + unused
         notes.append(f"{len(fake_windows)} of {total} fake clips are used, drawn at random with a fixed seed.")

@@ -101,6 +101,10 @@ def test_mmd_of_two_halves_holds_zero_and_of_noise_does_not(sprites, tmp_path):
     assert mmd.distance == "mmd" and mmd.low <= 0 <= mmd.high and frechet.value > 0
     dark, _ = compare(tmp_path / "a.npy", tmp_path / "dark.npy", tmp_path / "work", **options)
     assert dark.low > 0
+    [few] = compare(
+        tmp_path / "a.npy", tmp_path / "b.npy", tmp_path / "few", **options | {"num_fake": 8, "distances": ["mmd"]}
+    )
+    assert (few.num_fake, few.num_real) == (8, 48) and not any("Fréchet" in note for note in few.notes)
 
 
 def test_features_are_cached_by_content_and_broken_files_listed(sprites, tmp_path, monkeypatch):
