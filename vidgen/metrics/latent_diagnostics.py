@@ -345,13 +345,17 @@ def _measure_grid(
     stream: dict[str, Any],
     distances: dict[tuple[str, ...], Distance],
 ) -> dict[str, Any]:
-    """Spectra, and responses to shifts and scales, of a grid and of the clips averaged to it."""
+    """Spectra, and responses to shifts and scales, of a grid and of the clips averaged to it.
+
+    Dead channels do not count, except where all are dead.
+    """
     values = grid.select(vae.unpack(mean))
     live = torch.tensor([not channel["dead"] for channel in stream["channels"]])
+    live = live if live.any() else ~live
     all_colors = torch.ones(pixels.shape[1], dtype=torch.bool)
     spectrum, shift = {}, {}
     for axis in (axis for axis in grid.axes if axis in AXES):
-        if grid.size(axis) > 1 and live.any():
+        if grid.size(axis) > 1:
             spectrum[axis] = _measure_spectrum(grid, axis, _standardize(values[:, live]), _standardize(pixels))
         one = distances[grid.name, axis, "one"].compute(live)
         if one is not None:
