@@ -22,7 +22,7 @@ def test_every_option_has_help():
     commands = parser._subparsers._group_actions[0].choices
     assert list(commands) == [
         "encode", "decode", "reconstruct", "reenact", "components", "generate", "convert", "shards",
-        "sprites", "data", "fvd", "evaluate", "runs", "app", "info",
+        "sprites", "data", "fvd", "evaluate", "latents", "runs", "app", "info",
     ]  # fmt: skip
     for name, command in commands.items():
         assert name in text
