@@ -161,7 +161,7 @@ class PromptMixin:
             prompt_embeds: token embeddings (B, N, C) instead of prompts.
             prompt_attention_mask: of these, bool (B, N), or (B, 2, N) with the tokens that structure and those that
                 dynamics attends to; None: all.
-            negative_prompt_embeds, negative_prompt_attention_mask: likewise instead of a negative prompt.
+            negative_prompt_embeds, negative_prompt_attention_mask: the same instead of a negative prompt.
             max_sequence_length: tokens to which prompts are cut; None: the maximum of the tokenizer.
             device: of the results; None: the pipeline's.
 
