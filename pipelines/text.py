@@ -21,6 +21,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SHOWN_CHARACTERS = 200  # of a prompt in a warning
+PROMPT_ARGUMENTS = (  # of the pipeline, with a row per video
+    "prompt",
+    "negative_prompt",
+    "structure_prompt",
+    "dynamics_prompt",
+    "prompt_embeds",
+    "prompt_attention_mask",
+    "negative_prompt_embeds",
+    "negative_prompt_attention_mask",
+)
 Prompt = str | Sequence[str] | None
 
 

@@ -51,6 +51,7 @@ from .trainer import Batch, Trainer
 from .validation_fvd import build_validation_fvd
 
 SAMPLE_CLASSES = 8
+LABEL_CHARACTERS = 48  # of a prompt beside its sample
 DiT = VidTwinTransformer3DModel | nn.ModuleDict  # with a text encoder that is trained with it: a ModuleDict of both
 Statistics = tuple[list[float], list[float]]  # mean and standard deviation, of each stream or of each channel
 
@@ -423,7 +424,7 @@ class DiTTrainer(Trainer):
         return (model["transformer"], model["text_encoder"]) if isinstance(model, nn.ModuleDict) else (model, None)
 
     def validate(self, model: DiT) -> dict[str, float]:
-        """Measure the loss on held-out clips and the FVD; draw samples of the first classes with a fixed seed."""
+        """Measure the loss on held-out clips and the FVD; draw samples of classes or captions with a fixed seed."""
         values = self._held_out_loss(model) if self.validation_cache is not None else {}
         if self.fvd is not None:
             diffusion = self.config.diffusion
@@ -460,8 +461,8 @@ class DiTTrainer(Trainer):
         classes = self.classes[:SAMPLE_CLASSES]
         inputs = {"class_labels": list(range(len(classes))) or None}
         if self.cache.captions is not None:
-            classes = (self.validation_cache or self.cache).captions.examples(SAMPLE_CLASSES)
-            inputs = {"prompt": classes}
+            prompts = (self.validation_cache or self.cache).captions.examples(SAMPLE_CLASSES)
+            inputs, classes = {"prompt": prompts}, [prompt[:LABEL_CHARACTERS] for prompt in prompts]
         frames = self.build_pipeline(model)(
             **inputs,
             guidance_scale=diffusion.guidance_scale,
