@@ -19,8 +19,6 @@ from .latents import frames_per_position
 if TYPE_CHECKING:
     from autoencoder.video_autoencoder import VideoAutoencoder
 
-    from .conditioning import ConditioningInput
-
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 Generator = torch.Generator | list[torch.Generator] | None
@@ -107,7 +105,7 @@ class CheckInputsMixin:
         guidance_interval: tuple[float, float],
         structure_strength: float,
         dynamics_strength: float,
-        dynamics: ConditioningInput | None,
+        dynamics: Any,
         kept_frames: Sequence[int],
         eta: float,
         output_type: str,
