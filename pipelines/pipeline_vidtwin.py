@@ -136,11 +136,11 @@ class VidTwinPipeline(
         Args:
             repo_id: "user/name", which the card's example loads.
         """
-        vae, transformer, num_classes = self.autoencoder, self.transformer, self.transformer.config.num_classes
+        vae, transformer = self.autoencoder, self.transformer
         return render_card(
             Path(__file__).with_name("pipeline_card.md.jinja"),
             repo_id,
-            tags=["vidtwin", "video-generation", "unconditional" if num_classes is None else "class-conditional"],
+            tags=["vidtwin", "video-generation", *transformer.conditioning_tags()],
             parents=find_parents(transformer=transformer, vae=vae),
             **transformer.card_facts(),
             labels=self.labels,
@@ -148,6 +148,8 @@ class VidTwinPipeline(
             scheduler=type(self.scheduler).__name__,
             prediction_type=self.scheduler.config.get("prediction_type", "flow"),
             clip_shape=None if vae is None else vae.clip_shape,
+            text_encoder=None if self.text_encoder is None else type(self.text_encoder).__name__,
+            text_encoder_parameters=None if self.text_encoder is None else count_parameters(self.text_encoder),
             vae_parameters=None if vae is None else count_parameters(vae),
             compression_rate=None if vae is None else vae.compression_rate,
         )

@@ -158,11 +158,16 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
         Args:
             repo_id: "user/name", which the card's example loads.
         """
-        conditioning = "unconditional" if self.config.num_classes is None else "class-conditional"
-        tags = ["vidtwin", "video-generation", conditioning]
+        tags = ["vidtwin", "video-generation", *self.conditioning_tags()]
         facts = {**self.card_facts(), "labels": {}, "subclasses": {}, "compression_rate": None}
         template = Path(__file__).with_name("transformer_card.md.jinja")
         return render_card(template, repo_id, tags, find_parents(model=self), **facts)
+
+    def conditioning_tags(self) -> list[str]:
+        """Return the tags of a model card for what the transformer is conditioned on."""
+        tags = ["class-conditional"] if self.config.num_classes is not None else []
+        tags += ["text-to-video"] if self.config.caption_channels is not None else []
+        return tags or ["unconditional"]
 
     def card_facts(self) -> dict[str, Any]:
         """Return the facts that a model card states of the transformer."""
@@ -170,6 +175,7 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
             "num_layers": self.config.num_layers,
             "num_tokens": self.num_tokens,
             "num_classes": self.config.num_classes,
+            "caption_channels": self.config.caption_channels,
             "parameters": count_parameters(self),
             "structure_shape": self.structure_shape,
             "dynamics_shape": self.dynamics_shape,

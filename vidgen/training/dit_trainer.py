@@ -429,7 +429,9 @@ class DiTTrainer(Trainer):
         if self.fvd is not None:
             diffusion = self.config.diffusion
             sampling = Sampling(self.config.seed, diffusion.guidance_scale, diffusion.num_inference_steps)
-            values |= self.fvd.measure_generation(self.build_pipeline(model), sampling, self.state.step)
+            captions = self.cache.captions
+            prompts = [] if captions is None else captions.examples(self.config.validation.num_samples)
+            values |= self.fvd.measure_generation(self.build_pipeline(model), sampling, self.state.step, prompts)
         if self.accelerator.is_main_process:
             with skip_non_finite_images(self.state.step, self.accelerator.print):
                 self._draw_samples(model)
