@@ -423,7 +423,9 @@ class VidTwinPipeline(
                 if hasattr(self.scheduler, "scale_model_input"):
                     model_input = self.scheduler.scale_model_input(latents, t)
                 timestep = model_timesteps[i].expand(batch_size, *model_timesteps.shape[1:])
-                model_labels = torch.cat([labels, torch.full_like(labels, null_class)]) if do_guidance else labels
+                model_labels = labels
+                if do_guidance and labels is not None:
+                    model_labels = torch.cat([labels, torch.full_like(labels, null_class)])
                 self_condition = None if estimate is None else torch.cat([estimate] * copies).to(dtype)
                 rows = copies * batch_size
                 if rows != cached_rows:  # caches hold activations of another batch size
