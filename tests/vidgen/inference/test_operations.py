@@ -193,7 +193,7 @@ def test_generate_takes_prompts_that_are_in_no_file_name(model, tmp_path, capsys
     assert sorted(path.name for path in tmp_path.glob("class*")) == ["class-orbit-0.gif", "class-spin-0.gif"]
     for options, message in (
         (["--prompt", "a", "--prompt", "b", *["--class", "spin"] * 3], "--prompt is given 2 times, but another 3"),
-        (["--prompt", "a", "--stream-guidance", "1", "nan"], "--stream-guidance must be two finite numbers"),
+        (["--prompt", "a", "--stream-guidance", "1", "nan"], "--stream-guidance must be a finite number"),
     ):
         assert message in fail(capsys, *words, tmp_path / "x.mp4", *options)
     assert "was not trained on captions: leave prompt out" in fail(
