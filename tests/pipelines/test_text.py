@@ -186,6 +186,10 @@ def test_one_prompt_for_each_stream(pipe):
     assert torch.equal(sample(pipe, structure_prompt="a red disc", dynamics_prompt="a red disc"), both)
     mixed = sample(pipe, prompt="a red disc", dynamics_prompt="spins")
     assert torch.equal(sample(pipe, structure_prompt="a red disc", dynamics_prompt="spins"), mixed)
+    embeds, mask, *_ = pipe.encode_prompt("a red disc", dynamics_prompt="spins")
+    own = [pipe.encode_prompt(text)[0][0] for text in ("a red disc", "spins")]
+    for stream in range(2):
+        assert close(embeds[0, mask[0, stream]], own[stream]), "each stream has the tokens of its prompt only"
     alone = sample(pipe, dynamics_prompt="spins")
     assert not close(mixed, both) and not close(mixed, alone)
     prompts = ["spins", "orbits"]
@@ -196,6 +200,8 @@ def test_one_prompt_for_each_stream(pipe):
 def test_guidance_leads_away_from_the_negative_prompt(pipe):
     plain = sample(pipe, prompt="a red disc", guidance_scale=1.0)
     assert close(sample(pipe, prompt="a red disc", negative_prompt="a red disc", guidance_scale=4.0), plain)
+    barely = sample(pipe, prompt="a red disc", negative_prompt="two dogs", guidance_scale=1 + 1e-6)
+    assert close(barely, plain), "the prompts are those with the scale, not the negative ones"
     null = sample(pipe, prompt="a red disc", guidance_scale=4.0)
     assert close(sample(pipe, prompt="a red disc", negative_prompt="", guidance_scale=4.0), null)
     assert not close(sample(pipe, prompt="a red disc", negative_prompt="a blue star spins", guidance_scale=4.0), null)
