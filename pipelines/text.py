@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from .finite import check_finite_tensor
-from .inputs import common_length
+from .inputs import check_whole_numbers, common_length
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -197,6 +197,10 @@ class PromptMixin:
             "negative_prompt_embeds": negative_prompt_attention_mask,
         }
         self._check_prompts(texts, embeds, masks)
+        if max_sequence_length is not None:
+            check_whole_numbers(max_sequence_length=max_sequence_length)
+            if max_sequence_length < 1:
+                raise ValueError(f"max_sequence_length must be at least 1, not {max_sequence_length}.")
 
         positive, negative = (
             None if embeds[name] is None else _as_conditions(embeds[name], masks[name]) for name in embeds

@@ -287,6 +287,8 @@ def test_a_long_prompt_is_cut_with_a_warning(pipe, caplog):
     [
         ({"prompt": 3}, "prompt must be a text or a list of texts, not int"),
         ({"prompt": ["a", None]}, "prompt must be a text or a list of texts"),
+        ({"prompt": "a", "max_sequence_length": 0}, "max_sequence_length must be at least 1, not 0"),
+        ({"prompt": "a", "max_sequence_length": 2.5}, "max_sequence_length must be a whole number"),
         ({"prompt": []}, "prompt is empty: pass at least one text"),
         ({"prompt": "a", "prompt_embeds": torch.zeros(1, 2, 16)}, "prompt and prompt_embeds exclude each other"),
         ({"negative_prompt": "a", "negative_prompt_embeds": torch.zeros(1, 2, 16)}, "negative_prompt and negative"),

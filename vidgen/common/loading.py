@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTokenizer, CLIPTextModel
 
 from autoencoder import AutoencoderKLVidTwin
 from autoencoder.adapters import adapt, find_class
@@ -94,6 +93,8 @@ def load_text_encoder(name: str) -> TextEncoder:
     Raises:
         UserError: if it does not exist or cannot be loaded, or is no text encoder.
     """
+    from transformers import AutoTokenizer  # takes long to import
+
     name = expand_home(name)
     folder = Path(name)
     if not folder.exists() and _names_a_repository(name):
@@ -194,6 +195,8 @@ def _download_text_encoder(name: str) -> Path:
 
 
 def _load_text_model(folder: Path) -> Any:
+    from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, CLIPTextModel
+
     config = AutoConfig.from_pretrained(folder)
     if config.model_type in ("clip", "clip_text_model"):
         model_class = CLIPTextModel

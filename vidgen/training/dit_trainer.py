@@ -25,7 +25,7 @@ from pipelines.text import TextEncoder
 from ..common.environment import set_cpu_threads
 from ..common.errors import UserError
 from ..common.images import class_grid, save_clip_grid_video
-from ..common.loading import encoder_hash, load_vae, text_encoder_hash, tokenizer_hash, weights_hash
+from ..common.loading import encoder_hash, load_vae, weights_hash
 from ..common.precision import agree_on_mixed_precision
 from ..data.caption_cache import SMALL, warn_of_cut
 from ..data.config import clip_size
@@ -46,7 +46,7 @@ from .freezing import describe_parameters, freeze_modules
 from .held_out_loss import held_out_names, measure_held_out_loss
 from .lora import add_lora, check_lora, write_lora
 from .pretrained import Parent, build_transformer_from, check_latent_shapes, find_parent, parent_scheduler
-from .text import check_parent, check_text, load_frozen_encoder, prepare_small_encoder
+from .text import check_parent, check_text, describe_text, load_frozen_encoder, prepare_small_encoder
 from .trainer import Batch, Trainer
 from .validation_fvd import build_validation_fvd
 
@@ -331,7 +331,8 @@ class DiTTrainer(Trainer):
     ) -> None:
         self.vae, self.fvd = vae, fvd
         self.text_encoder = text_encoder
-        self.trains_text_encoder = config.text.encoder == SMALL
+        is_trained = config.text.encoder == SMALL
+        self.text_facts = {} if text_encoder is None else describe_text(text_encoder, is_trained, cache.captions)
         self.encoder_hash, self.vae_hash = encoder_hash(vae), weights_hash(vae)
         self.scheduler = scheduler
         self.cache, self.validation_cache = cache, validation_cache
@@ -341,7 +342,7 @@ class DiTTrainer(Trainer):
         # null class. An unconditional DiT ignores them.
         ids = [*(self.classes.index(name) if self.classes else 0 for name in cache.classes), len(self.classes)]
         self.label_ids = torch.tensor(ids, device=accelerator.device)
-        trained_encoder = text_encoder.model if self.trains_text_encoder else None
+        trained_encoder = text_encoder.model if is_trained else None
         objective = DiffusionLoss(transformer, scheduler, config.diffusion, self.classes, config.text, trained_encoder)
         averaged = None
         if trained_encoder is not None:
@@ -385,13 +386,7 @@ class DiTTrainer(Trainer):
 
     def facts(self) -> dict[str, Any]:
         hashes = {"encoder weights": self.encoder_hash, "vae weights": self.vae_hash}
-        if self.trains_text_encoder:
-            hashes["tokenizer"] = tokenizer_hash(self.text_encoder.tokenizer)
-        elif self.text_encoder is not None:
-            hashes["text encoder"] = text_encoder_hash(self.text_encoder)
-        if self.cache.captions is not None:
-            hashes["captions"] = self.cache.captions.hash
-        return {**super().facts(), **hashes, "classes": self.classes}
+        return {**super().facts(), **hashes, **self.text_facts, "classes": self.classes}
 
     def flops_per_sample(self) -> float:
         # The estimate of self-conditioning is a forward pass without a backward pass, which costs two.

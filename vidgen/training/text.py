@@ -13,7 +13,7 @@ from pipelines.text import TextEncoder
 
 from ..common.errors import UserError
 from ..common.io import atomic_dir
-from ..common.loading import load_text_encoder, text_encoder_hash
+from ..common.loading import load_text_encoder, text_encoder_hash, tokenizer_hash
 from ..data.caption_cache import SMALL, CaptionCache
 from ..data.config import TextConfig
 from .checkpoints import find_checkpoint
@@ -121,6 +121,14 @@ def build_small_model(config: TextConfig, tokenizer: PreTrainedTokenizerFast) ->
             pad_token_id=tokenizer.pad_token_id,
         )
     )
+
+
+def describe_text(encoder: TextEncoder, is_trained: bool, captions: CaptionCache) -> dict[str, str]:
+    """Hashes that resuming depends on: of the text encoder, or of the tokenizer of a trained one, and the captions."""
+    hashes = {"tokenizer": tokenizer_hash(encoder.tokenizer)}
+    if not is_trained:
+        hashes = {"text encoder": text_encoder_hash(encoder)}
+    return {**hashes, "captions": captions.hash}
 
 
 def check_text(config: DiTTrainingConfig) -> None:
