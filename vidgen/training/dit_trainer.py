@@ -46,7 +46,7 @@ from .freezing import describe_parameters, freeze_modules
 from .held_out_loss import held_out_names, measure_held_out_loss
 from .lora import add_lora, check_lora, write_lora
 from .pretrained import Parent, build_transformer_from, check_latent_shapes, find_parent, parent_scheduler
-from .text import check_caption_channels, check_text, load_frozen_encoder, prepare_small_encoder
+from .text import check_parent, check_text, load_frozen_encoder, prepare_small_encoder
 from .trainer import Batch, Trainer
 from .validation_fvd import build_validation_fvd
 
@@ -107,10 +107,8 @@ def train_dit(config: DiTTrainingConfig) -> Path:
         for part in filter(None, (cache, validation_cache)):
             if num_cut := part.captions.tokenize(text_encoder.tokenizer, config.text.max_length):
                 accelerator.print(warn_of_cut(num_cut, len(part.captions.texts) - 1, config.text.max_length))
-    if parent is not None and text_encoder is not None:
-        warning = check_caption_channels(parent, text_encoder, is_trained=config.text.encoder == SMALL)
-        if warning:
-            accelerator.print(f"warning: {warning}")
+    if parent is not None and text_encoder is not None and (warning := check_parent(config, parent, text_encoder)):
+        accelerator.print(f"warning: {warning}")
 
     # Train.
     classes = choose_classes(config, superclasses, cache.classes, parent)

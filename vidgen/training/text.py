@@ -140,18 +140,23 @@ def check_text(config: DiTTrainingConfig) -> None:
         )
 
 
-def check_caption_channels(parent: Parent, encoder: TextEncoder, is_trained: bool) -> str | None:
+def check_parent(config: DiTTrainingConfig, parent: Parent, encoder: TextEncoder) -> str | None:
     """Compare a run's text encoder with that of its parent; returns a warning if it is another of the same width.
 
     Raises:
-        UserError: if the parent was trained on token embeddings of another size.
+        UserError: if the parent was trained on token embeddings of another size, or LoRA meets one without captions.
     """
     channels, width = parent.config.get("caption_channels"), encoder.model.config.hidden_size
+    if channels is None and config.lora.rank:
+        raise UserError(
+            f"lora.rank trains no attention to captions, which {parent.name} does not have: leave text.encoder out, "
+            "or train without LoRA."
+        )
     if channels not in (None, width):
         raise UserError(
             f"model.pretrained={parent.name} was trained on captions of {channels} channels, but the token embeddings "
             f"of text.encoder have {width}: use the text encoder that it was trained with."
         )
-    if not is_trained and parent.text_encoder not in (None, text_encoder_hash(encoder)):
+    if config.text.encoder != SMALL and parent.text_encoder not in (None, text_encoder_hash(encoder)):
         return f"text.encoder is not the text encoder that {parent.name} was trained with."
     return None
