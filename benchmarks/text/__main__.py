@@ -75,7 +75,7 @@ def check_options(options: argparse.Namespace) -> None:
         options.train, options.test = ([write_smoke_list(options.work_dir / "text", seed)] for seed in (0, 1))
     elif not any(given):
         raise UserError("name a model of captioned sprites as --pipeline FOLDER, or lists of real videos as --train.")
-    if bool(options.train) != bool(options.test) or options.real and not options.train:
+    if bool(options.train) != bool(options.test) or (options.real and not options.train):
         raise UserError("real video requires both --train LIST ... and --test LIST ..., with the column caption.")
 
 

@@ -41,13 +41,13 @@ def sprites_text(scores: dict[str, Any]) -> list[str]:
         if seen["value"]
     ]
     parts = [
-        f"Sprites ({scores['pipeline']}), {scores['per_motion']} prompts of each motion. Motion and shape are predicted "
-        "by the sprite classifier, color and background are named by their measured hue; after the bar the frequency of "
-        "the most frequent name. The rows of real clips give the accuracy of these measurements.",
+        f"Sprites ({scores['pipeline']}), {scores['per_motion']} prompts of each motion. Motion and shape are "
+        "predicted by the sprite classifier, color and background are named by their measured hue; after the bar the "
+        "frequency of the most frequent name. The rows of real clips give the accuracy of these measurements.",
         markdown_table(["clips", *COLUMNS], rows),
         f"Held-out relative to seen compositions: {', '.join(ratios)}.",
-        "Structure prompt of sprite A, dynamics prompt of sprite B with another motion, for sprites of one shape. Motion "
-        "is compared with B, the rest with A; relative to clips with both prompts of A:",
+        "Structure prompt of sprite A, dynamics prompt of sprite B with another motion, for sprites of one shape. "
+        "Motion is compared with B, the rest with A; relative to clips with both prompts of A:",
         markdown_table(["prompts", "clips", *FACTORS, "motion of A"], _swap_rows(scores)),
         "Guidance scale, seen compositions:",
         markdown_table(
@@ -74,7 +74,8 @@ def _swap_rows(scores: dict[str, Any]) -> list[list[str | None]]:
     rows: list[list[str | None]] = []
     for key, label in SWAPS.items():
         for name in ("unswapped", "swapped", "relative"):
-            cells = [score_cell(scores[key][name][factor], chance=False) for factor in FACTORS]
+            found = scores[key][name]
+            cells = [score_cell(found[factor], chance=False) if found[factor] else None for factor in FACTORS]
             last = score_cell(scores[key]["motion_of_structure"]) if name == "swapped" else None
             rows.append([label, name, *cells, last])
     return rows

@@ -97,9 +97,9 @@ def measure_ranking(
     The figures of each clip are means over `DRAWS` sets of candidates.
 
     Returns:
-        `clips`, `groups`, `candidates`; `chance` and by set the `reciprocal_rank` and the fraction `top_1` of clips whose right
-        caption is first, with intervals over groups; `relative`, by set how far its reciprocal rank is from chance (0)
-        to that of real clips (1).
+        `clips`, `groups`, `candidates`; `chance` and by set the mean `reciprocal_rank` and the fraction `top_1` of
+        clips whose right caption is first, with intervals over groups; `relative`, by set where its reciprocal rank
+        is between chance (0) and that of real clips (1).
     """
     captions, groups = test.first_captions, test.clips.groups
     candidates = min(CANDIDATES, len(set(captions)))

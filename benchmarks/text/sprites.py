@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -64,7 +65,7 @@ class PromptTasks:
         Returns:
             `unswapped`: `score_names` of clips with both prompts of A. `swapped`: the same with the motion of B.
             `motion_of_structure`: the fraction of swapped clips that move as A. `relative`: accuracy of swapped clips
-            divided by that of unswapped ones, by factor.
+            divided by that of unswapped ones, by factor; None where too few of these are right.
         """
         sprites = self._draw(held_out=False, motions=ONE_SHAPE)
         names, descriptions = sprites.names(), sprites.descriptions
@@ -82,7 +83,7 @@ class PromptTasks:
             "unswapped": score_names(found[0], names),
             "swapped": score_names(found[1], wanted),
             "motion_of_structure": asdict(share(compare_names(found[1], names)["motion"])),
-            "relative": {name: asdict(ratio(hits[1][name].double(), hits[0][name].double())) for name in FACTORS},
+            "relative": {name: _divide(hits[1][name], hits[0][name]) for name in FACTORS},
         }
 
     def guidance(self, scales: tuple[float, ...]) -> dict[str, Any]:
@@ -136,6 +137,11 @@ class PromptTasks:
     def _reconstruct(self, clips: torch.Tensor) -> torch.Tensor:
         vae = self.pipeline.vae
         return torch.cat([vae(x.to(vae.device, vae.dtype)).sample.float().cpu() for x in clips.split(BATCH)])
+
+
+def _divide(hits: torch.Tensor, reference: torch.Tensor) -> dict[str, float | None] | None:
+    score = ratio(hits.double(), reference.double())
+    return asdict(score) if all(map(math.isfinite, (score.value, score.low, score.high))) else None
 
 
 def _describe_only(factor: str, names: list[str], descriptions: list[SpriteDescription]) -> list[str]:
