@@ -86,6 +86,7 @@ def prompt_tasks(monkeypatch):
     """Tasks of a stub, with descriptions in JSON as prompts."""
     write = lambda descriptions, seed=0: [json.dumps(asdict(each)) for each in descriptions]  # noqa: E731
     monkeypatch.setattr(tasks, "write_prompts", write)
+    monkeypatch.setattr(text.generation, "BATCH", 5)
     return lambda stub: tasks.PromptTasks(stub, stub, Sampling(num_inference_steps=2), per_motion=2)
 
 
@@ -121,7 +122,7 @@ def test_a_pipeline_that_ignores_a_prompt_is_found(prompt_tasks):
 def test_guidance_reaches_the_pipeline(prompt_tasks):
     stub = Obedient()
     assert list(prompt_tasks(stub).guidance((1.0, 5.0))) == ["1", "5"]
-    assert [call["guidance_scale"] for call in stub.calls] == [1.0, 5.0]
+    assert [call["guidance_scale"] for call in stub.calls] == [1.0] * 4 + [5.0] * 4  # batches of 5
 
 
 @pytest.mark.parametrize("held_out", [False, True])
