@@ -11,8 +11,6 @@ reconstruction and the latents are measured.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +29,7 @@ from vidgen.metrics.fvd import Sampling
 
 from ..common import generation as pipelines
 from ..common import vae_runs
-from ..common.harness import Benchmark, Results, compute_once
+from ..common.harness import Benchmark, Results, compute_once, digest
 from ..latents.clips import write_smoke_videos
 from . import clips, components, generation, memorization, page, pictures, reconstruction
 from .classifier import AUGMENTATION, MotionClassifier, train_classifier
@@ -213,11 +211,6 @@ def describe_settings(
     if pipeline:
         settings |= {"transformer": weights_hash(pipeline.transformer), "guidance": options.guidance}
     return settings
-
-
-def digest(values: Any) -> str:
-    """A short hash of JSON values."""
-    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:12]
 
 
 BENCHMARK = Benchmark(

@@ -41,6 +41,11 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     sprites.add_argument("folder", metavar="FOLDER", help="the folder to write; created if missing")
     sprites.add_argument("--clips-per-class", type=int, default=80, metavar="N", help="clips per motion")
     sprites.add_argument("--seed", type=int, default=0, help="random seed")
+    sprites.add_argument(
+        "--captions",
+        action="store_true",
+        help="also write captions_seen.csv and captions_held_out.csv (path,label,caption)",
+    )
     sprites.set_defaults(run=draw_sprites)
 
     data = add_command(commands, "data", "inspect a dataset")
@@ -90,6 +95,7 @@ def convert_to_shards(options: argparse.Namespace) -> None:
 def draw_sprites(options: argparse.Namespace) -> None:
     """Write the sprites dataset."""
     from ..common.errors import UserError
+    from ..data.sprite_captions import HELD_OUT, SEEN, write_captions
     from ..data.sprites import write_sprites
 
     clips, seed = options.clips_per_class, options.seed
@@ -97,6 +103,9 @@ def draw_sprites(options: argparse.Namespace) -> None:
         raise UserError(f"--clips-per-class must be 1 or more and --seed 0 or more, not {clips} and {seed}.")
     paths = write_sprites(options.folder, clips, seed=seed, show_progress=True)
     print(f"{len(paths)} clips in {options.folder}")
+    if options.captions:
+        seen, held_out = write_captions(options.folder, paths)
+        print(f"{seen} captioned in {SEEN}, {held_out} of held-out compositions in {HELD_OUT}")
 
 
 def check_dataset(options: argparse.Namespace) -> None:
