@@ -487,7 +487,7 @@ def test_progress_is_reported(visitor, page, monkeypatch):
 
     def waits(run: service.Run) -> None:
         """Gradio reports progress from time to time; wait until it has."""
-        number, steps = next(checks), GENERATE[2]
+        number, steps = next(checks), GENERATE[-3]
         if number > 0:  # when the run takes its turn there is nothing to tell
             page.awaits(lambda: ("steps" if number <= steps else "frames") in told)
 
