@@ -31,42 +31,64 @@ def attention(
     key: torch.Tensor,
     value: torch.Tensor,
     *,
+    mask: torch.Tensor | None = None,
     is_causal: bool = False,
     dropout_p: float = 0.0,
     backend: AttentionBackendName | None = None,
 ) -> torch.Tensor:
-    """Compute multi-head attention softmax(q k^T / sqrt(d)) v, optionally with a causal mask.
+    """Compute multi-head attention softmax(q k^T / sqrt(d)) v, optionally with a mask.
 
     Args:
         query, key, value: (B, S, heads, d), the layout of Diffusers' attention dispatcher.
+        mask: bool (B, 1, S, S'), the keys that each query attends to, at least one; excludes `is_causal`.
         is_causal: position i attends to positions <= i; requires query and key of equal length.
         dropout_p: probability of dropping an attention weight.
-        backend: of Diffusers' dispatcher, set in a processor by `set_attention_backend`; None: the fastest.
+        backend: of Diffusers' dispatcher, set in a processor by `set_attention_backend`; None: the fastest. With a
+            mask it is PyTorch's, since other backends refuse masks, or merge those of all queries.
 
     Returns:
         (B, S, heads, d).
     """
     half_on_cpu = query.device.type == "cpu" and query.dtype in (torch.bfloat16, torch.float16)
-    if backend is None and half_on_cpu:
+    if (backend is None or mask is not None) and half_on_cpu:
         if not is_clearly_faster(query.dtype):
-            return _float32_attention(query, key, value, is_causal, dropout_p)
+            return _float32_attention(query, key, value, mask, is_causal, dropout_p)
         if key.shape[1] <= MATMUL_MAX_LENGTH:
-            return _matmul_attention(query, key, value, is_causal, dropout_p)
-    return dispatch_attention_fn(query, key, value, is_causal=is_causal, dropout_p=dropout_p, backend=backend)
+            return _matmul_attention(query, key, value, mask, is_causal, dropout_p)
+    backend = backend if mask is None else AttentionBackendName.NATIVE
+    return dispatch_attention_fn(
+        query, key, value, attn_mask=mask, is_causal=is_causal, dropout_p=dropout_p, backend=backend
+    )
 
 
 def _float32_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, is_causal: bool, dropout_p: float
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    is_causal: bool,
+    dropout_p: float,
 ) -> torch.Tensor:
     with torch.autocast(query.device.type, enabled=False):
         out = dispatch_attention_fn(
-            query.float(), key.float(), value.float(), is_causal=is_causal, dropout_p=dropout_p
+            query.float(),
+            key.float(),
+            value.float(),
+            attn_mask=mask,
+            is_causal=is_causal,
+            dropout_p=dropout_p,
+            backend=None if mask is None else AttentionBackendName.NATIVE,
         )
     return out.to(query.dtype)
 
 
 def _matmul_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, is_causal: bool, dropout_p: float
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    is_causal: bool,
+    dropout_p: float,
 ) -> torch.Tensor:
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
@@ -74,6 +96,8 @@ def _matmul_attention(
         length = scores.shape[-1]
         mask = torch.ones(length, length, dtype=torch.bool, device=scores.device).triu(1)
         scores = scores.masked_fill(mask, float("-inf"))
+    elif mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
     weights = scores.softmax(dim=-1)
     if dropout_p:
         weights = nn.functional.dropout(weights, dropout_p)

@@ -12,6 +12,10 @@ SIZES: dict[str, dict[str, Any]] = {
     "large": dict(num_layers=16, num_attention_heads=12, hidden_size=1536),
     # The authors' published weights: base, with twice the structure channels.
     "released": dict(num_layers=16, num_attention_heads=12, hidden_size=768, structure_channels=8),
+    # base with patches of two frames: half the tokens, and a latent of the paper's size.
+    "fast": dict(
+        num_layers=16, num_attention_heads=12, hidden_size=768, temporal_patch_size=2, dynamics_channels=16
+    ),
     # For tests: seconds on two cores.
     "tiny-test": dict(
         sample_size=32, num_frames=4, patch_size=8, num_layers=2, num_attention_heads=4, hidden_size=32,

@@ -12,6 +12,7 @@ from .real.__main__ import BENCHMARK as REAL
 from .resources.__main__ import RESOURCES, TRAINING_COST
 from .speed.__main__ import BENCHMARK as SPEED
 from .sprites.__main__ import BENCHMARK as SPRITES
+from .text.__main__ import BENCHMARK as TEXT
 
 BENCHMARKS = (
     reconstruction.BENCHMARK,
@@ -25,6 +26,7 @@ BENCHMARKS = (
     TRAINING_COST,
     SPRITES,
     REAL,
+    TEXT,
     sampling.BENCHMARK,
     patch_sizes.BENCHMARK,
     SPEED,

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
 import torch
 from diffusers import SchedulerMixin
+from torch import nn
 
 from autoencoder.latents import TwinLatents
 
 from .finite import check_finite_output, check_finite_tensor
-from .latents import spread_streams
+from .inputs import common_length
+from .latents import STREAMS, normalize_latents, spread_streams
 from .schedulers import noise_levels
 
 if TYPE_CHECKING:
@@ -220,3 +223,64 @@ def prepare_clips(condition: ConditioningInput, stream: str, vae: VideoAutoencod
     if video.min() < 0 or video.max() > 1:
         raise ValueError(f"{stream}: frames must be in [0, 1], not in [{video.min():.3g}, {video.max():.3g}].")
     return video.expand(-1, frames, -1, -1, -1).transpose(1, 2) * 2 - 1
+
+
+class ConditioningMixin:
+    """Conditioning inputs of a pipeline, and the statistics that normalize their latents."""
+
+    autoencoder: VideoAutoencoder | None
+    config: Any
+    transformer: Any
+    vae: nn.Module | None
+
+    @property
+    def latent_statistics(self) -> tuple[list[float] | None, list[float] | None]:
+        """Mean and standard deviation of the latents: those of this pipeline's config, else of the autoencoder."""
+        if self.config.latents_mean is not None:
+            return self.config.latents_mean, self.config.latents_std
+        return self.autoencoder.latents_mean, self.autoencoder.latents_std
+
+    @property
+    def _stream_sizes(self) -> tuple[int, int]:
+        return math.prod(self.transformer.structure_shape), math.prod(self.transformer.dynamics_shape)
+
+    def prepare_conditioning(
+        self, conditions: dict[str, ConditioningInput], counts: dict[str, int], device: torch.device
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, int]:
+        """Encode conditioning inputs to normalized latents; one input, label or prompt serves all N videos.
+
+        Args:
+            conditions: inputs by name: `structure`, `dynamics`, `image`.
+            counts: numbers of class labels and of prompts, by name.
+            device: to encode on.
+
+        Returns:
+            The latents of the streams (N, L), where a stream without an input is arbitrary, or None without such
+            inputs; the structure latents of the images (N, L_S), or None; and the number N of videos.
+
+        Raises:
+            ValueError: if there is no autoencoder, or an input does not fit it or is neither one nor N.
+        """
+        if not conditions:
+            return None, None, common_length(counts)
+        if self.vae is None:
+            raise ValueError(f"{' and '.join(conditions)}: conditioning requires a vae, but this pipeline has none.")
+        if "image" in conditions and self.transformer.image_embed is None:
+            raise ValueError("image: this pipeline's transformer has no image_conditioning; pass structure instead.")
+        vae, encoded = self.autoencoder, {}
+        for name, value in conditions.items():
+            stream, is_image = ("structure", True) if name == "image" else (name, False)
+            encoded[name] = encode_conditioning(value, stream, vae, device, is_image)
+        count = common_length({**counts, **{name: len(latents) for name, latents in encoded.items()}})
+
+        def normalize(**streams: torch.Tensor) -> torch.Tensor:
+            parts = [
+                streams[name].expand(count, -1) if name in streams else torch.zeros(count, size, device=device)
+                for name, size in zip(STREAMS, self._stream_sizes, strict=True)
+            ]
+            return normalize_latents(torch.cat(parts, dim=1), vae, *self.latent_statistics)
+
+        image = encoded.pop("image", None)
+        if image is not None:
+            image = normalize(structure=image)[:, : self._stream_sizes[0]]
+        return normalize(**encoded) if encoded else None, image, count

@@ -82,6 +82,49 @@ class StreamEmbedding(nn.Module):
         return self.proj(patches) + self.position.to(patches)
 
 
+class CaptionEmbedding(nn.Module):
+    """Projects token embeddings of a text encoder to caption tokens, after a learned token for "no caption".
+
+    Args:
+        channels: size C of the token embeddings.
+        dim: token width D.
+    """
+
+    def __init__(self, channels: int, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels, eps=1e-6, elementwise_affine=False)
+        self.proj = nn.Sequential(nn.Linear(channels, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim))
+        self.null_token = nn.Parameter(torch.randn(1, 1, dim) * 0.02)
+
+    def forward(
+        self,
+        batch_size: int,
+        lengths: tuple[int, int],
+        embeddings: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return caption tokens (B, 1 + N, D), and which of them each token attends to, bool (B, 1, S, 1 + N).
+
+        Args:
+            batch_size: B.
+            lengths: numbers of structure and of dynamics tokens, S in total.
+            embeddings: (B, N, C); None: no clip has a caption.
+            mask: tokens of the caption, (B, N), or (B, 2, N) with a row for structure and one for dynamics; None:
+                all. A row without any token attends to the null token, every other row to its tokens only.
+        """
+        null = self.null_token.expand(batch_size, -1, -1)
+        if embeddings is None:
+            return null, null.new_ones(batch_size, 1, sum(lengths), 1, dtype=torch.bool)
+        if mask is None:
+            mask = torch.ones(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)
+        mask = mask.bool()
+        mask = mask[:, None].expand(-1, 2, -1) if mask.ndim == 2 else mask
+        mask = torch.cat([~mask.any(dim=-1, keepdim=True), mask], dim=-1)
+        rows = [mask[:, i : i + 1].expand(-1, length, -1) for i, length in enumerate(lengths)]
+        tokens = self.proj(self.norm(embeddings))
+        return torch.cat([null.to(tokens.dtype), tokens], dim=1), torch.cat(rows, dim=1)[:, None]
+
+
 class TwinConditionEmbedding(nn.Module):
     """A conditioning vector per stream: the sum of embeddings of both noise levels, the stream and the class.
 

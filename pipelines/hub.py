@@ -12,6 +12,7 @@ from autoencoder.adapters import RULES
 from autoencoder.hub import download
 
 PACKAGES = ("diffusers", "autoencoder", "pipelines")
+TEXT_COMPONENTS = ("text_encoder", "tokenizer")  # of transformers, in their JSON and safetensors formats
 
 
 class SafeDownloadMixin:
@@ -58,13 +59,14 @@ class SafeDownloadMixin:
             raise ValueError(f"{index_name} of {repo_id} does not describe a {cls.__name__}.")
         components = {name: entry for name, entry in index.items() if isinstance(entry, list) and any(entry)}
         for name, entry in components.items():
-            is_adapted = entry[0] == "transformers" and entry[1] in RULES
-            if str(entry[0]).split(".")[0] not in PACKAGES and not is_adapted:
+            is_allowed = entry[0] == "transformers" and (entry[1] in RULES or name in TEXT_COMPONENTS)
+            if str(entry[0]).split(".")[0] not in PACKAGES and not is_allowed:
                 raise ValueError(
                     f"{index_name} of {repo_id} loads its {name} from {json.dumps(entry)}, but only classes of "
                     f"{', '.join(PACKAGES)} are loaded from the Hub."
                 )
         names = [name for name in cls._get_signature_keys(cls)[0] if name not in kwargs]
+        names = [name for name in names if name in components or name not in cls._optional_components]
         for name in names:
             if name not in components:
                 raise ValueError(f"{index_name} of {repo_id} has no {name}: pass {name}= to from_pretrained.")

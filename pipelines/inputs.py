@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import numbers
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from autoencoder.tiling import is_whole
+
+from .finite import check_finite_number
+from .latents import frames_per_position
+
+if TYPE_CHECKING:
+    from autoencoder.video_autoencoder import VideoAutoencoder
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 Generator = torch.Generator | list[torch.Generator] | None
 
@@ -61,3 +72,85 @@ def as_generators(generator: Any) -> Generator:
                 "torch.Generator().manual_seed(seed)."
             )
     return generator
+
+
+def common_length(lengths: dict[str, int]) -> int:
+    """The length of all lists, where lists of one serve any.
+
+    Raises:
+        ValueError: if there are two lengths above one.
+    """
+    count = max(lengths.values(), default=1)
+    for name, length in lengths.items():
+        if length not in (1, count):
+            raise ValueError(f"{name} has length {length}, but the batch size is {count}: pass one, or {count}.")
+    return count
+
+
+class CheckInputsMixin:
+    """Checks of the arguments of a pipeline's call."""
+
+    autoencoder: VideoAutoencoder | None
+    transformer: Any
+    vae: nn.Module | None
+    _callback_tensor_inputs: list[str]
+
+    def check_inputs(
+        self,
+        num_videos_per_prompt: int,
+        num_inference_steps: int,
+        timesteps: Sequence[float] | None,
+        sigmas: Sequence[float] | None,
+        guidance_scale: float | tuple[float, float],
+        guidance_interval: tuple[float, float],
+        structure_strength: float,
+        dynamics_strength: float,
+        dynamics: Any,
+        kept_frames: Sequence[int],
+        eta: float,
+        output_type: str,
+        callback_on_step_end_tensor_inputs: list[str],
+    ) -> None:
+        """Raise a `ValueError` for an argument of a wrong type or out of range."""
+        counts = {"num_videos_per_prompt": num_videos_per_prompt, "num_inference_steps": num_inference_steps}
+        strengths = {"structure_strength": structure_strength, "dynamics_strength": dynamics_strength}
+        check_whole_numbers(**counts, kept_frames=kept_frames)
+        check_numbers(guidance_scale=guidance_scale, guidance_interval=guidance_interval, **strengths, eta=eta)
+        for name, value in counts.items():
+            if not 1 <= value < math.inf:
+                raise ValueError(f"{name} must be at least 1, not {value}.")
+        check_finite_number("guidance_scale", guidance_scale)
+        for name, schedule in {"timesteps": timesteps, "sigmas": sigmas}.items():
+            if schedule is not None:
+                check_finite_number(name, list(schedule))
+        if isinstance(guidance_scale, tuple | list) and len(guidance_scale) != 2:
+            raise ValueError(f"guidance_scale must be a number or (structure, dynamics), not {guidance_scale}.")
+        if (
+            not isinstance(guidance_interval, tuple | list)
+            or len(guidance_interval) != 2
+            or not 0 <= guidance_interval[0] <= guidance_interval[1] <= 1
+        ):
+            raise ValueError(
+                "guidance_interval must be (lower, upper) with 0 <= lower <= upper <= 1, where 0 is clean and 1 pure "
+                f"noise, not {guidance_interval}."
+            )
+        for name, value in {**strengths, "eta": eta}.items():
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} must be between 0 and 1, not {value}.")
+        if kept_frames and dynamics is None:
+            raise ValueError("kept_frames requires `dynamics`.")
+        if kept_frames and not math.prod(self.transformer.dynamics_shape):
+            raise ValueError("kept_frames requires an autoencoder with a dynamics latent.")
+        frames = self.transformer.dynamics_shape[1] * frames_per_position(self.autoencoder)
+        if not all(0 <= frame < frames for frame in kept_frames):
+            raise ValueError(f"kept_frames must be in 0 to {frames - 1}, not {list(kept_frames)}.")
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}, not {output_type!r}.")
+        if self.vae is None and output_type != "latent":
+            raise ValueError(f'Without a vae output_type must be "latent", not {output_type!r}.')
+        unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
+        if unknown:
+            raise ValueError(
+                f"callback_on_step_end_tensor_inputs must be among {self._callback_tensor_inputs}, not "
+                f"{sorted(unknown)}."
+            )

@@ -36,12 +36,12 @@ def normalize_latents(
     mean: list[float] | None = None,
     std: list[float] | None = None,
 ) -> torch.Tensor:
-    """Normalize packed latents (B, L) of the autoencoder to zero mean and unit deviation per stream or channel.
+    """Normalize packed latents (B, L) of the autoencoder to zero mean, by default to unit deviation, per part.
 
     Args:
         latents: packed (B, L).
         vae: the autoencoder.
-        mean, std: statistics, of each stream or of each channel; None: those that the autoencoder states. Without
+        mean, std: statistics of parts, as in `expand_statistic`; None: those that the autoencoder states. Without
             any, latents are returned unchanged.
     """
     mean, std = (vae.latents_mean, vae.latents_std) if mean is None else (mean, std)
@@ -64,20 +64,20 @@ def denormalize_latents(
 
 
 def expand_statistic(values: list[float], vae: VideoAutoencoder, like: torch.Tensor) -> torch.Tensor:
-    """Expand a statistic of each stream, or of each channel, structure first, to packed latents: (L,).
+    """Expand a statistic of each part of the latents to packed latents: (L,).
+
+    Parts are streams, channels, or channels of each query of structure and channels of dynamics; structure first.
 
     Raises:
-        ValueError: if the number of values is neither that of the streams nor that of the channels.
+        ValueError: if the number of values is that of none of these.
     """
-    shapes = [vae.structure_shape, vae.dynamics_shape]
-    channels = [shape[0] for shape in shapes]
-    if len(values) == sum(channels):
-        sizes = [math.prod(shape[1:]) for shape in shapes for _ in range(shape[0])]
-    elif len(values) == len(shapes):
-        sizes = [math.prod(shape) for shape in shapes]
-    else:
-        raise ValueError(
-            f"latents_mean and latents_std have {len(values)} values, but the latents have {len(shapes)} streams and "
-            f"{sum(channels)} channels."
-        )
-    return torch.cat([like.new_full((size,), value) for size, value in zip(sizes, values, strict=True)])
+    shapes = structure, _ = vae.structure_shape, vae.dynamics_shape
+    by_channel = [math.prod(shape[1:]) for shape in shapes for _ in range(shape[0])]
+    by_query = [math.prod(structure[2:])] * math.prod(structure[:2]) + by_channel[structure[0] :]
+    for sizes in (by_channel, [math.prod(shape) for shape in shapes], by_query):
+        if len(values) == len(sizes):
+            return torch.cat([like.new_full((size,), value) for size, value in zip(sizes, values, strict=True)])
+    raise ValueError(
+        f"latents_mean and latents_std have {len(values)} values, but the latents have {len(shapes)} streams, "
+        f"{len(by_channel)} channels, and {len(by_query)} channels of queries."
+    )

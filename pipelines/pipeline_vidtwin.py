@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from diffusers.video_processor import VideoProcessor
 from huggingface_hub import ModelCard
 from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from autoencoder.adapters import RULES, adapt_to_latents, find_class
 from autoencoder.autoencoder_kl_vidtwin import AutoencoderKLVidTwin
@@ -28,31 +28,38 @@ from autoencoder.video_autoencoder import VideoAutoencoder
 from .classes import ClassLabelsMixin
 from .conditioning import (
     ConditioningInput,
+    ConditioningMixin,
     StreamConditioning,
-    encode_conditioning,
     get_keep_mask,
     get_start_steps,
     get_stream_timesteps,
     get_target_timesteps,
 )
-from .finite import check_finite_number, check_finite_output, check_finite_tensor
+from .finite import check_finite_output, check_finite_tensor
 from .guidance import apply_guidance, find_guided_steps
 from .hub import SafeDownloadMixin
-from .inputs import Generator, as_generators, check_generators, check_numbers, check_whole_numbers
-from .latents import STREAMS, denormalize_latents, frames_per_position, normalize_latents, spread_streams
+from .inputs import CheckInputsMixin, Generator, as_generators, check_generators
+from .latents import STREAMS, denormalize_latents, frames_per_position, spread_streams
 from .lora import LoraPipelineMixin
 from .options import OptionsMixin
 from .pipeline_output import VidTwinPipelineOutput
 from .schedulers import check_jumps, clean_timestep, estimate_clean, retrieve_timesteps
+from .text import Prompt, PromptMixin
 from .transformer_vidtwin import VidTwinTransformer3DModel
-
-OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
 class VidTwinPipeline(
-    ModelCardMixin, SafeDownloadMixin, ClassLabelsMixin, LoraPipelineMixin, OptionsMixin, DiffusionPipeline
+    ModelCardMixin,
+    SafeDownloadMixin,
+    CheckInputsMixin,
+    ClassLabelsMixin,
+    PromptMixin,
+    ConditioningMixin,
+    LoraPipelineMixin,
+    OptionsMixin,
+    DiffusionPipeline,
 ):
-    """Generates videos with VidTwin's two latents, by class or unconditionally.
+    """Generates videos with VidTwin's two latents, by prompts, by class or unconditionally.
 
     Args:
         vae: decodes latents to clips: a VidTwin, or another video autoencoder of Diffusers or transformers
@@ -61,17 +68,19 @@ class VidTwinPipeline(
         transformer: the denoiser, with the latent shapes of the autoencoder.
         scheduler: any Diffusers scheduler with the `prediction_type` that the transformer was trained for.
         id2label: class names by id; JSON makes the ids strings.
-        latents_mean, latents_std: statistics that undo the normalization, one number per stream or per channel; None:
+        latents_mean, latents_std: statistics that undo the normalization, as in `expand_statistic`; None:
             those that the autoencoder states.
+        text_encoder, tokenizer: of transformers, for prompts; None: a model with captions takes `prompt_embeds`.
 
     Attributes:
         autoencoder: `vae` under the protocol of `VideoAutoencoder`: a VidTwin itself, or the adapter of another class.
 
     Raises:
-        ValueError: if the transformer has other latent shapes, or a class id is out of its range.
+        ValueError: if the transformer has other latent shapes or caption channels, or a class id is out of its range.
     """
 
-    model_cpu_offload_seq = "transformer->vae"
+    model_cpu_offload_seq = "text_encoder->transformer->vae"
+    _optional_components = ["text_encoder", "tokenizer"]
     _callback_tensor_inputs = ["latents"]
 
     def __init__(
@@ -82,6 +91,8 @@ class VidTwinPipeline(
         id2label: dict[str, str] | None = None,
         latents_mean: list[float] | None = None,
         latents_std: list[float] | None = None,
+        text_encoder: PreTrainedModel | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         super().__init__()
         autoencoder = None if vae is None else adapt_to_latents(vae, transformer.structure_shape)
@@ -100,7 +111,14 @@ class VidTwinPipeline(
                 raise ValueError(
                     f"id2label has {label!r} as {label_id}, but the transformer has {num_classes} classes."
                 )
+        channels = transformer.config.get("caption_channels")
+        if text_encoder is not None and text_encoder.config.hidden_size != channels:
+            raise ValueError(
+                f"The transformer was built for captions of {channels or 'no'} channels, but the text encoder has "
+                f"{text_encoder.config.hidden_size}."
+            )
         self.register_modules(vae=vae, transformer=transformer, scheduler=scheduler)
+        self.register_modules(text_encoder=text_encoder, tokenizer=tokenizer)
         self.register_to_config(
             id2label={str(k): v for k, v in id2label.items()}, latents_mean=latents_mean, latents_std=latents_std
         )
@@ -119,11 +137,11 @@ class VidTwinPipeline(
         Args:
             repo_id: "user/name", which the card's example loads.
         """
-        vae, transformer, num_classes = self.autoencoder, self.transformer, self.transformer.config.num_classes
+        vae, transformer = self.autoencoder, self.transformer
         return render_card(
             Path(__file__).with_name("pipeline_card.md.jinja"),
             repo_id,
-            tags=["vidtwin", "video-generation", "unconditional" if num_classes is None else "class-conditional"],
+            tags=["vidtwin", "video-generation", *transformer.conditioning_tags()],
             parents=find_parents(transformer=transformer, vae=vae),
             **transformer.card_facts(),
             labels=self.labels,
@@ -131,6 +149,8 @@ class VidTwinPipeline(
             scheduler=type(self.scheduler).__name__,
             prediction_type=self.scheduler.config.get("prediction_type", "flow"),
             clip_shape=None if vae is None else vae.clip_shape,
+            text_encoder=None if self.text_encoder is None else type(self.text_encoder).__name__,
+            text_encoder_parameters=None if self.text_encoder is None else count_parameters(self.text_encoder),
             vae_parameters=None if vae is None else count_parameters(vae),
             compression_rate=None if vae is None else vae.compression_rate,
         )
@@ -151,7 +171,7 @@ class VidTwinPipeline(
     @property
     def do_classifier_free_guidance(self) -> bool:
         scale = self._guidance_scale
-        return (max(scale) if isinstance(scale, tuple) else scale) > 1 and self._has_class
+        return (max(scale) if isinstance(scale, tuple) else scale) > 1 and self._is_conditional
 
     @property
     def num_timesteps(self) -> int:
@@ -164,66 +184,6 @@ class VidTwinPipeline(
     @property
     def interrupt(self) -> bool:
         return self._interrupt
-
-    def check_inputs(
-        self,
-        num_videos_per_prompt: int,
-        num_inference_steps: int,
-        timesteps: Sequence[float] | None,
-        sigmas: Sequence[float] | None,
-        guidance_scale: float | tuple[float, float],
-        guidance_interval: tuple[float, float],
-        structure_strength: float,
-        dynamics_strength: float,
-        dynamics: ConditioningInput | None,
-        kept_frames: Sequence[int],
-        eta: float,
-        output_type: str,
-        callback_on_step_end_tensor_inputs: list[str],
-    ) -> None:
-        """Raise a `ValueError` for an argument of a wrong type or out of range."""
-        counts = {"num_videos_per_prompt": num_videos_per_prompt, "num_inference_steps": num_inference_steps}
-        strengths = {"structure_strength": structure_strength, "dynamics_strength": dynamics_strength}
-        check_whole_numbers(**counts, kept_frames=kept_frames)
-        check_numbers(guidance_scale=guidance_scale, guidance_interval=guidance_interval, **strengths, eta=eta)
-        for name, value in counts.items():
-            if not 1 <= value < math.inf:
-                raise ValueError(f"{name} must be at least 1, not {value}.")
-        check_finite_number("guidance_scale", guidance_scale)
-        for name, schedule in {"timesteps": timesteps, "sigmas": sigmas}.items():
-            if schedule is not None:
-                check_finite_number(name, list(schedule))
-        if isinstance(guidance_scale, tuple | list) and len(guidance_scale) != 2:
-            raise ValueError(f"guidance_scale must be a number or (structure, dynamics), not {guidance_scale}.")
-        if (
-            not isinstance(guidance_interval, tuple | list)
-            or len(guidance_interval) != 2
-            or not 0 <= guidance_interval[0] <= guidance_interval[1] <= 1
-        ):
-            raise ValueError(
-                "guidance_interval must be (lower, upper) with 0 <= lower <= upper <= 1, where 0 is clean and 1 pure "
-                f"noise, not {guidance_interval}."
-            )
-        for name, value in {**strengths, "eta": eta}.items():
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} must be between 0 and 1, not {value}.")
-        if kept_frames and dynamics is None:
-            raise ValueError("kept_frames requires `dynamics`.")
-        if kept_frames and not math.prod(self.transformer.dynamics_shape):
-            raise ValueError("kept_frames requires an autoencoder with a dynamics latent.")
-        frames = self.transformer.dynamics_shape[1] * frames_per_position(self.autoencoder)
-        if not all(0 <= frame < frames for frame in kept_frames):
-            raise ValueError(f"kept_frames must be in 0 to {frames - 1}, not {list(kept_frames)}.")
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}, not {output_type!r}.")
-        if self.vae is None and output_type != "latent":
-            raise ValueError(f'Without a vae output_type must be "latent", not {output_type!r}.')
-        unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
-        if unknown:
-            raise ValueError(
-                f"callback_on_step_end_tensor_inputs must be among {self._callback_tensor_inputs}, not "
-                f"{sorted(unknown)}."
-            )
 
     def prepare_latents(
         self, batch_size: int, generator: Generator, latents: torch.Tensor | None, device: torch.device
@@ -242,51 +202,6 @@ class VidTwinPipeline(
             raise ValueError(f"latents must be (B, L) = {shape}, but have shape {tuple(latents.shape)}.")
         check_finite_tensor("latents", latents)
         return latents.to(device, torch.float32)
-
-    def prepare_conditioning(
-        self, conditions: dict[str, ConditioningInput], num_labels: int, device: torch.device
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None, int]:
-        """Encode conditioning inputs to normalized latents; one input or one label serves all N videos.
-
-        Args:
-            conditions: inputs by name: `structure`, `dynamics`, `image`.
-            num_labels: number of class labels.
-            device: to encode on.
-
-        Returns:
-            The latents of the streams (N, L), where a stream without an input is arbitrary, or None without such
-            inputs; the structure latents of the images (N, L_S), or None; and the number N of videos.
-
-        Raises:
-            ValueError: if there is no autoencoder, or an input does not fit it or is neither one nor N.
-        """
-        if not conditions:
-            return None, None, num_labels
-        if self.vae is None:
-            raise ValueError(f"{' and '.join(conditions)}: conditioning requires a vae, but this pipeline has none.")
-        if "image" in conditions and self.transformer.image_embed is None:
-            raise ValueError("image: this pipeline's transformer has no image_conditioning; pass structure instead.")
-        vae, encoded = self.autoencoder, {}
-        for name, value in conditions.items():
-            stream, is_image = ("structure", True) if name == "image" else (name, False)
-            encoded[name] = encode_conditioning(value, stream, vae, device, is_image)
-        counts = {"class_labels": num_labels, **{name: len(latents) for name, latents in encoded.items()}}
-        count = max(counts.values())
-        for name, number in counts.items():
-            if number not in (1, count):
-                raise ValueError(f"{name} has length {number}, but the batch size is {count}: pass one, or {count}.")
-
-        def normalize(**streams: torch.Tensor) -> torch.Tensor:
-            parts = [
-                streams[name].expand(count, -1) if name in streams else torch.zeros(count, size, device=device)
-                for name, size in zip(STREAMS, self._stream_sizes, strict=True)
-            ]
-            return normalize_latents(torch.cat(parts, dim=1), vae, *self.latent_statistics)
-
-        image = encoded.pop("image", None)
-        if image is not None:
-            image = normalize(structure=image)[:, : self._stream_sizes[0]]
-        return normalize(**encoded) if encoded else None, image, count
 
     def prepare_extra_step_kwargs(self, generator: Generator, eta: float) -> dict[str, Any]:
         """Return the arguments, of generator and eta, that the scheduler's `step` takes."""
@@ -323,17 +238,6 @@ class VidTwinPipeline(
         layers = transformer.modulations(timesteps, labels, target_timesteps)
         return [layer.unflatten(0, (-1, rows)) for layer in layers]
 
-    @property
-    def latent_statistics(self) -> tuple[list[float] | None, list[float] | None]:
-        """Mean and standard deviation of the latents: those of this pipeline's config, else of the autoencoder."""
-        if self.config.latents_mean is not None:
-            return self.config.latents_mean, self.config.latents_std
-        return self.autoencoder.latents_mean, self.autoencoder.latents_std
-
-    @property
-    def _stream_sizes(self) -> tuple[int, int]:
-        return math.prod(self.transformer.structure_shape), math.prod(self.transformer.dynamics_shape)
-
     @torch.no_grad()
     def __call__(
         self,
@@ -351,6 +255,15 @@ class VidTwinPipeline(
         dynamics_strength: float = 0.0,
         kept_frames: Sequence[int] = (),
         image: ConditioningInput | None = None,
+        prompt: Prompt = None,
+        negative_prompt: Prompt = None,
+        structure_prompt: Prompt = None,
+        dynamics_prompt: Prompt = None,
+        prompt_embeds: torch.Tensor | None = None,
+        prompt_attention_mask: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_attention_mask: torch.Tensor | None = None,
+        max_sequence_length: int | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
         output_type: str = "pil",
@@ -361,7 +274,7 @@ class VidTwinPipeline(
         | None = None,
         callback_on_step_end_tensor_inputs: list[str] | None = None,
     ) -> VidTwinPipelineOutput | tuple:
-        """Generate videos, from noise or conditioned on an image or on one or both streams.
+        """Generate videos, from noise or conditioned on an image or on one or both streams, by prompt or class.
 
         With `image` the model generates both streams of a clip that begins with it (image-to-video), which requires a
         transformer with `image_conditioning`. With `structure` it generates dynamics, and with `dynamics` structure
@@ -372,7 +285,7 @@ class VidTwinPipeline(
             class_labels: ids or names, one video each (see `labels` and `subclasses`); None: one video without class.
                 Each video of a class with subclasses is of one of them, drawn uniformly by `generator`, unless there
                 is conditioning.
-            num_videos_per_prompt: videos per class, consecutive in the result.
+            num_videos_per_prompt: videos per class and prompt, consecutive in the result.
             guidance_scale: classifier-free guidance above 1 (the paper: 5); or (structure, dynamics), which guide
                 content and motion separately. None: 5, or 1 for a transformer with interval conditioning, whose
                 training includes guidance (`diffusion.shortcut_guidance`).
@@ -381,13 +294,20 @@ class VidTwinPipeline(
             eta: noise of DDIM's steps, 0 to 1.
             guidance_interval: noise levels (lower, upper] with guidance, as fractions of the training timesteps: 0 is
                 clean, 1 pure noise. Other steps cost half (Kynkäänniemi et al., arXiv 2404.07724).
-            structure, dynamics: conditioning inputs: clips, images or latents, one or one per class; see
+            structure, dynamics: conditioning inputs: clips, images or latents, one or one per class or prompt; see
                 `encode_conditioning`.
             structure_strength, dynamics_strength: fraction of denoising steps applied to the conditioning latent (0:
                 unchanged, 1: ignored), as in image-to-image pipelines.
             kept_frames: frames whose `dynamics` are kept at any strength; the others are generated around them.
-            image: the first frame: an image, a clip or the structure latents of an image, one or one per class; see
-                `encode_conditioning`.
+            image: the first frame: an image, a clip or the structure latents of an image, one or one per class or
+                prompt; see `encode_conditioning`.
+            prompt: what the videos show, one text or a list, for a transformer with `caption_channels`. Prompts and
+                classes can be combined.
+            negative_prompt: what guidance leads away from; None: the learned token for "no caption".
+            structure_prompt, dynamics_prompt: for content and motion, in place of `prompt`.
+            prompt_embeds, prompt_attention_mask, negative_prompt_embeds, negative_prompt_attention_mask: embeddings
+                instead of prompts, from `encode_prompt`.
+            max_sequence_length: tokens to which prompts are cut; None: the maximum of the tokenizer.
             generator: one for all videos, or a list with one per video.
             latents: standard normal noise (B, L) to start from.
             output_type: "pil", "np", "pt" or "latent"; see `VidTwinPipelineOutput`.
@@ -426,18 +346,31 @@ class VidTwinPipeline(
             callback_on_step_end_tensor_inputs,
         )
         self._guidance_scale = tuple(guidance_scale) if isinstance(guidance_scale, list) else guidance_scale
-        self._has_class = class_labels is not None
         self._current_timestep = None
         self._interrupt = False
         device = self._execution_device
         sizes = self._stream_sizes
 
-        # 2. Prepare conditioning latents and class labels.
+        # 2. Encode prompts, and prepare conditioning latents and class labels.
         null_class = self.transformer.config.num_classes
         label_ids = [null_class] if class_labels is None else self.get_label_ids(class_labels)
+        prompts = self.prepare_prompts(
+            prompt,
+            negative_prompt,
+            structure_prompt=structure_prompt,
+            dynamics_prompt=dynamics_prompt,
+            prompt_embeds=prompt_embeds,
+            prompt_attention_mask=prompt_attention_mask,
+            negative_prompt_embeds=negative_prompt_embeds,
+            negative_prompt_attention_mask=negative_prompt_attention_mask,
+            max_sequence_length=max_sequence_length,
+        )
+        self._is_conditional = class_labels is not None or prompts is not None
         conditions = {"structure": structure, "dynamics": dynamics, "image": image}
         conditions = {name: value for name, value in conditions.items() if value is not None}
-        clean, image_latents, count = self.prepare_conditioning(conditions, len(label_ids), device)
+        counts = {"class_labels": len(label_ids), "prompt": 1 if prompts is None else len(prompts[0].mask)}
+        clean, image_latents, count = self.prepare_conditioning(conditions, counts, device)
+        text_inputs = self.get_text_inputs(prompts, count, num_videos_per_prompt)
         labels = None
         if null_class is not None:
             label_ids = label_ids * count if len(label_ids) == 1 else label_ids
@@ -500,7 +433,7 @@ class VidTwinPipeline(
                 if conditioning is not None:
                     latents = conditioning.restore_kept(self.scheduler, model_timesteps[i], latents, noise)
 
-                # 6.1 Expand the batch for classifier-free guidance: first the classes, then "no class".
+                # 6.1 Expand the batch for classifier-free guidance: first classes and prompts, then none.
                 do_guidance = guided_steps[i] and self.do_classifier_free_guidance
                 copies = 2 if do_guidance else 1
                 model_input = latents
@@ -508,7 +441,9 @@ class VidTwinPipeline(
                     model_input = self.scheduler.scale_model_input(latents, t)
                 timestep = model_timesteps[i].expand(batch_size, *model_timesteps.shape[1:])
                 target = None if target_timesteps is None else target_timesteps[i].expand(timestep.shape)
-                model_labels = torch.cat([labels, torch.full_like(labels, null_class)]) if do_guidance else labels
+                model_labels = labels
+                if do_guidance and labels is not None:
+                    model_labels = torch.cat([labels, torch.full_like(labels, null_class)])
                 self_condition = None if estimate is None else torch.cat([estimate] * copies).to(dtype)
                 rows = copies * batch_size
                 if rows != cached_rows:  # caches hold activations of another batch size
@@ -528,6 +463,7 @@ class VidTwinPipeline(
                         image_latents=None if image_latents is None else torch.cat([image_latents] * copies),
                         target_timestep=None if target is None else torch.cat([target] * copies),
                         return_dict=False,
+                        **text_inputs[do_guidance],
                     )[0]
                 if do_guidance:
                     prediction = apply_guidance(prediction, self.guidance_scale, sizes)

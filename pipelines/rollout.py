@@ -11,9 +11,10 @@ from autoencoder.latents import TwinLatents
 
 from .conditioning import ConditioningInput, encode_conditioning
 from .finite import check_finite_number, check_finite_output, check_finite_tensor
-from .inputs import check_whole_numbers
+from .inputs import check_whole_numbers, common_length
 from .latents import STREAMS, frames_per_position
 from .pipeline_vidtwin import VidTwinPipeline
+from .text import PROMPT_ARGUMENTS
 
 
 def rollout(
@@ -47,7 +48,8 @@ def rollout(
         first: the first window (B, T, 3, H, W) in [0, 1], one per video or one for all; None: generated.
         image: the first frame of the video, for a transformer with `image_conditioning`; later windows are conditioned
             on their first frames.
-        options: further arguments of the pipeline, such as `num_videos_per_prompt`, `guidance_scale` and `generator`.
+        options: further arguments of the pipeline, such as `prompt`, `num_videos_per_prompt`, `guidance_scale` and
+            `generator`.
 
     Returns:
         (B, num_frames, 3, H, W) in [0, 1].
@@ -80,16 +82,18 @@ def rollout(
     if first is not None:
         check_finite_tensor("first", first)
 
-    # Expand class labels to one per video; subclasses are drawn once, not per window.
+    # Expand class labels and prompts to one per video; subclasses are drawn once, not per window.
     videos_per_label = options.pop("num_videos_per_prompt", 1)
+    label_ids = None if class_labels is None else pipeline.get_label_ids(class_labels)
+    inputs = {"class_labels": label_ids} | {name: options[name] for name in PROMPT_ARGUMENTS if name in options}
+    lists = {name: value for name, value in inputs.items() if value is not None and not isinstance(value, str)}
+    num_labels = common_length({name: len(value) for name, value in lists.items()})
+    options |= {name: repeat_rows(value, num_labels, videos_per_label) for name, value in lists.items()}
     options |= {"output_type": "pt"}
-    if class_labels is not None:
-        label_ids = [label for label in pipeline.get_label_ids(class_labels) for _ in range(videos_per_label)]
-        if first is None:
-            label_ids = pipeline.draw_subclasses(label_ids, options.get("generator"))
-        options["class_labels"] = label_ids
-        videos_per_label = 1
-    num_videos = len(options.get("class_labels", range(videos_per_label)))
+    if label_ids is not None and first is None:
+        options["class_labels"] = pipeline.draw_subclasses(options["class_labels"], options.get("generator"))
+    num_videos = num_labels * videos_per_label
+    videos_per_label = 1 if lists else videos_per_label
     if first is not None and len(first) == 1:
         first = first.expand(num_videos, *first.shape[1:])
     elif first is not None and num_videos not in (1, len(first)):
@@ -115,6 +119,13 @@ def rollout(
         tail, video = video[:, num_frames:], video[:, :num_frames]
         video = torch.cat([crossfade(tail, video[:, :overlap], overlap), video[:, overlap:]], dim=1)
     return video[:, :num_frames]
+
+
+def repeat_rows(values: list | tuple | torch.Tensor, count: int, num_repeats: int) -> list | torch.Tensor:
+    """Expand one row to `count`, and repeat each `num_repeats` times."""
+    rows = [row for row in range(count) for _ in range(num_repeats)]
+    rows = [0] * len(rows) if len(values) == 1 else rows
+    return values[rows] if isinstance(values, torch.Tensor) else [values[row] for row in rows]
 
 
 def crossfade(before: torch.Tensor, after: torch.Tensor, overlap: int) -> torch.Tensor:

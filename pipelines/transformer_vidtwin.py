@@ -11,164 +11,30 @@ from typing import TYPE_CHECKING, Any
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.hooks import FasterCacheConfig, TaylorSeerCacheConfig
-from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
-from diffusers.models.attention import AttentionModuleMixin, FeedForward
 from diffusers.models.cache_utils import CacheMixin
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
-from diffusers.models.normalization import FP32LayerNorm
 from huggingface_hub import ModelCard
 from torch import nn
 
-from autoencoder.attention import ProcessorMixin, attention
+from autoencoder.attention import ProcessorMixin
 from autoencoder.latents import TwinLatents
 from autoencoder.model_card import ModelCardMixin, count_parameters, find_parents, render_card
 
-from .embeddings import IntervalEmbedding, StreamEmbedding, TwinConditionEmbedding, patchify, unpatchify
+from .blocks import VidTwinTransformerBlock, modulate, widen_float16
+from .embeddings import (
+    CaptionEmbedding,
+    IntervalEmbedding,
+    StreamEmbedding,
+    TwinConditionEmbedding,
+    patchify,
+    unpatchify,
+)
 from .lora import LoraAdapterMixin
 from .presets import preset_config
 
 if TYPE_CHECKING:
     from autoencoder.video_autoencoder import VideoAutoencoder
-
-
-class VidTwinAttnProcessor:
-    """Multi-head attention with optional QK-norm."""
-
-    _attention_backend = None  # where `set_attention_backend` leaves the choice
-
-    def __call__(
-        self, attn: VidTwinAttention, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        if not attn.fused_projections:
-            query, key, value = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
-        elif attn.is_cross_attention:
-            query, (key, value) = attn.to_q(hidden_states), attn.to_kv(context).chunk(2, dim=-1)
-        else:
-            query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
-        query, key, value = (x.unflatten(-1, (attn.heads, -1)) for x in (query, key, value))
-        out = attention(attn.norm_q(query), attn.norm_k(key), value, backend=self._attention_backend)
-        return attn.to_out(out.flatten(-2))
-
-
-class QKNorm(nn.RMSNorm):
-    """RMSNorm over a head that keeps the dtype of its input, which autocast would make float32."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        weight = self.weight.to(x.dtype)
-        return nn.functional.rms_norm(x, self.normalized_shape, weight, self.eps).to(x.dtype)
-
-
-class VidTwinAttention(nn.Module, AttentionModuleMixin):
-    """Self-attention, or cross-attention on vectors of size `cross_attention_dim`."""
-
-    _default_processor_cls = VidTwinAttnProcessor
-    _available_processors = [VidTwinAttnProcessor]
-
-    def __init__(
-        self, dim: int, heads: int, dim_head: int, qk_norm: str | None, cross_attention_dim: int | None = None
-    ) -> None:
-        super().__init__()
-        self.heads = heads
-        self.use_bias = True
-        self.is_cross_attention = cross_attention_dim is not None
-        context_dim = cross_attention_dim or dim
-        self.to_q = nn.Linear(dim, heads * dim_head)
-        self.to_k = nn.Linear(context_dim, heads * dim_head)
-        self.to_v = nn.Linear(context_dim, heads * dim_head)
-        self.to_out = nn.Linear(heads * dim_head, dim)
-        self.norm_q = QKNorm(dim_head, eps=1e-6) if qk_norm else nn.Identity()
-        self.norm_k = QKNorm(dim_head, eps=1e-6) if qk_norm else nn.Identity()
-        self.set_processor(VidTwinAttnProcessor())
-
-    def forward(self, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor | None = None) -> torch.Tensor:
-        """(B, S, D), and (B, S', D') for cross-attention -> (B, S, D)."""
-        return self.processor(self, hidden_states, encoder_hidden_states)
-
-
-def modulate(
-    hidden_states: torch.Tensor,
-    lengths: tuple[int, int],
-    scale: torch.Tensor,
-    shift: torch.Tensor | None = None,
-    dtype: torch.dtype | None = None,
-) -> torch.Tensor:
-    """Scale and shift the tokens of each stream by that stream's vectors.
-
-    Args:
-        hidden_states: (B, S, D), S = sum(lengths).
-        lengths: numbers of structure and of dynamics tokens.
-        scale, shift: (B, 2, D).
-        dtype: dtype of the result; None: as PyTorch promotes the arguments.
-    """
-    streams = []
-    for i, tokens in enumerate(hidden_states.split(lengths, dim=1)):
-        tokens = tokens * scale[:, i : i + 1]
-        streams.append(tokens if shift is None else tokens + shift[:, i : i + 1])
-    modulated = torch.cat(streams, dim=1)
-    return modulated if dtype is None else modulated.to(dtype)
-
-
-def widen_float16(modulation: torch.Tensor) -> tuple[torch.Tensor, torch.dtype | None]:
-    """Convert a float16 modulation to float32, and return the dtype of the layers' input; others unchanged, and None.
-
-    Gated branches and the residual stream of trained models exceed 65504, the largest value of float16. A float32
-    modulation makes both float32.
-    """
-    return (modulation.float(), modulation.dtype) if modulation.dtype == torch.float16 else (modulation, None)
-
-
-class VidTwinTransformerBlock(nn.Module):
-    """A DiT block with adaLN-Zero (Peebles and Xie 2023) per stream and optional class cross-attention."""
-
-    def __init__(
-        self,
-        dim: int,
-        heads: int,
-        dim_head: int,
-        mlp_ratio: float,
-        qk_norm: str | None,
-        cross_attention_dim: int | None = None,
-    ) -> None:
-        super().__init__()
-        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
-        self.norm1 = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
-        self.attn1 = VidTwinAttention(dim, heads, dim_head, qk_norm)
-        self.attn2 = None
-        if cross_attention_dim is not None:
-            self.norm2 = FP32LayerNorm(dim, eps=1e-6)  # its input is float32 even if its weights are float16
-            self.attn2 = VidTwinAttention(dim, heads, dim_head, qk_norm, cross_attention_dim)
-        self.norm3 = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
-        self.ff = FeedForward(dim, mult=mlp_ratio, activation_fn="gelu-approximate")
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        conditioning: torch.Tensor,
-        lengths: tuple[int, int],
-        encoder_hidden_states: torch.Tensor | None = None,
-        modulation: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """(B, S, D), conditioning (B, 2, D), encoder_hidden_states (B, N, class_embed_dim) -> (B, S, D).
-
-        Args:
-            modulation: (B, 2, 6 D), the precomputed output of `self.modulation`; None: computed from `conditioning`.
-        """
-        x = hidden_states
-        modulation = self.modulation(conditioning) if modulation is None else modulation
-        modulation, dtype = widen_float16(modulation)
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.chunk(6, dim=-1)
-        attended = self.attn1(modulate(self.norm1(x), lengths, 1 + scale_a, shift_a, dtype))
-        x = x + modulate(attended, lengths, gate_a)
-        if self.attn2 is not None:
-            normed = self.norm2(x)
-            x = x + self.attn2(normed if dtype is None else normed.to(dtype), encoder_hidden_states)
-        return x + modulate(self.ff(modulate(self.norm3(x), lengths, 1 + scale_m, shift_m, dtype)), lengths, gate_m)
-
-
-# Tells Diffusers' hooks that skip whole blocks (FirstBlockCache, MagCache, layer skip) what a block returns.
-TransformerBlockRegistry.register(VidTwinTransformerBlock, TransformerBlockMetadata(return_hidden_states_index=0))
 
 
 class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, ConfigMixin, ProcessorMixin, CacheMixin):
@@ -194,6 +60,7 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
         self_conditioning: whether the previous estimate of the clean latents is an input (Chen et al., arXiv
             2208.04202).
         image_conditioning: whether the structure latent of an image, such as the first frame, can be an input.
+        caption_channels: size of a text encoder's token embeddings, to which every block attends; None: no captions.
         interval_conditioning: whether the timestep that a denoising step leads to can be an input, as in a flow map
             (Boffi et al., arXiv 2406.07507), which samples in few steps.
 
@@ -223,6 +90,7 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
         qk_norm: str | None = "rms_norm",
         self_conditioning: bool = False,
         image_conditioning: bool = False,
+        caption_channels: int | None = None,
         interval_conditioning: bool = False,
     ) -> None:
         super().__init__()
@@ -251,6 +119,7 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
         self.condition_embed = TwinConditionEmbedding(dim, None if cross_attention else num_classes)
         self.interval_embed = IntervalEmbedding(dim) if interval_conditioning else None
         self.class_embed = nn.Embedding(num_classes + 1, class_embed_dim) if cross_attention else None
+        self.caption_embed = None if caption_channels is None else CaptionEmbedding(caption_channels, dim)
 
         # 3. Blocks
         self.transformer_blocks = nn.ModuleList(
@@ -261,6 +130,7 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
                 mlp_ratio,
                 qk_norm,
                 class_embed_dim if cross_attention else None,
+                has_captions=caption_channels is not None,
             )
             for _ in range(num_layers)
         )
@@ -299,11 +169,16 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
         Args:
             repo_id: "user/name", which the card's example loads.
         """
-        conditioning = "unconditional" if self.config.num_classes is None else "class-conditional"
-        tags = ["vidtwin", "video-generation", conditioning]
+        tags = ["vidtwin", "video-generation", *self.conditioning_tags()]
         facts = {**self.card_facts(), "labels": {}, "subclasses": {}, "compression_rate": None}
         template = Path(__file__).with_name("transformer_card.md.jinja")
         return render_card(template, repo_id, tags, find_parents(model=self), **facts)
+
+    def conditioning_tags(self) -> list[str]:
+        """Return the tags of a model card for what the transformer is conditioned on."""
+        tags = ["class-conditional"] if self.config.num_classes is not None else []
+        tags += ["text-to-video"] if self.config.caption_channels is not None else []
+        return tags or ["unconditional"]
 
     def card_facts(self) -> dict[str, Any]:
         """Return the facts that a model card states of the transformer."""
@@ -311,6 +186,7 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
             "num_layers": self.config.num_layers,
             "num_tokens": self.num_tokens,
             "num_classes": self.config.num_classes,
+            "caption_channels": self.config.caption_channels,
             "parameters": count_parameters(self),
             "structure_shape": self.structure_shape,
             "dynamics_shape": self.dynamics_shape,
@@ -337,8 +213,7 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
             zeros.append(self.interval_embed.proj[-1])
         for block in self.transformer_blocks:
             zeros.append(block.modulation[1])
-            if block.attn2 is not None:
-                zeros.append(block.attn2.to_out)
+            zeros += [attention.to_out for attention in (block.attn2, block.attn3) if attention is not None]
         for layer in zeros:
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -390,6 +265,8 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
         modulations: Sequence[torch.Tensor] | None = None,
         image_latents: torch.Tensor | None = None,
         image_mask: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
         target_timestep: torch.Tensor | None = None,
     ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
         """Predict from noisy latents.
@@ -404,6 +281,9 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
                 here.
             image_latents: packed structure latents of an image (B, L_S), normalized; None: without an image.
             image_mask: (B,) bool, which clips have an image; None: all, if there are `image_latents`.
+            encoder_hidden_states: token embeddings of the captions (B, N, caption_channels); None: no captions.
+            encoder_attention_mask: bool, tokens of the caption (B, N), or (B, 2, N) with those that structure and
+                those that dynamics attends to; a clip or stream without any has no caption. None: all tokens.
             target_timestep: the timestep that the denoising step leads to, in the shapes of `timestep`, for a model
                 with interval conditioning; None: `timestep` itself, for which the prediction is that of any other
                 model.
@@ -436,12 +316,13 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
         conditioning = None
         if modulations is None:
             conditioning = self._condition(timestep, class_labels, target_timestep, hidden_states.dtype)
-        encoder_hidden_states = None if self.class_embed is None else self.class_embed(class_labels)[:, None]
+        class_embedding = None if self.class_embed is None else self.class_embed(class_labels)[:, None]
+        captions = self._embed_captions(batch, encoder_hidden_states, encoder_attention_mask)
         *block_modulations, output_modulation = modulations or [None] * (len(self.transformer_blocks) + 1)
 
         # 2. Blocks
         for block, modulation in zip(self.transformer_blocks, block_modulations, strict=True):
-            conditions = (conditioning, self.num_tokens, encoder_hidden_states, modulation)
+            conditions = (conditioning, self.num_tokens, class_embedding, modulation, captions)
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 x = self._gradient_checkpointing_func(block, x, *conditions)
             else:
@@ -510,6 +391,24 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
         latents = image_latents.unflatten(1, self.structure_shape)
         tokens = self.image_embed(patchify(latents, self.structure_embed.patch_size))
         return tokens if image_mask is None else tokens * image_mask[:, None, None]
+
+    def _embed_captions(
+        self, batch: int, embeddings: torch.Tensor | None, mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        if self.caption_embed is None:
+            if embeddings is not None:
+                raise ValueError("This model takes no captions: leave encoder_hidden_states out.")
+            return None
+        if embeddings is not None:
+            channels = self.config.caption_channels
+            if embeddings.ndim != 3 or embeddings.shape[::2] != (batch, channels):
+                expected = f"({batch}, N, {channels})"
+                raise ValueError(f"encoder_hidden_states must be {expected}, not {tuple(embeddings.shape)}.")
+            length = embeddings.shape[1]
+            if mask is not None and mask.shape not in ((batch, length), (batch, 2, length)):
+                expected = f"({batch}, {length}) or ({batch}, 2, {length})"
+                raise ValueError(f"encoder_attention_mask must be {expected}, not {tuple(mask.shape)}.")
+        return self.caption_embed(batch, self.num_tokens, embeddings, mask)
 
     def _check_labels(self, class_labels: torch.Tensor | None) -> None:
         if (class_labels is None) != (self.config.num_classes is None):

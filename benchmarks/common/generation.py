@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import torch
 from accelerate import Accelerator, PartialState
 
 from pipelines import VidTwinPipeline
@@ -13,6 +15,7 @@ from vidgen.common.config import load_config
 from vidgen.common.errors import UserError
 from vidgen.common.loading import load_pipeline
 from vidgen.common.precision import place_model
+from vidgen.common.progress import progress
 from vidgen.data.sprites import write_sprites
 from vidgen.metrics.detector_options import parse_detectors
 from vidgen.metrics.detectors import Detector
@@ -26,6 +29,7 @@ SAMPLES = {"smoke": 24, "cpu": 512, "paper": None}  # None: the protocol's
 SPRITES_PER_CLASS = {"smoke": 6, "cpu": 128}  # twice the samples, because real against real takes others
 DETECTORS = {"smoke": ["pooled_pixels"], "cpu": ["pooled_pixels", "squeezenet"], "paper": None}
 GUIDANCE = {"smoke": 2.0, "cpu": 2.0, "paper": 5.0}  # as in the configs
+BATCH = 32  # clips that `sample_clips` samples at once
 SHARDS = {"smoke": 8, "cpu": 64, "paper": 64}
 
 
@@ -103,6 +107,31 @@ def load_placed_pipeline(folder: str | Path, accelerator: Accelerator | PartialS
     pipeline = place_model(load_pipeline(str(folder)), accelerator.device, dtype)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def sample_clips(pipeline: VidTwinPipeline, count: int, sampling: Sampling, **inputs: Any) -> torch.Tensor:
+    """Sample clips (N, 3, T, H, W) in [-1, 1], on the CPU; the noise of each does not depend on its batch.
+
+    Args:
+        count: number of clips N.
+        inputs: arguments of the pipeline: lists and tensors have a row per clip, other values serve all clips.
+    """
+    clips = []
+    for indices in progress(torch.arange(count).split(BATCH), "sampling"):
+        rows = {}
+        for name, value in inputs.items():
+            if isinstance(value, list):
+                value = [value[i] for i in indices.tolist()]
+            rows[name] = value[indices] if isinstance(value, torch.Tensor) else value
+        frames = pipeline(
+            guidance_scale=sampling.guidance_scale,
+            num_inference_steps=sampling.num_inference_steps,
+            generator=[torch.Generator().manual_seed(sampling.seed + i) for i in indices.tolist()],
+            output_type="pt",
+            **rows,
+        ).frames
+        clips.append(2 * frames.float().cpu().transpose(1, 2) - 1)
+    return torch.cat(clips)
 
 
 def sampling_of(options: argparse.Namespace) -> Sampling:

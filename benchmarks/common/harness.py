@@ -8,6 +8,7 @@ pictures, and renders the page NAME.md from the records of all scales.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import re
 import shlex
@@ -180,6 +181,11 @@ def compute_once(path: Path, settings: Any, compute: Callable[[], Any]) -> Any:
                 unfinished.write_text(json.dumps({"settings": settings, "score": score}, indent=1))
         PartialState().wait_for_everyone()
     return json.loads(path.read_text())["score"]
+
+
+def digest(values: Any) -> str:
+    """A short hash of JSON values."""
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:12]
 
 
 def build_parser(*benchmarks: Benchmark) -> argparse.ArgumentParser:

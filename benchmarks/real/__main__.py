@@ -11,8 +11,6 @@ reconstruction and the latents are measured.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,6 @@ from accelerate import PartialState
 from autoencoder.video_autoencoder import VideoAutoencoder
 from pipelines import VidTwinPipeline
 from vidgen.common.errors import UserError
-from vidgen.common.images import comparison_grid, component_grid
 from vidgen.common.io import atomic_dir
 from vidgen.common.loading import load_vae, weights_hash
 from vidgen.common.precision import place_model
@@ -32,10 +29,10 @@ from vidgen.metrics.fvd import Sampling
 
 from ..common import generation as pipelines
 from ..common import vae_runs
-from ..common.harness import Benchmark, Results, compute_once
+from ..common.harness import Benchmark, Results, compute_once, digest
 from ..latents.clips import write_smoke_videos
-from . import clips, components, generation, memorization, page, reconstruction
-from .classifier import MotionClassifier, train_classifier
+from . import clips, components, generation, memorization, page, pictures, reconstruction
+from .classifier import AUGMENTATION, MotionClassifier, train_classifier
 
 FPS = {"smoke": 4.0, "cpu": 8.0}
 CLIPS_PER_VIDEO = {"smoke": 1, "cpu": 2}
@@ -44,7 +41,6 @@ CLASSIFIER = {"smoke": dict(steps=2, batch_size=4, width=8, dim=8), "cpu": dict(
 WINDOWS = {"smoke": 1, "cpu": 20}  # of each training video of the classifier
 DETECTORS = {"smoke": ["pooled_pixels"], "cpu": ["pooled_pixels", "squeezenet"]}
 STEPS = {"smoke": 2, "cpu": 25}
-SHOWN = 3  # clips of each data set in the pictures
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -107,10 +103,10 @@ def run(options: argparse.Namespace) -> Results:
         if vae.has_dynamics
     }
     if vae.has_dynamics:
-        save_pictures(vae, test, options)
+        pictures.save_component_pictures(vae, test, options.results, fps)
 
     # Generation.
-    fvd = {"train": spread(training.pixels, len(test)), "reconstruction": reconstructed}
+    fvd = {"train": pictures.spread(training.pixels, len(test)), "reconstruction": reconstructed}
     if pipeline:
         generation.check_classes(pipeline, test)
         sampling = Sampling(guidance_scale=options.guidance, num_inference_steps=STEPS[scale])
@@ -122,9 +118,7 @@ def run(options: argparse.Namespace) -> Results:
         results["memorization"] = memorization.measure_memorization(
             *features, memorization.copy_features(training.videos)
         )
-        columns = {"real": gestures.videos, "image-to-video": clips.to_float(animated)}
-        shown = spread(torch.arange(len(gestures)), 6).tolist()
-        comparison_grid(options.results / "real-animated.png", {k: v[shown] for k, v in columns.items()})
+        pictures.save_animated_pictures(gestures, animated, options.results, fps)
     results["accuracy"] = generation.measure_accuracy(sets, gestures, classify)
     results["classes"] = len(classifier.config.classes)
     results["distances"] = compute_once(
@@ -185,7 +179,7 @@ def load_classifier(motion: str, shape: tuple, folder: Path, options: argparse.N
     if not lists:
         raise UserError(f"--train has no list of the data set {motion}.")
     videos = [[str(file.path), file.label] for root in lists for file in list_videos(root)[0]]
-    settings = [videos, shape, FPS[scale], WINDOWS[scale], CLASSIFIER[scale]]
+    settings = [videos, shape, FPS[scale], WINDOWS[scale], CLASSIFIER[scale], AUGMENTATION]
     path = folder / f"classifier-{motion}-{digest(settings)}"
     if not (path / "config.json").exists():
         augmentation = dict(train=True, zoom=1.25, speed=1.5)
@@ -204,11 +198,6 @@ def classify_with(classifier: MotionClassifier) -> components.Classify:
     return lambda video: [classes[i] for i in classifier.predict(video).argmax(dim=1).tolist()]
 
 
-def spread(values: torch.Tensor, count: int) -> torch.Tensor:
-    """Up to `count` evenly spaced rows."""
-    return values[torch.linspace(0, len(values) - 1, min(count, len(values))).long()]
-
-
 def describe_settings(
     vae: VideoAutoencoder,
     pipeline: VidTwinPipeline | None,
@@ -222,26 +211,6 @@ def describe_settings(
     if pipeline:
         settings |= {"transformer": weights_hash(pipeline.transformer), "guidance": options.guidance}
     return settings
-
-
-def digest(values: Any) -> str:
-    """A short hash of JSON values."""
-    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:12]
-
-
-@torch.no_grad()
-def save_pictures(vae: VideoAutoencoder, test: clips.Clips, options: argparse.Namespace) -> None:
-    """A grid of the components of a few clips of each data set."""
-    for name in dict.fromkeys(test.data):
-        video = to_shown(test.of(name))
-        latents = vae.encode(video.to(vae.device, vae.dtype)).latent_dist.mode()
-        decoded = [vae.decode(latents, part).sample.float().cpu() for part in components.COMPONENTS]
-        component_grid(options.results / f"real-components-{name}.png", video, *decoded)
-
-
-def to_shown(test: clips.Clips) -> torch.Tensor:
-    """The clips of the pictures."""
-    return clips.to_float(spread(test.pixels, SHOWN))
 
 
 BENCHMARK = Benchmark(

@@ -27,9 +27,11 @@ from vidgen.common.progress import progress
 MAX_SHIFT = 0.15  # of the frame; of the augmentation
 ZOOM_RANGE = (0.85, 1.25)
 BLUR_RANGE = (0.3, 1.5)  # remaining resolution; 1 and above is no blur
+FRAME_RATE_RANGE = (0.25, 1.5)  # remaining frame rate; 1 and above is no blur
 MAX_NOISE = 0.1  # standard deviation, in the range [-1, 1]
 CONTRAST_RANGE = (0.6, 1.5)
 SMOOTHING = 0.1  # of the labels
+AUGMENTATION = [MAX_SHIFT, ZOOM_RANGE, BLUR_RANGE, FRAME_RATE_RANGE, MAX_NOISE, CONTRAST_RANGE]
 
 
 class MotionClassifier(ModelMixin, ConfigMixin):
@@ -140,13 +142,19 @@ def augment(clips: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     grid = F.affine_grid(theta, (count, 3, height, width), align_corners=False)
     planes = F.grid_sample(clips.flatten(1, 2), grid, padding_mode="reflection", align_corners=False)
 
-    # Blur a batch at a time, as autoencoders do, then change brightness and contrast, and add noise.
+    # Blur a batch at a time over space and time, as autoencoders do.
     scale = uniform(*BLUR_RANGE, 1).item()
     if scale < 1:
         size = (max(2, round(scale * height)), max(2, round(scale * width)))
         small = F.interpolate(planes, size=size, mode="area")
         planes = F.interpolate(small, size=(height, width), mode="bilinear", align_corners=False)
     clips = planes.unflatten(1, (3, frames))
+    rate = uniform(*FRAME_RATE_RANGE, 1).item()
+    if rate < 1:
+        slow = F.interpolate(clips, size=(max(2, round(rate * frames)), height, width), mode="area")
+        clips = F.interpolate(slow, size=clips.shape[2:], mode="trilinear", align_corners=False)
+
+    # Change brightness and contrast, and add noise.
     contrast = uniform(*CONTRAST_RANGE)[:, None, None, None, None]
     tint = uniform(-0.1, 0.1, count, 3)[:, :, None, None, None]
     noise = uniform(-MAX_NOISE, MAX_NOISE).clamp(min=0)[:, None, None, None, None]

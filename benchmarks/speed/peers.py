@@ -16,7 +16,7 @@ from pipelines import VidTwinTransformer3DModel
 
 from .timing import Row, device_of, fast_dtype, in_own_process, median_seconds, peak_gib, time_once
 
-OURS, FOLDED = "VidTwin", "VidTwin, 65 tokens"
+OURS, FOLDED, FAST = "VidTwin", "VidTwin, 65 tokens", "VidTwin fast"
 COMPARED_FIGURES = ("round trip, s", "latent values", "DiT step, s")
 
 
@@ -35,13 +35,14 @@ PEERS = {
 COMPARED = {"smoke": [], "cpu": list(PEERS), "paper": list(PEERS)}
 SIDE = {"smoke": 32, "cpu": 224, "paper": 224}
 OUR_VAE = {"smoke": "tiny-test", "cpu": "base", "paper": "base"}
+FAST_VAE = {"smoke": "tiny-test", "cpu": "fast", "paper": "fast"}
 DIT = {"smoke": "tiny-test", "cpu": "paper", "paper": "paper"}
 CLASSES = 101
 
 
 def peers(scale: str) -> list[Row]:
     """Encode + decode of 16 or 17 frames, peak memory, latent, tokens, and a denoising step on them."""
-    rows = [in_own_process(_measure_ours, scale, name) for name in (OURS, FOLDED)]
+    rows = [in_own_process(_measure_ours, scale, name) for name in (OURS, FOLDED, FAST)]
     for name in COMPARED[scale]:
         try:
             rows.append(in_own_process(_measure_peer, scale, name))
@@ -56,7 +57,8 @@ def peers(scale: str) -> list[Row]:
 
 
 def _measure_ours(scale: str, name: str) -> Row:
-    vae = AutoencoderKLVidTwin.from_preset(OUR_VAE[scale]).to(device_of(scale), fast_dtype(scale)).eval()
+    preset = (FAST_VAE if name == FAST else OUR_VAE)[scale]
+    vae = AutoencoderKLVidTwin.from_preset(preset).to(device_of(scale), fast_dtype(scale)).eval()
     figures = _measure_round_trip(vae, vae.clip_shape[1], scale)
     figures["latent"] = shapes = vae.structure_shape, vae.dynamics_shape
     patches = {}

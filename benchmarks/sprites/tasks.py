@@ -15,12 +15,12 @@ import torch
 from autoencoder import TwinLatents
 from pipelines import VidTwinPipeline
 from pipelines.classes import superclass_name
-from vidgen.common.progress import progress
 from vidgen.data.sprites import MOTIONS, SHAPES, subclass
 from vidgen.metrics.fvd import Sampling
 from vidgen.metrics.reconstruction import downsample_baseline, mean_color_baseline, psnr
 from vidgen.metrics.stats import Score, mean, share
 
+from ..common.generation import sample_clips
 from .classifier import DrawnSprites, Prediction, SpriteClassifier
 from .latent_swap import CLASSES, unrelated_pairs
 
@@ -135,22 +135,8 @@ class SpriteTasks:
         return vae.unpack(packed)
 
     def _sample(self, labels: list[str] | None, **conditioning: Any) -> torch.Tensor:
-        """Sample clips (N, 3, T, H, W) in [-1, 1], on the CPU; the noise of each does not depend on its batch."""
-        clips = []
-        streams = {name: value for name, value in conditioning.items() if isinstance(value, torch.Tensor)}
-        strengths = {name: value for name, value in conditioning.items() if name not in streams}
-        for indices in progress(torch.arange(len(self.sprites)).split(BATCH), "sampling"):
-            frames = self.pipeline(
-                class_labels=None if labels is None else [labels[i] for i in indices.tolist()],
-                guidance_scale=self.sampling.guidance_scale,
-                num_inference_steps=self.sampling.num_inference_steps,
-                generator=[torch.Generator().manual_seed(self.sampling.seed + i) for i in indices.tolist()],
-                output_type="pt",
-                **{name: value[indices] for name, value in streams.items()},
-                **strengths,
-            ).frames
-            clips.append(2 * frames.float().cpu().transpose(1, 2) - 1)
-        return torch.cat(clips)
+        """Sample a clip for each sprite."""
+        return sample_clips(self.pipeline, len(self.sprites), self.sampling, class_labels=labels, **conditioning)
 
 
 def score_factors(predicted: Prediction, targets: Prediction) -> dict[str, dict[str, float]]:

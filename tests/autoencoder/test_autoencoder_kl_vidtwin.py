@@ -179,6 +179,14 @@ def test_default_latent_has_the_papers_shape():
     assert (model.spatial_compression_ratio, model.temporal_compression_ratio) == (32, 1)
 
 
+def test_fast_preset_has_half_the_tokens_and_a_latent_of_bases_size():
+    with torch.device("meta"):
+        base, fast = (AutoencoderKLVidTwin.from_preset(name, num_layers=1) for name in ("base", "fast"))
+    assert fast.latent_size == base.latent_size
+    assert (base.config.temporal_patch_size, fast.config.temporal_patch_size) == (1, 2)
+    assert fast.dynamics_shape == (16, 8, 14)
+
+
 @pytest.mark.parametrize(
     ("name", "setting", "bottleneck"),
     [(name, None, "plain") for name in SIZES] + [("small", s, "residual") for s in LATENT_SETTINGS],

@@ -56,7 +56,7 @@ def test_both_attention_paths_agree(is_causal):
     torch.manual_seed(0)
     query, key, value = torch.randn(3, 2, 7, 4, 8, requires_grad=True)
     fused = attention(query, key, value, is_causal=is_causal)
-    torch.testing.assert_close(_matmul_attention(query, key, value, is_causal, 0.0), fused, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(_matmul_attention(query, key, value, None, is_causal, 0.0), fused, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("is_fast", [False, True])

@@ -50,7 +50,7 @@ class StubTransformer(ModelMixin, ConfigMixin, CacheMixin):
 class StubPipeline(VidTwinPipeline):
     """Its conditioning inputs are packed normalized latents (B, L)."""
 
-    def prepare_conditioning(self, conditions, num_labels, device):
+    def prepare_conditioning(self, conditions, counts, device):
         return next(iter(conditions.values()), None), None, self.batch_size
 
 

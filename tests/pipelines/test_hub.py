@@ -17,6 +17,7 @@ import torch
 from hub_server import TOKEN
 from peers import tiny_peer
 from safetensors.torch import save
+from tiny_text import tiny_text_encoder
 
 from autoencoder import AutoencoderKLVidTwin
 from autoencoder.adapters import adapt
@@ -32,20 +33,22 @@ NEEDED = [
     "vae/config.json",
     "vae/diffusion_pytorch_model.safetensors",
 ]
+LABELS = {0: "Biking", 1: "Diving", 2: "Yo Yo"}
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
 
 
 # --- functions of a client ------------------------------------------------------------------------------------------
 
 
-def sample(pipe) -> np.ndarray:
+def sample(pipe, prompt: str | None = None) -> np.ndarray:
     pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
-    return pipe("Diving", num_inference_steps=2, generator=generator, output_type="pt").frames.numpy()
+    options = {"num_inference_steps": 2, "generator": generator, "output_type": "pt"}
+    return pipe("Diving", prompt=prompt, **options).frames.numpy()
 
 
-def load(repo_id: str, **options) -> np.ndarray:
-    return sample(VidTwinPipeline.from_pretrained(repo_id, **options))
+def load(repo_id: str, prompt: str | None = None, **options) -> np.ndarray:
+    return sample(VidTwinPipeline.from_pretrained(repo_id, **options), prompt)
 
 
 def load_with_own_vae(repo_id: str, vae: str, **options) -> np.ndarray:
@@ -103,8 +106,7 @@ def make_folder(vae, make_transformer, tmp_path_factory):
         with torch.no_grad():
             transformer.structure_out.weight *= scale
         folder = tmp_path_factory.mktemp("saved")
-        labels = {0: "Biking", 1: "Diving", 2: "Yo Yo"}
-        VidTwinPipeline(vae, transformer, default_scheduler(), id2label=labels).save_pretrained(folder)
+        VidTwinPipeline(vae, transformer, default_scheduler(), id2label=LABELS).save_pretrained(folder)
         return folder
 
     return make
@@ -196,6 +198,17 @@ def test_a_pipeline_with_another_autoencoder(online, hub, cache, tmp_path, name)
     hub.create(f"user/{name}", files_of(tmp_path))
     assert np.array_equal(online(load, f"user/{name}", cache_dir=cache), load(tmp_path))
     assert online(load_peer, f"user/{name}") == online(load_peer, str(tmp_path)) == weights_hash(peer)
+
+
+def test_a_pipeline_with_a_text_encoder(online, hub, vae, make_transformer, cache, tmp_path):
+    encoder = tiny_text_encoder()
+    parts = {"text_encoder": encoder.model, "tokenizer": encoder.tokenizer}
+    pipe = VidTwinPipeline(vae, make_transformer(caption_channels=16), default_scheduler(), id2label=LABELS, **parts)
+    pipe.save_pretrained(tmp_path / "text")
+    hub.create("me/text", {**files_of(tmp_path / "text"), "text_encoder/pytorch_model.bin": b"a pickle"})
+    loaded = online(load, "me/text", cache_dir=cache, prompt="a red disc")
+    assert np.array_equal(loaded, sample(pipe, prompt="a red disc"))
+    assert not list(Path(cache).rglob("*.bin"))
 
 
 def test_shards(online, hub, folder, expected, cache, tmp_path):

@@ -16,8 +16,8 @@ from diffusers.models.attention_dispatch import AttentionBackendName
 
 from autoencoder import AutoencoderKLVidTwin
 from pipelines import VidTwinPipeline, VidTwinTransformer3DModel, default_scheduler
+from pipelines.blocks import VidTwinAttention, VidTwinAttnProcessor
 from pipelines.latents import denormalize_latents
-from pipelines.transformer_vidtwin import VidTwinAttention, VidTwinAttnProcessor
 
 CPU = torch.device("cpu")
 BATCH = 2

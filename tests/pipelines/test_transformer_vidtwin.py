@@ -6,9 +6,9 @@ from diffusers import PyramidAttentionBroadcastConfig
 
 from autoencoder import TwinLatents
 from pipelines import VidTwinPipeline, VidTwinTransformer3DModel, default_scheduler
+from pipelines.blocks import modulate
 from pipelines.latents import normalize_latents
 from pipelines.presets import PRESETS
-from pipelines.transformer_vidtwin import modulate
 
 BATCH = 2
 

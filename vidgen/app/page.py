@@ -27,6 +27,7 @@ from .uploads import UploadLimits
 
 MAX_QUEUED_RUNS = 32
 FILE_LIFETIME = 3600  # seconds for which uploads and results are kept
+MAX_PROMPT = 2000  # characters
 EXAMPLE_MOTIONS = ("orbit", "bounce", "spin", "swap")
 
 STYLE = """
@@ -86,12 +87,18 @@ def _add_reenact_tab(service: InferenceService, clips: list[str]) -> None:
 def _add_generate_tab(service: InferenceService) -> None:
     with _tab("Generate", "Generate videos from noise." + " Each row shows one class." * bool(service.classes)):
         with gr.Column(scale=2):
-            labels = _class_input(service.classes, several=True)
-            settings = _sampling_settings(bool(service.classes))
+            labels = _class_input(service.classes, several=True, preselect=not service.takes_prompts)
+            prompt = _prompt_input("Prompt", service.takes_prompts)
+            with gr.Accordion("Prompts for structure and dynamics", open=False, visible=service.takes_prompts):
+                structure = _prompt_input("Structure prompt", service.takes_prompts, "content, in place of the prompt")
+                dynamics = _prompt_input("Dynamics prompt", service.takes_prompts, "motion, in place of the prompt")
+                negative = _prompt_input("Negative prompt", service.takes_prompts, "what to avoid")
+            settings = _sampling_settings(bool(service.classes) or service.takes_prompts)
             buttons = _buttons("generate")
         with gr.Column(scale=3):
             result = _video_output("generate-result")
-        _connect(service, service.generate, buttons, [labels, *settings], [result])
+        prompts = [prompt, structure, dynamics, negative]
+        _connect(service, service.generate, buttons, [labels, *prompts, *settings], [result])
 
 
 def _add_animate_tab(service: InferenceService, images: list[str]) -> None:
@@ -103,7 +110,8 @@ def _add_animate_tab(service: InferenceService, images: list[str]) -> None:
             # A file of any name: the service judges by the content, Gradio's image and video inputs by the name.
             source = gr.File(label="Image or video", height=140, elem_id="animate-source")
             gallery = gr.Gallery(images, columns=4, height=130, show_label=False, allow_preview=False, buttons=[])
-            label = _class_input(service.classes, several=False)
+            label = _class_input(service.classes, several=False, preselect=not service.takes_prompts)
+            prompt = _prompt_input("Prompt", service.takes_prompts)
             strength = gr.Slider(
                 0,
                 1,
@@ -113,7 +121,7 @@ def _add_animate_tab(service: InferenceService, images: list[str]) -> None:
                 info="0: the structure is unchanged, 1: it is ignored",
                 visible=not service.animates_images,
             )
-            settings = _sampling_settings(bool(service.classes))
+            settings = _sampling_settings(bool(service.classes) or service.takes_prompts)
             buttons = _buttons("animate")
         with gr.Column(scale=3):
             result = _video_output("animate-result")
@@ -122,7 +130,7 @@ def _add_animate_tab(service: InferenceService, images: list[str]) -> None:
             return images[selection.index]
 
         gallery.select(select_example, None, source, queue=False, api_visibility="private")
-        _connect(service, service.animate, buttons, [source, label, strength, *settings], [result])
+        _connect(service, service.animate, buttons, [source, label, prompt, strength, *settings], [result])
 
 
 # --- components -----------------------------------------------------------------------------------------------------
@@ -148,10 +156,15 @@ def _video_output(element_id: str) -> gr.Video:
     )
 
 
-def _class_input(classes: list[tuple[str, int]], several: bool) -> gr.Dropdown:
-    """A choice of classes; hidden for an unconditional model."""
-    first = classes[0][1] if classes else None
-    value = [first] * bool(classes) if several else first
+def _prompt_input(label: str, visible: bool, info: str | None = None) -> gr.Textbox:
+    """A text; hidden for a model that takes none."""
+    return gr.Textbox(label=label, info=info, lines=1, max_length=MAX_PROMPT, visible=visible)
+
+
+def _class_input(classes: list[tuple[str, int]], several: bool, preselect: bool) -> gr.Dropdown:
+    """A choice of classes, the first by default; hidden for an unconditional model."""
+    first = classes[0][1] if classes and preselect else None
+    value = [first] * (first is not None) if several else first
     label = "Classes" if several else "Class"
     return gr.Dropdown(classes, value=value, multiselect=several, label=label, visible=bool(classes))
 

@@ -18,7 +18,7 @@ from typing import NoReturn
 
 from ..common.errors import UserError, handle_signals, run_program
 from ..common.options import check_options
-from . import app, autoencoder, convert, data, evaluate, fvd, generate, info, runs
+from . import app, autoencoder, convert, data, evaluate, fvd, generate, info, latents, runs
 
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 
@@ -32,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="vidgen COMMAND --help describes a command and its options.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (autoencoder, generate, convert, data, fvd, evaluate, runs, app, info):
+    for module in (autoencoder, generate, convert, data, fvd, evaluate, latents, runs, app, info):
         module.add_commands(commands)
     return parser
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .options import add_command
 
-DATASET = "a folder of class folders or of videos, a CSV with the columns path,label, or shards"
+DATASET = "a folder of class folders or of videos, a CSV with the columns path,label,caption, or shards"
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
@@ -18,8 +18,8 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         commands,
         "shards",
         "dataset -> WebDataset shards",
-        "Writes tar files of the unchanged videos with their classes, and an index; data.root=FOLDER trains from "
-        "them.",
+        "Writes tar files of the unchanged videos with their classes and captions, and an index; "
+        "data.root=FOLDER trains from them.",
     )
     shards.add_argument("root", metavar="DATASET", help=DATASET)
     shards.add_argument("folder", metavar="FOLDER", help="the folder to write")
@@ -41,6 +41,11 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     sprites.add_argument("folder", metavar="FOLDER", help="the folder to write; created if missing")
     sprites.add_argument("--clips-per-class", type=int, default=80, metavar="N", help="clips per motion")
     sprites.add_argument("--seed", type=int, default=0, help="random seed")
+    sprites.add_argument(
+        "--captions",
+        action="store_true",
+        help="also write captions_seen.csv and captions_held_out.csv (path,label,caption)",
+    )
     sprites.set_defaults(run=draw_sprites)
 
     data = add_command(commands, "data", "inspect a dataset")
@@ -49,7 +54,8 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         "check",
         "list unreadable, short and unusual videos",
         "Decodes every video of a dataset and writes a list of those that are unreadable, too short or unusual, with "
-        "totals and histograms. A file that crashes or stalls the decoder is listed too.",
+        "totals and histograms, and counts missing and empty captions. A file that crashes or stalls the "
+        "decoder is listed too.",
     )
     check.add_argument("root", metavar="DATASET", help=DATASET)
     check.add_argument("--output", default="data-check", metavar="FOLDER", help="folder of list and histograms")
@@ -63,6 +69,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 def convert_to_shards(options: argparse.Namespace) -> None:
     """Write a dataset, or both parts of a UCF-101 split, as shards."""
     from ..common.progress import progress
+    from ..data.captions import read_captions
     from ..data.listing import list_videos
     from ..data.shards import write_shards
     from ..data.ucf101 import ucf101_split
@@ -75,8 +82,11 @@ def convert_to_shards(options: argparse.Namespace) -> None:
         train, test, classes = ucf101_split(options.root, options.ucf101_split, options.split_files)
         parts = {str(Path(folder, "train")): (train, classes), str(Path(folder, "test")): (test, classes)}
     for part, (files, classes) in parts.items():
+        captions = read_captions(options.root, files)
         with progress(description=Path(part).name, total=len(files)) as bar:
-            unreadable = write_shards(files, classes, part, **limits, report=lambda _, b=bar: b.update())
+            unreadable = write_shards(
+                files, classes, part, **limits, captions=captions, report=lambda _, b=bar: b.update()
+            )
         for path, reason in unreadable:
             print(f"left out {path}: {reason}")
         print(f"{len(files) - len(unreadable)} videos in {len(list(Path(part).glob('*.tar')))} shards in {part}")
@@ -85,6 +95,7 @@ def convert_to_shards(options: argparse.Namespace) -> None:
 def draw_sprites(options: argparse.Namespace) -> None:
     """Write the sprites dataset."""
     from ..common.errors import UserError
+    from ..data.sprite_captions import HELD_OUT, SEEN, write_captions
     from ..data.sprites import write_sprites
 
     clips, seed = options.clips_per_class, options.seed
@@ -92,6 +103,9 @@ def draw_sprites(options: argparse.Namespace) -> None:
         raise UserError(f"--clips-per-class must be 1 or more and --seed 0 or more, not {clips} and {seed}.")
     paths = write_sprites(options.folder, clips, seed=seed, show_progress=True)
     print(f"{len(paths)} clips in {options.folder}")
+    if options.captions:
+        seen, held_out = write_captions(options.folder, paths)
+        print(f"{seen} captioned in {SEEN}, {held_out} of held-out compositions in {HELD_OUT}")
 
 
 def check_dataset(options: argparse.Namespace) -> None:
@@ -103,6 +117,7 @@ def check_dataset(options: argparse.Namespace) -> None:
     from ..common.errors import UserError
     from ..common.plots import dataset_histograms
     from ..common.progress import progress
+    from ..data.captions import read_captions, summarize_captions
     from ..data.check import check_videos, write_reports
     from ..data.listing import list_videos
 
@@ -111,6 +126,7 @@ def check_dataset(options: argparse.Namespace) -> None:
     if not all(value is None or 0 < value < math.inf for value in (*clip.values(), *limits.values())):
         raise UserError("--num-frames, --fps, --jobs and --timeout must be positive")
     files, classes = list_videos(options.root, _print_to_stderr)
+    captions = summarize_captions(files, read_captions(options.root, files))
     checks = check_videos([file.path for file in files], **clip, **limits)
     reports = list(progress(checks, description="checking", total=len(files)))
     list_path = write_reports(Path(options.output, "bad_videos.jsonl"), reports)
@@ -125,6 +141,7 @@ def check_dataset(options: argparse.Namespace) -> None:
         example = "" if first is None or kind == "good" else escape(f"{first.path}: {first.reason}")
         table.add_row(kind, str(len(of_kind)), f"{sum(report.duration for report in of_kind) / 3600:.2f}", example)
     Console(highlight=False).print(table)
+    print(captions)
     print(list_path)
 
     if readable := [report for report in reports if report.kind != "unreadable"]:

@@ -14,7 +14,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     parser = add_command(
         commands,
         "evaluate",
-        "flicker, motion, sharpness and loop seam of videos, PSNR and SSIM of pairs",
+        "flicker, motion, sharpness and warping error of videos, PSNR and SSIM of pairs",
         "Measures every video and writes a CSV. With a reference of real videos each measure is shown beside its "
         "value there; if both sides have the same file names, pairs are compared too.",
     )
@@ -22,6 +22,11 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--reference", metavar="REAL", help=f"real videos, or originals: {VIDEOS}")
     parser.add_argument("--fps", type=float, help="measure all videos at this frame rate (default: that of each)")
     parser.add_argument("--size", type=int, help="resize the short side to this many pixels (default: that of each)")
+    parser.add_argument(
+        "--warping-error",
+        action=argparse.BooleanOptionalAction,
+        help="measure along the optical flow, which takes most of the time (default: if OpenCV is installed)",
+    )
     parser.add_argument("--output", default="evaluation.csv", metavar="FILE", help="the CSV to write")
     parser.add_argument("--vbench", metavar="FOLDER", help="also copy VIDEOS to this folder in the layout of VBench")
     parser.set_defaults(run=run)
@@ -34,7 +39,13 @@ def run(options: argparse.Namespace) -> None:
 
     from ..metrics.video_evaluation import evaluate_videos, export_vbench
 
-    evaluation = evaluate_videos(options.videos, options.reference, fps=options.fps, size=options.size)
+    evaluation = evaluate_videos(
+        options.videos,
+        options.reference,
+        fps=options.fps,
+        size=options.size,
+        warping_error=options.warping_error,
+    )
     path = evaluation.write_csv(options.output)
     table = Table(title="means over videos, with 95 % intervals", title_justify="left")
     for column in ("measure", "videos", "reference", "gap"):

@@ -42,7 +42,9 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         help="squared Fréchet distance, or unbiased squared MMD; repeatable (default: frechet)",
     )
     parser.add_argument("--num-real", type=int, metavar="N", help="real clips (default: the protocol's)")
-    parser.add_argument("--num-fake", type=int, metavar="N", help="fake clips (default: the protocol's, or all)")
+    parser.add_argument(
+        "--num-fake", type=int, metavar="N", help="fake clips, drawn at random (default: the protocol's, or all)"
+    )
     parser.add_argument(
         "--fake-clips",
         choices=("first", "protocol"),

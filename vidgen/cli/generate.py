@@ -13,7 +13,8 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         commands,
         "generate",
         "sample new videos from a trained pipeline",
-        "With several videos, -CLASS-0, -CLASS-1, ... is inserted before the suffix of OUTPUT.",
+        "With several videos, -CLASS-0, -CLASS-1, ... is inserted before the suffix of OUTPUT; with prompts "
+        "-0, -1, ... in their order.",
     )
     parser.add_argument("output", help=VIDEO_OUT)
     add_model_options(parser, "a pipeline: a folder, or user/name on the Hub")
@@ -23,15 +24,35 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         action="append",
         metavar="NAME",
         help="class, or subclass such as orbit/star, by name or number; may be repeated; not for an unconditional "
-        "model (default: every class once)",
+        "model (default: every class once, with a prompt none)",
     )
-    parser.add_argument("--num", type=int, default=1, metavar="N", help="videos per class")
+    parser.add_argument(
+        "--prompt",
+        action="append",
+        metavar="TEXT",
+        help="what the video shows; may be repeated; for a model with text",
+    )
+    parser.add_argument(
+        "--structure-prompt", action="append", metavar="TEXT", help="its content alone, in place of --prompt"
+    )
+    parser.add_argument(
+        "--dynamics-prompt", action="append", metavar="TEXT", help="its motion alone, in place of --prompt"
+    )
+    parser.add_argument("--negative-prompt", metavar="TEXT", help="what guidance leads away from")
+    parser.add_argument("--num", type=int, default=1, metavar="N", help="videos per class and prompt")
     parser.add_argument("--steps", type=int, default=50, metavar="N", help="denoising steps")
     parser.add_argument(
         "--guidance",
         type=float,
         metavar="W",
         help="guidance scale (default: 5; 1 for a model of few steps, which includes guidance)",
+    )
+    parser.add_argument(
+        "--stream-guidance",
+        type=float,
+        nargs=2,
+        metavar=("STRUCTURE", "DYNAMICS"),
+        help="a guidance scale for each latent, in place of --guidance",
     )
     parser.add_argument(
         "--guidance-interval",

@@ -16,12 +16,14 @@ from autoencoder.adapters import adapt, find_class
 from autoencoder.hub import download
 from autoencoder.video_autoencoder import VideoAutoencoder
 from pipelines import VidTwinPipeline
+from pipelines.text import TextEncoder
 
 from .errors import UserError
 from .options import expand_home
 
 Model = TypeVar("Model")
 WEIGHTS = ("diffusion_pytorch_model", "model")  # file names of Diffusers and of transformers
+TOKENIZER_FILES = ("*.json", "*.txt", "*.model")  # SentencePiece's .model is no pickle
 SHIPPED_MODEL = Path(__file__).parents[2] / "pretrained" / "sprites"  # a pipeline, in a clone of the repository
 
 
@@ -79,6 +81,45 @@ def load_pipeline(name: str) -> VidTwinPipeline:
     if (folder.exists() or not _names_a_repository(name)) and not (folder / "model_index.json").is_file():
         raise UserError(f"No pipeline in {name}; name a folder such as OUTPUT_DIR/final of train_dit.py.")
     return _load(VidTwinPipeline.from_pretrained, name, name)
+
+
+def load_text_encoder(name: str) -> TextEncoder:
+    """Load a text encoder and its tokenizer, in evaluation mode and float32.
+
+    Args:
+        name: a folder, or "user/name" on the Hub, of a text encoder of transformers with its tokenizer, such as T5,
+            UMT5 or the text model of CLIP; or of a pipeline with `text_encoder` and `tokenizer`.
+
+    Raises:
+        UserError: if it does not exist or cannot be loaded, or is no text encoder.
+    """
+    from transformers import AutoTokenizer  # takes long to import
+
+    name = expand_home(name)
+    folder = Path(name)
+    if not folder.exists() and _names_a_repository(name):
+        folder = _load(_download_text_encoder, name, name)
+    model, tokenizer = folder, folder
+    if (folder / "text_encoder").is_dir():
+        model, tokenizer = folder / "text_encoder", folder / "tokenizer"
+    if not (model / "config.json").is_file():
+        raise UserError(f"No text encoder in {name}; name the folder of one, or of a pipeline with a text_encoder.")
+    encoder = TextEncoder(_load(AutoTokenizer.from_pretrained, name, tokenizer), _load(_load_text_model, name, model))
+    if not isinstance(getattr(encoder.model.config, "hidden_size", None), int):
+        raise UserError(f"{type(encoder.model).__name__} in {name} is no text encoder: its config has no hidden_size.")
+    return encoder
+
+
+def text_encoder_hash(encoder: TextEncoder) -> str:
+    """SHA-256 of the weights of a text encoder and of its tokenizer."""
+    return hashlib.sha256(f"{weights_hash(encoder.model)} {tokenizer_hash(encoder.tokenizer)}".encode()).hexdigest()
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """SHA-256 of a tokenizer's vocabulary and rules, without the padding and truncation of its last call."""
+    rules = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else tokenizer.get_vocab()
+    rules = {name: value for name, value in rules.items() if name not in ("padding", "truncation")}
+    return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()
 
 
 def weights_hash(model: nn.Module) -> str:
@@ -143,6 +184,33 @@ def _download_vae(name: str) -> Path:
         raise OSError("the repository has neither config.json nor vae/config.json, so no VAE.")
     files = [f"{prefix}{stem}*.{ending}" for stem in WEIGHTS for ending in ("safetensors", "safetensors.index.json")]
     return download(name, files, folder.name) / prefix
+
+
+def _download_text_encoder(name: str) -> Path:
+    """Download a text encoder and its tokenizer, alone or in a pipeline; no pickle."""
+    folder = download(name, ["config.json", "model_index.json"])
+    encoder, tokenizer = ("text_encoder/", "tokenizer/") if (folder / "model_index.json").is_file() else ("", "")
+    weights = [f"{encoder}config.json", f"{encoder}model*.safetensors", f"{encoder}model.safetensors.index.json"]
+    return download(name, [*weights, *(tokenizer + pattern for pattern in TOKENIZER_FILES)], folder.name)
+
+
+def _load_text_model(folder: Path) -> Any:
+    from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, CLIPTextModel
+
+    config = AutoConfig.from_pretrained(folder)
+    if config.model_type in ("clip", "clip_text_model"):
+        model_class = CLIPTextModel
+    elif type(config) in AutoModelForTextEncoding._model_mapping:
+        model_class = AutoModelForTextEncoding
+    elif getattr(config, "is_encoder_decoder", False):
+        raise ValueError(f"{type(config).__name__} is of an encoder with a decoder, not of a text encoder")
+    else:
+        model_class = AutoModel
+    model, keys = model_class.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
+    missing = sorted(name for name in keys["missing_keys"] if not name.startswith("pooler."))
+    if missing:
+        raise ValueError(f"its weights lack {len(missing)} tensors, the first {missing[0]}")
+    return model.float().eval().requires_grad_(False)
 
 
 def _class_of(folder: Path) -> str:

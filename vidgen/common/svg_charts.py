@@ -21,15 +21,15 @@ class Line:
 
     Attributes:
         name: shown when the pointer is on the line.
-        points: {x: y}, x ascending, y finite.
+        points: {x: y}, x ascending, both finite.
         style: number of its color, and beyond the colors of its dashes.
         marked: the x of a point to mark.
     """
 
     name: str
-    points: Mapping[int, float]
+    points: Mapping[float, float]
     style: int
-    marked: int | None = None
+    marked: float | None = None
 
 
 def line_color(style: int) -> str:
@@ -58,7 +58,10 @@ def line_chart(title: str, lines: Sequence[Line]) -> str:
         y = y_axis.place(value)
         parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
         parts.append(f'<text class="tick" x="{LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{value:.4g}</text>')
+    are_whole = all(x == round(x) for x in xs)
     for value in x_axis.ticks():
+        if are_whole and value != round(value):
+            continue
         x = x_axis.place(value)
         parts.append(f'<text class="tick" x="{x:.1f}" y="{HEIGHT - 8}" text-anchor="middle">{value:.6g}</text>')
     parts += [_draw_line(line, x_axis, y_axis) for line in lines if line.points]
@@ -86,7 +89,7 @@ def _draw_line(line: Line, x_axis: _Axis, y_axis: _Axis) -> str:
     return drawn
 
 
-def _average(points: list[tuple[int, float]]) -> list[tuple[float, float]]:
+def _average(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     """At most MAX_POINTS points, means of consecutive ones."""
     size = math.ceil(len(points) / MAX_POINTS)
     groups = [points[i : i + size] for i in range(0, len(points), size)]

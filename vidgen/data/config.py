@@ -13,7 +13,8 @@ class DataConfig(PathConfig):
     """The videos, and how clips are cut from them."""
 
     root: str = key(
-        REQUIRED, "a folder of videos or of one subdirectory per class, a CSV with the columns path,label, or shards"
+        REQUIRED,
+        "a folder of videos or of one subdirectory per class, a CSV with the columns path,label,caption, or shards",
     )
     validation_root: str | None = key(
         None,
@@ -60,8 +61,9 @@ class LatentsConfig:
     statistics: str = key(
         "auto",
         "of the normalization: those that the VAE states, otherwise measured; stream and channel: measured on the "
-        "training latents, of each stream or of each channel",
-        choices=("auto", "stream", "channel"),
+        "training latents, of each stream or of each channel; response: of each channel, with deviations in "
+        "proportion to the effect on the pixels",
+        choices=("auto", "stream", "channel", "response"),
     )
     crops: int = key(
         1, "crops per clip: 1 is the center crop; several have random positions and starts, by seed", minimum=1
@@ -75,6 +77,32 @@ class LatentsConfig:
 
 
 @dataclass
+class TextConfig(PathConfig):
+    """The captions of the clips, and the text encoder whose token embeddings the DiT attends to."""
+
+    encoder: str | None = key(
+        None,
+        "small: a tokenizer and a transformer trained with the DiT on the captions; or a frozen text encoder of "
+        "transformers: a folder or Hub repository of an encoder, or of a pipeline with one; by default no captions",
+    )
+    max_length: int = key(128, "tokens to which captions are cut", minimum=2)
+    caption_dropout: float = key(
+        0.1, "fraction of clips trained without a caption, for classifier-free guidance", minimum=0, maximum=1
+    )
+    stream_dropout: float = key(
+        0.1,
+        "fraction of clips whose structure alone is trained without the caption, and the same whose dynamics is",
+        minimum=0,
+        maximum=0.5,
+    )
+    batch_size: int = key(64, "captions encoded at a time by a frozen encoder", minimum=1)
+    vocab_size: int = key(4096, "small only: size of the tokenizer's vocabulary, at most", minimum=260)
+    hidden_size: int = key(256, "small only: size of a token embedding, a multiple of num_attention_heads", minimum=1)
+    num_layers: int = key(3, "small only: number of layers", minimum=1)
+    num_attention_heads: int = key(4, "small only: number of attention heads", minimum=1)
+
+
+@dataclass
 class EncodingConfig(PathConfig):
     """The keys that the cached latents depend on, and where they are written."""
 
@@ -84,6 +112,7 @@ class EncodingConfig(PathConfig):
     data: DataConfig = field(default_factory=DataConfig)
     latent_cache: str | None = key(None, "folder of the latent cache; by default OUTPUT_DIR/latents")
     latents: LatentsConfig = field(default_factory=LatentsConfig)
+    text: TextConfig = field(default_factory=TextConfig)
 
 
 def clip_size(config: DataConfig) -> tuple[int | None, int | None, int | None]:

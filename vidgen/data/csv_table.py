@@ -15,26 +15,23 @@ TABLE_SUFFIXES = (".csv", ".tsv")
 DELIMITERS = ",;\t"
 PATH_COLUMN = "path"
 LABEL_COLUMNS = ("label", "class")
+CAPTION_COLUMN = "caption"
 
 
 def read_table(table: Path) -> tuple[list[Path], list[str | None], list[str]]:
     """Read a CSV of videos: their paths, the names of their classes (None for an empty field), and notes.
 
-    The header names the column `path` and, where there are classes, `label` or `class`, in any case. Fields are
-    separated by commas, semicolons or tabs; blanks around them are removed. Paths are relative to the CSV.
+    The header names the column `path` and, where there are classes, `label` or `class`, in any case; a column
+    `caption` is read by `read_caption_column`. Fields are separated by commas, semicolons or tabs; blanks around them
+    are removed. Paths are relative to the CSV.
 
     Raises:
         UserError: if the file is not UTF-8, has no column `path`, has other columns but none of classes, or a row has
             more fields than the header.
     """
-    text = _read_text(table)
-    header = next((line for line in text.splitlines() if line.strip()), None)
-    if header is None:
+    rows = _read_table_rows(table)
+    if not rows:
         return [], [], []
-    delimiter = next((each for each in DELIMITERS if PATH_COLUMN in _split_header(header, each)), None)
-    if delimiter is None:
-        raise UserError(f"{table} has no column 'path': its first line should read path,label")
-    rows = _read_rows(table, text, delimiter)
     columns = [name.lower() for name in rows[0][1]]
     path_at, label_at = _find_column(table, columns, PATH_COLUMN), _find_label_column(table, columns, rows)
 
@@ -43,7 +40,7 @@ def read_table(table: Path) -> tuple[list[Path], list[str | None], list[str]]:
         if any(row[len(columns) :]):
             raise UserError(
                 f"{table}, line {number} has {len(row)} fields and the header {len(columns)}: name every column in "
-                "the first line (path,label), and quote paths that contain the separator"
+                "the first line (path,label), and quote fields that contain the separator"
             )
         row += [""] * (len(columns) - len(row))
         if not row[path_at]:
@@ -52,9 +49,42 @@ def read_table(table: Path) -> tuple[list[Path], list[str | None], list[str]]:
         paths.append(_resolve(table.parent, row[path_at]))
         names.append((row[label_at] or None) if label_at is not None else None)
 
-    unused = [name for at, name in enumerate(rows[0][1]) if at not in (path_at, label_at) and name]
+    used = [at for at, name in enumerate(columns) if at in (path_at, label_at) or name == CAPTION_COLUMN]
+    unused = [name for at, name in enumerate(rows[0][1]) if at not in used and name]
     notes = format_note("unused columns", unused)
     return paths, names, notes + format_note("ignored rows without a path", (), count=num_without_path)
+
+
+def read_caption_column(table: Path) -> dict[Path, list[str]]:
+    """The fields of the column `caption` by the paths of the videos, as `read_table` returns them.
+
+    A path of several rows has several captions. Empty without such a column.
+
+    Raises:
+        UserError: the errors of `read_table`; if there are several such columns.
+    """
+    rows = _read_table_rows(table)
+    columns = [name.lower() for name in rows[0][1]] if rows else []
+    captions: dict[Path, list[str]] = {}
+    if CAPTION_COLUMN in columns:
+        path_at, caption_at = (_find_column(table, columns, name) for name in (PATH_COLUMN, CAPTION_COLUMN))
+        for _, row in rows[1:]:
+            row += [""] * (len(columns) - len(row))
+            if row[path_at]:
+                captions.setdefault(_resolve(table.parent, row[path_at]), []).append(row[caption_at])
+    return captions
+
+
+def _read_table_rows(table: Path) -> list[tuple[int, list[str]]]:
+    """The rows of a table, the header first; none of an empty file."""
+    text = _read_text(table)
+    header = next((line for line in text.splitlines() if line.strip()), None)
+    if header is None:
+        return []
+    delimiter = next((each for each in DELIMITERS if PATH_COLUMN in _split_header(header, each)), None)
+    if delimiter is None:
+        raise UserError(f"{table} has no column 'path': its first line should read path,label")
+    return _read_rows(table, text, delimiter)
 
 
 def _read_text(table: Path) -> str:
@@ -103,7 +133,8 @@ def _find_label_column(table: Path, columns: list[str], rows: list[tuple[int, li
     others = [
         name or "one without a name"
         for at, name in enumerate(columns)
-        if name != PATH_COLUMN and (name or any(len(row) > at and row[at] for _, row in rows[1:]))
+        if name not in (PATH_COLUMN, CAPTION_COLUMN)
+        and (name or any(len(row) > at and row[at] for _, row in rows[1:]))
     ]
     if others:
         raise UserError(

@@ -25,10 +25,12 @@ from safetensors.torch import save_file
 from torch.utils.data import Dataset
 
 from autoencoder.video_autoencoder import VideoAutoencoder
+from pipelines.text import TextEncoder
 
 from ..common.errors import UserError
 from ..common.io import atomic_write
 from ..common.loading import encoder_hash, weights_hash
+from .caption_cache import CaptionCache, prepare_captions
 from .config import DataConfig, EncodingConfig, LatentsConfig
 from .dataset import BadVideos, ClipDataset
 from .decoders import describe_fallbacks
@@ -47,14 +49,16 @@ class LatentCache(Dataset):
 
     Items are selected by index, or by (epoch, index): the latents are the same in every epoch. An item is a dict:
     `mean` (L,), float32, as encoded (not normalized); with `with_logvar` also `logvar` (L,); `label`, -1 where there
-    is none; `index`, its number, for `describe`; in a cache with images also `image` (L_S,). Shards are mapped into
-    memory, so a cache may be larger than the memory, and the workers of a loader share the data that was read.
+    is none; `index`, its number, for `describe`; in a cache with images also `image` (L_S,); with `captions` also
+    `text` and `text_mask` (`CaptionCache.read`) of a caption drawn by (epoch, index). Shards are mapped into memory,
+    so a cache may be larger than the memory, and the workers of a loader share the data that was read.
 
     Attributes:
         classes: class names by id.
         mean, std: of all means, of each stream or each channel, structure first.
         source: everything that the latents depend on.
         bad_videos: (path, reason) of the videos that could not be read.
+        captions: those of the videos; None for a DiT without captions.
     """
 
     def __init__(self, folder: str | Path, index: dict[str, Any], with_logvar: bool = False) -> None:
@@ -65,6 +69,7 @@ class LatentCache(Dataset):
         self.std: list[float] = index["std"]
         self.source: Source = index["source"]
         self.bad_videos = list(BadVideos(self.folder / BAD_VIDEOS).reasons.items())
+        self.captions: CaptionCache | None = None
         self._videos = index["videos"]
         self._files = [shard["file"] for shard in index["shards"]]
         self._starts = [0, *accumulate(shard["clips"] for shard in index["shards"])]
@@ -95,20 +100,23 @@ class LatentCache(Dataset):
         return self._starts[-1]
 
     def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Any]:
-        index = index[1] if isinstance(index, tuple) else index
+        epoch, index = index if isinstance(index, tuple) else (0, index)
         tensors, row = self._find_row(index)
-        label = self._videos[tensors["video"][row]][1]
+        video = int(tensors["video"][row])
+        label = self._videos[video][1]
         item = {"mean": tensors["mean"][row], "label": -1 if label is None else label, "index": index}
         if "image" in tensors:
             item["image"] = tensors["image"][row]
+        if self.captions is not None:
+            item |= self.captions.read(self.captions.draw(video, epoch, index))
         return {**item, "logvar": tensors["logvar"][row]} if self.with_logvar else item
 
-    def measure_statistics(self, vae: VideoAutoencoder, per_channel: bool) -> tuple[list[float], list[float]]:
-        """Mean and standard deviation of all means, of each stream or of each channel."""
+    def measure_statistics(self, vae: VideoAutoencoder, by: str) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation of all means, of each part of `split_latents`: stream, channel or query."""
         sums = []
         for name in self._files:
             with safe_open(self.folder / name, "pt") as file:
-                sums.append(sum_latents(file.get_tensor("mean"), vae, per_channel))
+                sums.append(sum_latents(file.get_tensor("mean"), vae, by))
         return compute_statistics(sums)
 
     def describe(self, index: int) -> str:
@@ -131,10 +139,15 @@ class LatentCache(Dataset):
 
 
 def prepare_cache(
-    config: EncodingConfig, vae: VideoAutoencoder, accelerator: Accelerator, num_workers: int = 0
+    config: EncodingConfig,
+    vae: VideoAutoencoder,
+    accelerator: Accelerator,
+    num_workers: int = 0,
+    text_encoder: TextEncoder | None = None,
 ) -> LatentCache:
     """Load the latents of the training clips, for all processes; encode them first if the cache is incomplete.
 
+    With `text.encoder` also their captions, by `text_encoder` if that is frozen.
     The folder is `latent_cache`, or OUTPUT_DIR/latents. Clips have the size and length of the VAE; precision and
     number of workers are those of the training. Draws nothing from the global generators, so a run that finds its
     cache equals one that makes it.
@@ -151,11 +164,15 @@ def prepare_cache(
             "DiT; data.hold_out=true holds some out."
         )
     files, _, classes = list_videos_to_encode(data, config.seed, accelerator.print)
-    return _prepare(cache_folder(config), files, classes, config, vae, accelerator, num_workers)
+    return _prepare(cache_folder(config), files, classes, config, vae, accelerator, num_workers, text_encoder)
 
 
 def prepare_validation_cache(
-    config: EncodingConfig, vae: VideoAutoencoder, accelerator: Accelerator, num_workers: int = 0
+    config: EncodingConfig,
+    vae: VideoAutoencoder,
+    accelerator: Accelerator,
+    num_workers: int = 0,
+    text_encoder: TextEncoder | None = None,
 ) -> LatentCache | None:
     """Load or encode the latents of the validation clips, as `prepare_cache` does; None without validation videos.
 
@@ -171,7 +188,8 @@ def prepare_validation_cache(
         data=replace(config.data, root=root, clips_per_video=1, zoom=1.0, speed=1.0),
         latents=replace(config.latents, crops=1, flips=False),
     )
-    return _prepare(cache_folder(config) / "validation", files, classes, config, vae, accelerator, num_workers)
+    folder = cache_folder(config) / "validation"
+    return _prepare(folder, files, classes, config, vae, accelerator, num_workers, text_encoder)
 
 
 def cache_folder(config: EncodingConfig) -> Path:
@@ -187,6 +205,7 @@ def _prepare(
     vae: VideoAutoencoder,
     accelerator: Accelerator,
     num_workers: int,
+    text_encoder: TextEncoder | None,
 ) -> LatentCache:
     """Load the latents of these videos from a folder, or encode them into it."""
     if folder.exists() and not folder.is_dir():
@@ -225,7 +244,11 @@ def _prepare(
         if accelerator.is_main_process:
             write_index(folder, clips, source, vae, config, accelerator.mixed_precision)
         accelerator.wait_for_everyone()
-    return LatentCache.load(folder, source, with_logvar=config.latents.sample)
+    cache = LatentCache.load(folder, source, with_logvar=config.latents.sample)
+    if config.text.encoder is not None:
+        text = config.text, config.seed, text_encoder
+        cache.captions = prepare_captions(folder, config.data.root, files, *text, accelerator)
+    return cache
 
 
 def check_latents(config: EncodingConfig, vae: VideoAutoencoder) -> None:

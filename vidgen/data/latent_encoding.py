@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from autoencoder import TwinPosterior
+from autoencoder import TwinLatents, TwinPosterior
 from autoencoder.video_autoencoder import VideoAutoencoder
 from pipelines.finite import non_finite_message
 
@@ -62,25 +62,34 @@ def encode_clips(
         yield posterior, batch
 
 
-def sum_latents(means: torch.Tensor, vae: VideoAutoencoder, per_channel: bool | None = None) -> list[list[float]]:
-    """Count, sum and sum of squares, in float64, of packed latents (N, L), for each stream or each channel.
+def split_latents(latents: TwinLatents, by: str) -> list[torch.Tensor]:
+    """Views of the parts of latents for which statistics are measured, in the order of `latents_mean`.
 
-    The order is that of `latents_mean`.
+    Args:
+        latents: of any batch.
+        by: "stream", "channel", or "query": each channel of each query of structure, each channel of dynamics.
+    """
+    if by == "stream":
+        return [latents.structure, latents.dynamics]
+    structure = latents.structure.flatten(1, 2) if by == "query" else latents.structure
+    return [*structure.unbind(1), *latents.dynamics.unbind(1)]
+
+
+def sum_latents(means: torch.Tensor, vae: VideoAutoencoder, by: str | None = None) -> list[list[float]]:
+    """Count, sum and sum of squares, in float64, of packed latents (N, L), for each part of `split_latents`.
 
     Args:
         means: the latents.
         vae: their autoencoder.
-        per_channel: False for each stream; None: as the autoencoder's `normalizes_channels` states.
+        by: the parts; None: channels or streams, as the autoencoder's `normalizes_channels` states.
     """
-    latents = vae.unpack(means)
-    parts = [latents.structure.double(), latents.dynamics.double()]
-    if vae.normalizes_channels if per_channel is None else per_channel:
-        parts = [channel for stream in parts for channel in stream.unbind(1)]
+    by = by or ("channel" if vae.normalizes_channels else "stream")
+    parts = [part.double() for part in split_latents(vae.unpack(means), by)]
     return [[x.numel(), x.sum().item(), x.square().sum().item()] for x in parts]
 
 
 def compute_statistics(sums: Sequence[list[list[float]]]) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of streams or channels from the sums of parts; 0 and 1 for an empty stream."""
+    """Mean and standard deviation of the parts of latents from the sums of parts; 0 and 1 for an empty stream."""
     mean, std = [], []
     for parts in zip(*sums, strict=True):
         count, total, squares = (math.fsum(column) for column in zip(*parts, strict=True))

@@ -45,17 +45,19 @@ def write_shards(
     shard_size_mb: float = 512,
     max_count: int = 10_000,
     report: Callable[[int], None] = lambda written: None,
+    captions: Sequence[Sequence[str]] = (),
 ) -> list[tuple[str, str]]:
     """Write videos, byte for byte, with their classes as WebDataset shards and an index.
 
-    Beside each video is a .json with `path` (its source), `class` and `label` (its number). `folder` appears when it
-    is complete; the same files give the same bytes.
+    Beside each video is a .json with `path` (its source), `class` and `label` (its number), and `caption`, a list.
+    `folder` appears when it is complete; the same files give the same bytes.
 
     Args:
         files, classes: the results of `list_videos`.
         folder: a new or empty one, or one of such shards, which are replaced.
         shard_size_mb, max_count: a shard ends with the video that reaches one of them, in 10^6 bytes and videos.
         report: called after each video with their number so far.
+        captions: of each video, from `read_captions`; empty for none.
 
     Returns:
         (path, reason) of the files that are left out because they cannot be read, or would not be listed as videos:
@@ -92,6 +94,8 @@ def write_shards(
                     metadata = {"path": str(path)}
                     if label is not None:
                         metadata |= {"label": label, "class": classes[label]}
+                    if captions and captions[number]:
+                        metadata["caption"] = list(captions[number])
                     key = f"{number:08}-{stem.replace('.', '_')}"  # a dot would end the key
                     shards.write({"__key__": key, extension[1:].lower(): content, "json": json.dumps(metadata)})
                     report(number + 1)

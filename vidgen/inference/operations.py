@@ -190,9 +190,14 @@ def generate(
     device: str | None = None,
     dtype: str = "auto",
     class_labels: list[str] | None = None,
+    prompt: list[str] | None = None,
+    structure_prompt: list[str] | None = None,
+    dynamics_prompt: list[str] | None = None,
+    negative_prompt: str | None = None,
     num: int = 1,
     steps: int = 50,
     guidance: float | None = None,
+    stream_guidance: tuple[float, float] | None = None,
     guidance_interval: tuple[float, float] = (0.0, 1.0),
     seed: int = 0,
     fps: float = 8.0,
@@ -200,12 +205,15 @@ def generate(
     loop: bool = False,
     image: str | None = None,
 ) -> list[Path]:
-    """Generate `num` videos of each class with a trained pipeline.
+    """Generate `num` videos of each class or prompt with a trained pipeline.
 
     Args:
-        class_labels: names or numbers; None: every class. A repeated class gives further videos of it. An
-            unconditional pipeline takes none.
-        seed: random seed of the first video of a class; the next ones have the following seeds.
+        class_labels: names or numbers; None: every class, with a prompt none. A repeated class gives further videos
+            of it. An unconditional pipeline takes none.
+        prompt, structure_prompt, dynamics_prompt, negative_prompt: of the pipeline. Lists of one text serve those of
+            any length.
+        stream_guidance: guidance scales of structure and of dynamics, in place of `guidance`.
+        seed: random seed of the first video of a class or prompt; the next ones have the following seeds.
         frames: frames per video; None: the model's clip length. Longer videos are generated window by window.
         loop: generate a seamless loop.
         image: file of an image to animate: the first frame for a model with `image_conditioning`, otherwise the
@@ -217,6 +225,8 @@ def generate(
             raise UserError(f"{option} must be at least 1, not {value}.")
     if guidance is not None and not math.isfinite(guidance):
         raise UserError(f"--guidance must be a finite number, not {guidance}.")
+    if stream_guidance is not None and not all(map(math.isfinite, stream_guidance)):
+        raise UserError(f"--stream-guidance must be two finite numbers, not {stream_guidance}.")
     low, high = guidance_interval
     if not 0 <= low <= high <= 1:
         raise UserError(f"--guidance-interval must be two numbers from 0 to 1, the lower first, not {low:g} {high:g}.")
@@ -228,9 +238,12 @@ def generate(
     # Resolve classes, sizes and output files.
     ids = pipeline.labels | pipeline.subclasses
     names = {number: name for name, number in ids.items()}
-    labels = pipeline.class_ids or [None]
+    prompts = {"prompt": prompt, "structure_prompt": structure_prompt, "dynamics_prompt": dynamics_prompt}
+    prompts = {name: texts for name, texts in prompts.items() if texts}
+    labels = [None] if prompts else pipeline.class_ids or [None]
     if class_labels:
         labels = pipeline.get_label_ids([_parse_label(text, ids) for text in class_labels])
+    requests = _pair_requests(labels, prompts)
     clip_frames, height, width = pipeline.autoencoder.clip_shape[1:]
     frames = clip_frames if frames is None else frames
     if (loop or frames > clip_frames) and not pipeline.autoencoder.has_dynamics:
@@ -238,21 +251,25 @@ def generate(
             f"Loops and videos of more than {clip_frames} frames need the dynamics latent of a VidTwin; this model's "
             f"autoencoder is {type(pipeline.vae).__name__}."
         )
-    paths = _number_paths(output, [None if label is None else str(names.get(label, label)) for label in labels], num)
+    stems = [None if label is None else str(names.get(label, label)) for label, _ in requests]
+    paths = _number_paths(output, stems, num)  # without the prompts, which may be long and hold any character
     writers = iter([open_writer(path, fps=fps, width=width, height=height) for path in paths])
 
-    # Sample class by class.
-    num_sampled = Counter()  # videos per class: the next one of a class has the next seed
-    for label in labels:
+    # Sample request by request.
+    num_sampled = Counter()  # videos per request: a repeated one has the next seeds
+    for label, texts in requests:
+        request = (label, *texts.items())
         pipeline.set_progress_bar_config(
             desc="generating" if label is None else f"generating {names.get(label, label)}"
         )
         settings = {
             "num_videos_per_prompt": num,
-            "guidance_scale": guidance,
+            "guidance_scale": guidance if stream_guidance is None else tuple(stream_guidance),
             "num_inference_steps": steps,
             "guidance_interval": guidance_interval,
-            "generator": [torch.Generator().manual_seed(seed + num_sampled[label] + i) for i in range(num)],
+            "generator": [torch.Generator().manual_seed(seed + num_sampled[request] + i) for i in range(num)],
+            "negative_prompt": negative_prompt,
+            **texts,
         }
         first = None
         if picture is not None and pipeline.transformer.config.image_conditioning:
@@ -260,7 +277,7 @@ def generate(
         elif picture is not None:
             first = pipeline(label, structure=picture, output_type="pt", **settings).frames
         videos = rollout(pipeline, frames, label, loop=loop, first=first, **settings)
-        num_sampled[label] += num
+        num_sampled[request] += num
         for video, writer in zip(videos.movedim(2, -1).float().cpu().numpy(), writers, strict=False):
             with writer:
                 writer.write((255 * video).round().astype(np.uint8))
@@ -339,6 +356,16 @@ def _number_paths(output: str, names: list[str | None], num: int) -> list[str]:
         paths += [str(target.with_name(f"{stem}-{num_used[key] + i}{target.suffix}")) for i in range(num)]
         num_used[key] += num
     return paths
+
+
+def _pair_requests(labels: list[int | None], prompts: dict[str, list[str]]) -> list[tuple[int | None, dict[str, str]]]:
+    """The class and the prompts of each request; lists of one serve those of any length."""
+    count = max(len(labels), *map(len, prompts.values())) if prompts else len(labels)
+    for name, values in {"class": labels, **prompts}.items():
+        if len(values) not in (1, count):
+            raise UserError(f"--{name.replace('_', '-')} is given {len(values)} times, but another {count}; give one.")
+    texts = [{name: values[i % len(values)] for name, values in prompts.items()} for i in range(count)]
+    return [(labels[i % len(labels)], texts[i]) for i in range(count)]
 
 
 def _parse_label(text: str, ids: dict[str, int]) -> int | str:

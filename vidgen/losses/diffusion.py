@@ -16,15 +16,18 @@ from pipelines import VidTwinTransformer3DModel
 from pipelines.classes import superclass_ids
 from pipelines.latents import spread_streams
 from pipelines.schedulers import PREDICTION_TYPES, estimate_clean, noise_levels, prediction_type_of
+from pipelines.text import embed_tokens
 
 from ..common.config import check_config
 from ..common.errors import UserError
+from ..data.config import TextConfig
 from ..losses import Losses
 from .config import DiffusionConfig
 from .shortcut import Jumps, check_shortcut, draw_jumps, shortcut_target, shortcut_weight
 
-DRAWS = 6  # uniform random numbers per clip, besides noise
-SHORTCUT_DRAWS = 2  # further ones with `diffusion.shortcut`
+DRAWS = 6  # uniform random numbers per clip, besides noise; captions need another one
+SHORTCUT_DRAWS = 2  # after these, with `diffusion.shortcut`
+Text = tuple[torch.Tensor, torch.Tensor]  # embeddings (B, N, C), or ids (B, N) for a trained encoder; mask (B, N)
 
 
 class DiffusionLoss(nn.Module):
@@ -39,7 +42,8 @@ class DiffusionLoss(nn.Module):
     classifier-free guidance, and a fraction `subclass_dropout` the superclass of their class (`jump` for `jump/dog`).
     With self-conditioning (Chen et al., arXiv 2208.04202) the DiT sees its estimate of the clean latents on half of
     the clips. The estimate is computed for all clips, so that a clip's loss does not depend on its batch. A DiT with
-    image conditioning sees the first frame, except for a fraction `image_dropout`.
+    image conditioning sees the first frame, except for a fraction `image_dropout`. Captions are dropped from a
+    fraction `caption_dropout`, and from one stream only with `stream_dropout` for each.
 
     A fraction `shortcut` of the clips trains steps of any length instead (`vidgen.losses.shortcut`), without
     self-conditioning. Where its streams have different timesteps, one of them waits, as in conditional sampling. Their
@@ -50,6 +54,8 @@ class DiffusionLoss(nn.Module):
         scheduler: the scheduler that the trained pipeline samples with.
         config: of the loss.
         classes: names of the classes, by id; needed for `subclass_dropout` only.
+        text: dropout of captions.
+        text_encoder: of transformers, trained with the DiT; None: captions are passed as embeddings.
 
     Raises:
         UserError: if a value of the config is unknown or out of range.
@@ -61,6 +67,8 @@ class DiffusionLoss(nn.Module):
         scheduler: SchedulerMixin,
         config: DiffusionConfig,
         classes: Sequence[str] = (),
+        text: TextConfig | None = None,
+        text_encoder: nn.Module | None = None,
     ) -> None:
         super().__init__()
         check_diffusion(config)
@@ -75,9 +83,11 @@ class DiffusionLoss(nn.Module):
             ids = [*superclass_ids(classes), len(classes)]  # the null class is its superclass
             self.register_buffer("superclass_ids", torch.tensor(ids), persistent=False)
         self.transformer = transformer
+        self.text_encoder = text_encoder
         self.average = copy.deepcopy(transformer).requires_grad_(False) if config.shortcut else None
         self.scheduler = scheduler
         self.config = config
+        self.text = TextConfig() if text is None else text
         self.sizes = (math.prod(transformer.structure_shape), math.prod(transformer.dynamics_shape))
 
     def forward(
@@ -87,6 +97,7 @@ class DiffusionLoss(nn.Module):
         noise: torch.Tensor | None = None,
         uniform: torch.Tensor | None = None,
         image: torch.Tensor | None = None,
+        text: Text | None = None,
     ) -> Losses:
         """The loss on a batch. All randomness comes from `noise` and `uniform`, which are drawn here if not given.
 
@@ -94,8 +105,9 @@ class DiffusionLoss(nn.Module):
             latents: normalized and packed, (B, L).
             labels: class ids (B,); ignored by an unconditional transformer.
             noise: standard normal (B, L).
-            uniform: in [0, 1), (B, DRAWS + SHORTCUT_DRAWS) or more; without `shortcut` (B, DRAWS) or more.
+            uniform: in [0, 1), (B, DRAWS) or more; with `text` one more, with `shortcut` `SHORTCUT_DRAWS` after it.
             image: structure latents of the first frames (B, L_S), normalized, for a DiT with image conditioning.
+            text: of the captions: embeddings (B, N, C), or ids (B, N) for a trained encoder, and bool mask (B, N).
 
         Returns:
             `loss`, and the unweighted mean squared error of each stream, detached: `structure`, `dynamics`; with
@@ -103,10 +115,10 @@ class DiffusionLoss(nn.Module):
         """
         noise = torch.randn_like(latents) if noise is None else noise
         if uniform is None:
-            draws = DRAWS + SHORTCUT_DRAWS if self.config.shortcut else DRAWS
+            draws = DRAWS + 1 + SHORTCUT_DRAWS if self.config.shortcut else DRAWS + (text is not None)
             uniform = torch.rand(len(latents), draws, device=latents.device)
 
-        # Add noise at random timesteps, and drop some of the labels.
+        # Add noise at random timesteps, and drop some of the labels, images and captions.
         first, second, independent, dropped, conditioned, imageless = uniform[:, :DRAWS].unbind(1)
         jumps = self._draw_jumps(uniform) if self.config.shortcut else None
         timestep = self._timesteps(first, second, independent) if jumps is None else jumps.start
@@ -114,6 +126,8 @@ class DiffusionLoss(nn.Module):
         conditions = {"class_labels": None if null_class is None else self._drop_labels(labels, dropped, null_class)}
         if image is not None:
             conditions |= {"image_latents": image, "image_mask": imageless >= self.config.image_dropout}
+        if text is not None:
+            conditions |= self._text_conditions(text, uniform[:, DRAWS])
 
         # Predict, half of the clips given an estimate of the clean latents, and compare with the target.
         error, alpha, sigma = self._squared_error(latents, noise, timestep, conditions, conditioned < 0.5, jumps)
@@ -129,20 +143,28 @@ class DiffusionLoss(nn.Module):
 
     @torch.no_grad()
     def stream_errors(
-        self, latents: torch.Tensor, labels: torch.Tensor | None, noise: torch.Tensor, timestep: torch.Tensor
+        self,
+        latents: torch.Tensor,
+        labels: torch.Tensor | None,
+        noise: torch.Tensor,
+        timestep: torch.Tensor,
+        text: Text | None = None,
     ) -> Losses:
         """The unweighted mean squared error (B,) of each stream that is not empty, at given timesteps.
 
-        No class is dropped, and a DiT with self-conditioning sees its estimate, as it does when it samples. It sees no
-        image.
+        No class or caption is dropped, and a DiT with self-conditioning sees its estimate, as it does when it samples.
+        It sees no image.
 
         Args:
             latents: normalized and packed, (B, L).
             labels: class ids (B,); ignored by an unconditional transformer.
             noise: standard normal (B, L).
             timestep: of both streams, (B,), from `scale_timesteps`.
+            text: as in `forward`.
         """
         conditions = {"class_labels": None if self.transformer.config.num_classes is None else labels}
+        if text is not None:
+            conditions |= self._text_conditions(text)
         conditioned = torch.ones_like(timestep, dtype=torch.bool)
         error, _, _ = self._squared_error(latents, noise, timestep, conditions, conditioned)
         parts = zip(("structure", "dynamics"), error.split(self.sizes, dim=1), strict=True)
@@ -187,6 +209,14 @@ class DiffusionLoss(nn.Module):
             labels = torch.where(widened, self.superclass_ids[labels], labels)
         return labels.masked_fill(dropped < threshold, null_class)
 
+    def _text_conditions(self, text: Text, dropped: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        """Captions as inputs of the DiT, some of them dropped by uniform numbers (B,)."""
+        tokens, mask = text
+        embeddings = tokens if self.text_encoder is None else embed_tokens(self.text_encoder, tokens, mask)
+        if dropped is not None:
+            mask = drop_captions(mask, dropped, self.text.caption_dropout, self.text.stream_dropout)
+        return {"encoder_hidden_states": embeddings, "encoder_attention_mask": mask}
+
     def _timesteps(self, first: torch.Tensor, second: torch.Tensor, independent: torch.Tensor) -> torch.Tensor:
         """Timesteps (B,), or (B, 2) if some clips have one per stream, from three uniform numbers (B,)."""
         timestep = self.scale_timesteps(self._fraction(first))
@@ -224,8 +254,8 @@ class DiffusionLoss(nn.Module):
         return {"structure": structure, "dynamics": dynamics, "shortcut": mean(error, moves)}
 
     def _draw_jumps(self, uniform: torch.Tensor) -> Jumps:
-        """The jumps of a batch from uniform numbers (B, DRAWS + SHORTCUT_DRAWS)."""
-        first, second, independent, _, waiting, _, chosen, interval = uniform[:, : DRAWS + SHORTCUT_DRAWS].unbind(1)
+        """The jumps of a batch from uniform numbers (B, DRAWS + 1 + SHORTCUT_DRAWS)."""
+        first, second, independent, _, waiting, _, _, chosen, interval, *_ = uniform.unbind(1)
         independent = independent < self.config.independent_timesteps
         fraction, other = self._fraction(first), self._fraction(second)
         fractions = torch.stack([fraction, torch.where(independent, other, fraction)], dim=1)
@@ -242,10 +272,12 @@ class DiffusionLoss(nn.Module):
         target_timestep: torch.Tensor,
         without_class: torch.Tensor,
     ) -> torch.Tensor:
-        """The average's prediction (B, L) for a jump, with the null class for some of the clips."""
+        """The average's prediction (B, L) for a jump, without class and caption for some of the clips."""
         if (labels := conditions["class_labels"]) is not None:
             labels = labels.masked_fill(without_class, self.transformer.config.num_classes)
         conditions = {**conditions, "class_labels": labels}
+        if (mask := conditions.get("encoder_attention_mask")) is not None:
+            conditions["encoder_attention_mask"] = mask & ~without_class.reshape(-1, *[1] * (mask.ndim - 1))
         return self.average(latents, timestep, target_timestep=target_timestep, **conditions).sample
 
     @torch.no_grad()
@@ -279,6 +311,22 @@ def check_diffusion(config: DiffusionConfig) -> None:
             "diffusion.class_dropout and diffusion.subclass_dropout are fractions of the same clips, at most 1 in sum,"
             f" not {config.class_dropout} and {config.subclass_dropout}."
         )
+
+
+def drop_captions(
+    mask: torch.Tensor, uniform: torch.Tensor, caption_dropout: float, stream_dropout: float
+) -> torch.Tensor:
+    """The tokens (B, 2, N) that structure and dynamics attend to, of captions with the mask (B, N).
+
+    By uniform numbers (B,), a fraction `caption_dropout` of the clips has no caption, a fraction `stream_dropout` none
+    for structure, and another none for dynamics.
+    """
+    structure_dropout = caption_dropout + stream_dropout
+    keeps_structure = uniform >= structure_dropout
+    keeps_dynamics = (uniform >= structure_dropout + stream_dropout) | (
+        (uniform >= caption_dropout) & (uniform < structure_dropout)
+    )
+    return mask[:, None] & torch.stack([keeps_structure, keeps_dynamics], dim=1)[..., None]
 
 
 def denoising_target(

@@ -4,19 +4,21 @@
                              folder="runs/fvd", distances=("frechet", "mmd"))
 
 Real clips are those of `vidgen.metrics.fvd.evaluate_pipeline`. A generated clip is the first frames of a FAKE video,
-in the order of the videos. Samples of a pipeline that were saved without loss, in the order of their numbers and
-in the protocol's size, therefore give the pipeline's distance exactly.
+in the order of the videos. The samples of a pipeline that were saved without loss, in the order of their numbers and
+in the protocol's size, therefore give the pipeline's distance exactly. Of more FAKE videos than are used, a random
+selection is used, because files are often sorted by class.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -92,12 +94,16 @@ class VideoDistance:
 
 @dataclass(frozen=True)
 class _Side:
-    """The clips of one side: windows of its videos, those of other videos, and the unusable videos."""
+    """The clips of one side: windows of its videos, those of other videos, and the unusable videos.
+
+    `is_shuffled` is true if FAKE clips are not in the order of their videos.
+    """
 
     windows: list[Window]
     others: list[Window]
     unusable: list[tuple[str, str]]
     content: str
+    is_shuffled: bool = False
 
     @property
     def listed(self) -> int:
@@ -131,7 +137,8 @@ def compare_videos(
         folder: keeps features by the content of the files; shared by all processes and comparisons.
         distances: of `DISTANCES`.
         num_real, num_fake: number of clips; by default the protocol's or, where there are fewer FAKE clips, their
-            number on both sides.
+            number on both sides. Of more clips they are drawn with a fixed seed, and a larger set begins with the
+            smaller one.
         fake_clips: "first" takes the first frames of every FAKE video, one after the other at its frame rate;
             "protocol" cuts FAKE videos as REAL ones. By default "protocol" only if the protocol sets no number of
             generated clips.
@@ -162,6 +169,8 @@ def compare_videos(
         fake_side = _choose_fake(fake_files, protocol, fake_clips)
         count = fake_side.listed if protocol.generated is None else min(fake_side.listed, protocol.generated)
         count = count if num_fake is None else num_fake
+        if fake_clips == "first" and count < len(fake_side.windows):
+            fake_side = replace(fake_side, windows=_shuffle(fake_side.windows), is_shuffled=True)
         if num_real is None:
             num_real = protocol.real if count == protocol.generated or protocol.real is None else count
         drawn = draw_windows(real_files, protocol, num_real)
@@ -183,6 +192,8 @@ def compare_videos(
     collector = Collector(detectors, protocol, accelerator, Path(folder), batch_size, shard_size)
     real_source = {"content": real_side.content}
     fake_source = {"content": fake_side.content, "fake_clips": fake_clips}
+    if fake_side.is_shuffled:
+        fake_source["order"] = "shuffled"
     count = len(real_side.windows)
     sets = {
         "real": collector.collect("real", read(real_files, real_side.windows), count, real_source, keep=True),
@@ -211,13 +222,14 @@ def compare_videos(
         "fake": sorted({*fake_side.unusable, *sets["fake"].unreadable}),
     }
     unused = len(fake_side.windows) - len(fake_windows)
-    shared_notes = _list_notes(protocol, sets, unreadable, fake_windows, fake_clips, split_files, unused)
+    shared_notes = _list_notes(protocol, unreadable, fake_windows, fake_clips, split_files, unused)
     results = []
     for index, detector in enumerate(detectors):
         for distance in distances:
             a, b = sets["fake"].statistics[index], sets["real"].statistics[index]
             estimate = estimate_distance(distance, a, b, sets["fake"].samples, sets["real"].samples)
-            notes = shared_notes + list_protocol_caveats(protocol, detector)
+            notes = _list_count_notes(protocol, sets, distance) + shared_notes
+            notes += list_protocol_caveats(protocol, detector)
             notes += list_rank_caveats(detector, min(a.count, b.count)) if distance == "frechet" else []
             results.append(
                 VideoDistance(
@@ -276,6 +288,10 @@ def _choose_fake(files: Sequence[VideoFile], protocol: Protocol, fake_clips: str
     return _Side(windows, [], unusable, content_hash(files))
 
 
+def _shuffle(windows: Sequence[Window], seed: int = 0) -> list[Window]:
+    return [windows[i] for i in np.random.default_rng(seed).permutation(len(windows))]
+
+
 def _check_arguments(
     distances: Sequence[str],
     fake_clips: str,
@@ -302,31 +318,37 @@ def _check_arguments(
             raise UserError(f"{name} must be {minimum} or more, not {value}.")
 
 
+def _list_count_notes(protocol: Protocol, sets: dict[str, FeatureSet], distance: str) -> list[str]:
+    """List the numbers of clips that differ from the protocol's, or between the sides of a Fréchet distance."""
+    is_biased = distance == "frechet"
+    reason = ": Fréchet distances depend on the number" if is_biased else ""
+    notes = []
+    for name, expected in (("fake", protocol.generated), ("real", protocol.real)):
+        count = sets[name].samples
+        if expected is not None and count != expected:
+            notes.append(f"{count} {name} clips, not the protocol's {expected}{reason}.")
+    num_fake, num_real = sets["fake"].samples, sets["real"].samples
+    if is_biased and num_fake != num_real:
+        notes.append(
+            f"{num_fake} fake and {num_real} real clips: the Fréchet distance of real vs. real is that of another "
+            "number of clips."
+        )
+    return notes
+
+
 def _list_notes(
     protocol: Protocol,
-    sets: dict[str, FeatureSet],
     unreadable: dict[str, list[tuple[str, str]]],
     fake_windows: Sequence[Window],
     fake_clips: str,
     split_files: str | os.PathLike | None,
     unused: int,
 ) -> list[str]:
-    """List the reasons, of all detectors, why a number is not comparable with others under the protocol."""
+    """List the other reasons, of all detectors, why a number is not comparable with others under the protocol."""
     notes = []
-    for name, expected in (("fake", protocol.generated), ("real", protocol.real)):
-        count = sets[name].samples
-        if expected is not None and count != expected:
-            notes.append(
-                f"{count} {name} clips, not the protocol's {expected}: Fréchet distances depend on the number."
-            )
-    num_fake, num_real = sets["fake"].samples, sets["real"].samples
-    if num_fake != num_real:
-        notes.append(
-            f"{num_fake} fake and {num_real} real clips: the Fréchet distance of real vs. real is that of another "
-            "number of clips."
-        )
     if unused:
-        notes.append(f"{unused} more fake clips were not used.")
+        total = len(fake_windows) + unused
+        notes.append(f"{len(fake_windows)} of {total} fake clips are used, drawn at random with a fixed seed.")
     for name, entries in unreadable.items():
         if entries:
             path, reason = entries[0]

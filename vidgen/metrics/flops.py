@@ -31,10 +31,11 @@ def decode_flops(vae: VideoAutoencoder) -> float:
     return _blocks_flops(vae) + _count_latent_modules(vae)[1]
 
 
-def transformer_flops(transformer: VidTwinTransformer3DModel) -> float:
+def transformer_flops(transformer: VidTwinTransformer3DModel, num_caption_tokens: int = 0) -> float:
     """Return the FLOPs of the DiT's forward pass on one sample, conditioning included; a multiply-add counts as two.
 
-    Computed by formula, as for the VAE's blocks.
+    Computed by formula, as for the VAE's blocks. A DiT with captions attends to `num_caption_tokens` and its null
+    token.
     """
     c = transformer.config
     tokens, dim = sum(transformer.num_tokens), c.num_attention_heads * c.attention_head_dim
@@ -44,12 +45,18 @@ def transformer_flops(transformer: VidTwinTransformer3DModel) -> float:
     if cross:  # to one vector: queries and outputs of all tokens, and that vector's key and value
         per_token += 2 * 2 * dim**2 + 4 * dim
         per_sample += 2 * 2 * c.class_embed_dim * dim
+    captions = 0
+    if c.caption_channels is not None:
+        keys = num_caption_tokens + 1
+        per_token += 2 * 2 * dim**2 + 4 * keys * dim
+        per_sample += 2 * 2 * keys * dim**2
+        captions = 2 * num_caption_tokens * (c.caption_channels + dim) * dim
     values = math.prod(transformer.structure_shape) + math.prod(transformer.dynamics_shape)
     embedding = 2 * (2 + c.self_conditioning) * values * dim
     if c.image_conditioning:
         embedding += 2 * math.prod(transformer.structure_shape) * dim
     ends = 2 * 2 * (256 * dim + 2 * dim**2) + 2 * 2 * 2 * dim**2  # timesteps of both streams; last modulation
-    return c.num_layers * (tokens * per_token + per_sample) + embedding + ends
+    return c.num_layers * (tokens * per_token + per_sample) + embedding + captions + ends
 
 
 def matmul_rate(device: torch.device | str, dtype: torch.dtype, size: int | None = None, repeats: int = 5) -> float:

@@ -10,6 +10,7 @@ on any number of processes, interrupted or not (`vidgen.metrics.features`), with
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +31,7 @@ from pipelines.finite import NonFiniteError
 from ..common.environment import environment
 from ..common.errors import UserError
 from ..common.loading import public_config, weights_hash
+from ..data.captions import read_captions
 from ..data.listing import data_hash
 from ..data.types import VideoFile
 from .detectors import Detector
@@ -202,13 +204,17 @@ def evaluate_pipeline(
     def read(windows: Sequence[Window], size: int | tuple[int, int] = protocol.size) -> Clips:
         return partial(RealClips(files, windows, replace(protocol, size=size)).batches, num_workers=num_workers)
 
+    prompts = [] if pipeline.class_ids else read_prompts(pipeline, root, [files[w.video] for w in real.windows])
+    if prompts:
+        dit["prompts"] = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
+
     # Compute the features of every set. Those of real clips are kept for other evaluations.
     collector = Collector(detectors, protocol, accelerator, Path(folder), batch_size, shard_size)
     originals = read(real.windows)
     mean_colors = change_clips("mean_color", originals, mean_color_baseline, protocol)
     full_size = read(real.windows, pipeline.autoencoder.clip_shape[2:])
     reconstructions = change_clips("reconstructed", full_size, reconstruct_by(pipeline.autoencoder), protocol)
-    samples_by_number = generate_clips(pipeline, sampling, protocol, dit.get("frequencies"))
+    samples_by_number = generate_clips(pipeline, sampling, protocol, dit.get("frequencies"), prompts)
     sets = {
         "real": collector.collect("real", originals, count, data, keep=True),
         "mean_color": collector.collect("mean_color", mean_colors, count, data, keep=True),
@@ -393,18 +399,27 @@ def reconstruct_by(vae: VideoAutoencoder) -> Callable[[torch.Tensor], torch.Tens
 
 
 def generate_clips(
-    pipeline: VidTwinPipeline, sampling: Sampling, protocol: Protocol, frequencies: Sequence[float] | None = None
+    pipeline: VidTwinPipeline,
+    sampling: Sampling,
+    protocol: Protocol,
+    frequencies: Sequence[float] | None = None,
+    prompts: Sequence[str] = (),
 ) -> Clips:
-    """Return the source of a pipeline's clips, prepared by the protocol; a clip's number gives its noise and class."""
+    """Return the source of a pipeline's clips, prepared by the protocol.
+
+    A clip's number gives its noise, and its class or, of a pipeline without classes, its prompt.
+    """
 
     def generate(batches: Sequence[Sequence[int]]) -> Iterator[ClipBatch]:
         for batch in batches:
             numbers = list(batch)
             labels = class_labels(pipeline, numbers, sampling, frequencies)
             try:
+                texts = [prompts[number % len(prompts)] for number in numbers] if prompts and not labels else None
                 frames = pipeline(
                     class_labels=labels,
-                    num_videos_per_prompt=1 if labels else len(numbers),
+                    prompt=texts,
+                    num_videos_per_prompt=1 if labels or texts else len(numbers),
                     guidance_scale=sampling.guidance_scale,
                     num_inference_steps=sampling.num_inference_steps,
                     guidance_interval=sampling.guidance_interval,
@@ -417,6 +432,14 @@ def generate_clips(
             yield _prepare("generated", ClipBatch(numbers, numbers, clips), protocol)
 
     return generate
+
+
+def read_prompts(pipeline: VidTwinPipeline, root: str | os.PathLike, files: Sequence[VideoFile]) -> list[str]:
+    """Return the first caption of each video; empty if no video has one, or the pipeline takes no prompts."""
+    if not pipeline.takes_prompts or pipeline.text_encoder is None:
+        return []
+    prompts = [captions[0] if captions else "" for captions in read_captions(root, files)]
+    return prompts if any(prompts) else []
 
 
 def class_labels(

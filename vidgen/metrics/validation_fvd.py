@@ -123,12 +123,15 @@ class ValidationFVD:
         self.collector = Collector(self.detectors, self.protocol, accelerator, Path(folder), batch_size)
 
     @torch.no_grad()
-    def measure_generation(self, pipeline: VidTwinPipeline, sampling: Sampling, step: int) -> dict[str, float]:
+    def measure_generation(
+        self, pipeline: VidTwinPipeline, sampling: Sampling, step: int, prompts: Sequence[str] = ()
+    ) -> dict[str, float]:
         """The distance of `num_samples` generated clips to the real ones by each detector, `fvd_NAME`.
 
-        `step` identifies the pipeline's weights. NaN, with a warning, if a clip is not finite.
+        `step` identifies the pipeline's weights. `prompts` are those of a pipeline without classes, in turn. NaN, with
+        a warning, if a clip is not finite.
         """
-        clips = _leave_out_non_finite(generate_clips(pipeline, sampling, self.protocol))
+        clips = _leave_out_non_finite(generate_clips(pipeline, sampling, self.protocol, prompts=prompts))
         return self._measure("generated", clips, self.num_samples, step, "fvd")
 
     @torch.no_grad()

@@ -20,6 +20,7 @@ from ..data.listing import list_videos, relative_path
 from ..data.streams import FrameReader
 from ..data.types import ShardMember
 from .evaluation import evaluate_pairs
+from .optical_flow import MIN_SIDE, MISSING, has_optical_flow, measure_flow
 from .stats import mean_interval
 from .video_measures import MEASURES, measure_video
 
@@ -34,7 +35,8 @@ class VideoEvaluation:
 
     Attributes:
         rows: one for each video: `set` ("videos" or "reference"), `path` below its root, `frames`, `fps`, `width`,
-            `height`, the measures of `VideoMeasures`, and for the videos of pairs `psnr`, `psnr_frame` and `ssim`.
+            `height`, the measures of `VideoMeasures` and, with optical flow, of `FlowMeasures`, and for the videos of
+            pairs `psnr`, `psnr_frame` and `ssim`.
         skipped: (path, reason) of the videos that could not be read.
         notes: sentences on what limits the comparison, or why there are no pairs.
     """
@@ -82,6 +84,7 @@ def evaluate_videos(
     *,
     fps: float | None = None,
     size: int | None = None,
+    warping_error: bool | None = None,
 ) -> VideoEvaluation:
     """Measure videos, and real ones for comparison; pairs of equal names are also compared pixel by pixel.
 
@@ -89,14 +92,21 @@ def evaluate_videos(
         videos, reference: as `list_videos` takes them.
         fps, size: frame rate and short side at which all videos are measured; by default those of each file. Pairs are
             compared at the rate and size of the files.
+        warping_error: whether to measure along the optical flow, which takes most of the time; None: if OpenCV is
+            installed.
 
     Raises:
-        UserError: if there are no videos, or none of them can be read.
+        UserError: if there are no videos, none of them can be read, or the warping error is set and OpenCV is missing.
     """
     rows, skipped, notes = [], [], []
+    if warping_error is None and not has_optical_flow():
+        notes.append(f"The warping error is not measured: {MISSING}.")
+    elif warping_error and not has_optical_flow():
+        raise UserError(f"the warping error cannot be measured: {MISSING}.")
+    with_flow = warping_error is not False and has_optical_flow()
     for side, root in ((VIDEOS, videos), (REFERENCE, reference)):
         if root is not None:
-            side_rows, side_skipped = _measure_set(side, root, fps, size)
+            side_rows, side_skipped = _measure_set(side, root, fps, size, with_flow)
             rows, skipped = rows + side_rows, skipped + side_skipped
     evaluation = VideoEvaluation(rows, skipped, notes)
     if reference is not None:
@@ -109,7 +119,7 @@ def evaluate_videos(
 
 
 def _measure_set(
-    side: str, root: str | os.PathLike, fps: float | None, size: int | None
+    side: str, root: str | os.PathLike, fps: float | None, size: int | None, with_flow: bool
 ) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
     rows, skipped = [], []
     for file in progress(list_videos(root)[0], f"measuring {side}"):
@@ -119,11 +129,13 @@ def _measure_set(
                 raise UserError("it is in a shard; unpack the shards")
             with FrameReader(file.path, fps=fps, size=size) as reader:
                 facts = (side, path, reader.num_frames, float(reader.fps), reader.width, reader.height)
-                measures = measure_video(reader)
+                measures = asdict(measure_video(reader))
+                if with_flow and min(reader.width, reader.height) >= MIN_SIDE:
+                    measures |= asdict(measure_flow(reader))
         except UserError as error:
             skipped.append((str(file.path), getattr(error, "reason", str(error))))
             continue
-        rows.append(dict(zip(COLUMNS, facts, strict=False)) | asdict(measures))
+        rows.append(dict(zip(COLUMNS, facts, strict=False)) | measures)
     if not rows:
         raise UserError(f"{root}: no video can be measured; the first is {': '.join(skipped[0])}")
     return rows, skipped

@@ -21,19 +21,21 @@ from pipelines import VidTwinPipeline, VidTwinTransformer3DModel, default_schedu
 from pipelines.classes import superclass_names
 from pipelines.latents import normalize_latents
 from pipelines.schedulers import prediction_type_of
+from pipelines.text import TextEncoder
 
 from ..common.environment import set_cpu_threads
 from ..common.errors import UserError
 from ..common.images import class_grid, save_clip_grid_video
 from ..common.loading import encoder_hash, load_vae, weights_hash
 from ..common.precision import agree_on_mixed_precision
+from ..data.caption_cache import SMALL, warn_of_cut
 from ..data.config import clip_size
 from ..data.dataset import BadVideos
 from ..data.latent_cache import LatentCache, prepare_cache, prepare_validation_cache
 from ..data.splits import list_training_videos, list_videos_to_encode
 from ..losses import Losses
 from ..losses.config import DiffusionConfig
-from ..losses.diffusion import DiffusionLoss, check_diffusion
+from ..losses.diffusion import DiffusionLoss, Text, check_diffusion
 from ..losses.shortcut import check_shortcut
 from ..metrics.flops import transformer_flops
 from ..metrics.fvd import Sampling
@@ -44,13 +46,16 @@ from .config import DiTTrainingConfig
 from .failures import skip_non_finite_images
 from .freezing import describe_parameters, freeze_modules
 from .held_out_loss import held_out_names, measure_held_out_loss
+from .latent_statistics import Statistics, choose_statistics
 from .lora import add_lora, check_lora, write_lora
 from .pretrained import Parent, build_transformer_from, check_latent_shapes, find_parent, parent_scheduler
+from .text import check_parent, check_text, describe_text, load_frozen_encoder, prepare_small_encoder
 from .trainer import Batch, Trainer
 from .validation_fvd import build_validation_fvd
 
 SAMPLE_CLASSES = 8
-Statistics = tuple[list[float], list[float]]  # mean and standard deviation, of each stream or of each channel
+LABEL_CHARACTERS = 48  # of a prompt beside its sample
+DiT = VidTwinTransformer3DModel | nn.ModuleDict  # with a text encoder that is trained with it: a ModuleDict of both
 
 
 def train_dit(config: DiTTrainingConfig) -> Path:
@@ -62,6 +67,7 @@ def train_dit(config: DiTTrainingConfig) -> Path:
     # Check the config before the latents are encoded, which may take hours.
     accelerator = build_accelerator(config)
     check_diffusion(config.diffusion)
+    check_text(config)
     if config.lora.rank:
         check_lora(config, accelerator.distributed_type)
     superclasses = find_superclasses(config)
@@ -71,6 +77,7 @@ def train_dit(config: DiTTrainingConfig) -> Path:
         arguments = {**(parent.config if parent else {}), **config.model.overrides}
         check_shortcut(prediction_type_of(scheduler), arguments.get("interval_conditioning", False))
     vae = load_vae(config.vae, *clip_size(config.data)).to(accelerator.device)
+    text_encoder = load_frozen_encoder(config.text, accelerator.device)
     if config.model.latent_setting is not None:
         raise UserError(
             f"model.latent_setting is a setting of the VAE; the DiT uses the latents of {config.vae} unchanged. "
@@ -92,29 +99,43 @@ def train_dit(config: DiTTrainingConfig) -> Path:
 
     # Encode the clips, or find them in the cache.
     workers = config.train.dataloader_num_workers
-    cache = prepare_cache(config, vae, accelerator, workers)
-    validation_cache = prepare_validation_cache(config, vae, accelerator, workers)
+    cache = prepare_cache(config, vae, accelerator, workers, text_encoder)
+    validation_cache = prepare_validation_cache(config, vae, accelerator, workers, text_encoder)
     if accelerator.is_main_process:  # before the trainer reads the file
         bad_videos = [*cache.bad_videos, *(validation_cache.bad_videos if validation_cache else [])]
         BadVideos(Path(config.output_dir) / "bad_videos.jsonl").add(bad_videos)
     statistics = choose_statistics(config, vae, cache, parent)
 
+    # Create the text encoder that is trained, and tokenize the captions for it.
+    if config.text.encoder == SMALL:
+        text_encoder = prepare_small_encoder(config, cache.captions, parent, accelerator)
+        for part in filter(None, (cache, validation_cache)):
+            if num_cut := part.captions.tokenize(text_encoder.tokenizer, config.text.max_length):
+                accelerator.print(warn_of_cut(num_cut, len(part.captions.texts) - 1, config.text.max_length))
+    if parent is not None and text_encoder is not None and (warning := check_parent(config, parent, text_encoder)):
+        accelerator.print(f"warning: {warning}")
+
     # Train.
     classes = choose_classes(config, superclasses, cache.classes, parent)
     if parent is None:
-        transformer = build_transformer(config, vae, len(classes) or None)
+        transformer = build_transformer(config, vae, len(classes) or None, text_encoder)
     else:
-        transformer = build_transformer_from(parent, config.model.overrides, classes)
+        overrides = {**config.model.overrides, **caption_channels(text_encoder)}
+        transformer = build_transformer_from(parent, overrides, classes)
+    if transformer.config.caption_channels and text_encoder is None:
+        raise UserError("A DiT with caption_channels is trained on captions: set text.encoder.")
     if transformer.config.image_conditioning and not config.latents.images:
         raise UserError("A DiT with image_conditioning is trained on the first frames too: set latents.images=true.")
     if config.lora.rank:
         add_lora(transformer, config.lora)
     frozen = [] if config.lora.rank else freeze_modules(transformer, config.train.freeze)
     described = f"in {len(cache.classes)} classes" if cache.classes else "without classes"
+    if cache.captions is not None:
+        described += f" with {len(cache.captions.texts) - 1} different captions"
     accelerator.print(
         f"{describe_parameters(transformer)}; {sum(transformer.num_tokens)} tokens; {len(cache)} clips {described}"
         f"{f' and {len(validation_cache)} held-out clips' if validation_cache else ''}"
-        f"{'' if classes else ', so the DiT is unconditional'}."
+        f"{'' if classes or text_encoder else ', so the DiT is unconditional'}."
     )
     return DiTTrainer(
         config,
@@ -129,6 +150,7 @@ def train_dit(config: DiTTrainingConfig) -> Path:
         parent,
         frozen,
         fvd,
+        text_encoder,
     ).fit()
 
 
@@ -144,8 +166,9 @@ def encode_latents(config: DiTTrainingConfig) -> Path:
     except ValueError as error:
         raise UserError(f"train.mixed_precision does not fit: {error}") from error
     vae = load_vae(config.vae, *clip_size(config.data)).to(accelerator.device)
-    cache = prepare_cache(config, vae, accelerator, config.train.dataloader_num_workers)
-    prepare_validation_cache(config, vae, accelerator, config.train.dataloader_num_workers)
+    text_encoder = load_frozen_encoder(config.text, accelerator.device)
+    cache = prepare_cache(config, vae, accelerator, config.train.dataloader_num_workers, text_encoder)
+    prepare_validation_cache(config, vae, accelerator, config.train.dataloader_num_workers, text_encoder)
     folder = Path(cache.folder)
     accelerator.print(
         f"{len(cache)} clips in {len(cache.classes)} classes; {len(cache.bad_videos)} videos skipped; latent cache: "
@@ -194,22 +217,6 @@ def find_superclasses(config: DiTTrainingConfig) -> list[str]:
     return [name for name in superclasses if name not in classes]
 
 
-def choose_statistics(
-    config: DiTTrainingConfig, vae: VideoAutoencoder, cache: LatentCache, parent: Parent | None
-) -> Statistics:
-    """Mean and standard deviation that normalize the latents: the parent's, the VAE's, or measured on the cache.
-
-    A VAE without statistics, such as a converted official one, gets the measured ones.
-    """
-    if parent is not None and parent.statistics is not None:
-        return parent.statistics
-    if config.latents.statistics != "auto":
-        return cache.measure_statistics(vae, per_channel=config.latents.statistics == "channel")
-    if vae.latents_mean is None:
-        vae.set_latent_statistics(cache.mean, cache.std)
-    return vae.latents_mean, vae.latents_std
-
-
 def choose_classes(
     config: DiTTrainingConfig, superclasses: Sequence[str], classes: Sequence[str], parent: Parent | None
 ) -> list[str]:
@@ -233,16 +240,22 @@ def choose_classes(
 
 
 def build_transformer(
-    config: DiTTrainingConfig, vae: VideoAutoencoder, num_classes: int | None
+    config: DiTTrainingConfig,
+    vae: VideoAutoencoder,
+    num_classes: int | None,
+    text_encoder: TextEncoder | None = None,
 ) -> VidTwinTransformer3DModel:
-    """Create the DiT of a config for the latents of a VAE.
+    """Create the DiT of a config for the latents of a VAE, and for the embeddings of a text encoder.
 
     Raises:
         UserError: if the preset or an override is wrong.
     """
     try:
         return VidTwinTransformer3DModel.from_preset(
-            config.model.preset, vae=vae, num_classes=num_classes, **config.model.overrides
+            config.model.preset,
+            vae=vae,
+            num_classes=num_classes,
+            **{**config.model.overrides, **caption_channels(text_encoder)},
         )
     except (ValueError, TypeError) as error:
         raise UserError(f"The DiT of this config cannot be built: {error}") from error
@@ -281,6 +294,11 @@ def build_scheduler(config: DiffusionConfig, parent: Parent | None = None) -> Sc
         raise UserError(f"The noise schedule of this config (diffusion) cannot be built: {error}") from error
 
 
+def caption_channels(text_encoder: TextEncoder | None) -> dict[str, int]:
+    """The argument of the DiT for the embeddings of a text encoder."""
+    return {} if text_encoder is None else {"caption_channels": text_encoder.model.config.hidden_size}
+
+
 class DiTTrainer(Trainer):
     """`Trainer` of a `VidTwinTransformer3DModel`."""
 
@@ -298,8 +316,12 @@ class DiTTrainer(Trainer):
         parent: Parent | None = None,
         frozen: Sequence[nn.Module] = (),
         fvd: ValidationFVD | None = None,
+        text_encoder: TextEncoder | None = None,
     ) -> None:
         self.vae, self.fvd = vae, fvd
+        self.text_encoder = text_encoder
+        is_trained = config.text.encoder == SMALL
+        self.text_facts = {} if text_encoder is None else describe_text(text_encoder, is_trained, cache.captions)
         self.encoder_hash, self.vae_hash = encoder_hash(vae), weights_hash(vae)
         self.scheduler = scheduler
         self.cache, self.validation_cache = cache, validation_cache
@@ -309,7 +331,11 @@ class DiTTrainer(Trainer):
         # null class. An unconditional DiT ignores them.
         ids = [*(self.classes.index(name) if self.classes else 0 for name in cache.classes), len(self.classes)]
         self.label_ids = torch.tensor(ids, device=accelerator.device)
-        objective = DiffusionLoss(transformer, scheduler, config.diffusion, self.classes)
+        trained_encoder = text_encoder.model if is_trained else None
+        objective = DiffusionLoss(transformer, scheduler, config.diffusion, self.classes, config.text, trained_encoder)
+        averaged = None
+        if trained_encoder is not None:
+            averaged = nn.ModuleDict({"transformer": transformer, "text_encoder": trained_encoder})
         self.noise_size = transformer.latent_size * (2 if config.latents.sample else 1)
         super().__init__(
             config,
@@ -321,20 +347,23 @@ class DiTTrainer(Trainer):
             self.noise_size,
             parent=parent,
             frozen=frozen,
+            averaged=averaged,
         )
 
     def compute_losses(self, batch: Batch) -> Losses:
         image = self._prepare_image(batch["image"]) if self.model.config.image_conditioning else None
-        return self.objective(*self._prepare_batch(batch), batch["uniform"], image)
+        latents, labels, noise, text = self._prepare_batch(batch)
+        return self.objective(latents, labels, noise, batch["uniform"], image, text)
 
-    def _prepare_batch(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The normalized latents (B, L) of a batch, the ids of their classes (B,), and the noise to add (B, L)."""
+    def _prepare_batch(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Text | None]:
+        """The normalized latents (B, L), the ids of their classes (B,), the noise to add (B, L), and the captions."""
         latents, noise = batch["mean"], batch["noise"]
         if self.config.latents.sample:
             noise, posterior_noise = noise.chunk(2, dim=1)
             latents = latents + TwinPosterior(latents, batch["logvar"]).std * posterior_noise
         labels = self.label_ids[batch["label"]]
-        return normalize_latents(latents, self.vae, *self.statistics), labels, noise
+        text = (batch["text"], batch["text_mask"]) if self.text_encoder is not None else None
+        return normalize_latents(latents, self.vae, *self.statistics), labels, noise, text
 
     def _prepare_image(self, image: torch.Tensor) -> torch.Tensor:
         """The normalized structure latents (B, L_S) of first frames."""
@@ -349,41 +378,62 @@ class DiTTrainer(Trainer):
 
     def facts(self) -> dict[str, Any]:
         hashes = {"encoder weights": self.encoder_hash, "vae weights": self.vae_hash}
-        return {**super().facts(), **hashes, "classes": self.classes}
+        return {**super().facts(), **hashes, **self.text_facts, "classes": self.classes}
 
     def flops_per_sample(self) -> float:
         # The estimate of self-conditioning is a forward pass without a backward pass, which costs two.
-        return transformer_flops(self.model) * (4 / 3 if self.model.config.self_conditioning else 1)
+        num_caption_tokens = 0 if self.cache.captions is None else self.cache.captions.max_tokens
+        return transformer_flops(self.model, num_caption_tokens) * (
+            4 / 3 if self.model.config.self_conditioning else 1
+        )
 
-    def build_pipeline(self, model: VidTwinTransformer3DModel) -> VidTwinPipeline:
-        """Create the pipeline of a model with the VAE, scheduler and classes of this run."""
+    def build_pipeline(self, model: DiT) -> VidTwinPipeline:
+        """Create the pipeline of a model with the VAE, text encoder, scheduler and classes of this run."""
         id2label = dict(enumerate(self.classes)) or None
         statistics = {}
         if self.statistics != (self.vae.latents_mean, self.vae.latents_std) or self.vae.backbone is not self.vae:
             statistics = dict(zip(("latents_mean", "latents_std"), self.statistics, strict=True))
-        pipeline = VidTwinPipeline(self.vae, model, self.scheduler, id2label=id2label, **statistics)
+        transformer, text_encoder = self._split(model)
+        if self.text_encoder is not None:
+            encoder = text_encoder or self.text_encoder.model
+            statistics |= {"text_encoder": encoder, "tokenizer": self.text_encoder.tokenizer}
+        pipeline = VidTwinPipeline(self.vae, transformer, self.scheduler, id2label=id2label, **statistics)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
     def validation_metrics(self, config: DiTTrainingConfig) -> list[str]:
         return list_validation_metrics(config, self.vae, self.scheduler, self.validation_cache is not None)
 
-    def validate(self, model: VidTwinTransformer3DModel) -> dict[str, float]:
-        """Measure the loss on held-out clips and the FVD; draw samples of the first classes with a fixed seed."""
+    def _split(self, model: DiT) -> tuple[VidTwinTransformer3DModel, nn.Module | None]:
+        """The DiT, and the text encoder that is trained with it."""
+        return (model["transformer"], model["text_encoder"]) if isinstance(model, nn.ModuleDict) else (model, None)
+
+    def validate(self, model: DiT) -> dict[str, float]:
+        """Measure the loss on held-out clips and the FVD; draw samples of classes or captions with a fixed seed."""
         values = self._held_out_loss(model) if self.validation_cache is not None else {}
         if self.fvd is not None:
             diffusion = self.config.diffusion
             sampling = Sampling(self.config.seed, diffusion.guidance_scale, diffusion.num_inference_steps)
-            values |= self.fvd.measure_generation(self.build_pipeline(model), sampling, self.state.step)
+            captions = self.cache.captions
+            prompts = [] if captions is None else captions.examples(self.config.validation.num_samples)
+            values |= self.fvd.measure_generation(self.build_pipeline(model), sampling, self.state.step, prompts)
         if self.accelerator.is_main_process:
             with skip_non_finite_images(self.state.step, self.accelerator.print):
                 self._draw_samples(model)
         self.accelerator.wait_for_everyone()
         return values
 
-    def _held_out_loss(self, model: VidTwinTransformer3DModel) -> dict[str, float]:
+    def _held_out_loss(self, model: DiT) -> dict[str, float]:
+        transformer, text_encoder = self._split(model)
         return measure_held_out_loss(
-            DiffusionLoss(model, self.scheduler, replace(self.config.diffusion, shortcut=0.0), self.classes),
+            DiffusionLoss(
+                transformer,
+                self.scheduler,
+                replace(self.config.diffusion, shortcut=0.0),
+                self.classes,
+                self.config.text,
+                text_encoder,
+            ),
             self.validation_cache,
             self._prepare_batch,
             self.accelerator,
@@ -393,11 +443,15 @@ class DiTTrainer(Trainer):
             seed=self.config.seed,
         )
 
-    def _draw_samples(self, model: VidTwinTransformer3DModel) -> None:
+    def _draw_samples(self, model: DiT) -> None:
         diffusion = self.config.diffusion
         classes = self.classes[:SAMPLE_CLASSES]
+        inputs = {"class_labels": list(range(len(classes))) or None}
+        if self.cache.captions is not None:
+            prompts = (self.validation_cache or self.cache).captions.examples(SAMPLE_CLASSES)
+            inputs, classes = {"prompt": prompts}, [prompt[:LABEL_CHARACTERS] for prompt in prompts]
         frames = self.build_pipeline(model)(
-            class_labels=list(range(len(classes))) or None,
+            **inputs,
             guidance_scale=diffusion.guidance_scale,
             num_inference_steps=diffusion.num_inference_steps,
             generator=torch.Generator().manual_seed(self.config.seed),
@@ -410,7 +464,7 @@ class DiTTrainer(Trainer):
         video = save_clip_grid_video(path.with_suffix(".gif"), clips, fps, columns=4, labels=classes or None)
         self.log_media({"samples": grid, "samples_video": video})
 
-    def write_model(self, model: VidTwinTransformer3DModel, folder: Path, destination: Path) -> None:
+    def write_model(self, model: DiT, folder: Path, destination: Path) -> None:
         """Write the pipeline with the averaged DiT, or the averaged adapter of LoRA."""
         if self.config.lora.rank:
             write_lora(model, folder, str(destination))

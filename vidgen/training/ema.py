@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from diffusers import ModelMixin
 from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file
 from torch import nn
@@ -19,18 +18,18 @@ EMA_WEIGHTS = "ema.safetensors"
 OLD_EMA_WEIGHTS = "averaged.safetensors"  # its name in checkpoints of earlier versions
 
 
-def build_ema(model: ModelMixin, decay: float) -> EMAModel | None:
+def build_ema(model: nn.Module, decay: float) -> EMAModel | None:
     """Create the average of a model's trainable parameters; None if `decay` is 0."""
     return EMAModel(list(averaged_parameters(model).values()), decay=decay, foreach=True) if decay > 0 else None
 
 
-def averaged_parameters(model: ModelMixin) -> dict[str, nn.Parameter]:
+def averaged_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that are averaged, by name: the trainable ones. Frozen ones equal their average."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 @contextmanager
-def ema_scope(model: ModelMixin, ema: EMAModel | None, device: torch.device) -> Iterator[ModelMixin]:
+def ema_scope(model: nn.Module, ema: EMAModel | None, device: torch.device) -> Iterator[nn.Module]:
     """Yield the model in evaluation mode with its averaged weights, complete on every process.
 
     Without an average it has its current weights. A sharded model is copied, any other is restored afterwards.
@@ -42,7 +41,7 @@ def ema_scope(model: ModelMixin, ema: EMAModel | None, device: torch.device) -> 
         weights = dict(model.named_parameters())
         if ema:
             weights |= dict(zip(averaged_parameters(model), ema.shadow_params, strict=True))
-        model = empty_copy(model).to(device)
+        model = _empty_copy(model).to(device)
         with torch.no_grad():
             for name, target in model.named_parameters():
                 target.copy_(gather_shards(weights[name]))
@@ -59,13 +58,20 @@ def ema_scope(model: ModelMixin, ema: EMAModel | None, device: torch.device) -> 
             ema.restore(parameters)
 
 
-def gather_ema_weights(model: ModelMixin, ema: EMAModel) -> dict[str, torch.Tensor]:
+def _empty_copy(model: nn.Module) -> nn.Module:
+    """A newly initialized model, or `ModuleDict` of models."""
+    if isinstance(model, nn.ModuleDict):
+        return nn.ModuleDict({name: empty_copy(part) for name, part in model.items()})
+    return empty_copy(model)
+
+
+def gather_ema_weights(model: nn.Module, ema: EMAModel) -> dict[str, torch.Tensor]:
     """The averages by name, complete. Must be called on every process."""
     averages = zip(averaged_parameters(model), ema.shadow_params, strict=True)
     return {name: gather_shards(weight).contiguous() for name, weight in averages}
 
 
-def load_ema_weights(model: ModelMixin, ema: EMAModel, checkpoint: Path) -> None:
+def load_ema_weights(model: nn.Module, ema: EMAModel, checkpoint: Path) -> None:
     """Load the averaged parameters that a checkpoint folder holds."""
     path = checkpoint / EMA_WEIGHTS
     weights = load_file(path if path.exists() else checkpoint / OLD_EMA_WEIGHTS)

@@ -17,14 +17,14 @@ from accelerate.utils import gather_object, send_to_device
 from torch.utils.data import default_collate
 
 from ..data.latent_cache import LatentCache
-from ..losses.diffusion import DiffusionLoss
+from ..losses.diffusion import DiffusionLoss, Text
 from .sampler import derive_seed
 
 DOMAIN = 0x48454C44  # separates these random numbers from those of the training samples
 
 # Maps a batch of cached clips with normal `noise` (B, noise_size) to the normalized latents (B, L), the labels (B,),
-# and the noise to add, (B, L).
-PrepareBatch = Callable[[dict[str, Any]], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+# the noise to add, (B, L), and the captions.
+PrepareBatch = Callable[[dict[str, Any]], tuple[torch.Tensor, torch.Tensor, torch.Tensor, Text | None]]
 
 
 def held_out_names(streams: Sequence[str], num_bins: int, num_timesteps: int) -> list[str]:
@@ -48,7 +48,7 @@ def measure_held_out_loss(
     num_bins: int,
     seed: int,
 ) -> dict[str, float]:
-    """Mean squared errors of the prediction target, unweighted, without dropped classes; all processes call it.
+    """Mean squared errors of the prediction target, unweighted, nothing dropped; all processes call it.
 
     Args:
         objective: of the model to measure.
@@ -67,9 +67,9 @@ def measure_held_out_loss(
     for index in indices[accelerator.process_index :: accelerator.num_processes]:
         noise, fractions = _draw(seed, index, num_bins, noise_size)
         batch = {**default_collate([cache[index]] * num_bins), "noise": noise}
-        latents, labels, noise = prepare(send_to_device(batch, accelerator.device))
+        latents, labels, noise, text = prepare(send_to_device(batch, accelerator.device))
         timestep = objective.scale_timesteps(fractions.to(accelerator.device))
-        by_stream = objective.stream_errors(latents, labels, noise, timestep)
+        by_stream = objective.stream_errors(latents, labels, noise, timestep, text)
         errors.append((index, {name: values.tolist() for name, values in by_stream.items()}))
 
     # Average in the order of the clips, so that the sums of any number of processes are equal.

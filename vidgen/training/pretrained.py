@@ -7,6 +7,7 @@ has its weights from there and does not need the parent's files.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -27,9 +28,17 @@ from autoencoder.single_file import SUFFIXES
 from autoencoder.video_autoencoder import VideoAutoencoder
 from pipelines import VidTwinTransformer3DModel
 from pipelines.latents import STREAMS
+from pipelines.text import TextEncoder
 
 from ..common.errors import UserError
-from ..common.loading import encoder_hash, load_pipeline, load_vae, public_config, weights_hash
+from ..common.loading import (
+    encoder_hash,
+    load_pipeline,
+    load_vae,
+    public_config,
+    text_encoder_hash,
+    weights_hash,
+)
 from ..losses.adversarial import DiscriminatorLoss
 from .checkpoints import find_checkpoint, list_checkpoints
 from .config import DiTTrainingConfig, ModelConfig, VAETrainingConfig
@@ -39,8 +48,10 @@ Constructor = Callable[[Mapping[str, Any]], nn.Module]
 TRAINER_STATE = "trainer.json"
 DATA_KEYS = {"sample_size": "data.resolution", "num_frames": "data.num_frames"}  # of constructor arguments
 HEADS = ("num_attention_heads", "qformer_heads")  # the sizes that the shapes of an official checkpoint do not tell
-# Weights that an override may add: their last layer starts at zero, so the model is unchanged.
-ADDED_AT_ZERO = ("image_embed.", "interval_embed.")
+# Weights that overrides may add: they start at zero, or are behind such ones, so the model is unchanged.
+ADDED_AT_ZERO = re.compile(
+    r"image_embed\.|interval_embed\.|caption_embed\.|transformer_blocks\.\d+\.(attn3|norm_caption)\."
+)
 CLASS_TABLES = ("class_embed.weight", "condition_embed.class_embed.weight")
 
 
@@ -55,6 +66,7 @@ class Parent:
         classes: of a pipeline, the names of its classes by id.
         scheduler: of a pipeline, the config of its scheduler, with the class under `_class_name`.
         encoder: of a pipeline, `encoder_hash` of its autoencoder.
+        text_encoder: of a pipeline, `text_encoder_hash` of its text encoder, where it has one.
         statistics: of a pipeline, mean and standard deviation of its latents, where its config states them.
         class_name: of a VAE, the name of its class.
         weights: by name; empty in a resumed run.
@@ -66,6 +78,7 @@ class Parent:
     classes: list[str] = field(default_factory=list)
     scheduler: dict[str, Any] = field(default_factory=dict)
     encoder: str | None = None
+    text_encoder: str | None = None
     statistics: tuple[list[float], list[float]] | None = None
     class_name: str = AutoencoderKLVidTwin.__name__
     weights: Mapping[str, torch.Tensor] = field(default_factory=dict, repr=False)
@@ -128,6 +141,7 @@ def read_pipeline(config: ModelConfig) -> Parent:
     pipeline = load_pipeline(config.pretrained)
     transformer, names = pipeline.transformer, {int(k): v for k, v in pipeline.config.id2label.items()}
     mean, std = pipeline.config.latents_mean, pipeline.config.latents_std
+    text_encoder = TextEncoder(pipeline.tokenizer, pipeline.text_encoder)
     return Parent(
         config.pretrained,
         weights_hash(transformer),
@@ -135,6 +149,7 @@ def read_pipeline(config: ModelConfig) -> Parent:
         classes=[names.get(label, str(label)) for label in range(transformer.config.num_classes or 0)],
         scheduler=json.loads(pipeline.scheduler.to_json_string()),
         encoder=None if pipeline.vae is None else encoder_hash(pipeline.autoencoder),
+        text_encoder=None if text_encoder.model is None else text_encoder_hash(text_encoder),
         statistics=None if mean is None else (list(mean), list(std)),
         weights=transformer.state_dict(),
     )
@@ -204,7 +219,7 @@ def build_transformer_from(
     if parent.weights:
         weights = dict(parent.weights)
         own = transformer.state_dict()
-        weights = {name: weight for name, weight in own.items() if name.startswith(ADDED_AT_ZERO)} | weights
+        weights = {name: weight for name, weight in own.items() if ADDED_AT_ZERO.match(name)} | weights
         for name in CLASS_TABLES:
             if name in own and name in weights:
                 weights[name] = _inherit_rows(own[name], classes, weights[name], parent.classes)
@@ -255,7 +270,7 @@ def _build(class_name: str, parent: Parent, config: Mapping[str, Any], overrides
         """Name of a weight that some of the overrides add, remove or reshape."""
         shapes = _weight_shapes(create, {**config, **{name: overrides[name] for name in names}})
         changed = (name for name in {**own, **shapes} if shapes.get(name) != own.get(name))
-        return next((name for name in changed if name in own or not name.startswith(ADDED_AT_ZERO)), None)
+        return next((name for name in changed if name in own or not ADDED_AT_ZERO.match(name)), None)
 
     own = _weight_shapes(create, config) if overrides else {}
     try:

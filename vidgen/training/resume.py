@@ -40,6 +40,7 @@ WITHOUT_EFFECT = {
     "latent_cache",
     "latents.batch_size",
     "latents.shard_size",
+    "text.batch_size",
     "perceptual.weights",
     "perceptual.weights_sha256",
     "diffusion.guidance_scale",
@@ -54,9 +55,25 @@ WITHOUT_EFFECT = {
     "train.report_to",
 }
 WITHOUT_EFFECT_ON_DIT = {"data.validation_root", "data.num_validation_videos"}
-PATHS = {"vae", "model.pretrained", "gan.pretrained", "data.root", "data.split_files", "data.validation_root"}
+PATHS = {
+    "vae",
+    "text.encoder",
+    "model.pretrained",
+    "gan.pretrained",
+    "data.root",
+    "data.split_files",
+    "data.validation_root",
+}
 # Facts that define the task; the weights are useless for another.
-TASK_FACTS = {"encoder weights", "vae weights", "parent weights", "classes"}
+TASK_FACTS = {"encoder weights", "vae weights", "parent weights", "classes", "text encoder", "tokenizer"}
+
+# The model behind a path, which may be in another folder.
+FACTS_OF_PATHS = {
+    "encoder weights": "vae",
+    "vae weights": "vae",
+    "parent weights": "model.pretrained",
+    "text encoder": "text.encoder",
+}
 
 
 @dataclass(frozen=True)
@@ -90,7 +107,7 @@ def find_changes(
     if "encoder weights" in before:  # older checkpoints state the hash of the whole VAE instead
         now = {name: value for name, value in now.items() if name != "vae weights"}
     # The same model in another folder, or a VAE with the same latents, is no change.
-    for fact, key in {"encoder weights": "vae", "vae weights": "vae", "parent weights": "model.pretrained"}.items():
+    for fact, key in FACTS_OF_PATHS.items():
         if fact in before and before[fact] == now.get(fact):
             changes = [change for change in changes if change.key != key]
     # A change of the batch size explains that of the clips per step; otherwise the number of processes changed.

@@ -9,8 +9,9 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from ..common.html_pages import POLICY, STYLE, swatch, table
 from ..common.io import atomic_write
-from ..common.svg_charts import Line, line_chart, line_color
+from ..common.svg_charts import Line, line_chart
 from .best_model import PREFIX, higher_is_better
 from .run_folder import BASELINE, RunFolder, ranks_models
 
@@ -26,8 +27,10 @@ def write_runs_page(path: str | os.PathLike, runs: Sequence[RunFolder]) -> Path:
         path: the page.
         runs: at least one.
     """
-    swatches = (f"<span>{_swatch(style)}{name}</span>" for style, name in enumerate(_names(runs)))
+    swatches = (f"<span>{swatch(style)}{name}</span>" for style, name in enumerate(_names(runs)))
     texts = {
+        "policy": POLICY,
+        "style": STYLE,
         "legend": "".join(swatches),
         "runs": _runs_table(runs),
         "best": _best_table(runs),
@@ -63,7 +66,7 @@ def _runs_table(runs: Sequence[RunFolder]) -> str:
         kept = f"{run.best['metric']} {run.best['value']:.5g} at step {run.best['step']}" if run.best else ""
         rows.append(
             [
-                f"{_swatch(style)}{html.escape(run.name)}",
+                f"{swatch(style)}{html.escape(run.name)}",
                 run.kind,
                 f"{run.last_step}{'' if steps is None else f' of {steps}'}",
                 html.escape(kept),
@@ -71,12 +74,13 @@ def _runs_table(runs: Sequence[RunFolder]) -> str:
                 "yes" if run.has_final else "no",
             ]
         )
-    return _table(["run", "model", "step", "kept in best/", "checkpoints", "final/ written"], rows)
+    return table(["run", "model", "step", "kept in best/", "checkpoints", "final/ written"], rows)
 
 
 def _best_table(runs: Sequence[RunFolder]) -> str:
-    """The best value of every validation metric in each run; the best of all runs is bold."""
+    """The best value of every validation metric in each run that has one; the best of all runs is bold."""
     metrics = [metric for metric in _all_metrics(runs) if ranks_models(metric)]
+    runs = [run for run in runs if any(metric in run.curves for metric in metrics)]
     if not metrics:
         return "<p>No run has validation metrics.</p>"
     rows = []
@@ -91,7 +95,7 @@ def _best_table(runs: Sequence[RunFolder]) -> str:
         ]
         arrow = "↑" if higher_is_better(metric) else "↓"
         rows.append([f"{html.escape(metric.removeprefix(PREFIX))} {arrow}", *cells])
-    return _table(["metric", *_names(runs)], rows)
+    return table(["metric", *_names(runs)], rows)
 
 
 def _differences_table(runs: Sequence[RunFolder]) -> str:
@@ -102,7 +106,7 @@ def _differences_table(runs: Sequence[RunFolder]) -> str:
         [f"<code>{html.escape(key)}</code>", _format(values[0]), *(_format(x, x == values[0]) for x in values[1:])]
         for key, values in differences.items()
     ]
-    return _table(["key", *_names(runs)], rows)
+    return table(["key", *_names(runs)], rows)
 
 
 def _charts(runs: Sequence[RunFolder]) -> str:
@@ -149,14 +153,3 @@ def _format(value: Any, is_same: bool = False) -> str:
     """A config value as HTML; gray if it is the same as that of the first run, or missing."""
     text = "not set" if value is ... else f"{value:g}" if isinstance(value, float) else str(value)
     return f'<span class="same">{html.escape(text)}</span>' if is_same or value is ... else html.escape(text)
-
-
-def _swatch(style: int) -> str:
-    return f'<span class="swatch" style="background:{line_color(style)}"></span>'
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of cells that are HTML already."""
-    head = "".join(f"<th>{cell}</th>" for cell in header)
-    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

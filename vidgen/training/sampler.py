@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-UNIFORMS = 8  # uniform numbers of each sample, for all that a loss draws besides noise
+UNIFORMS = 9  # uniform numbers of each sample, for all that a loss draws besides noise
+FIRST_UNIFORMS = 8  # of them are drawn before the noise; later additions follow it, so that earlier runs are equal
 
 
 class InfiniteBatchSampler(Sampler[list[int]]):
@@ -66,8 +67,9 @@ class SeededDataset(Dataset):
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         generator = torch.Generator().manual_seed(derive_seed(self.seed, number))
-        uniform = torch.rand(UNIFORMS, generator=generator)
+        uniform = torch.rand(FIRST_UNIFORMS, generator=generator)
         noise = torch.randn(self.noise_size, generator=generator)
+        uniform = torch.cat([uniform, torch.rand(UNIFORMS - FIRST_UNIFORMS, generator=generator)])
         return {**self.dataset[divmod(number, len(self.dataset))], "noise": noise, "uniform": uniform}
 
 

@@ -74,6 +74,7 @@ class Trainer(ABC):
         accelerator: from `build_accelerator`.
         objective: module whose forward returns a dictionary of scalars with the total loss under `loss`.
         model: the module whose parameters are averaged and saved.
+        averaged: a `ModuleDict` of `model` and of others that are averaged and saved with it; None: only `model`.
         dataset: maps (epoch, index) to a sample, a dictionary.
         collate_fn: makes a batch, a dictionary, from a list of samples.
         noise_size: number of normal random numbers per sample (`batch["noise"]`).
@@ -99,6 +100,7 @@ class Trainer(ABC):
         groups: ParameterGroups | None = None,
         parent: Parent | None = None,
         frozen: Sequence[nn.Module] = (),
+        averaged: nn.ModuleDict | None = None,
     ) -> None:
         if not len(dataset):
             raise UserError("There is no clip to train on.")
@@ -112,6 +114,7 @@ class Trainer(ABC):
         self.accelerator = accelerator
         self.output_dir = Path(config.output_dir)
         self.model = model
+        self.averaged = model if averaged is None else averaged
         self.parent = parent.record() if parent else None
         self.frozen = frozen
         self.dataset = dataset
@@ -148,7 +151,7 @@ class Trainer(ABC):
         if accelerator.distributed_type == DistributedType.FSDP:
             initialize_state(self.optimizer.optimizer)
         self.lr_scheduler = build_lr_scheduler(self.optimizer, config.optim, train.max_train_steps)
-        self.ema = build_ema(model, train.ema_decay)
+        self.ema = build_ema(self.averaged, train.ema_decay)
 
     # --- Interface of a training -------------------------------------------------------------------------------------
 
@@ -161,17 +164,17 @@ class Trainer(ABC):
         """Names of the values of `validate` that rank models. Called before `Trainer.__init__`."""
 
     @abstractmethod
-    def validate(self, model: ModelMixin) -> dict[str, float]:
+    def validate(self, model: nn.Module) -> dict[str, float]:
         """Compute metrics, equal on every process, and draw images of the averaged model. Called on every process."""
 
     @abstractmethod
-    def write_model(self, model: ModelMixin, folder: Path, destination: Path) -> None:
+    def write_model(self, model: nn.Module, folder: Path, destination: Path) -> None:
         """Write the averaged model in its final form to a new folder, which becomes `destination`.
 
         Called on the main process.
         """
 
-    def finish_model(self, model: ModelMixin) -> None:
+    def finish_model(self, model: nn.Module) -> None:
         """Complete the averaged model before it is written. Called on every process; does nothing by default."""
         return
 
@@ -334,7 +337,7 @@ class Trainer(ABC):
         self.state.step += 1
         self.state.samples += self.global_batch
         if self.ema:
-            self.ema.step(averaged_parameters(self.model).values())
+            self.ema.step(averaged_parameters(self.averaged).values())
         self.lr_scheduler.step()
         return stop
 
@@ -391,16 +394,19 @@ class Trainer(ABC):
         return self.accelerator.reduce(value, reduction="mean") if self.accelerator.num_processes > 1 else value
 
     @contextmanager
-    def ema_scope(self) -> Iterator[ModelMixin]:
-        """Yield the model in evaluation mode with its averaged weights, complete on every process; no gradients."""
+    def ema_scope(self) -> Iterator[nn.Module]:
+        """Yield the model, or all that is averaged, in evaluation mode with its averaged weights; no gradients.
+
+        It is complete on every process.
+        """
         with (
-            ema_scope(self.model, self.ema, self.accelerator.device) as model,
+            ema_scope(self.averaged, self.ema, self.accelerator.device) as model,
             torch.no_grad(),
             self.accelerator.autocast(),
         ):
             yield model
 
-    def _write_model(self, model: ModelMixin, folder: Path, record: dict[str, Any] | None = None) -> None:
+    def _write_model(self, model: nn.Module, folder: Path, record: dict[str, Any] | None = None) -> None:
         """Write the averaged model atomically, with the validation that it was chosen by. Called on every process."""
         self.finish_model(model)
         if self.accelerator.is_main_process:
@@ -445,7 +451,7 @@ class Trainer(ABC):
             state["best"] = self.best.record
         if self.ema:
             state["averaged_steps"] = self.ema.optimization_step
-            ema_weights = gather_ema_weights(self.model, self.ema)
+            ema_weights = gather_ema_weights(self.averaged, self.ema)
         if self.accelerator.is_main_process:
             (folder / TRAINER_STATE).write_text(json.dumps(state))
             save_config(self.config, folder / CONFIG)
@@ -513,7 +519,7 @@ class Trainer(ABC):
         self.metrics.load_state_dict(saved, self.accelerator.process_index, self.accelerator.device)
         self.best.load(saved.get("best"))
         if self.ema:
-            load_ema_weights(self.model, self.ema, checkpoint)
+            load_ema_weights(self.averaged, self.ema, checkpoint)
             self.ema.optimization_step = saved["averaged_steps"]
 
     # --- Run folder --------------------------------------------------------------------------------------------------

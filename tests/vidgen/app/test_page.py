@@ -22,6 +22,7 @@ import pytest
 import torch
 from command_line import fail
 from PIL import Image
+from tiny_text import tiny_text_encoder
 
 from autoencoder import AutoencoderKLVidTwin, TwinLatents
 from pipelines import VidTwinPipeline, VidTwinTransformer3DModel, default_scheduler
@@ -237,8 +238,9 @@ def pixels_of(clip: torch.Tensor) -> np.ndarray:
     return ((clip[0].movedim(0, -1) + 1) * 127.5).clamp(0, 255).numpy()
 
 
-GENERATE = ([0], 1, 4, 1.0, 0)  # classes, count, steps, guidance, seed
-ANIMATE = (0, 0, 1, 4, 1.0, 0)  # class, change, count, steps, guidance, seed
+TEXTS = ("", "", "", "")  # prompts: of both streams, of each, and the negative one
+GENERATE = ([0], *TEXTS, 1, 4, 1.0, 0)  # classes, prompts, count, steps, guidance, seed
+ANIMATE = (0, "", 0, 1, 4, 1.0, 0)  # class, prompt, change, count, steps, guidance, seed
 
 
 # --- functions ------------------------------------------------------------------------------------------------------
@@ -279,7 +281,7 @@ def test_reenact_shows_both_videos_and_the_latent_swap(visitor, video, pipeline,
 
 
 def test_generate_equals_the_pipeline_with_the_same_seed(visitor, pipeline):
-    (result,) = visitor.outputs_of("generate", [0, 1], 2, 4, 1.0, 7)
+    (result,) = visitor.outputs_of("generate", [0, 1], *TEXTS, 2, 4, 1.0, 7)
     shown = visitor.frames_of(result)
     side, columns = pipeline.vae.clip_shape[3], 2
     enlarged = shown.shape[2] // columns
@@ -298,12 +300,36 @@ def test_generate_equals_the_pipeline_with_the_same_seed(visitor, pipeline):
             assert np.abs(made - 255 * clip).mean() < 8
 
 
+def test_prompts_are_fields_of_models_with_text_and_stay_text(pipeline):
+    """Also of a prompt that is HTML: the page shows it in the video only."""
+    encoder = tiny_text_encoder()
+    torch.manual_seed(0)
+    transformer = VidTwinTransformer3DModel.from_preset("tiny-test", vae=pipeline.vae, caption_channels=16)
+    for parameter in transformer.parameters():
+        torch.nn.init.normal_(parameter, std=0.15)
+    parts = {"text_encoder": encoder.model, "tokenizer": encoder.tokenizer}
+    with served(VidTwinPipeline(pipeline.vae, transformer.eval(), default_scheduler(), **parts)) as page:
+        visitor = Visitor(page)
+        boxes = [part["props"] for part in visitor.config["components"] if part["type"] == "textbox"]
+        labels = {box["label"] for box in boxes if box["visible"]}
+        assert labels == {"Prompt", "Structure prompt", "Dynamics prompt", "Negative prompt"}
+        prompt = "<img src=x onerror=alert(1)> a red\ndisc " * 20
+        videos = []
+        for texts in ((prompt, "", "", ""), ("", "a ring", "spins", "a dog"), TEXTS):
+            visitor.click("generate", [], *texts, 1, 4, 3.0, 0)
+            messages = list(visitor.messages())
+            ending = next(message for message in messages if message["msg"] == "process_completed")
+            videos.append(visitor.frames_of(ending["output"]["data"][0]))
+            assert "onerror" not in json.dumps(messages)
+        assert not np.array_equal(videos[0][:, CAPTION:], videos[1][:, CAPTION:])
+
+
 def test_animate_takes_an_image_or_a_video(visitor, video, frames, tmp_path, pipeline):
     Image.fromarray(frames[0]).save(tmp_path / "still.png")
     still, clip = visitor.upload(tmp_path / "still.png"), visitor.upload(video)
     side, length = pipeline.vae.clip_shape[3], pipeline.vae.clip_shape[1]
     for given in (still, clip):
-        (result,) = visitor.outputs_of("animate", given, 1, 0, 2, 4, 1.0, 0)
+        (result,) = visitor.outputs_of("animate", given, 1, "", 0, 2, 4, 1.0, 0)
         parts = cells(visitor.frames_of(result), 3, side)
         assert len(parts[0]) == length
         moved = np.abs(parts[0][0].astype(int) - parts[0][-1]).mean()
@@ -392,8 +418,8 @@ def test_bad_images_and_fields_are_refused_with_one_sentence(visitor, video, tmp
     assert visitor.error_of("animate", None, *ANIMATE) == "Choose an image or a video first."
     assert visitor.error_of("generate", [], *GENERATE[1:]) == "Choose at least one class."
     for wrong in ([5], 1, 4, 1.0, 0), ([0], 99, 4, 1.0, 0), ([0], 1, 10**6, 1.0, 0), ([0], 1, 4, 1.0, -1):
-        assert visitor.error_of("generate", *wrong)
-    assert "At most" in visitor.error_of("generate", [0, 1] * 4, 4, 4, 1.0, 0)
+        assert visitor.error_of("generate", wrong[0], *TEXTS, *wrong[1:])
+    assert "At most" in visitor.error_of("generate", [0, 1] * 4, *TEXTS, 4, 4, 1.0, 0)
     visitor.outputs_of("generate", *GENERATE)
 
 
@@ -461,7 +487,7 @@ def test_progress_is_reported(visitor, page, monkeypatch):
 
     def waits(run: service.Run) -> None:
         """Gradio reports progress from time to time; wait until it has."""
-        number, steps = next(checks), GENERATE[2]
+        number, steps = next(checks), GENERATE[-3]
         if number > 0:  # when the run takes its turn there is nothing to tell
             page.awaits(lambda: ("steps" if number <= steps else "frames") in told)
 

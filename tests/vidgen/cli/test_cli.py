@@ -22,7 +22,7 @@ def test_every_option_has_help():
     commands = parser._subparsers._group_actions[0].choices
     assert list(commands) == [
         "encode", "decode", "reconstruct", "reenact", "components", "generate", "convert", "shards",
-        "sprites", "data", "fvd", "evaluate", "runs", "app", "info",
+        "sprites", "data", "fvd", "evaluate", "latents", "runs", "app", "info",
     ]  # fmt: skip
     for name, command in commands.items():
         assert name in text
@@ -117,7 +117,10 @@ def videos(tmp_path) -> Path:
 def test_sprites_are_written_by_seed(tmp_path, capsys):
     main(["sprites", str(tmp_path / "few"), "--clips-per-class", "1", "--seed", "3"])
     assert capsys.readouterr().out == f"8 clips in {tmp_path / 'few'}\n"
-    main(["sprites", str(tmp_path / "more"), "--clips-per-class", "2", "--seed", "3"])
+    main(["sprites", str(tmp_path / "more"), "--clips-per-class", "2", "--seed", "3", "--captions"])
+    tables = [tmp_path / "more" / f"captions_{part}.csv" for part in ("seen", "held_out")]
+    assert sum(len(table.read_text().splitlines()) - 1 for table in tables) == 16
+    assert not list((tmp_path / "few").glob("captions*"))
     few, more = ({p.name: p.read_bytes() for p in (tmp_path / n).glob("*/*")} for n in ("few", "more"))
     assert len(few) == 16 and len(more) == 32 and few.items() <= more.items()
     main(["sprites", str(tmp_path / "others"), "--clips-per-class", "1", "--seed", "4"])

@@ -45,6 +45,13 @@ def test_axes_have_a_few_ticks_within_the_values(values, is_log):
         assert line[1][1] == pytest.approx((line[0][1] + line[2][1]) / 2, abs=0.11)
 
 
+def test_ticks_of_whole_numbers_are_whole():
+    channels = line_chart("std", [Line("latent", {1: 0.5, 2: 0.7, 3: 0.6}, 0)])
+    assert ticks(channels, "middle") == [1, 2, 3]
+    frequencies = line_chart("power", [Line("latent", {0.0: 1.0, 0.25: 0.7}, 0)])
+    assert len(ticks(frequencies, "middle")) > 2
+
+
 def test_names_are_escaped_and_the_best_point_is_marked():
     chart = line_chart("a<b", [Line("x&y", LINEAR, 1, marked=10)])
     assert "a&lt;b" in chart and "x&amp;y, best: 3 at 10" in chart and COLORS[1] in chart

@@ -18,6 +18,7 @@ from command_line import fail
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
+from tiny_text import tiny_text_encoder
 
 from autoencoder import AutoencoderKLVidTwin, TwinLatents
 from pipelines import VidTwinPipeline, VidTwinTransformer3DModel, default_scheduler
@@ -158,6 +159,46 @@ def test_generate_writes_a_video_for_each_class_and_number(model, tmp_path, caps
         assert ((tmp_path / "w.gif").read_bytes() == (tmp_path / names[-1]).read_bytes()) is same
     capsys.readouterr()
     assert "did you mean 'spin'" in fail(capsys, *words, tmp_path / "x.mp4", "--class", "spinn")
+
+
+def test_generate_takes_prompts_that_are_in_no_file_name(model, tmp_path, capsys):
+    encoder = tiny_text_encoder()
+    pipeline = VidTwinPipeline.from_pretrained(model)
+    config = {name: value for name, value in pipeline.transformer.config.items() if not name.startswith("_")}
+    torch.manual_seed(0)
+    transformer = VidTwinTransformer3DModel.from_config({**config, "caption_channels": 16})
+    for parameter in transformer.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    pipeline.register_modules(transformer=transformer, text_encoder=encoder.model, tokenizer=encoder.tokenizer)
+    pipeline.save_pretrained(tmp_path / "text")
+    words = ["generate", "--model", str(tmp_path / "text"), "--steps", "2", "--seed", "3", "--dtype", "float32"]
+
+    prompts = ['a red disc "$(touch x)" \x1b[31m/../<b>', "星 🙂"]
+    options = [word for prompt in prompts for word in ("--dynamics-prompt", prompt)]
+    main([*words, str(tmp_path / "out.gif"), "--structure-prompt", "a ring", *options, "--stream-guidance", "2", "3"])
+    printed = capsys.readouterr()
+    assert printed.out.splitlines() == [str(tmp_path / f"out-{i}.gif") for i in range(2)]
+    assert "touch" not in printed.err and "\x1b[31m/" not in printed.err
+    clips = [read(tmp_path / f"out-{i}.gif")[0] for i in range(2)]
+    assert not np.array_equal(*clips)
+    pipeline.set_progress_bar_config(disable=True)
+    settings = {"num_inference_steps": 2, "output_type": "np", "generator": torch.Generator().manual_seed(3)}
+    texts = {"structure_prompt": "a ring", "dynamics_prompt": prompts[1]}
+    expected = pipeline(guidance_scale=(2.0, 3.0), **texts, **settings).frames[0]
+    main([*words, str(tmp_path / "one"), "--structure-prompt", "a ring", *options[2:], "--stream-guidance", "2", "3"])
+    pixels = [np.asarray(Image.open(path)) for path in sorted((tmp_path / "one").glob("*.png"))]
+    assert np.array_equal(np.stack(pixels), (255 * expected).round().astype(np.uint8))
+
+    main([*words, str(tmp_path / "class.gif"), "--prompt", "a ring", "--class", "spin", "--class", "orbit"])
+    assert sorted(path.name for path in tmp_path.glob("class*")) == ["class-orbit-0.gif", "class-spin-0.gif"]
+    for options, message in (
+        (["--prompt", "a", "--prompt", "b", *["--class", "spin"] * 3], "--prompt is given 2 times, but another 3"),
+        (["--prompt", "a", "--stream-guidance", "1", "nan"], "--stream-guidance must be a finite number"),
+    ):
+        assert message in fail(capsys, *words, tmp_path / "x.mp4", *options)
+    assert "was not trained on captions: leave prompt out" in fail(
+        capsys, "generate", "--model", model, tmp_path / "x.mp4", "--prompt", "a"
+    )
 
 
 def test_generate_animates_an_image(model, tmp_path, capsys):

@@ -12,8 +12,9 @@ from torch import nn
 from pipelines import VidTwinTransformer3DModel, default_scheduler
 from pipelines.schedulers import PREDICTION_TYPES, noise_levels
 from vidgen.common.errors import UserError
+from vidgen.data.config import TextConfig
 from vidgen.losses.config import DiffusionConfig
-from vidgen.losses.diffusion import DRAWS, DiffusionLoss, min_snr_weight
+from vidgen.losses.diffusion import DRAWS, DiffusionLoss, drop_captions, min_snr_weight
 
 SIZES = (6, 4)
 
@@ -363,3 +364,43 @@ def test_a_fraction_of_the_clips_has_no_image():
     assert 0.02 < (dropped & ~first["image_mask"]).float().mean() < 0.12
     objective(latents, labels)
     assert objective.transformer.images[-1] == {}
+
+
+# --- captions -------------------------------------------------------------------------------------------------------
+
+
+def test_captions_are_dropped_from_both_streams_or_from_one():
+    mask = torch.tensor([True, True, False]).expand(1000, 3)
+    uniform = torch.arange(1000) / 1000
+    kept = drop_captions(mask, uniform, caption_dropout=0.1, stream_dropout=0.2)
+    assert kept.shape == (1000, 2, 3) and not kept[..., 2].any() and torch.equal(kept[..., 0], kept[..., 1])
+    structure, dynamics = kept[:, 0, 0], kept[:, 1, 0]
+    assert (~structure & ~dynamics).sum() == 100 and (~structure & dynamics).sum() == 200
+    assert (structure & ~dynamics).sum() == 200 and (structure & dynamics).sum() == 500
+    assert drop_captions(mask, uniform, 0.0, 0.0)[..., :2].all()
+
+
+def test_a_loss_sees_the_captions_that_are_not_dropped(monkeypatch):
+    model = VidTwinTransformer3DModel.from_preset("tiny-test", num_classes=3, caption_channels=8)
+    seen = []
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda *args, **kw: seen.append(kw) or forward(*args, **kw))
+    text = TextConfig(caption_dropout=0.25, stream_dropout=0.25)
+    objective = DiffusionLoss(model, default_scheduler("sample"), DiffusionConfig(), text=text)
+    latents, labels = torch.randn(4, model.latent_size), torch.zeros(4, dtype=torch.long)
+    embeddings, mask = torch.randn(4, 5, 8), torch.ones(4, 5, dtype=torch.bool)
+    uniform = torch.full((4, DRAWS + 1), 0.9)
+    uniform[:, DRAWS] = torch.tensor([0.1, 0.3, 0.6, 0.8])
+    noise = torch.randn_like(latents)
+    objective(latents, labels, noise, uniform, text=(embeddings, mask))["loss"].backward()
+    assert seen[0]["encoder_attention_mask"].any(dim=2).tolist() == [
+        [False, False], [False, True], [True, False], [True, True]
+    ]  # fmt: skip
+    errors = objective.stream_errors(latents, labels, noise, torch.full((4,), 500), (embeddings, mask))
+    assert seen[1]["encoder_attention_mask"].all() and set(errors) == {"structure", "dynamics"}
+    plain = DiffusionLoss(model, default_scheduler("sample"), DiffusionConfig())
+    torch.manual_seed(0)
+    a = plain(latents, labels)["loss"]
+    torch.manual_seed(0)
+    noise = torch.randn_like(latents)
+    assert torch.equal(a, plain(latents, labels, noise, torch.rand(4, DRAWS))["loss"]), "as before captions"

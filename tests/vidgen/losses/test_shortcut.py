@@ -88,7 +88,7 @@ def batch(count: int = 256, std: float = 0.3) -> list[torch.Tensor]:
         std * clean,
         torch.arange(count) % 3,
         noise,
-        torch.rand(count, DRAWS + SHORTCUT_DRAWS, generator=generator),
+        torch.rand(count, DRAWS + 1 + SHORTCUT_DRAWS, generator=generator),
     ]
 
 
@@ -185,7 +185,7 @@ def test_clips_that_do_not_jump_have_the_timesteps_of_the_ordinary_loss():
     objective, plain = make("v_prediction", **settings), make("v_prediction", **{**settings, "shortcut": 0.0})
     arguments = batch()
     objective(*arguments), plain(*arguments)
-    chosen = arguments[-1][:, DRAWS] < 0.5
+    chosen = arguments[-1][:, DRAWS + 1] < 0.5
     assert torch.equal(objective.transformer.calls[-1].t[~chosen], plain.transformer.calls[-1].t[~chosen])
     assert (objective.transformer.calls[-1].r == objective.transformer.calls[-1].t)[~chosen].all()
     assert plain.transformer.calls[-1].r is None
@@ -224,7 +224,7 @@ def test_the_loss_of_a_clip_does_not_depend_on_its_batch(prediction_type):
     config = DiffusionConfig(shortcut=0.5, shortcut_guidance=2.0, independent_timesteps=0.5, loss_weighting="min_snr")
     objective = DiffusionLoss(model, default_scheduler(prediction_type), config)
     normal = [torch.randn(6, model.latent_size) for _ in range(2)]
-    arguments = [normal[0], torch.arange(6) % 3, normal[1], torch.rand(6, 8), torch.randn(6, 16)]
+    arguments = [normal[0], torch.arange(6) % 3, normal[1], torch.rand(6, 9), torch.randn(6, 16)]
     loss = objective(*arguments)["loss"]
     parts = [objective(*(x[i : i + 2] for x in arguments))["loss"] for i in (0, 2, 4)]
     torch.testing.assert_close(sum(parts) / 3, loss, rtol=1e-4, atol=1e-5)
@@ -237,8 +237,8 @@ def test_jumps_have_no_self_conditioning():
     estimates = []
     model.register_forward_pre_hook(lambda _, a, k: estimates.append(k.get("self_condition")), with_kwargs=True)
     objective = DiffusionLoss(model, default_scheduler("v_prediction"), DiffusionConfig(shortcut=0.5))
-    uniform = torch.full((2, 8), 0.1)
-    uniform[1, DRAWS] = 0.9  # the second clip does not jump
+    uniform = torch.full((2, 9), 0.1)
+    uniform[1, DRAWS + 1] = 0.9  # the second clip does not jump
     objective(torch.randn(2, model.latent_size), torch.zeros(2, dtype=torch.long), None, uniform)
     assert estimates[:2] == [None, None] and estimates[2].ne(0).any(dim=1).tolist() == [False, True]
 

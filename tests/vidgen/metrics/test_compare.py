@@ -22,6 +22,7 @@ from vidgen.data.sprites import write_sprites
 from vidgen.data.transforms import clip_to_frames
 from vidgen.metrics.compare import compare_videos
 from vidgen.metrics.detectors import Detector, get_detector
+from vidgen.metrics.features import Collector
 from vidgen.metrics.fvd import Sampling, evaluate_pipeline, generate_clips
 from vidgen.metrics.protocols import get_protocol
 
@@ -100,6 +101,10 @@ def test_mmd_of_two_halves_holds_zero_and_of_noise_does_not(sprites, tmp_path):
     assert mmd.distance == "mmd" and mmd.low <= 0 <= mmd.high and frechet.value > 0
     dark, _ = compare(tmp_path / "a.npy", tmp_path / "dark.npy", tmp_path / "work", **options)
     assert dark.low > 0
+    [few] = compare(
+        tmp_path / "a.npy", tmp_path / "b.npy", tmp_path / "few", **options | {"num_fake": 8, "distances": ["mmd"]}
+    )
+    assert (few.num_fake, few.num_real) == (8, 48) and not any("Fréchet" in note for note in few.notes)
 
 
 def test_features_are_cached_by_content_and_broken_files_listed(sprites, tmp_path, monkeypatch):
@@ -115,6 +120,28 @@ def test_features_are_cached_by_content_and_broken_files_listed(sprites, tmp_pat
     monkeypatch.setattr("vidgen.metrics.real_clips.RealClips.__getitem__", None)  # nothing is read again
     [again] = compare(sprites, tmp_path / "moved", tmp_path / "work")
     assert again.value == first.value
+
+
+def test_fewer_fake_clips_than_videos_are_drawn_from_all_classes(sprites, tmp_path, monkeypatch):
+    windows = {}
+    collect = Collector.collect
+
+    def note(self, name, clips, count, source, **options):
+        windows[name] = (clips.func.__self__.windows, source)
+        return collect(self, name, clips, count, source, **options)
+
+    monkeypatch.setattr(Collector, "collect", note)
+    [few] = compare(sprites, sprites, tmp_path / "work", num_fake=8)
+    drawn, source = windows["fake"]
+    videos = [window.video for window in drawn]
+    assert len({video // 4 for video in videos}) > 3  # of 8 classes with 4 videos each
+    assert "8 of 32 fake clips are used, drawn at random with a fixed seed." in few.notes
+    compare(sprites, sprites, tmp_path / "work", num_fake=12)
+    assert windows["fake"] == ([*drawn, *windows["fake"][0][8:]], source)  # a larger set begins with the smaller one
+    [every] = compare(sprites, sprites, tmp_path / "work", num_fake=32)
+    drawn, source = windows["fake"]
+    assert [window.video for window in drawn] == list(range(32)) and "order" not in source
+    assert not any("drawn at random" in note for note in every.notes)
 
 
 def test_the_command_writes_json_and_a_plot(sprites, tmp_path, monkeypatch, capsys):

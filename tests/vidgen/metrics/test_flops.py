@@ -56,6 +56,7 @@ def test_the_released_size_takes_two_teraflops_a_round_trip():
         {"structure_patch_size": (4, 2, 2), "dynamics_patch_size": (4, 4)},
         {"num_layers": 1, "mlp_ratio": 2.0, "class_embed_dim": 96},
         {"image_conditioning": True},
+        {"caption_channels": 24},
     ],
 )
 @torch.no_grad()
@@ -74,8 +75,9 @@ def test_the_dits_count_is_that_of_plain_matmuls(sizes, num_classes, class_condi
     labels = None if num_classes is None else torch.zeros(1, dtype=torch.long)
     image = latents[:, : 3 * 4 * 2 * 2] if dit.image_embed is not None else None
     with FlopCounterMode(display=False) as counter:
-        dit(latents, torch.zeros(1), labels, image_latents=image)
-    assert transformer_flops(dit) == pytest.approx(counter.get_total_flops(), rel=1e-9)
+        captions = None if dit.caption_embed is None else torch.zeros(1, 7, 24, dtype=torch.bfloat16)
+        dit(latents, torch.zeros(1), labels, image_latents=image, encoder_hidden_states=captions)
+    assert transformer_flops(dit, num_caption_tokens=7) == pytest.approx(counter.get_total_flops(), rel=1e-9)
 
 
 def test_the_matmul_rate_is_of_two_operations_a_multiply_add(monkeypatch):

@@ -52,7 +52,7 @@ def measure(denoiser: Denoiser, num_clips: int = 7, seed: int = 0, **scheduler) 
     return measure_held_out_loss(
         objective,
         Cache(),
-        lambda batch: (batch["mean"], batch["label"], batch["noise"]),
+        lambda batch: (batch["mean"], batch["label"], batch["noise"], None),
         Accelerator(cpu=True),
         noise_size=11,
         num_clips=num_clips,

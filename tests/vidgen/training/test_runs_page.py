@@ -74,6 +74,10 @@ def test_the_page_is_one_file_with_the_best_values_and_escaped_names(runs, tmp_p
     assert "psnr 24 at step 1" in page and "<code>seed</code>" in page
     assert page.count("<svg") == 4  # loss, psnr, its baseline, and the DiT's validation loss
     assert "all/one, best: 22.5 at 2" in page
+    unvalidated = write_run(tmp_path / "all" / "three", {"loss": {1: 2.0}}, "seed: 3\n")
+    page = write_runs_page(tmp_path / "runs.html", read_runs([*runs, unvalidated])).read_text()
+    best = page[page.index("Best validations") : page.index("Differences of the configs")]
+    assert "all/three" in page and "all/three" not in best  # no empty column
 
 
 def test_one_run_without_validation_has_a_page(tmp_path, capsys):

@@ -258,9 +258,9 @@ def test_a_dit_is_trained_on_first_frames(dit_config, tmp_path, monkeypatch):
     """The images are normalized like the structure of the clips, and the trained pipeline animates one."""
     seen, forward = [], DiffusionLoss.forward
 
-    def spy(self, latents, labels, noise, uniform, image):
+    def spy(self, latents, labels, noise, uniform, image, text):
         seen.append((latents, image))
-        return forward(self, latents, labels, noise, uniform, image)
+        return forward(self, latents, labels, noise, uniform, image, text)
 
     monkeypatch.setattr(DiffusionLoss, "forward", spy)
     settings = ["train.max_train_steps=4", "model.overrides={image_conditioning: true}", "diffusion.image_dropout=0"]

@@ -1,0 +1,170 @@
+"""Text encoders of a DiT's training: a frozen one, or a small one that is trained with the DiT (`text.encoder`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, DistilBertConfig, DistilBertModel, PreTrainedTokenizerFast
+
+from pipelines.text import TextEncoder
+
+from ..common.errors import UserError
+from ..common.io import atomic_dir
+from ..common.loading import load_text_encoder, text_encoder_hash, tokenizer_hash
+from ..data.caption_cache import SMALL, CaptionCache
+from ..data.config import TextConfig
+from .checkpoints import find_checkpoint
+from .config import DiTTrainingConfig
+from .pretrained import Parent
+
+FOLDER = "text"  # in the run folder: the tokenizer and the config of the small encoder
+PAD, END = "<pad>", "</s>"
+
+
+def load_frozen_encoder(config: TextConfig, device: torch.device | str) -> TextEncoder | None:
+    """Load the frozen text encoder of a config, whose tokenizer cuts at `max_length`; None for `small` and for none.
+
+    Raises:
+        UserError: if it cannot be loaded.
+    """
+    if config.encoder in (None, SMALL):
+        return None
+    encoder = load_text_encoder(config.encoder)
+    encoder.tokenizer.model_max_length = min(config.max_length, encoder.tokenizer.model_max_length)
+    encoder.model.to(device)
+    return encoder
+
+
+def prepare_small_encoder(
+    config: DiTTrainingConfig, captions: CaptionCache, parent: Parent | None, accelerator: Accelerator
+) -> TextEncoder:
+    """Create the text encoder that is trained with the DiT, and write its tokenizer and config to the run folder.
+
+    A resumed run has those of the run folder, whose weights come with the checkpoint. A run from a pipeline with a
+    text encoder trains that one further.
+
+    Raises:
+        UserError: if the sizes do not fit together, or the parent has an encoder of another class.
+    """
+    folder = Path(config.output_dir) / FOLDER
+    if find_checkpoint(config.output_dir, config.resume) is not None and folder.is_dir():
+        return TextEncoder(
+            AutoTokenizer.from_pretrained(folder), DistilBertModel(DistilBertConfig.from_pretrained(folder))
+        )
+    if parent is not None and parent.text_encoder is not None:
+        encoder = load_text_encoder(parent.name)
+        if not isinstance(encoder.model, DistilBertModel):
+            raise UserError(
+                f"text.encoder=small trains a DistilBertModel, but that of {parent.name} is a "
+                f"{type(encoder.model).__name__}: set text.encoder={parent.name}, which keeps it frozen."
+            )
+        encoder.model.requires_grad_(True)
+    else:
+        tokenizer = train_tokenizer(captions.texts, config.text.vocab_size)
+        tokenizer.model_max_length = config.text.max_length
+        encoder = TextEncoder(tokenizer, build_small_model(config.text, tokenizer))
+    accelerator.wait_for_everyone()  # every process has looked for a checkpoint
+    if accelerator.is_main_process:
+        with atomic_dir(folder) as unfinished:
+            encoder.tokenizer.save_pretrained(unfinished)
+            encoder.model.config.save_pretrained(unfinished)
+    return encoder
+
+
+def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer (Sennrich et al. 2016) on captions; it represents any Unicode text.
+
+    Captions are normalized (NFKC), in lower case, with single blanks, and end with an end token.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFKC(), normalizers.Lowercase(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[PAD, END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    end = tokenizer.token_to_id(END)
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {END}", special_tokens=[(END, end)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=END)
+
+
+def build_small_model(config: TextConfig, tokenizer: PreTrainedTokenizerFast) -> DistilBertModel:
+    """Create a transformer over the tokens of captions, without dropout, newly initialized.
+
+    Raises:
+        UserError: if the heads do not divide the width.
+    """
+    if config.hidden_size % config.num_attention_heads:
+        raise UserError(
+            f"text.hidden_size={config.hidden_size} must be a multiple of text.num_attention_heads="
+            f"{config.num_attention_heads}."
+        )
+    return DistilBertModel(
+        DistilBertConfig(
+            vocab_size=len(tokenizer),
+            max_position_embeddings=config.max_length,
+            dim=config.hidden_size,
+            hidden_dim=4 * config.hidden_size,
+            n_layers=config.num_layers,
+            n_heads=config.num_attention_heads,
+            dropout=0.0,
+            attention_dropout=0.0,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def describe_text(encoder: TextEncoder, is_trained: bool, captions: CaptionCache) -> dict[str, str]:
+    """Hashes that resuming depends on: of the text encoder, or of the tokenizer of a trained one, and the captions."""
+    hashes = {"tokenizer": tokenizer_hash(encoder.tokenizer)}
+    if not is_trained:
+        hashes = {"text encoder": text_encoder_hash(encoder)}
+    return {**hashes, "captions": captions.hash}
+
+
+def check_text(config: DiTTrainingConfig) -> None:
+    """Raise a `UserError` for settings of captions that exclude each other."""
+    text = config.text
+    if text.encoder is None:
+        return
+    if text.caption_dropout + 2 * text.stream_dropout > 1:
+        raise UserError(
+            "text.caption_dropout and twice text.stream_dropout are fractions of the same clips, at most 1 in sum, "
+            f"not {text.caption_dropout} and {text.stream_dropout}."
+        )
+    if text.encoder == SMALL and config.lora.rank:
+        raise UserError(
+            "lora.rank trains no text encoder; set text.encoder to the folder of a pipeline, such as that of "
+            "model.pretrained, which keeps its encoder frozen."
+        )
+
+
+def check_parent(config: DiTTrainingConfig, parent: Parent, encoder: TextEncoder) -> str | None:
+    """Compare a run's text encoder with that of its parent; returns a warning if it is another of the same width.
+
+    Raises:
+        UserError: if the parent was trained on token embeddings of another size, or LoRA meets one without captions.
+    """
+    channels, width = parent.config.get("caption_channels"), encoder.model.config.hidden_size
+    if channels is None and config.lora.rank:
+        raise UserError(
+            f"lora.rank trains no attention to captions, which {parent.name} does not have: leave text.encoder out, "
+            "or train without LoRA."
+        )
+    if channels not in (None, width):
+        raise UserError(
+            f"model.pretrained={parent.name} was trained on captions of {channels} channels, but the token embeddings "
+            f"of text.encoder have {width}: use the text encoder that it was trained with."
+        )
+    if config.text.encoder != SMALL and parent.text_encoder not in (None, text_encoder_hash(encoder)):
+        return f"text.encoder is not the text encoder that {parent.name} was trained with."
+    return None
