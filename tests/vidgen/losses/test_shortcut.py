@@ -254,3 +254,21 @@ def test_what_cannot_jump_is_one_sentence():
         DiffusionLoss(plain, scheduler, DiffusionConfig(shortcut=0.5))
     with pytest.raises(ValueError, match="A jump needs prediction_type v_prediction or flow_prediction, not epsilon"):
         jump_coefficients(default_scheduler("epsilon"), *torch.tensor([5, 1]))
+
+
+def test_jumps_train_beside_captions():
+    """Guided targets drop the caption with the class: captions of clips that are guided everywhere change the loss."""
+    model = make_model(caption_channels=6)
+    config = DiffusionConfig(shortcut=1.0, shortcut_guidance=2.0, shortcut_base=1.0)
+    objective = DiffusionLoss(model, default_scheduler("v_prediction"), config)
+    normal = [torch.randn(6, model.latent_size) for _ in range(2)]
+    captions, mask = torch.randn(6, 5, 6), torch.arange(5) < torch.arange(1, 7)[:, None]
+    masks = []
+    objective.average.register_forward_pre_hook(
+        lambda _, a, k: masks.append(k["encoder_attention_mask"]), with_kwargs=True
+    )
+    uniform = torch.full((6, 9), 0.5)
+    loss = objective(normal[0], torch.arange(6) % 3, normal[1], uniform, None, (captions, mask))["loss"]
+    loss.backward()
+    assert all(p.grad is not None for p in model.caption_embed.parameters())
+    assert any(not used.any() for used in masks) and any(used.any() for used in masks)
