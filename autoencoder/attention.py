@@ -94,9 +94,8 @@ def _matmul_attention(
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
     if is_causal:
         length = scores.shape[-1]
-        mask = torch.ones(length, length, dtype=torch.bool, device=scores.device).triu(1)
-        scores = scores.masked_fill(mask, float("-inf"))
-    elif mask is not None:
+        mask = torch.ones(length, length, dtype=torch.bool, device=scores.device).tril()
+    if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
     weights = scores.softmax(dim=-1)
     if dropout_p:

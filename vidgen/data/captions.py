@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from ..common.errors import UserError
 from ..common.options import expand_home
@@ -64,7 +65,7 @@ def read_shard_captions(shard: Path) -> dict[str, Captions]:
                 extension = name.partition(".")[2].lower()
                 if not entry.isfile() or is_hidden(name) or extension not in ("txt", "json"):
                     continue
-                key, content = _key(entry.name), tar.extractfile(entry).read(MAX_CAPTION_FILE)
+                key, content = _key(entry.name), _read_limited(tar.extractfile(entry), f"{shard}/{entry.name}")
                 if extension == "txt":
                     captions[key] = _clean(_decode(content, f"{shard}/{entry.name}").splitlines())
                 elif (found := _parse_json(content)) is not None:
@@ -139,14 +140,19 @@ def _read_beside(path: Path | ArrayVideo) -> Captions:
     file = path.with_suffix(".txt")
     try:
         with file.open("rb") as content:
-            text = content.read(MAX_CAPTION_FILE + 1)
+            text = _read_limited(content, str(file))
     except FileNotFoundError:
         return ()
     except OSError as error:
         raise UserError(f"{file} cannot be read ({error.strerror or error})") from error
-    if len(text) > MAX_CAPTION_FILE:
-        raise UserError(f"{file} has over {MAX_CAPTION_FILE:,} bytes, but should hold one caption per line")
     return _clean(_decode(text, str(file)).splitlines())
+
+
+def _read_limited(file: IO[bytes], name: str) -> bytes:
+    content = file.read(MAX_CAPTION_FILE + 1)
+    if len(content) > MAX_CAPTION_FILE:
+        raise UserError(f"{name} has over {MAX_CAPTION_FILE:,} bytes, but should hold the captions of one video")
+    return content
 
 
 def _decode(content: bytes, name: str) -> str:

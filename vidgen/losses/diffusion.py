@@ -270,14 +270,14 @@ class DiffusionLoss(nn.Module):
         latents: torch.Tensor,
         timestep: torch.Tensor,
         target_timestep: torch.Tensor,
-        without_class: torch.Tensor,
+        unconditional: torch.Tensor,
     ) -> torch.Tensor:
         """The average's prediction (B, L) for a jump, without class and caption for some of the clips."""
         if (labels := conditions["class_labels"]) is not None:
-            labels = labels.masked_fill(without_class, self.transformer.config.num_classes)
+            labels = labels.masked_fill(unconditional, self.transformer.config.num_classes)
         conditions = {**conditions, "class_labels": labels}
         if (mask := conditions.get("encoder_attention_mask")) is not None:
-            conditions["encoder_attention_mask"] = mask & ~without_class.reshape(-1, *[1] * (mask.ndim - 1))
+            conditions["encoder_attention_mask"] = mask & ~unconditional.reshape(-1, *[1] * (mask.ndim - 1))
         return self.average(latents, timestep, target_timestep=target_timestep, **conditions).sample
 
     @torch.no_grad()

@@ -25,8 +25,8 @@ from ..common.errors import UserError
 SHORTEST = 1 / 64  # shortest interval, as a fraction of the schedule
 WEIGHT_OFFSET = 1e-2
 
-# Maps latents (B, L), timesteps (B, 2), target timesteps (B, 2), and bool (B,), which clips lose their class, to the
-# model's prediction (B, L).
+# Maps latents (B, L), timesteps (B, 2), target timesteps (B, 2), and bool (B,), which clips lose class and caption, to
+# the model's prediction (B, L).
 Predict = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 

@@ -381,23 +381,23 @@ class DiTTrainer(Trainer):
         return {**super().facts(), **hashes, **self.text_facts, "classes": self.classes}
 
     def flops_per_sample(self) -> float:
-        # The estimate of self-conditioning is a forward pass without a backward pass, which costs two.
+        # Without a backward pass, which costs two, are the estimate of self-conditioning and the two targets of jumps,
+        # of which the first replaces the estimate.
         num_caption_tokens = 0 if self.cache.captions is None else self.cache.captions.max_tokens
-        return transformer_flops(self.model, num_caption_tokens) * (
-            4 / 3 if self.model.config.self_conditioning else 1
-        )
+        further = 2 if self.config.diffusion.shortcut else int(self.model.config.self_conditioning)
+        return transformer_flops(self.model, num_caption_tokens) * (1 + further / 3)
 
     def build_pipeline(self, model: DiT) -> VidTwinPipeline:
         """Create the pipeline of a model with the VAE, text encoder, scheduler and classes of this run."""
         id2label = dict(enumerate(self.classes)) or None
-        statistics = {}
+        options = {}
         if self.statistics != (self.vae.latents_mean, self.vae.latents_std) or self.vae.backbone is not self.vae:
-            statistics = dict(zip(("latents_mean", "latents_std"), self.statistics, strict=True))
+            options = dict(zip(("latents_mean", "latents_std"), self.statistics, strict=True))
         transformer, text_encoder = self._split(model)
         if self.text_encoder is not None:
             encoder = text_encoder or self.text_encoder.model
-            statistics |= {"text_encoder": encoder, "tokenizer": self.text_encoder.tokenizer}
-        pipeline = VidTwinPipeline(self.vae, transformer, self.scheduler, id2label=id2label, **statistics)
+            options |= {"text_encoder": encoder, "tokenizer": self.text_encoder.tokenizer}
+        pipeline = VidTwinPipeline(self.vae, transformer, self.scheduler, id2label=id2label, **options)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from accelerate.utils import broadcast_object_list
 
-from autoencoder import TwinLatents
 from autoencoder.video_autoencoder import VideoAutoencoder
 
 from ..data.latent_cache import LatentCache
@@ -51,7 +50,7 @@ def scale_by_response(vae: VideoAutoencoder, cache: LatentCache) -> Statistics:
     rows = torch.linspace(0, len(cache) - 1, min(RESPONSE_CLIPS, len(cache))).long().tolist()
     [response] = broadcast_object_list([measure_response(vae, torch.stack([cache[i]["mean"] for i in rows]), std, by)])
     scaled, start = [], 0
-    for size in (len(stream) for stream in count_parts(vae, by)):
+    for size in (len(std) - vae.dynamics_shape[0], vae.dynamics_shape[0]):  # parts of each stream
         own = torch.tensor(response[start : start + size], dtype=torch.float64)
         relative = own / own.square().mean().sqrt().clamp(min=1e-12) if size else own
         divisors = relative.clamp(min=MIN_RESPONSE).tolist()
@@ -83,11 +82,3 @@ def measure_response(vae: VideoAutoencoder, latents: torch.Tensor, std: list[flo
         part += deviation * signs.to(part)
         responses.append((vae.decode(changed).sample.float() - before).square().mean().sqrt().item())
     return responses
-
-
-def count_parts(vae: VideoAutoencoder, by: str) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """The parts of an empty batch of latents, of structure and of dynamics."""
-    empty = [torch.empty(0, *shape, device="meta") for shape in (vae.structure_shape, vae.dynamics_shape)]
-    parts = split_latents(TwinLatents(*empty), by)
-    dynamics = vae.dynamics_shape[0]
-    return parts[: len(parts) - dynamics], parts[len(parts) - dynamics :]

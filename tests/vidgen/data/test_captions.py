@@ -11,7 +11,7 @@ import pytest
 
 from vidgen.cli import main
 from vidgen.common.errors import UserError
-from vidgen.data.captions import read_captions, summarize_captions
+from vidgen.data.captions import read_captions, read_shard_captions, summarize_captions
 from vidgen.data.check import VideoReport
 from vidgen.data.listing import data_hash, list_videos
 from vidgen.data.shards import write_shards
@@ -65,7 +65,7 @@ def test_a_text_beside_a_video_has_a_caption_per_line(folder):
     with pytest.raises(UserError, match=r"c\.txt is not a text of captions in UTF-8"):
         captions_of(folder)
     (folder / "c.txt").write_bytes(b"x" * (1 << 20) + b"y")
-    with pytest.raises(UserError, match=r"c\.txt has over 1,048,576 bytes, but should hold one caption per line"):
+    with pytest.raises(UserError, match=r"c\.txt has over 1,048,576 bytes, but should hold the captions of one video"):
         captions_of(folder)
 
 
@@ -97,6 +97,18 @@ def test_shards_have_captions_as_text_or_json(folder):
             tar.addfile(entry, io.BytesIO(content))
     files, _ = list_videos(shard)
     assert read_captions(shard, files) == [("one", UNICODE), ("first", "second"), (), (), ("",)]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.json"])
+def test_long_captions_of_a_shard_are_not_cut(tmp_path, name):
+    content = json.dumps({"caption": "x" * (1 << 20)}).encode()
+    with tarfile.open(tmp_path / "long.tar", "w") as tar:
+        for member, data in {"a.mp4": b"a", name: content}.items():
+            entry = tarfile.TarInfo(member)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    with pytest.raises(UserError, match=rf"long\.tar/{name} has over 1,048,576 bytes"):
+        read_shard_captions(tmp_path / "long.tar")
 
 
 def test_written_shards_keep_captions(folder, tmp_path_factory):

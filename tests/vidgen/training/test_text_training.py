@@ -23,6 +23,13 @@ from vidgen.training.text import check_parent
 
 SMALL = ["text.encoder=small", "text.hidden_size=16", "text.num_layers=1", "text.num_attention_heads=2"]
 STEADY = "optim.lr_scheduler=constant_with_warmup"
+SHORT_RUN = (
+    "train.checkpointing_steps=2",
+    "train.ema_decay=0.5",
+    "data.hold_out=true",
+    "text.max_length=5",
+    STEADY,
+)
 
 
 @pytest.fixture(scope="session")
@@ -49,14 +56,7 @@ def text_config(dit_config, captioned):
 def trained(text_config, tmp_path_factory) -> Path:
     """A pipeline of a short run with a small encoder."""
     folder = tmp_path_factory.mktemp("text") / "run"
-    settings = [
-        "train.checkpointing_steps=2",
-        "train.ema_decay=0.5",
-        "data.hold_out=true",
-        "text.max_length=5",
-        STEADY,
-    ]
-    return train_dit(text_config(folder, *settings))
+    return train_dit(text_config(folder, *SHORT_RUN))
 
 
 def sample(pipeline: VidTwinPipeline, **options) -> torch.Tensor:
@@ -99,15 +99,7 @@ def test_a_run_resumes_bit_for_bit(text_config, trained, tmp_path, captioned, ca
     shutil.copytree(run / "text", cut / "text")
     lines = (run / "metrics.jsonl").read_text().splitlines(True)
     (cut / "metrics.jsonl").write_text("".join(line for line in lines if '"step": 2' in line or '"step": 1' in line))
-    settings = [
-        "train.checkpointing_steps=2",
-        "train.ema_decay=0.5",
-        "data.hold_out=true",
-        "text.max_length=5",
-        STEADY,
-    ]
-    settings += ["resume=latest"]
-    train_dit(text_config(cut, *settings))
+    train_dit(text_config(cut, *SHORT_RUN, "resume=latest"))
     assert_same_run(run, cut)
     assert "captions are cut at text.max_length=5 tokens" in capsys.readouterr().out
 
@@ -115,7 +107,8 @@ def test_a_run_resumes_bit_for_bit(text_config, trained, tmp_path, captioned, ca
     other = captioned.with_name("other.csv")
     other.write_text(captioned.read_text().replace("shape", "figure"))
     shutil.rmtree(cut / "text")
-    settings += ["train.max_train_steps=5", f"data.root={other}", f"latent_cache={tmp_path / 'other'}"]
+    settings = [*SHORT_RUN, "resume=latest", "train.max_train_steps=5"]
+    settings += [f"data.root={other}", f"latent_cache={tmp_path / 'other'}"]
     with pytest.raises(UserError, match="cannot be resumed, because tokenizer changed"):
         train_dit(text_config(cut, *settings))
 
