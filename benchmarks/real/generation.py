@@ -15,12 +15,12 @@ from pipelines.latents import frames_per_position
 from vidgen.common.errors import UserError
 from vidgen.common.images import to_uint8
 from vidgen.common.io import atomic_write
-from vidgen.common.progress import progress
 from vidgen.metrics.detectors import Detector
 from vidgen.metrics.frechet import FeatureStatistics, choose_num_groups
 from vidgen.metrics.fvd import Sampling, measure_distance
 from vidgen.metrics.reconstruction import psnr
 
+from ..common.generation import sample_clips
 from .clips import Clips, to_float
 from .components import Classify, background_similarity, matches
 from .reconstruction import BATCH, Codec, interval
@@ -43,27 +43,17 @@ def generate(
             repeated for the structure, and the dynamics latent of the first position in time is kept.
     """
     if not path.exists():
-        parts = []
-        for indices in progress(torch.arange(len(clips)).split(BATCH), "sampling"):
-            numbers, conditioning = indices.tolist(), {}
-            if first_frames:
-                image = clips.pixels[indices][:, :, :1].float().transpose(1, 2) / 255
-                conditioning = {"image": image}
-                if not pipeline.transformer.config.image_conditioning:
-                    kept = list(range(frames_per_position(pipeline.vae)))
-                    conditioning = {"structure": image, "dynamics": image}
-                    conditioning |= {"dynamics_strength": 1.0, "kept_frames": kept}
-            frames = pipeline(
-                class_labels=[clips.labels[i] for i in numbers],
-                guidance_scale=sampling.guidance_scale,
-                num_inference_steps=sampling.num_inference_steps,
-                generator=[torch.Generator().manual_seed(sampling.seed + i) for i in numbers],
-                output_type="pt",
-                **conditioning,
-            ).frames
-            parts.append(to_uint8(2 * frames.float().cpu().transpose(1, 2) - 1).contiguous())
+        conditioning = {}
+        if first_frames:
+            image = clips.pixels[:, :, :1].float().transpose(1, 2) / 255
+            conditioning = {"image": image}
+            if not pipeline.transformer.config.image_conditioning:
+                kept = tuple(range(frames_per_position(pipeline.vae)))
+                conditioning = {"structure": image, "dynamics": image}
+                conditioning |= {"dynamics_strength": 1.0, "kept_frames": kept}
+        frames = sample_clips(pipeline, len(clips), sampling, class_labels=clips.labels, **conditioning)
         with atomic_write(path) as unfinished:
-            save_file({"clips": torch.cat(parts)}, unfinished)
+            save_file({"clips": to_uint8(frames).contiguous()}, unfinished)
     return load_file(path)["clips"]
 
 
