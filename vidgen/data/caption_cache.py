@@ -27,6 +27,7 @@ from ..common.errors import UserError
 from ..common.io import atomic_write
 from ..common.loading import text_encoder_hash
 from ..common.progress import progress
+from .cache_source import describe_difference
 from .captions import Captions, read_captions
 from .config import TextConfig
 from .types import VideoFile
@@ -209,10 +210,8 @@ def _read_index(folder: Path) -> dict[str, Any] | None:
 
 def _check_source(folder: Path, cached: dict[str, Any], source: dict[str, Any]) -> None:
     """Raise a `UserError` that names the first difference between cached captions and those of the run."""
-    for key, value in source.items():
-        if cached.get(key) != value:
-            before, now = (str(x)[:12] for x in (cached.get(key), value))
-            raise UserError(
-                f"The captions in {folder} are cached for another {key} ({before}, now {now}); delete {INDEX} and "
-                f"{EMBEDDINGS} there, which keeps the latents, or name another folder as latent_cache."
-            )
+    if difference := describe_difference(cached, source):
+        raise UserError(
+            f"The captions in {folder} are cached for another {difference}; delete {INDEX} and {EMBEDDINGS} there, "
+            "which keeps the latents, or name another folder as latent_cache."
+        )

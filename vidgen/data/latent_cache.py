@@ -30,6 +30,7 @@ from pipelines.text import TextEncoder
 from ..common.errors import UserError
 from ..common.io import atomic_write
 from ..common.loading import encoder_hash, weights_hash
+from .cache_source import Source, describe_difference
 from .caption_cache import CaptionCache, prepare_captions
 from .config import DataConfig, EncodingConfig, LatentsConfig
 from .dataset import BadVideos, ClipDataset
@@ -41,7 +42,6 @@ from .types import VideoFile
 
 INDEX, BAD_VIDEOS = "index.json", "bad_videos.jsonl"
 EARLIER_SOURCE = {"zoom": 1.0, "speed": 1.0}  # entries that caches of earlier versions do not state
-Source = dict[str, str | int | float | bool]
 
 
 class LatentCache(Dataset):
@@ -307,14 +307,11 @@ def read_cached_source(folder: Path) -> Source:
 
 def _check_source(folder: Path, cached: Source, source: Source) -> None:
     """Raise a `UserError` that names the first difference between the source of a cache and that of the run."""
-    for key, value in source.items():
-        before = cached.get(key, EARLIER_SOURCE.get(key))
-        if before != value:
-            before, now = (str(x)[:12] for x in (before, value))
-            raise UserError(
-                f"The latent cache in {folder} was made with another {key} ({before}, now {now}); delete it, or name "
-                "another folder as latent_cache."
-            )
+    if difference := describe_difference({**EARLIER_SOURCE, **cached}, source):
+        raise UserError(
+            f"The latent cache in {folder} was made with another {difference}; delete it, or name another folder as "
+            "latent_cache."
+        )
 
 
 # --- encoding --------------------------------------------------------------------------------------------------------
