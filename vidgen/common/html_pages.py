@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from string import Template
 
+from .io import atomic_write
 from .svg_charts import line_color
 
-# Pages state this policy, so that the browser refuses everything that is not in their file.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 STYLE = """\
 body { font: 14px/1.45 system-ui, sans-serif; color: #1f2937; }
@@ -29,6 +32,39 @@ svg polyline { fill: none; stroke-width: 1.5; stroke-linejoin: round; }
 svg polyline:hover { stroke-width: 3; }
 svg .grid { stroke: #e5e7eb; } svg .tick { font-size: 10px; fill: #6b7280; }
 svg .title { font-size: 12px; font-weight: 600; }"""
+
+
+HEAD = Template("""\
+<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<!-- The browser refuses everything that is not in this file. -->
+<meta http-equiv="Content-Security-Policy" content="$policy">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title>
+<style>
+$style
+</style>
+</head>
+""")
+
+
+def write_page(path: str | os.PathLike, title: str, template: Path, texts: Mapping[str, str], style: str = "") -> Path:
+    """Write a page, completely or not at all.
+
+    Args:
+        path: the page.
+        title: HTML, also of the heading: `$title` in the template.
+        template: a file with the body of the page.
+        texts: HTML for the other names in the template.
+        style: CSS after that of all pages.
+    """
+    head = HEAD.substitute(policy=POLICY, title=title, style=STYLE + style)
+    body = Template(template.read_text(encoding="utf-8")).substitute(texts, title=title)
+    with atomic_write(path) as unfinished:
+        unfinished.write_text(f"{head}{body}</html>\n", encoding="utf-8")
+    return Path(path)
 
 
 def swatch(style: int) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-
 Source = dict[str, str | int | float | bool]
 
 

@@ -9,18 +9,21 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import torch
 
-from ..common.html_pages import POLICY, STYLE, swatch, table
+from ..common.html_pages import swatch, table, write_page
 from ..common.images import clip_strip
-from ..common.io import atomic_write
 from ..common.svg_charts import Line, line_chart
 from .latent_findings import list_findings
 
 TEMPLATE = Path(__file__).with_name("latents_page.html")
+EXTRA_STYLE = """
+.model { border-top: 2px solid #d1d5db; margin-top: 2.5rem; } h3 { font-size: 1rem; margin: 1.4rem 0 .3rem; }
+.charts.small { grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); }
+.model summary { font-size: 1rem; font-weight: 400; }
+p, li { max-width: 62rem; } img { max-width: 100%; image-rendering: pixelated; }"""
 LATENT, PIXELS, REFERENCE = 0, 1, 6  # styles of lines: blue, orange, black
 MAX_SHOWN = 3  # interpolations on the page
 
@@ -40,16 +43,10 @@ def write_latents_page(
         shown = interpolations if not sections else None
         sections.append(_model_section(name, record, shown))
     texts = {
-        "policy": POLICY,
-        "style": STYLE,
-        "title": html.escape(", ".join(records)),
         "summary": table(["", *map(html.escape, records)], summarize_records(list(records.values()))),
         "models": "".join(sections),
     }
-    page = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(texts)
-    with atomic_write(path) as unfinished:
-        unfinished.write_text(page, encoding="utf-8")
-    return Path(path)
+    return write_page(path, f"Latents of {html.escape(', '.join(records))}", TEMPLATE, texts, EXTRA_STYLE)
 
 
 def summarize_records(records: Sequence[dict[str, Any]]) -> list[list[str]]:

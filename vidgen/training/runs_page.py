@@ -6,11 +6,9 @@ import html
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from string import Template
 from typing import Any
 
-from ..common.html_pages import POLICY, STYLE, swatch, table
-from ..common.io import atomic_write
+from ..common.html_pages import swatch, table, write_page
 from ..common.svg_charts import Line, line_chart
 from .best_model import PREFIX, higher_is_better
 from .run_folder import BASELINE, RunFolder, ranks_models
@@ -29,18 +27,13 @@ def write_runs_page(path: str | os.PathLike, runs: Sequence[RunFolder]) -> Path:
     """
     swatches = (f"<span>{swatch(style)}{name}</span>" for style, name in enumerate(_names(runs)))
     texts = {
-        "policy": POLICY,
-        "style": STYLE,
         "legend": "".join(swatches),
         "runs": _runs_table(runs),
         "best": _best_table(runs),
         "differences": _differences_table(runs),
         "charts": _charts(runs),
     }
-    page = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(texts, count=len(runs))
-    with atomic_write(path) as unfinished:
-        unfinished.write_text(page, encoding="utf-8")
-    return Path(path)
+    return write_page(path, f"Comparison of {len(runs)} training runs", TEMPLATE, texts)
 
 
 def config_differences(runs: Sequence[RunFolder]) -> dict[str, list[Any]]:
