@@ -116,6 +116,12 @@ def embed_tokens(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor) 
     return model(input_ids=ids, attention_mask=attended.long()).last_hidden_state
 
 
+def join_streams(embeddings: torch.Tensor, mask: torch.Tensor) -> TextConditions:
+    """Conditions with a caption for structure and one for dynamics: embeddings (B, 2, N, C), bool mask (B, 2, N)."""
+    own = torch.eye(2, dtype=torch.bool, device=mask.device)[..., None]  # stream, caption, token
+    return TextConditions(embeddings.flatten(1, 2), (mask[:, None] & own).flatten(2))
+
+
 @torch.no_grad()
 def encode_captions(
     captions: Sequence[str], encoder: TextEncoder, max_length: int | None = None
@@ -299,9 +305,7 @@ class PromptMixin:
         if structure == dynamics and set(texts) != {"negative_prompt"}:
             positive = _as_conditions(embeddings[0], mask[0])
         elif structure != dynamics:
-            masks = [mask[0], torch.zeros_like(mask[1]), torch.zeros_like(mask[0]), mask[1]]
-            both = torch.cat(masks, dim=1).unflatten(1, (2, -1))
-            positive = TextConditions(torch.cat(embeddings[:2], dim=1), both)
+            positive = join_streams(*(torch.stack(x[:2], dim=1) for x in (embeddings, mask)))
         return positive, _as_conditions(embeddings[2], mask[2]) if negative else None
 
 

@@ -45,8 +45,8 @@ class CaptionCache:
         texts: the distinct captions; the first is empty.
     """
 
-    def __init__(self, folder: Path, index: dict[str, Any], seed: int) -> None:
-        self.folder, self.seed = folder, seed
+    def __init__(self, folder: Path, index: dict[str, Any], seed: int, separate_captions: float = 0.0) -> None:
+        self.folder, self.seed, self.separate_captions = folder, seed, separate_captions
         self.texts: list[str] = index["captions"]
         self.hash: str = index["source"]["captions"]
         self._videos: list[list[int]] = index["videos"]
@@ -66,6 +66,11 @@ class CaptionCache:
             return max(np.diff(self._starts).max(), 1)
         return self._tokens[0].shape[1]
 
+    @property
+    def tokens_per_clip(self) -> int:
+        """Tokens of the captions of a clip with padding."""
+        return self.max_tokens * (2 if self.separate_captions else 1)
+
     def tokenize(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> int:
         """Tokenize all captions for an encoder that is trained; returns how many are cut."""
         ids, mask, cut = tokenize_captions(self.texts, tokenizer, max_length)
@@ -77,12 +82,27 @@ class CaptionCache:
         numbers = np.linspace(1, len(self.texts) - 1, min(count, len(self.texts) - 1)).round().astype(int)
         return [self.texts[number] for number in numbers]
 
-    def draw(self, video: int, epoch: int, index: int) -> int:
-        """The number of a caption of a video, drawn by (seed, epoch, index); 0, the empty one, without any."""
-        numbers = self._videos[video]
-        if len(numbers) < 2:
-            return numbers[0] if numbers else 0
-        return numbers[np.random.default_rng([self.seed, epoch, index, DOMAIN]).integers(len(numbers))]
+    def draw(self, video: int, epoch: int, index: int) -> tuple[int, int]:
+        """The numbers of the captions of a video's structure and dynamics, drawn by (seed, epoch, index).
+
+        They are equal, except for a fraction `separate_captions`; 0, the empty caption, for a video without any.
+        """
+        numbers = self._videos[video] or [0]
+        rng = np.random.default_rng([self.seed, epoch, index, DOMAIN])
+        structure = numbers[rng.integers(len(numbers))]
+        is_separate = rng.random() < self.separate_captions
+        return structure, numbers[rng.integers(len(numbers))] if is_separate else structure
+
+    def sample(self, video: int, epoch: int, index: int) -> dict[str, torch.Tensor]:
+        """The drawn caption of a video, as `read` returns it; with `separate_captions` those of both streams stacked.
+
+        The tensors are then `text` (2, N) or (2, N, C), and `text_mask` (2, N).
+        """
+        structure, dynamics = self.draw(video, epoch, index)
+        if not self.separate_captions:
+            return self.read(structure)
+        captions = self.read(structure), self.read(dynamics)
+        return {name: torch.stack([caption[name] for caption in captions]) for name in captions[0]}
 
     def read(self, number: int) -> dict[str, torch.Tensor]:
         """A caption as `text`, token ids (N,) or embeddings (N, C), and bool `text_mask` (N,); N is `max_tokens`."""
@@ -132,7 +152,7 @@ def prepare_captions(
         else:
             _check_source(folder, index["source"], source)
     accelerator.wait_for_everyone()
-    return CaptionCache(folder, _read_index(folder), seed)
+    return CaptionCache(folder, _read_index(folder), seed, config.separate_captions)
 
 
 def describe_source(captions: Sequence[Captions], config: TextConfig, encoder: TextEncoder | None) -> dict[str, Any]:

@@ -95,11 +95,19 @@ class TextConfig(PathConfig):
         minimum=0,
         maximum=0.5,
     )
+    separate_captions: float = key(
+        0.0,
+        "fraction of clips whose structure and dynamics have captions drawn separately, so that each stream learns to "
+        "follow its own; needs data with several captions a clip",
+        minimum=0,
+        maximum=1,
+    )
     batch_size: int = key(64, "captions encoded at a time by a frozen encoder", minimum=1)
     vocab_size: int = key(4096, "small only: size of the tokenizer's vocabulary, at most", minimum=260)
     hidden_size: int = key(256, "small only: size of a token embedding, a multiple of num_attention_heads", minimum=1)
     num_layers: int = key(3, "small only: number of layers", minimum=1)
     num_attention_heads: int = key(4, "small only: number of attention heads", minimum=1)
+    lr_scale: float = key(1.0, "small only: factor on the learning rate", minimum=0)
 
 
 @dataclass

@@ -108,7 +108,7 @@ class LatentCache(Dataset):
         if "image" in tensors:
             item["image"] = tensors["image"][row]
         if self.captions is not None:
-            item |= self.captions.read(self.captions.draw(video, epoch, index))
+            item |= self.captions.sample(video, epoch, index)
         return {**item, "logvar": tensors["logvar"][row]} if self.with_logvar else item
 
     def measure_statistics(self, vae: VideoAutoencoder, by: str) -> tuple[list[float], list[float]]:

@@ -16,7 +16,7 @@ from pipelines import VidTwinTransformer3DModel
 from pipelines.classes import superclass_ids
 from pipelines.latents import spread_streams
 from pipelines.schedulers import PREDICTION_TYPES, estimate_clean, noise_levels, prediction_type_of
-from pipelines.text import embed_tokens
+from pipelines.text import embed_tokens, join_streams
 
 from ..common.config import check_config
 from ..common.errors import UserError
@@ -27,7 +27,8 @@ from .shortcut import Jumps, check_shortcut, draw_jumps, shortcut_target, shortc
 
 DRAWS = 6  # uniform random numbers per clip, besides noise; captions need another one
 SHORTCUT_DRAWS = 2  # after these, with `diffusion.shortcut`
-Text = tuple[torch.Tensor, torch.Tensor]  # embeddings (B, N, C), or ids (B, N) for a trained encoder; mask (B, N)
+# Embeddings (B, N, C), or ids (B, N) for a trained encoder, and the mask (B, N); with a caption per stream (B, 2, N).
+Text = tuple[torch.Tensor, torch.Tensor]
 
 
 class DiffusionLoss(nn.Module):
@@ -108,6 +109,7 @@ class DiffusionLoss(nn.Module):
             uniform: in [0, 1), (B, DRAWS) or more; with `text` one more, with `shortcut` `SHORTCUT_DRAWS` after it.
             image: structure latents of the first frames (B, L_S), normalized, for a DiT with image conditioning.
             text: of the captions: embeddings (B, N, C), or ids (B, N) for a trained encoder, and bool mask (B, N).
+                With a caption for each stream these are (B, 2, N, C) or (B, 2, N), and (B, 2, N).
 
         Returns:
             `loss`, and the unweighted mean squared error of each stream, detached: `structure`, `dynamics`; with
@@ -212,7 +214,14 @@ class DiffusionLoss(nn.Module):
     def _text_conditions(self, text: Text, dropped: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
         """Captions as inputs of the DiT, some of them dropped by uniform numbers (B,)."""
         tokens, mask = text
-        embeddings = tokens if self.text_encoder is None else embed_tokens(self.text_encoder, tokens, mask)
+        streams = mask.shape[1:-1]
+        if self.text_encoder is None:
+            embeddings = tokens
+        else:
+            ids, attended = (x.flatten(0, len(streams)) for x in text)
+            embeddings = embed_tokens(self.text_encoder, ids, attended).unflatten(0, mask.shape[:-1])
+        if streams:
+            embeddings, mask = join_streams(embeddings, mask)
         if dropped is not None:
             mask = drop_captions(mask, dropped, self.text.caption_dropout, self.text.stream_dropout)
         return {"encoder_hidden_states": embeddings, "encoder_attention_mask": mask}
@@ -316,7 +325,7 @@ def check_diffusion(config: DiffusionConfig) -> None:
 def drop_captions(
     mask: torch.Tensor, uniform: torch.Tensor, caption_dropout: float, stream_dropout: float
 ) -> torch.Tensor:
-    """The tokens (B, 2, N) that structure and dynamics attend to, of captions with the mask (B, N).
+    """The tokens (B, 2, N) that structure and dynamics attend to, of captions with the mask (B, N) or (B, 2, N).
 
     By uniform numbers (B,), a fraction `caption_dropout` of the clips has no caption, a fraction `stream_dropout` none
     for structure, and another none for dynamics.
@@ -326,7 +335,8 @@ def drop_captions(
     keeps_dynamics = (uniform >= structure_dropout + stream_dropout) | (
         (uniform >= caption_dropout) & (uniform < structure_dropout)
     )
-    return mask[:, None] & torch.stack([keeps_structure, keeps_dynamics], dim=1)[..., None]
+    mask = mask[:, None] if mask.ndim == 2 else mask
+    return mask & torch.stack([keeps_structure, keeps_dynamics], dim=1)[..., None]
 
 
 def denoising_target(

@@ -333,9 +333,13 @@ class DiTTrainer(Trainer):
         self.label_ids = torch.tensor(ids, device=accelerator.device)
         trained_encoder = text_encoder.model if is_trained else None
         objective = DiffusionLoss(transformer, scheduler, config.diffusion, self.classes, config.text, trained_encoder)
-        averaged = None
+        averaged = groups = None
         if trained_encoder is not None:
             averaged = nn.ModuleDict({"transformer": transformer, "text_encoder": trained_encoder})
+            groups = {
+                "model": ([p for p in transformer.parameters() if p.requires_grad], 1.0),
+                "text_encoder": (list(trained_encoder.parameters()), config.text.lr_scale),
+            }
         self.noise_size = transformer.latent_size * (2 if config.latents.sample else 1)
         super().__init__(
             config,
@@ -345,6 +349,7 @@ class DiTTrainer(Trainer):
             cache,
             default_collate,
             self.noise_size,
+            groups=groups,
             parent=parent,
             frozen=frozen,
             averaged=averaged,
@@ -383,7 +388,7 @@ class DiTTrainer(Trainer):
     def flops_per_sample(self) -> float:
         # Without a backward pass, which costs two, are the estimate of self-conditioning and the two targets of jumps,
         # of which the first replaces the estimate.
-        num_caption_tokens = 0 if self.cache.captions is None else self.cache.captions.max_tokens
+        num_caption_tokens = 0 if self.cache.captions is None else self.cache.captions.tokens_per_clip
         further = 2 if self.config.diffusion.shortcut else int(self.model.config.self_conditioning)
         return transformer_flops(self.model, num_caption_tokens) * (1 + further / 3)
 

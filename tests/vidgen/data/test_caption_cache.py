@@ -60,11 +60,29 @@ def test_each_caption_is_embedded_once(prepare, encoder, tmp_path, monkeypatch):
 def test_several_captions_are_drawn_by_seed_epoch_and_index(prepare, encoder):
     cache = prepare(encoder)
     drawn = [[cache.draw(1, epoch, index) for index in range(40)] for epoch in range(2)]
-    assert {*drawn[0], *drawn[1]} == {1, 2, 3} and drawn[0] != drawn[1]
+    assert all(structure == dynamics for structure, dynamics in drawn[0])
+    assert {structure for structure, _ in drawn[0] + drawn[1]} == {1, 2, 3} and drawn[0] != drawn[1]
     assert drawn[0] == [prepare(encoder).draw(1, 0, index) for index in range(40)]
     assert drawn[0] != [prepare(encoder, seed=1).draw(1, 0, index) for index in range(40)]
-    assert [cache.draw(video, 3, 5) for video in (0, 2, 3)] == [1, 0, 0]
+    assert [cache.draw(video, 3, 5) for video in (0, 2, 3)] == [(1, 1), (0, 0), (0, 0)]
     assert cache.examples(2) == ["a red disc orbits", "a ring zooms"] and len(cache.examples(9)) == 3
+
+
+def test_a_fraction_of_the_clips_has_separate_captions(prepare, encoder):
+    together, cache = prepare(encoder), prepare(encoder, separate_captions=0.5)
+    pairs = [cache.draw(1, 0, index) for index in range(2000)]
+    assert [a for a, _ in pairs] == [together.draw(1, 0, index)[0] for index in range(2000)]
+    assert sum(a != b for a, b in pairs) == pytest.approx(2000 * 0.5 * 2 / 3, abs=90), (
+        "a third draw the same one again"
+    )
+    assert cache.draw(0, 0, 0) == (1, 1) and cache.draw(2, 0, 0) == (0, 0)
+    index = next(i for i, (a, b) in enumerate(pairs) if a != b)
+    item = cache.sample(1, 0, index)
+    for stream, number in enumerate(pairs[index]):
+        for name, tensor in cache.read(number).items():
+            assert torch.equal(item[name][stream], tensor)
+    assert together.sample(1, 0, index)["text_mask"].shape == (together.max_tokens,)
+    assert cache.tokens_per_clip == 2 * together.tokens_per_clip == 2 * cache.max_tokens
 
 
 def test_captions_of_an_encoder_in_training_are_kept_as_text(prepare, encoder, tmp_path):

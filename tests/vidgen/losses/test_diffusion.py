@@ -7,10 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny_text import tiny_text_encoder
 from torch import nn
 
 from pipelines import VidTwinTransformer3DModel, default_scheduler
 from pipelines.schedulers import PREDICTION_TYPES, noise_levels
+from pipelines.text import encode_captions, tokenize_captions
 from vidgen.common.errors import UserError
 from vidgen.data.config import TextConfig
 from vidgen.losses.config import DiffusionConfig
@@ -378,6 +380,42 @@ def test_captions_are_dropped_from_both_streams_or_from_one():
     assert (~structure & ~dynamics).sum() == 100 and (~structure & dynamics).sum() == 200
     assert (structure & ~dynamics).sum() == 200 and (structure & dynamics).sum() == 500
     assert drop_captions(mask, uniform, 0.0, 0.0)[..., :2].all()
+
+
+@pytest.mark.parametrize("is_trained", [False, True])
+def test_each_stream_sees_its_own_caption(is_trained, monkeypatch):
+    model = VidTwinTransformer3DModel.from_preset("tiny-test", num_classes=3, caption_channels=16)
+    seen = []
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda *args, **kw: seen.append(kw) or forward(*args, **kw))
+    text = TextConfig(caption_dropout=0.25, stream_dropout=0.25)
+    encoder = tiny_text_encoder(("a", "red", "disc", "orbits"))
+    objective = DiffusionLoss(
+        model,
+        default_scheduler("sample"),
+        DiffusionConfig(),
+        text=text,
+        text_encoder=encoder.model if is_trained else None,
+    )
+    captions = ["a red disc", "orbits"]
+    embeddings, mask, _ = encode_captions(captions, encoder)
+    ids = tokenize_captions(captions, encoder.tokenizer).ids
+    tokens = (ids if is_trained else embeddings)[None].expand(3, *[-1] * (2 if is_trained else 3))
+    latents, labels = torch.randn(3, model.latent_size), torch.zeros(3, dtype=torch.long)
+    uniform = torch.full((3, DRAWS + 1), 0.9)
+    uniform[1:, DRAWS] = torch.tensor([0.3, 0.1])  # without that of structure, without any
+    objective(latents, labels, torch.randn_like(latents), uniform, text=(tokens, mask.expand(3, -1, -1)))
+    conditions, length = seen[0], mask.shape[1]
+    nothing = torch.zeros(length, dtype=torch.bool)
+    structure, dynamics = torch.cat([mask[0], nothing]), torch.cat([nothing, mask[1]])
+    expected = (
+        torch.stack([structure, dynamics]),
+        torch.stack([structure & False, dynamics]),
+        torch.zeros(2, 2 * length),
+    )
+    assert torch.equal(conditions["encoder_attention_mask"], torch.stack([rows.bool() for rows in expected]))
+    both = torch.cat([mask[0], mask[1]])
+    torch.testing.assert_close(conditions["encoder_hidden_states"][0][both], embeddings.flatten(0, 1)[both])
 
 
 def test_a_loss_sees_the_captions_that_are_not_dropped(monkeypatch):
