@@ -9,11 +9,26 @@ from ..common.config import PathConfig, key
 
 @dataclass
 class VAELossConfig:
-    """Weights of the VAE's reconstruction and KL losses (`vidgen.losses.vae.VAELoss`)."""
+    """Weights of the VAE's losses (`vidgen.losses.vae.VAELoss`), and regularization of its latents."""
 
     l1_weight: float = key(1.0, "weight of the mean absolute error per value")
     l2_weight: float = key(0.0, "weight of the mean squared error per value")
     kl_weight: float = key(1e-3, "weight of the KL divergence, in nats per value of the clip")
+    equivariance: float = key(
+        0.0,
+        "fraction of clips that are reduced in size, and decoded from their latent reduced alike (scale equivariance)",
+        minimum=0,
+        maximum=1,
+    )
+    equivariance_max_factor: int = key(
+        2, "largest factor by which these clips are reduced along height and along width", minimum=2
+    )
+    nested_dropout: float = key(
+        0.0,
+        "fraction of clips that are decoded from the first channels of each stream, a random number of them",
+        minimum=0,
+        maximum=1,
+    )
 
 
 @dataclass

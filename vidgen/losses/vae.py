@@ -21,6 +21,7 @@ from ..losses import Losses
 from ..losses.adversarial import DiscriminatorLoss
 from ..losses.lpips import LPIPS
 from .config import GANConfig, PerceptualConfig, VAELossConfig
+from .latent_regularization import LatentRegularization
 
 MAX_ADAPTIVE_WEIGHT = 1e4
 
@@ -41,9 +42,12 @@ class VAELoss(nn.Module):
     of the GAN (Esser et al., "Taming Transformers", 2021, Equation 7). Both gradients are averaged over the processes
     first, so that the ratio is that of the global batch; each micro-batch has a different ratio.
 
+    With `loss.equivariance` or `loss.nested_dropout`, some latents are changed before they are decoded, and some clips
+    with them: l1, l2, lpips and gan compare with the changed clips (`vidgen.losses.latent_regularization`).
+
     Args:
         vae: the model.
-        loss: weights of l1, l2 and KL.
+        loss: weights of l1, l2 and KL, regularization of the latents.
         perceptual: config of `lpips`.
         gan: config of `discriminator`.
         lpips: adds the perceptual term. It is not a submodule: it is not saved, and the caller moves it to a device.
@@ -51,7 +55,8 @@ class VAELoss(nn.Module):
             serve both; neither loss has a gradient in the other's parameters.
 
     Raises:
-        UserError: if the model's clips are too small for LPIPS or the discriminator.
+        UserError: if the model's clips are too small for LPIPS or the discriminator, or its latents do not support the
+            regularization.
     """
 
     def __init__(
@@ -70,6 +75,8 @@ class VAELoss(nn.Module):
         self.gan = gan or GANConfig()
         self._lpips = (lpips,)  # a tuple hides it from nn.Module
         self.discriminator = discriminator
+        is_regularized = loss.equivariance or loss.nested_dropout
+        self._regularization = LatentRegularization(vae, loss) if is_regularized else None
         for critic in filter(None, (lpips, discriminator)):
             critic.check_size(*vae.clip_shape[-2:])
         self._last_layer_input: list[torch.Tensor] = []
@@ -77,7 +84,11 @@ class VAELoss(nn.Module):
             vae.last_layer.register_forward_pre_hook(self._keep_last_layer_input)
 
     def forward(
-        self, video: torch.Tensor, noise: torch.Tensor | None = None, gan_scale: torch.Tensor | None = None
+        self,
+        video: torch.Tensor,
+        noise: torch.Tensor | None = None,
+        gan_scale: torch.Tensor | None = None,
+        uniform: torch.Tensor | None = None,
     ) -> Losses:
         """The loss on a batch.
 
@@ -86,6 +97,8 @@ class VAELoss(nn.Module):
             noise: standard normal (B, L), with which the latents are sampled; drawn here if not given.
             gan_scale: factor on the GAN's weight, a scalar. If not given, the discriminator is not run and its
                 gradients are zero.
+            uniform: random numbers in [0, 1), (B, 5) or more, which decide on the regularization of the latents; drawn
+                here if not given.
 
         Returns:
             `loss`, whose gradient is that of both the VAE and the discriminator and whose value is the VAE's; and its
@@ -96,7 +109,10 @@ class VAELoss(nn.Module):
         # Reconstruct the clips.
         posterior = self.vae.encode(video).latent_dist
         noise = torch.randn_like(posterior.mean) if noise is None else noise
-        reconstruction = self.vae.decode(posterior.mean + posterior.std * noise).sample.float()
+        latents = posterior.mean + posterior.std * noise
+        if self._regularization is not None:
+            latents, video = self._regularization(latents, video, uniform)
+        reconstruction = self.vae.decode(latents).sample.float()
         fake = reconstruction.detach()
 
         # Sum the terms of the reconstruction, and their gradients at it.

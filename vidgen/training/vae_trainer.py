@@ -179,7 +179,7 @@ class VAETrainer(Trainer):
     def compute_losses(self, batch: Batch) -> Losses:
         scale = gan_scale(self.updates, self.config.gan)
         scale = torch.full((), scale, device=self.accelerator.device) if scale else None
-        return self.objective(batch["video"], batch["noise"], scale)
+        return self.objective(batch["video"], batch["noise"], scale, batch["uniform"])
 
     def frozen_groups(self) -> set[str]:
         return set() if gan_scale(self.updates, self.config.gan) else {"discriminator"}

@@ -42,10 +42,13 @@ def test_an_ignored_signal_stays_ignored(vae_config, tmp_path, monkeypatch):
     assert max(losses(tmp_path)) == 4
 
 
-@pytest.mark.parametrize(("ema", "workers", "optimizer"), [("0", 0, "adamw"), ("0.9", 2, "muon")])
-def test_a_resumed_vae_run_equals_an_uninterrupted_one(vae_config, tmp_path, ema, workers, optimizer):
+@pytest.mark.parametrize(
+    ("ema", "workers", "optimizer", "regularization"), [("0", 0, "adamw", "0"), ("0.9", 2, "muon", "0.5")]
+)
+def test_a_resumed_vae_run_equals_an_uninterrupted_one(vae_config, tmp_path, ema, workers, optimizer, regularization):
     settings = ["train.checkpointing_steps=3", f"train.ema_decay={ema}", "train.logging_steps=2", STEADY, *FULL]
     settings += [f"optim.name={optimizer}"]
+    settings += [f"loss.equivariance={regularization}", f"loss.nested_dropout={regularization}"]
     settings += [f"train.dataloader_num_workers={workers}", "data.flip=true"]
     train_vae(vae_config(tmp_path / "whole", "train.max_train_steps=8", *settings))
     # Cut between two logged steps, in the second epoch, with the discriminator at work.
@@ -70,6 +73,7 @@ def test_the_old_file_name_of_the_average_resumes(vae_config, tmp_path):
 
 def test_accumulated_gradients_are_those_of_the_larger_batch(vae_config, tmp_path):
     settings = ["train.max_train_steps=4", "model.overrides={bottleneck: residual, qformer_dropout: 0}"]
+    settings += ["loss.equivariance=0.5", "loss.nested_dropout=0.5"]
     train_vae(vae_config(tmp_path / "whole", "train.train_batch_size=4", *settings))
     train_vae(
         vae_config(tmp_path / "parts", "train.train_batch_size=2", "train.gradient_accumulation_steps=2", *settings)
