@@ -1,4 +1,4 @@
-"""Output of `VidTwinPipeline`."""
+"""Outputs of `VidTwinPipeline` and of its transformer."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import PIL.Image
 import torch
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.utils import BaseOutput
 
 
@@ -23,3 +24,15 @@ class VidTwinPipelineOutput(BaseOutput):
     """
 
     frames: list[list[PIL.Image.Image]] | np.ndarray | torch.Tensor
+
+
+@dataclass
+class VidTwinTransformerOutput(Transformer2DModelOutput):
+    """Prediction of a `VidTwinTransformer3DModel`.
+
+    Attributes:
+        sample: packed (B, L).
+        hidden_states: tokens (B, S, D) of both streams after each requested block; None if none is requested.
+    """
+
+    hidden_states: tuple[torch.Tensor, ...] | None = None

@@ -12,7 +12,6 @@ import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.hooks import FasterCacheConfig, TaylorSeerCacheConfig
 from diffusers.models.cache_utils import CacheMixin
-from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from huggingface_hub import ModelCard
 from torch import nn
@@ -31,6 +30,7 @@ from .embeddings import (
     unpatchify,
 )
 from .lora import LoraAdapterMixin
+from .pipeline_output import VidTwinTransformerOutput
 from .presets import preset_config
 
 if TYPE_CHECKING:
@@ -268,7 +268,8 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
         target_timestep: torch.Tensor | None = None,
-    ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
+        hidden_layers: Sequence[int] = (),
+    ) -> VidTwinTransformerOutput | tuple[torch.Tensor, ...]:
         """Predict from noisy latents.
 
         Args:
@@ -276,7 +277,7 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
             timestep: (B,), or (B, 2) with one for structure and one for dynamics; whole numbers or floats.
             class_labels: (B,) long; the id `num_classes` means "no class". None only for an unconditional model.
             self_condition: the previous estimate of the clean latents (B, L); None: zeros.
-            return_dict: whether to return a `Transformer2DModelOutput` or a tuple.
+            return_dict: whether to return a `VidTwinTransformerOutput` or a tuple.
             modulations: the precomputed `self.modulations(timestep, class_labels, target_timestep)`; None: computed
                 here.
             image_latents: packed structure latents of an image (B, L_S), normalized; None: without an image.
@@ -287,18 +288,22 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
             target_timestep: the timestep that the denoising step leads to, in the shapes of `timestep`, for a model
                 with interval conditioning; None: `timestep` itself, for which the prediction is that of any other
                 model.
+            hidden_layers: numbers of blocks, from 1, whose output tokens are returned too.
 
         Returns:
-            A `Transformer2DModelOutput` whose `sample` is packed (B, L), or a tuple with it.
+            A `VidTwinTransformerOutput` whose `sample` is packed (B, L) and whose `hidden_states` are (B, S, D) for
+            each of `hidden_layers`, in the order of the blocks; or a tuple with what it holds.
 
         Raises:
-            ValueError: if a shape is wrong, or labels, an estimate, an image or a target timestep are passed or
-                missing against the config.
+            ValueError: if a shape is wrong, labels, an estimate, an image or a target timestep are passed or missing
+                against the config, or there is no such block.
         """
         batch = hidden_states.shape[0]
         for name, value in {"timestep": timestep, "target_timestep": target_timestep}.items():
             if value is not None and value.shape not in ((batch,), (batch, 2)):
                 raise ValueError(f"{name} must be ({batch},) or ({batch}, 2), but has shape {tuple(value.shape)}.")
+        if any(not 1 <= layer <= len(self.transformer_blocks) for layer in hidden_layers):
+            raise ValueError(f"hidden_layers must be 1 to {len(self.transformer_blocks)}, not {tuple(hidden_layers)}.")
         self._check_labels(class_labels)
         latents = [TwinLatents.unpack(hidden_states, self.structure_shape, self.dynamics_shape)]
         if self.config.self_conditioning:
@@ -321,12 +326,15 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
         *block_modulations, output_modulation = modulations or [None] * (len(self.transformer_blocks) + 1)
 
         # 2. Blocks
-        for block, modulation in zip(self.transformer_blocks, block_modulations, strict=True):
+        hidden = []
+        for layer, (block, modulation) in enumerate(zip(self.transformer_blocks, block_modulations, strict=True), 1):
             conditions = (conditioning, self.num_tokens, class_embedding, modulation, captions)
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 x = self._gradient_checkpointing_func(block, x, *conditions)
             else:
                 x = block(x, *conditions)
+            if layer in hidden_layers:
+                hidden.append(x)
 
         # 3. Output
         modulation = self.modulation_out(conditioning) if output_modulation is None else output_modulation
@@ -338,7 +346,8 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
             unpatchify(self.structure_out(structure), self.structure_embed.patch_size, self.structure_shape),
             unpatchify(self.dynamics_out(dynamics), self.dynamics_embed.patch_size, self.dynamics_shape),
         ).pack()
-        return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+        output = VidTwinTransformerOutput(sample=sample, hidden_states=tuple(hidden) or None)
+        return output if return_dict else output.to_tuple()
 
     def modulations(
         self,

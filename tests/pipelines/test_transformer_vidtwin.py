@@ -159,6 +159,28 @@ def test_self_conditioning(make_transformer, inputs, vae):
         assert (a - b).abs().amax() > 1e-4
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_hidden_states_are_the_outputs_of_blocks(make_transformer, inputs, checkpointing):
+    model = make_transformer(num_layers=3).train(checkpointing)
+    if checkpointing:
+        model.enable_gradient_checkpointing()
+    expected = model(**inputs)
+    assert expected.hidden_states is None and len(expected.to_tuple()) == 1
+    outputs = []
+    handles = [
+        block.register_forward_hook(lambda *args: outputs.append(args[-1])) for block in model.transformer_blocks
+    ]
+    with_states = model(**inputs, hidden_layers=(3, 1))
+    assert torch.equal(with_states.sample, expected.sample)
+    assert [torch.equal(a, outputs[i]) for a, i in zip(with_states.hidden_states, (0, 2), strict=True)] == [True] * 2
+    for handle in handles:
+        handle.remove()
+    sample, states = model(**inputs, hidden_layers=(2,), return_dict=False)
+    assert torch.equal(sample, expected.sample) and torch.equal(states[0], outputs[1])
+    with pytest.raises(ValueError, match="hidden_layers must be 1 to 3"):
+        model(**inputs, hidden_layers=(0,))
+
+
 @pytest.mark.parametrize("conditioning", ["adaln", "cross_attention"])
 def test_gradient_checkpointing_changes_nothing(make_transformer, inputs, conditioning):
     model = make_transformer(class_conditioning=conditioning).train()
@@ -224,7 +246,9 @@ def test_fused_projections_change_nothing(make_transformer, inputs):
 
 def test_compiles_as_one_graph(transformer, inputs):
     compiled = torch.compile(transformer, fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(**inputs).sample, transformer(**inputs).sample, atol=1e-6, rtol=1e-6)
+    for layers in ((), (1, 2)):
+        ours, expected = (model(**inputs, hidden_layers=layers).to_tuple() for model in (compiled, transformer))
+        torch.testing.assert_close(ours, expected, atol=1e-6, rtol=1e-6)
 
 
 def test_layerwise_casting(make_transformer, inputs):

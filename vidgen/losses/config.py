@@ -96,6 +96,15 @@ class DiffusionConfig:
         minimum=0,
         maximum=1,
     )
+    self_alignment: float = key(
+        0.0,
+        "weight of the alignment of an earlier block's tokens with those of a later block (LayerSync; its authors use "
+        "0.2); 0 disables it",
+        minimum=0,
+    )
+    self_alignment_layers: list[int] = key(  # noqa: RUF009
+        list, "numbers of these two blocks, from 1, such as [2, 4]; by default at 2/7 and 4/7 of the depth"
+    )
     class_dropout: float = key(
         0.2, "fraction of clips trained without a class, for classifier-free guidance", minimum=0, maximum=1
     )

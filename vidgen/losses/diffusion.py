@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,12 +24,22 @@ from ..common.errors import UserError
 from ..data.config import TextConfig
 from ..losses import Losses
 from .config import DiffusionConfig
+from .self_alignment import choose_layers, self_alignment_loss
 from .shortcut import Jumps, check_shortcut, draw_jumps, shortcut_target, shortcut_weight
 
 DRAWS = 6  # uniform random numbers per clip, besides noise; captions need another one
 SHORTCUT_DRAWS = 2  # after these, with `diffusion.shortcut`
 # Embeddings (B, N, C), or ids (B, N) for a trained encoder, and the mask (B, N); with a caption per stream (B, 2, N).
 Text = tuple[torch.Tensor, torch.Tensor]
+
+
+class Prediction(NamedTuple):
+    """The squared error (B, L) of a prediction, the noise levels of its input, and the requested hidden states."""
+
+    error: torch.Tensor
+    alpha: torch.Tensor
+    sigma: torch.Tensor
+    hidden_states: Sequence[torch.Tensor] = ()
 
 
 class DiffusionLoss(nn.Module):
@@ -49,6 +60,9 @@ class DiffusionLoss(nn.Module):
     A fraction `shortcut` of the clips trains steps of any length instead (`vidgen.losses.shortcut`), without
     self-conditioning. Where its streams have different timesteps, one of them waits, as in conditional sampling. Their
     targets are of a moving average of the model, `average`.
+
+    With the weight `self_alignment`, tokens of an earlier block learn from those of a later one
+    (`vidgen.losses.self_alignment`).
 
     Args:
         transformer: the DiT.
@@ -83,6 +97,9 @@ class DiffusionLoss(nn.Module):
                 )
             ids = [*superclass_ids(classes), len(classes)]  # the null class is its superclass
             self.register_buffer("superclass_ids", torch.tensor(ids), persistent=False)
+        self.aligned_layers: tuple[int, ...] = ()
+        if config.self_alignment:
+            self.aligned_layers = choose_layers(config.self_alignment_layers, transformer.config.num_layers)
         self.transformer = transformer
         self.text_encoder = text_encoder
         self.average = copy.deepcopy(transformer).requires_grad_(False) if config.shortcut else None
@@ -113,7 +130,8 @@ class DiffusionLoss(nn.Module):
 
         Returns:
             `loss`, and the unweighted mean squared error of each stream, detached: `structure`, `dynamics`; with
-            `shortcut` these are of the other clips, and `shortcut` is that of jumps.
+            `shortcut` these are of the other clips, and `shortcut` is that of jumps. With `self_alignment`, that term
+            before its weight, detached.
         """
         noise = torch.randn_like(latents) if noise is None else noise
         if uniform is None:
@@ -132,7 +150,9 @@ class DiffusionLoss(nn.Module):
             conditions |= self._text_conditions(text, uniform[:, DRAWS])
 
         # Predict, half of the clips given an estimate of the clean latents, and compare with the target.
-        error, alpha, sigma = self._squared_error(latents, noise, timestep, conditions, conditioned < 0.5, jumps)
+        error, alpha, sigma, hidden_states = self._predict(
+            latents, noise, timestep, conditions, conditioned < 0.5, jumps, self.aligned_layers
+        )
         terms = self._average(error.detach(), jumps)
         weight = None
         if self.config.loss_weighting == "min_snr":
@@ -141,7 +161,12 @@ class DiffusionLoss(nn.Module):
         if jumps is not None:
             moves = spread_streams(jumps.moves, self.sizes)
             weight = torch.where(moves, shortcut_weight(error, self.sizes), 1 if weight is None else weight)
-        return {"loss": (error if weight is None else error * weight).mean(), **terms}
+        loss = (error if weight is None else error * weight).mean()
+        if self.aligned_layers:
+            alignment = self_alignment_loss(*hidden_states)
+            loss = loss + self.config.self_alignment * alignment
+            terms["self_alignment"] = alignment.detach()
+        return {"loss": loss, **terms}
 
     @torch.no_grad()
     def stream_errors(
@@ -168,11 +193,11 @@ class DiffusionLoss(nn.Module):
         if text is not None:
             conditions |= self._text_conditions(text)
         conditioned = torch.ones_like(timestep, dtype=torch.bool)
-        error, _, _ = self._squared_error(latents, noise, timestep, conditions, conditioned)
-        parts = zip(("structure", "dynamics"), error.split(self.sizes, dim=1), strict=True)
+        prediction = self._predict(latents, noise, timestep, conditions, conditioned)
+        parts = zip(("structure", "dynamics"), prediction.error.split(self.sizes, dim=1), strict=True)
         return {name: part.mean(dim=1) for name, part in parts if part.numel()}
 
-    def _squared_error(
+    def _predict(
         self,
         latents: torch.Tensor,
         noise: torch.Tensor,
@@ -180,8 +205,9 @@ class DiffusionLoss(nn.Module):
         conditions: dict[str, torch.Tensor | None],
         conditioned: torch.Tensor,
         jumps: Jumps | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The squared error (B, L) of the prediction, and the noise levels alpha and sigma of the input.
+        hidden_layers: tuple[int, ...] = (),
+    ) -> Prediction:
+        """Add noise, and compare the DiT's prediction with its target.
 
         `conditions` are further inputs of the DiT. `conditioned`, bool (B,), selects the clips for which a DiT with
         self-conditioning sees its estimate, unless they jump.
@@ -200,8 +226,11 @@ class DiffusionLoss(nn.Module):
             conditioned = conditioned & ~jumps.moves.any(dim=1)
         if self.transformer.config.self_conditioning:
             estimate = self._estimate(noisy, timestep, conditions, velocity) * conditioned[:, None]
-        prediction = self.transformer(noisy, timestep, self_condition=estimate, **inputs).sample
-        return F.mse_loss(prediction.float(), target, reduction="none"), alpha, sigma
+        if hidden_layers:
+            inputs = {**inputs, "hidden_layers": hidden_layers}
+        output = self.transformer(noisy, timestep, self_condition=estimate, **inputs)
+        error = F.mse_loss(output.sample.float(), target, reduction="none")
+        return Prediction(error, alpha, sigma, output.hidden_states if hidden_layers else ())
 
     def _drop_labels(self, labels: torch.Tensor, dropped: torch.Tensor, null_class: int) -> torch.Tensor:
         """Labels (B,) with some replaced by the superclass or the null class, by uniform numbers (B,)."""

@@ -36,6 +36,7 @@ from ..data.splits import list_training_videos, list_videos_to_encode
 from ..losses import Losses
 from ..losses.config import DiffusionConfig
 from ..losses.diffusion import DiffusionLoss, Text, check_diffusion
+from ..losses.self_alignment import choose_layers
 from ..losses.shortcut import check_shortcut
 from ..metrics.flops import transformer_flops
 from ..metrics.fvd import Sampling
@@ -48,7 +49,14 @@ from .freezing import describe_parameters, freeze_modules
 from .held_out_loss import held_out_names, measure_held_out_loss
 from .latent_statistics import Statistics, choose_statistics
 from .lora import add_lora, check_lora, write_lora
-from .pretrained import Parent, build_transformer_from, check_latent_shapes, find_parent, parent_scheduler
+from .pretrained import (
+    Parent,
+    build_transformer_from,
+    check_latent_shapes,
+    find_parent,
+    parent_scheduler,
+    transformer_arguments,
+)
 from .text import check_parent, check_text, describe_text, load_frozen_encoder, prepare_small_encoder
 from .trainer import Batch, Trainer
 from .validation_fvd import build_validation_fvd
@@ -73,9 +81,11 @@ def train_dit(config: DiTTrainingConfig) -> Path:
     superclasses = find_superclasses(config)
     parent = find_parent(config)
     scheduler = build_scheduler(config.diffusion, parent)
+    arguments = transformer_arguments(config.model, parent)
     if config.diffusion.shortcut:
-        arguments = {**(parent.config if parent else {}), **config.model.overrides}
         check_shortcut(prediction_type_of(scheduler), arguments.get("interval_conditioning", False))
+    if config.diffusion.self_alignment:
+        choose_layers(config.diffusion.self_alignment_layers, arguments["num_layers"])
     vae = load_vae(config.vae, *clip_size(config.data)).to(accelerator.device)
     text_encoder = load_frozen_encoder(config.text, accelerator.device)
     if config.model.latent_setting is not None:

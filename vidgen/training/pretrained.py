@@ -28,6 +28,7 @@ from autoencoder.single_file import SUFFIXES
 from autoencoder.video_autoencoder import VideoAutoencoder
 from pipelines import VidTwinTransformer3DModel
 from pipelines.latents import STREAMS
+from pipelines.presets import preset_config
 from pipelines.text import TextEncoder
 
 from ..common.errors import UserError
@@ -196,6 +197,19 @@ def build_vae_from(parent: Parent, overrides: Mapping[str, Any]) -> nn.Module:
         vae.load_state_dict(parent.weights)
     parent.mark(vae)
     return vae
+
+
+def transformer_arguments(config: ModelConfig, parent: Parent | None) -> dict[str, Any]:
+    """Constructor arguments of a run's DiT, besides those that follow from its VAE and data.
+
+    Raises:
+        UserError: if the preset is unknown.
+    """
+    try:
+        arguments = preset_config(config.preset) if parent is None else parent.config
+    except ValueError as error:
+        raise UserError(f"The DiT of this config cannot be built: {error}") from error
+    return {**arguments, **config.overrides}
 
 
 def build_transformer_from(

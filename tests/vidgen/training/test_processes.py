@@ -88,7 +88,12 @@ def test_two_processes_equal_one_and_resume_bit_for_bit(vae_config, dit_config, 
     two, cut = tmp_path / "two", tmp_path / "cut"
     configs = [vae_config(two, *settings), vae_config(cut, "resume=latest", *settings)]
     if launcher == "ddp":  # a DiT as well
-        dit = ["train.max_train_steps=4", "diffusion.independent_timesteps=0.5", *STEADY]
+        dit = [
+            "train.max_train_steps=4",
+            "diffusion.independent_timesteps=0.5",
+            "diffusion.self_alignment=0.5",
+            *STEADY,
+        ]
         dit += ["model.overrides={self_conditioning: true}", "data.hold_out=true", "train.validation_steps=2"]
         train_dit(dit_config(tmp_path / "one-dit", "train.train_batch_size=4", *dit))
         configs.append(dit_config(tmp_path / "two-dit", "train.train_batch_size=2", *dit))

@@ -156,6 +156,7 @@ def test_broken_videos_are_skipped_counted_and_listed(vae_config, sprites, tmp_p
 
 def test_a_dit_run_leaves_a_pipeline_and_resumes(dit_config, trained_vae, tmp_path):
     settings = ["train.checkpointing_steps=2", "optim.lr_scheduler=constant_with_warmup"]
+    settings += ["diffusion.self_alignment=0.5", "train.gradient_checkpointing=true"]
     whole = train_dit(dit_config(tmp_path / "whole", "train.max_train_steps=6", *settings))
     train_dit(dit_config(tmp_path / "cut", "train.max_train_steps=4", *settings))
     cut = dit_config(tmp_path / "cut", "train.max_train_steps=6", "resume=latest", *settings)
@@ -171,6 +172,18 @@ def test_a_dit_run_leaves_a_pipeline_and_resumes(dit_config, trained_vae, tmp_pa
     saved, ours = (AutoencoderKLVidTwin.from_pretrained(folder) for folder in (whole / "vae", trained_vae))
     assert saved.config.latents_std == ours.config.latents_std
     assert (tmp_path / "whole" / "samples" / "step-6.gif").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["diffusion.self_alignment=0.5", "diffusion.self_alignment_layers=[1,3]"], "between 1 and 2, the number of"),
+        (["model.preset=tyni"], "Unknown DiT preset 'tyni'"),
+    ],
+)
+def test_a_dit_that_does_not_fit_is_refused_before_the_latents_are_encoded(dit_config, tmp_path, settings, message):
+    with pytest.raises(UserError, match=message):
+        train_dit(dit_config(tmp_path, "vae=missing", *settings))
 
 
 @pytest.fixture
