@@ -1,0 +1,1 @@
+"""Options that make samples better at equal training FLOPs: latents that are easier to diffuse, self-alignment."""

@@ -1,0 +1,259 @@
+"""Trainings of the VAEs and of the DiTs on them, their scores, and the diagnostics of the latents.
+
+Runs are the folders WORK_DIR/equal_compute/vaes/DATA-VAE-seedN and dits/DATA-VARIANT-seedN. One is finished once it
+has a `score.json`; an interrupted one resumes from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator, PartialState
+
+from pipelines import VidTwinPipeline
+from vidgen.common.config import load_config
+from vidgen.common.loading import load_vae
+from vidgen.common.precision import place_model
+from vidgen.data.sprites import MOTIONS
+from vidgen.metrics.detectors import Detector
+from vidgen.metrics.evaluation import evaluate_reconstruction
+from vidgen.metrics.flops import decode_flops, encode_flops, transformer_flops
+from vidgen.metrics.fvd import Sampling, evaluate_pipeline
+from vidgen.metrics.latent_diagnostics import diagnose_latents
+from vidgen.training.config import DiTTrainingConfig, VAETrainingConfig
+from vidgen.training.dit_trainer import train_dit
+from vidgen.training.vae_trainer import train_vae
+
+from ..common import generation, vae_runs
+from ..common.harness import REPOSITORY, compute_once
+from ..sprites.__main__ import PER_MOTION, SEEDS, load_classifier
+from ..sprites.classifier import DrawnSprites
+from ..sprites.tasks import SpriteTasks
+from .variants import VAES, Variant
+
+SPRITES = "sprites"
+SCORE = "score.json"
+# Optimizer steps by default. No option adds FLOPs to a step, so equal steps are equal FLOPs.
+VAE_STEPS = {"smoke": 2, "cpu": 1500}
+DIT_STEPS = {"smoke": 2, "cpu": 3000}
+SAMPLES = {"smoke": 4, "cpu": 256}  # generated and real clips of a distance
+DIAGNOSED = {"smoke": 4, "cpu": 64}  # clips
+SAMPLING = {
+    "smoke": Sampling(guidance_scale=2.0, num_inference_steps=2),
+    "cpu": Sampling(guidance_scale=2.0, num_inference_steps=25),
+}
+FPS = {"smoke": 4, "cpu": 8}
+# On top of configs/vae/sprites.yaml and configs/dit/sprites.yaml.
+SHARED = ["train.validation_steps=1000000", "train.report_to=none"]
+SMOKE = ["model.preset=tiny-test", "data.num_frames=4", "data.fps=4", "train.mixed_precision=no", "train.ema_decay=0"]
+SMOKE_PATCHES = "model.overrides={structure_patch_size: [1, 1, 1], dynamics_patch_size: [1, 4]}"
+VAE_SETTINGS = {
+    "smoke": [*SMOKE, "data.resolution=32", "model.overrides={bottleneck: residual}"],
+    "cpu": ["train.checkpointing_steps=100", "data.num_frames=16", "data.resolution=64"],
+}
+DIT_SETTINGS = {
+    "smoke": [*SMOKE, "train.train_batch_size=4", "optim.lr_warmup_steps=0", SMOKE_PATCHES],
+    "cpu": ["train.checkpointing_steps=250", "diffusion.num_inference_steps=25"],
+}
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Videos to train and to score on.
+
+    Args:
+        name: in tables and names of runs.
+        train, test: folders or CSV files.
+        reference: the real clips of the Fréchet distance.
+    """
+
+    name: str
+    train: Path
+    test: Path
+    reference: Path
+
+
+def list_data_sets(options: argparse.Namespace) -> list[DataSet]:
+    """Sprites, which are written if they are missing, and the real clips of the options.
+
+    Sprites are compared with sprites of a seed that no training uses, real clips with their training list.
+    """
+    settings = vae_runs.data_sets(argparse.Namespace(**{**vars(options), "clips": None}))[SPRITES]
+    train, test = (Path(setting.partition("=")[2]) for setting in settings)
+    reference = generation.write_reference_sprites(options.work_dir, options.scale)
+    sets = [DataSet(SPRITES, train, test, reference)]
+    if options.train:
+        sets.append(DataSet("real", options.train, options.test, options.train))
+    return sets
+
+
+def train_and_score_vae(data: DataSet, vae: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Train a VAE unless it has been.
+
+    Returns:
+        `steps`, `flops` of the training, `seconds` since its last start, `psnr` in dB and `ssim` of the test clips,
+        `parameters`, `latent_size`, and `diagnostics` of its latents (`summarize_diagnostics`).
+    """
+    scale, folder = options.scale, vae_folder(data, vae, seed, options)
+    steps = options.vae_steps or VAE_STEPS[scale]
+    settings = [*SHARED, *VAE_SETTINGS[scale], f"data.root={data.train}", f"data.validation_root={data.test}"]
+    settings += [f"train.max_train_steps={steps}", f"seed={seed}", *VAES[vae]]
+    path = str(REPOSITORY / "configs" / "vae" / "sprites.yaml")
+    config = load_config(VAETrainingConfig, ["--config", path, *settings, f"output_dir={folder}", "resume=latest"])
+
+    def compute() -> dict[str, Any]:
+        started = time.monotonic()
+        final = train_vae(config)
+        seconds = round(time.monotonic() - started, 1)
+        model = place_model(load_vae(str(final)), PartialState().device, options.dtype)
+        clips = vae_runs.held_out_clips(model, config)
+        figures = evaluate_reconstruction(model, clips, networks=[])["figures"]["reconstruction"]["uint8"]
+        diagnostics = diagnose_latents(model, data.test, num_clips=DIAGNOSED[scale], fps=FPS[scale])
+        return {
+            "steps": steps,
+            "flops": 3 * (encode_flops(model) + decode_flops(model)) * config.train.train_batch_size * steps,
+            "seconds": seconds,
+            "psnr": figures["psnr"]["mean"],
+            "ssim": figures["ssim"]["mean"],
+            "parameters": model.num_parameters(),
+            "latent_size": model.latent_size,
+            "diagnostics": summarize_diagnostics(diagnostics.record),
+        }
+
+    return compute_once(folder / SCORE, settings, compute)
+
+
+def vae_folder(data: DataSet, vae: str, seed: int, options: argparse.Namespace) -> Path:
+    """The run folder of a VAE."""
+    return options.work_dir / "equal_compute" / "vaes" / f"{data.name}-{vae}-seed{seed}"
+
+
+def dit_folder(data: DataSet, variant: str, seed: int, options: argparse.Namespace) -> Path:
+    """The run folder of a DiT."""
+    return options.work_dir / "equal_compute" / "dits" / f"{data.name}-{variant}-seed{seed}"
+
+
+def is_finished(data: DataSet, name: str, variant: Variant, seed: int, options: argparse.Namespace) -> bool:
+    """Whether both runs of a variant have their scores."""
+    folders = vae_folder(data, variant.vae, seed, options), dit_folder(data, name, seed, options)
+    return all((folder / SCORE).exists() for folder in folders)
+
+
+def summarize_diagnostics(record: dict[str, Any]) -> dict[str, Any]:
+    """The part of a record of `vidgen.metrics.latent_diagnostics` that tells latents of one shape apart.
+
+    Returns:
+        By stream `nats_per_clip`, the largest excess `kurtosis` of its live channels, and `channel_nats` and
+        `channel_stds`. By grid `scale`, the distance under scaling; `moved`, the mean over axes of the distance from a
+        shifted latent over that of equal positions; and `high`, the mean share of power in the upper half of the
+        frequencies. None where the grid has no such figure.
+    """
+    streams = {}
+    for name, stream in record["streams"].items():
+        channels = [channel for channel in stream["channels"] if not channel["dead"]] or stream["channels"]
+        streams[name] = {
+            "nats_per_clip": stream["nats_per_clip"],
+            "kurtosis": max(channel["kurtosis"] for channel in channels),
+            "channel_nats": [channel["nats"] for channel in stream["channels"]],
+            "channel_stds": [channel["std"] for channel in stream["channels"]],
+        }
+    grids = {}
+    for name, grid in record["grids"].items():
+        shifts = [s["moved"] / s["unmoved"] for s in grid["shift"].values() if s["moved"] is not None and s["unmoved"]]
+        grids[name] = {
+            "scale": grid["scale"],
+            "moved": mean_or_none(shifts),
+            "high": mean_or_none([spectrum["high"] for spectrum in grid["spectrum"].values()]),
+        }
+    return {"streams": streams, "grids": grids}
+
+
+def mean_or_none(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def train_and_score_dit(
+    data: DataSet,
+    name: str,
+    variant: Variant,
+    seed: int,
+    detectors: Sequence[Detector],
+    options: argparse.Namespace,
+) -> dict[str, Any]:
+    """Train the DiT of a variant on the latents of its VAE, unless it has been.
+
+    Returns:
+        `steps`, `flops` of the training, `seconds` since its last start, `tokens`; `distances`: by detector those of
+        generated, reconstructed and other real clips; `accuracy`: of the motion of generated, reconstructed and real
+        sprites, None for other data.
+    """
+    scale = options.scale
+    steps = options.dit_steps or DIT_STEPS[scale]
+    settings = [*SHARED, *DIT_SETTINGS[scale], f"data.root={data.train}"]
+    settings += [f"train.max_train_steps={steps}", f"seed={seed}", *variant.dit]
+    folder, vae = dit_folder(data, name, seed, options), vae_folder(data, variant.vae, seed, options)
+    paths = [f"vae={vae / 'final'}", f"output_dir={folder}", f"latent_cache={vae / 'latents'}", "resume=latest"]
+    path = str(REPOSITORY / "configs" / "dit" / "sprites.yaml")
+    config = load_config(DiTTrainingConfig, ["--config", path, *settings, *paths])
+
+    def compute() -> dict[str, Any]:
+        started = time.monotonic()
+        final = train_dit(config)
+        seconds = round(time.monotonic() - started, 1)
+        accelerator = Accelerator()  # after the training: the first one determines the precision of the process
+        pipeline = generation.load_placed_pipeline(final, accelerator, options.dtype)
+        return {
+            "steps": steps,
+            "flops": 3 * transformer_flops(pipeline.transformer) * config.train.train_batch_size * steps,
+            "seconds": seconds,
+            "tokens": sum(pipeline.transformer.num_tokens),
+            "distances": measure_distances(pipeline, data, detectors, accelerator, options),
+            "accuracy": score_motions(pipeline, options) if data.name == SPRITES else None,
+        }
+
+    return compute_once(folder / SCORE, [*settings, f"vae={variant.vae}"], compute)
+
+
+def measure_distances(
+    pipeline: VidTwinPipeline,
+    data: DataSet,
+    detectors: Sequence[Detector],
+    accelerator: Accelerator,
+    options: argparse.Namespace,
+) -> dict[str, Any]:
+    """Fréchet distances by detector; see `train_and_score_dit`."""
+    scale = options.scale
+    protocol, sampling = generation.protocol_of(options), SAMPLING[scale]
+    if data.name != SPRITES:
+        protocol, sampling = (
+            replace(protocol, name=data.name, labels="real"),
+            replace(sampling, class_sampling="prior"),
+        )
+    results = evaluate_pipeline(
+        pipeline,
+        data.reference,
+        protocol,
+        detectors,
+        accelerator,
+        folder=options.work_dir / "equal_compute" / "features",
+        samples=SAMPLES[scale],
+        sampling=sampling,
+    )
+    kinds = ("generated", "reconstructed", "real_vs_real")
+    return {
+        result.detector["name"]: {kind: (d := getattr(result, kind)) and asdict(d) for kind in kinds}
+        for result in results or []
+    }
+
+
+def score_motions(pipeline: VidTwinPipeline, options: argparse.Namespace) -> dict[str, Any]:
+    """Motion accuracy of generated, reconstructed and real sprites, by the classifier of `benchmarks.sprites`."""
+    sizes = dict(zip(("num_frames", "resolution"), pipeline.vae.clip_shape[1:3], strict=True))
+    sprites = DrawnSprites(len(MOTIONS) * PER_MOTION[options.scale], SEEDS["tested"], **sizes)
+    tasks = SpriteTasks(pipeline, load_classifier(options, sizes), sprites, SAMPLING[options.scale])
+    return tasks.generate()["accuracy"]
