@@ -91,7 +91,8 @@ def _check_grid(name: str, grid: dict[str, Any]) -> list[str]:
     if grid["scale"] is not None and grid["scale"] > MAX_SCALE:
         findings.append(
             f"{name}: the latent of an enlarged clip is not the enlarged latent (distance {grid['scale']:.2f}; "
-            "unrelated latents have 1), so an object has another code at every size."
+            "unrelated latents have 1), so an object has another code at every size. loss.equivariance trains a VAE "
+            "against this."
         )
     return findings
 
