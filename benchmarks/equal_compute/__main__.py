@@ -1,7 +1,7 @@
 """Better samples at equal compute: options of both trainings, alone and together, over seeds.
 
     python -m benchmarks.equal_compute --scale cpu
-    python -m benchmarks.equal_compute --scale cpu --train TRAIN.csv --test TEST.csv --only real-* --seeds 2
+    python -m benchmarks.equal_compute --scale cpu --train TRAIN.csv --test TEST.csv --only "real-*" --seeds 2
 
 Every variant trains a VAE and a DiT with the same FLOPs on the same clips in the same order. The Fréchet distance and
 the class accuracy show which samples are better, the diagnostics of the latents why. Every run resumes, and every

@@ -10,12 +10,9 @@ from matplotlib.figure import Figure
 from ..common.figures import dot_chart
 from ..common.harness import Results
 from ..common.tables import markdown_table, mean_and_spread
-from .variants import BASELINE, VARIANTS
+from .variants import BASELINE, VAE_LABELS, VARIANTS
 
 Runs = dict[str, dict[str, Any]]  # records by seed
-VAE_LABELS = {variant.vae: variant.label for variant in reversed(VARIANTS.values()) if not variant.dit} | {
-    "equivariance_nested_dropout": "scale equivariance and nested dropout"
-}
 
 
 def tables(results: Results) -> str:
@@ -52,10 +49,9 @@ def sample_table(variants: dict[str, Runs], detectors: Sequence[str]) -> str:
         row = [VARIANTS[name].label]
         for detector in detectors:
             ours, baseline = (distances(variants.get(key, {}), detector) for key in (name, BASELINE))
+            is_compared = name != BASELINE and baseline
             row += [spread(ours.values())]
-            row += (
-                [None, None] if name == BASELINE or not baseline else [change(ours, baseline), judge(ours, baseline)]
-            )
+            row += [change(ours, baseline), judge(ours, baseline)] if is_compared else [None, None]
             row += [spread(distances(runs, detector, kind).values()) for kind in ("reconstructed", "real_vs_real")]
         if has_accuracy:
             kinds = ("generated", "reconstructed", "real")

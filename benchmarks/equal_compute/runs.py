@@ -57,7 +57,7 @@ VAE_SETTINGS = {
     "cpu": ["train.checkpointing_steps=100", "data.num_frames=16", "data.resolution=64"],
 }
 DIT_SETTINGS = {
-    "smoke": [*SMOKE, "train.train_batch_size=4", "optim.lr_warmup_steps=0", SMOKE_PATCHES],
+    "smoke": [*SMOKE, "train.train_batch_size=4", "diffusion.num_inference_steps=2", SMOKE_PATCHES],
     "cpu": ["train.checkpointing_steps=250", "diffusion.num_inference_steps=25"],
 }
 
@@ -104,9 +104,9 @@ def train_and_score_vae(data: DataSet, vae: str, seed: int, options: argparse.Na
     settings = [*SHARED, *VAE_SETTINGS[scale], f"data.root={data.train}", f"data.validation_root={data.test}"]
     settings += [f"train.max_train_steps={steps}", f"seed={seed}", *VAES[vae]]
     path = str(REPOSITORY / "configs" / "vae" / "sprites.yaml")
-    config = load_config(VAETrainingConfig, ["--config", path, *settings, f"output_dir={folder}", "resume=latest"])
 
     def compute() -> dict[str, Any]:
+        config = load_config(VAETrainingConfig, ["--config", path, *settings, f"output_dir={folder}", "resume=latest"])
         started = time.monotonic()
         final = train_vae(config)
         seconds = round(time.monotonic() - started, 1)
@@ -139,13 +139,13 @@ def dit_folder(data: DataSet, variant: str, seed: int, options: argparse.Namespa
 
 
 def is_finished(data: DataSet, name: str, variant: Variant, seed: int, options: argparse.Namespace) -> bool:
-    """Whether both runs of a variant have their scores."""
+    """Whether both runs of a variant are trained and have their scores; distances may be missing."""
     folders = vae_folder(data, variant.vae, seed, options), dit_folder(data, name, seed, options)
     return all((folder / SCORE).exists() for folder in folders)
 
 
 def summarize_diagnostics(record: dict[str, Any]) -> dict[str, Any]:
-    """The part of a record of `vidgen.metrics.latent_diagnostics` that tells latents of one shape apart.
+    """The part of a record of `vidgen.metrics.latent_diagnostics` that distinguishes latents of one shape.
 
     Returns:
         By stream `nats_per_clip`, the largest excess `kurtosis` of its live channels, and `channel_nats` and
@@ -188,9 +188,9 @@ def train_and_score_dit(
     """Train the DiT of a variant on the latents of its VAE, unless it has been.
 
     Returns:
-        `steps`, `flops` of the training, `seconds` since its last start, `tokens`; `distances`: by detector those of
-        generated, reconstructed and other real clips; `accuracy`: of the motion of generated, reconstructed and real
-        sprites, None for other data.
+        `steps`, `flops` of the training, `seconds` since its last start, `tokens`; `accuracy`: of the motion of
+        generated, reconstructed and real sprites, None for other data; `distances`: by detector those of generated,
+        reconstructed and other real clips.
     """
     scale = options.scale
     steps = options.dit_steps or DIT_STEPS[scale]
@@ -199,41 +199,43 @@ def train_and_score_dit(
     folder, vae = dit_folder(data, name, seed, options), vae_folder(data, variant.vae, seed, options)
     paths = [f"vae={vae / 'final'}", f"output_dir={folder}", f"latent_cache={vae / 'latents'}", "resume=latest"]
     path = str(REPOSITORY / "configs" / "dit" / "sprites.yaml")
-    config = load_config(DiTTrainingConfig, ["--config", path, *settings, *paths])
 
     def compute() -> dict[str, Any]:
+        config = load_config(DiTTrainingConfig, ["--config", path, *settings, *paths])
         started = time.monotonic()
         final = train_dit(config)
         seconds = round(time.monotonic() - started, 1)
-        accelerator = Accelerator()  # after the training: the first one determines the precision of the process
-        pipeline = generation.load_placed_pipeline(final, accelerator, options.dtype)
+        pipeline = generation.load_placed_pipeline(final, PartialState(), options.dtype)
         return {
             "steps": steps,
             "flops": 3 * transformer_flops(pipeline.transformer) * config.train.train_batch_size * steps,
             "seconds": seconds,
             "tokens": sum(pipeline.transformer.num_tokens),
-            "distances": measure_distances(pipeline, data, detectors, accelerator, options),
             "accuracy": score_motions(pipeline, options) if data.name == SPRITES else None,
         }
 
-    return compute_once(folder / SCORE, [*settings, f"vae={variant.vae}"], compute)
+    known_by = [*settings, f"vae={variant.vae}"]
+    score = compute_once(folder / SCORE, known_by, compute)
+    names = [detector.name for detector in detectors]
+    distances = compute_once(
+        folder / f"distances-{'-'.join(names)}.json",
+        known_by,
+        lambda: measure_distances(folder / "final", data, detectors, options),
+    )
+    return score | {"distances": distances}
 
 
 def measure_distances(
-    pipeline: VidTwinPipeline,
-    data: DataSet,
-    detectors: Sequence[Detector],
-    accelerator: Accelerator,
-    options: argparse.Namespace,
+    folder: Path, data: DataSet, detectors: Sequence[Detector], options: argparse.Namespace
 ) -> dict[str, Any]:
-    """Fréchet distances by detector; see `train_and_score_dit`."""
+    """Fréchet distances by detector of the pipeline in a folder; see `train_and_score_dit`."""
     scale = options.scale
+    accelerator = Accelerator()  # after the training: the first one determines the precision of the process
+    pipeline = generation.load_placed_pipeline(folder, accelerator, options.dtype)
     protocol, sampling = generation.protocol_of(options), SAMPLING[scale]
     if data.name != SPRITES:
-        protocol, sampling = (
-            replace(protocol, name=data.name, labels="real"),
-            replace(sampling, class_sampling="prior"),
-        )
+        protocol = replace(protocol, name=data.name, labels="real")
+        sampling = replace(sampling, class_sampling="prior")
     results = evaluate_pipeline(
         pipeline,
         data.reference,

@@ -12,6 +12,12 @@ VAES: dict[str, list[str]] = {
     "nested_dropout": ["loss.nested_dropout=0.5"],
     "equivariance_nested_dropout": ["loss.equivariance=0.5", "loss.nested_dropout=0.5"],
 }
+VAE_LABELS = {
+    "plain": "none",
+    "equivariance": "scale equivariance",
+    "nested_dropout": "nested dropout",
+    "equivariance_nested_dropout": "both",
+}
 SELF_ALIGNMENT = ("diffusion.self_alignment=0.2",)
 LOGIT_NORMAL = ("diffusion.timestep_sampling=logit_normal", "diffusion.logit_mean=0.5")
 

@@ -10,15 +10,25 @@ import torch
 
 from benchmarks.equal_compute import page, runs
 from benchmarks.equal_compute.__main__ import BENCHMARK
-from benchmarks.equal_compute.variants import BASELINE, VAES, VARIANTS
+from benchmarks.equal_compute.variants import BASELINE, VAE_LABELS, VAES, VARIANTS
 from vidgen.common.config import load_config
 from vidgen.losses.diffusion import check_diffusion
 from vidgen.losses.latent_regularization import LatentRegularization
 from vidgen.losses.self_alignment import choose_layers
 from vidgen.metrics import fvd
+from vidgen.metrics.detectors import DETECTORS, Detector
 from vidgen.metrics.frechet import bootstrap_interval
 from vidgen.training.config import DiTTrainingConfig, VAETrainingConfig
 from vidgen.training.vae_trainer import build_vae
+
+
+class FewNumbers(Detector):
+    """A second detector without weights."""
+
+    name, dim, per_frame, sha256 = "few_numbers", 3, False, "0" * 64
+
+    def features(self, clips):
+        return clips.mean(dim=(2, 3, 4))
 
 
 @pytest.fixture(autouse=True)
@@ -56,12 +66,16 @@ def test_smoke_and_a_second_run_trains_nothing(work_dir, monkeypatch, capsys):
         monkeypatch.setattr(runs, name, lambda config: pytest.fail("trained again"))
     BENCHMARK.main([*common, "--finished"])
     assert json.loads(record.read_text())["results"] == results
+    monkeypatch.setitem(DETECTORS, "few_numbers", FewNumbers)
+    BENCHMARK.main([*common, "--finished", "--detector", "pooled_pixels", "--detector", "few_numbers"])
+    distances = json.loads(record.read_text())["results"]["data"]["sprites"]["combined"]["0"]["distances"]
+    assert list(distances) == ["pooled_pixels", "few_numbers"]
 
 
 def test_every_variant_trains_at_scale_cpu():
     """Its settings are known keys that fit the models of the configs, and its VAE is shared where the settings are."""
     folder = runs.REPOSITORY / "configs"
-    assert {variant.vae for variant in VARIANTS.values()} == set(VAES)
+    assert {variant.vae for variant in VARIANTS.values()} == set(VAES) == set(VAE_LABELS)
     for settings in VAES.values():
         arguments = ["--config", str(folder / "vae" / "sprites.yaml"), "data.root=x", *runs.VAE_SETTINGS["cpu"]]
         config = load_config(VAETrainingConfig, [*arguments, *runs.SHARED, *settings])
