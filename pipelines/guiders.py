@@ -127,9 +127,13 @@ def predict_with_guider(
     guider.set_state(step=step, num_inference_steps=num_steps, timestep=timestep)
     requests = guider.prepare_inputs({"conditions": ("conditional", "unconditional")})
     for request in requests:
+        conditions = request.conditions
+        if getattr(request, guider._identifier_key) == "pred_cond_skip":
+            # Diffusers skips layers in the third prediction only; in steps without a scale above 1 it is the second.
+            conditions, guider._count_prepared = "conditional", 2
         guider.prepare_models(transformer)
         try:
-            request.noise_pred = predict(request.conditions)
+            request.noise_pred = predict(conditions)
         finally:
             guider.cleanup_models(transformer)
     return guider(requests).pred

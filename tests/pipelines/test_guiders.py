@@ -190,6 +190,15 @@ def test_skip_layer_guidance_adds_a_prediction(pipe, labels, blocks):
     assert not close(guided, sample(pipe, 0, guidance_scale=3.0))
 
 
+def test_skip_layer_guidance_alone_has_two_predictions(pipe, labels, blocks):
+    options = {"skip_layer_guidance_start": 0.0, "skip_layer_guidance_stop": 0.75}
+    guider = guiders.SkipLayerGuidance(guidance_scale=1.0, skip_layer_guidance_layers=1, **options)
+    guided = sample(pipe, 0, guider=guider)
+    assert labels == [[0], *[[0], [0]] * 2, [0]]
+    assert blocks[0] - blocks[1] == 2
+    assert not close(guided, sample(pipe, 0, guidance_scale=1.0))
+
+
 @pytest.mark.parametrize("layers", [0, [0, 1]], ids=str)
 def test_perturbed_attention_guidance(pipe, layers):
     options = {"perturbed_guidance_start": 0.0, "perturbed_guidance_stop": 1.0, "perturbed_guidance_layers": layers}
@@ -267,7 +276,7 @@ def test_guiders_that_do_not_fit_are_refused(pipe, vae, transformer):
     perturbed = guiders.PerturbedAttentionGuidance(perturbed_guidance_layers=[0])
     pipe.to(torch.bfloat16)
     try:
-        with pytest.raises(ValueError, match="does not call in .* on cpu"):
+        with pytest.raises(ValueError, match=r"does not call in .* on cpu"):
             sample(pipe, 0, guider=perturbed)
     finally:
         pipe.to(torch.float32)
