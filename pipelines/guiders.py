@@ -18,9 +18,9 @@ from diffusers.guiders import BaseGuidance
 from .transformer_vidtwin import VidTwinTransformer3DModel
 
 UNSUPPORTED = {
-    "FrequencyDecoupledGuidance": "separates the frequencies of images",
-    "SmoothedEnergyGuidance": "blurs square grids of tokens",
-    "LTX2Guidance": "perturbs modules of LTX-2",
+    "FrequencyDecoupledGuidance": "separates frequencies of images, and packed latents of two streams are no image",
+    "SmoothedEnergyGuidance": "blurs a square grid of tokens, and the tokens of two streams are no grid",
+    "LTX2Guidance": "perturbs modules that only the transformer of LTX-2 has",
 }
 
 
@@ -44,6 +44,8 @@ def create_guider(name: str, options: dict[str, Any]) -> BaseGuidance:
     Raises:
         ValueError: for an unknown name or option, or a value that the class does not take.
     """
+    if name in UNSUPPORTED:
+        raise ValueError(f"{name} {UNSUPPORTED[name]}.")
     if name not in list_guiders():
         raise ValueError(f"The guider must be one of {', '.join(list_guiders())}, not {name}.")
     guider_class = getattr(guiders, name)
@@ -72,7 +74,7 @@ def check_guider(
         raise ValueError(f"guider must be an instance of a class of diffusers.guiders, not {guider!r}.")
     for base in type(guider).__mro__:
         if base.__name__ in UNSUPPORTED:
-            raise ValueError(f"{name} {UNSUPPORTED[base.__name__]}, so it does not work on VidTwin's packed latents.")
+            raise ValueError(f"{name} {UNSUPPORTED[base.__name__]}.")
     if transformer.is_cache_enabled:
         raise ValueError(
             f"{name} predicts several times per step, which a cache would mix up: call disable_cache() of the "
@@ -93,11 +95,9 @@ def check_guider(
 
 def check_no_guidance(guider: BaseGuidance, scale: Any, interval: Any) -> None:
     """Raise a `ValueError` for a guidance scale or an interval beside a guider."""
-    for name, value, defaults in (
-        ("guidance_scale", scale, [None]),
-        ("guidance_interval", interval, [(0, 1), [0, 1]]),
-    ):
-        if value not in defaults:
+    is_limited = isinstance(interval, tuple | list) and tuple(interval) != (0, 1)
+    for name, is_set in (("guidance_scale", scale is not None), ("guidance_interval", is_limited)):
+        if is_set:
             raise ValueError(
                 f"{name} and a guider exclude each other: set the pipeline's guider to None, or pass guidance_scale, "
                 f"start and stop to {type(guider).__name__}."
@@ -105,31 +105,23 @@ def check_no_guidance(guider: BaseGuidance, scale: Any, interval: Any) -> None:
 
 
 def predict_with_guider(
-    guider: BaseGuidance,
-    transformer: VidTwinTransformer3DModel,
-    predict: Callable[[str], torch.Tensor],
-    step: int,
-    num_steps: int,
-    timestep: torch.Tensor,
+    guider: BaseGuidance, transformer: VidTwinTransformer3DModel, predict: Callable[[str], torch.Tensor]
 ) -> torch.Tensor:
     """Make the predictions that a guider requests for a step, and combine them.
 
     Args:
-        guider: outside its interval of steps it requests a single prediction.
+        guider: in the state of the step (`set_state`). Outside its interval it requests a single prediction.
         transformer: which the guider changes for some predictions, such as by skipping a layer.
         predict: maps "conditional" or "unconditional" to a prediction (B, L).
-        step, num_steps: number of the denoising step, and of all steps.
-        timestep: of the scheduler.
 
     Returns:
         (B, L).
     """
-    guider.set_state(step=step, num_inference_steps=num_steps, timestep=timestep)
     requests = guider.prepare_inputs({"conditions": ("conditional", "unconditional")})
     for request in requests:
         conditions = request.conditions
         if getattr(request, guider._identifier_key) == "pred_cond_skip":
-            # Diffusers skips layers in the third prediction only; in steps without a scale above 1 it is the second.
+            # Diffusers skips layers only in a third prediction; without classifier-free guidance it is the second.
             conditions, guider._count_prepared = "conditional", 2
         guider.prepare_models(transformer)
         try:

@@ -75,7 +75,7 @@ class VidTwinPipeline(
         latents_mean, latents_std: statistics that undo the normalization, as in `expand_statistic`; None:
             those that the autoencoder states.
         text_encoder, tokenizer: of transformers, for prompts; None: a model with captions takes `prompt_embeds`.
-        guider: of `diffusers.guiders`, in place of `guidance_scale` and `guidance_interval`; see `guiders`.
+        guider: of `diffusers.guiders`, in place of `guidance_scale` and `guidance_interval`; see `pipelines.guiders`.
 
     Attributes:
         autoencoder: `vae` under the protocol of `VideoAutoencoder`: a VidTwin itself, or the adapter of another class.
@@ -455,8 +455,8 @@ class VidTwinPipeline(
                 inputs = {"latents": model_input, "timestep": timestep, "target_timestep": target}
                 predict = partial(denoiser, step=i, self_condition=estimate, **inputs)
                 if self.guider is not None:
-                    steps = i, len(timesteps), t
-                    prediction = predict_with_guider(self.guider, self.transformer, predict, *steps)
+                    self.guider.set_state(step=i, num_inference_steps=len(timesteps), timestep=t)
+                    prediction = predict_with_guider(self.guider, self.transformer, predict)
                 elif guided_steps[i] and self.do_classifier_free_guidance:
                     prediction = apply_guidance(predict("both"), self.guidance_scale, sizes)
                 else:

@@ -267,19 +267,24 @@ def test_guidance_and_a_guider_exclude_each_other(pipe, options):
 def test_guiders_that_do_not_fit_are_refused(pipe, vae, transformer):
     with pytest.raises(ValueError, match=r"guider must be an instance of a class of diffusers\.guiders, not 3\.0"):
         VidTwinPipeline(vae, transformer, default_scheduler(), guider=3.0)
-    with pytest.raises(ValueError, match="SmoothedEnergyGuidance blurs square grids of tokens"):
+    with pytest.raises(ValueError, match="SmoothedEnergyGuidance blurs a square grid of tokens"):
         sample(pipe, 0, guider=guiders.SmoothedEnergyGuidance(seg_guidance_layers=[0]))
     for layers in ([7], [], ["a"]):
         config = LayerSkipConfig(indices=layers)
         with pytest.raises(ValueError, match="layers of AutoGuidance must be in 0 to 1"):
             sample(pipe, 0, guider=guiders.AutoGuidance(auto_guidance_config=config))
-    perturbed = guiders.PerturbedAttentionGuidance(perturbed_guidance_layers=[0])
-    pipe.to(torch.bfloat16)
-    try:
-        with pytest.raises(ValueError, match=r"does not call in .* on cpu"):
-            sample(pipe, 0, guider=perturbed)
-    finally:
-        pipe.to(torch.float32)
+
+
+def test_perturbed_attention_in_half_precision_requires_the_attention_of_pytorch(vae, make_transformer):
+    pipe = VidTwinPipeline(vae, make_transformer().to(torch.bfloat16), default_scheduler())
+    pipe.set_progress_bar_config(disable=True)
+    options = {"perturbed_guidance_start": 0.0, "perturbed_guidance_stop": 1.0, "perturbed_guidance_layers": [0]}
+    perturbed = guiders.PerturbedAttentionGuidance(guidance_scale=3.0, **options)
+    with pytest.raises(ValueError, match=r"does not call in torch\.bfloat16 on cpu: call its set_attention_backend"):
+        sample(pipe, 0, guider=perturbed)
+    pipe.transformer.set_attention_backend("native")
+    difference = sample(pipe, 0, guider=perturbed) - sample(pipe, 0, guidance_scale=3.0)
+    assert difference.abs().mean() > 0.1
 
 
 def test_a_guider_and_a_cache_exclude_each_other(pipe):
@@ -298,6 +303,7 @@ def test_guiders_by_name():
     assert (guider.guidance_scale, guider.config.stop) == (2, 0.5)
     for name, options, message in (
         ("CFG", {}, "must be one of AdaptiveProjectedGuidance, .* not CFG"),
+        ("LTX2Guidance", {}, "only the transformer of LTX-2 has"),
         ("ClassifierFreeGuidance", {"scale": 2}, "has no option scale, only guidance_scale, "),
         ("ClassifierFreeGuidance", {"guidance_scale": "much"}, "guidance_scale of .* must be a number, not 'much'"),
         ("ClassifierFreeGuidance", {"stop": 2.0}, "between 0.0 and 1.0"),

@@ -244,9 +244,8 @@ def generate(
         )
     if guider is None and guider_options:
         raise UserError("--guider-options requires --guider.")
-    new_guider = (
-        None if guider is None else create_guider(guider, parse_values(guider_options or [], "--guider-options"))
-    )
+    values = parse_values(guider_options or [], "--guider-options")
+    new_guider = None if guider is None else create_guider(guider, values)
     picture = None if image is None else read_image(image)
     pipeline = place_model(load_pipeline(model), resolve_device(device), dtype)
     if guider is not None or has_guidance:
