@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import torch
-from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
+from diffusers.hooks._helpers import (
+    AttentionProcessorMetadata,
+    AttentionProcessorRegistry,
+    TransformerBlockMetadata,
+    TransformerBlockRegistry,
+)
 from diffusers.models.attention import AttentionModuleMixin, FeedForward
 from diffusers.models.normalization import FP32LayerNorm
 from torch import nn
@@ -172,5 +177,9 @@ class VidTwinTransformerBlock(nn.Module):
         return x + modulate(self.ff(modulate(self.norm3(x), lengths, 1 + scale_m, shift_m, dtype)), lengths, gate_m)
 
 
-# Tells Diffusers' hooks that skip whole blocks (FirstBlockCache, MagCache, layer skip) what a block returns.
+# Tells Diffusers' hooks that skip whole blocks (FirstBlockCache, MagCache, layer skip) what a block returns, and those
+# that skip attention (guiders) what to return instead.
 TransformerBlockRegistry.register(VidTwinTransformerBlock, TransformerBlockMetadata(return_hidden_states_index=0))
+AttentionProcessorRegistry.register(
+    VidTwinAttnProcessor, AttentionProcessorMetadata(skip_processor_output_fn=lambda _, hidden_states: hidden_states)
+)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import diffusers
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.guiders import BaseGuidance
 from diffusers.hooks.group_offloading import _is_group_offload_enabled
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from diffusers.utils.torch_utils import randn_tensor
@@ -35,8 +37,10 @@ from .conditioning import (
     get_stream_timesteps,
     get_target_timesteps,
 )
+from .denoiser import Denoiser
 from .finite import check_finite_output, check_finite_tensor
 from .guidance import apply_guidance, find_guided_steps
+from .guiders import check_guider, check_no_guidance, predict_with_guider
 from .hub import SafeDownloadMixin
 from .inputs import CheckInputsMixin, Generator, as_generators, check_generators
 from .latents import STREAMS, denormalize_latents, frames_per_position, spread_streams
@@ -71,16 +75,18 @@ class VidTwinPipeline(
         latents_mean, latents_std: statistics that undo the normalization, as in `expand_statistic`; None:
             those that the autoencoder states.
         text_encoder, tokenizer: of transformers, for prompts; None: a model with captions takes `prompt_embeds`.
+        guider: of `diffusers.guiders`, in place of `guidance_scale` and `guidance_interval`; see `pipelines.guiders`.
 
     Attributes:
         autoencoder: `vae` under the protocol of `VideoAutoencoder`: a VidTwin itself, or the adapter of another class.
 
     Raises:
-        ValueError: if the transformer has other latent shapes or caption channels, or a class id is out of its range.
+        ValueError: if the transformer has other latent shapes or caption channels, a class id is out of its range, or
+            the guider does not work with it.
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
-    _optional_components = ["text_encoder", "tokenizer"]
+    _optional_components = ["text_encoder", "tokenizer", "guider"]
     _callback_tensor_inputs = ["latents"]
 
     def __init__(
@@ -93,6 +99,7 @@ class VidTwinPipeline(
         latents_std: list[float] | None = None,
         text_encoder: PreTrainedModel | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
+        guider: BaseGuidance | None = None,
     ) -> None:
         super().__init__()
         autoencoder = None if vae is None else adapt_to_latents(vae, transformer.structure_shape)
@@ -117,8 +124,10 @@ class VidTwinPipeline(
                 f"The transformer was built for captions of {channels or 'no'} channels, but the text encoder has "
                 f"{text_encoder.config.hidden_size}."
             )
+        if guider is not None:
+            check_guider(guider, transformer)
         self.register_modules(vae=vae, transformer=transformer, scheduler=scheduler)
-        self.register_modules(text_encoder=text_encoder, tokenizer=tokenizer)
+        self.register_modules(text_encoder=text_encoder, tokenizer=tokenizer, guider=guider)
         self.register_to_config(
             id2label={str(k): v for k, v in id2label.items()}, latents_mean=latents_mean, latents_std=latents_std
         )
@@ -288,7 +297,7 @@ class VidTwinPipeline(
             num_videos_per_prompt: videos per class and prompt, consecutive in the result.
             guidance_scale: classifier-free guidance above 1 (the paper: 5); or (structure, dynamics), which guide
                 content and motion separately. None: 5, or 1 for a transformer with interval conditioning, whose
-                training includes guidance (`diffusion.shortcut_guidance`).
+                training includes guidance (`diffusion.shortcut_guidance`), or a pipeline with a guider.
             num_inference_steps: denoising steps.
             timesteps, sigmas: a custom schedule, for schedulers that support it.
             eta: noise of DDIM's steps, 0 to 1.
@@ -317,7 +326,7 @@ class VidTwinPipeline(
 
         Raises:
             ValueError: for an unknown class, an id out of range, a shape or value that does not fit or is not finite,
-                or a guidance interval that the scheduler or the cache does not support.
+                a guidance interval that the scheduler or the cache does not support, or guidance beside a guider.
             NonFiniteError: a ValueError, if the transformer or the autoencoder outputs NaN or infinite values. Its
                 message names the dtype of that model, and one to use instead.
         """
@@ -328,8 +337,11 @@ class VidTwinPipeline(
             callback_on_step_end_tensor_inputs = ["latents"]
         generator = as_generators(generator)
         has_intervals = self.transformer.config.interval_conditioning
+        if self.guider is not None:
+            check_guider(self.guider, self.transformer, self._execution_device)
+            check_no_guidance(self.guider, guidance_scale, guidance_interval)
         if guidance_scale is None:
-            guidance_scale = 1.0 if has_intervals else 5.0
+            guidance_scale = 1.0 if has_intervals or self.guider is not None else 5.0
         self.check_inputs(
             num_videos_per_prompt,
             num_inference_steps,
@@ -421,10 +433,9 @@ class VidTwinPipeline(
 
         # 6. Denoising loop. No step waits for a GPU: schedulers count on the CPU.
         estimate = None  # of the clean latents, for self-conditioning
-        cached_rows = None  # batch size of the activations in the transformer's cache
-        dtype = self.transformer.dtype
         if image_latents is not None:
-            image_latents = image_latents.repeat_interleave(num_videos_per_prompt, dim=0).to(dtype)
+            image_latents = image_latents.repeat_interleave(num_videos_per_prompt, dim=0)
+        denoiser = Denoiser(self.transformer, labels, text_inputs, modulations, image_latents)
         with self.progress_bar(total=len(timesteps)) as progress_bar:
             for i, t in enumerate(timesteps):
                 if self.interrupt:
@@ -433,40 +444,23 @@ class VidTwinPipeline(
                 if conditioning is not None:
                     latents = conditioning.restore_kept(self.scheduler, model_timesteps[i], latents, noise)
 
-                # 6.1 Expand the batch for classifier-free guidance: first classes and prompts, then none.
-                do_guidance = guided_steps[i] and self.do_classifier_free_guidance
-                copies = 2 if do_guidance else 1
+                # 6.1 Prepare the inputs of the transformer.
                 model_input = latents
                 if hasattr(self.scheduler, "scale_model_input"):
                     model_input = self.scheduler.scale_model_input(latents, t)
                 timestep = model_timesteps[i].expand(batch_size, *model_timesteps.shape[1:])
                 target = None if target_timesteps is None else target_timesteps[i].expand(timestep.shape)
-                model_labels = labels
-                if do_guidance and labels is not None:
-                    model_labels = torch.cat([labels, torch.full_like(labels, null_class)])
-                self_condition = None if estimate is None else torch.cat([estimate] * copies).to(dtype)
-                rows = copies * batch_size
-                if rows != cached_rows:  # caches hold activations of another batch size
-                    if cached_rows is not None:
-                        self.transformer.check_cache_can_restart()
-                    self.transformer._reset_stateful_cache()
-                    cached_rows = rows
 
                 # 6.2 Predict, and apply guidance.
-                with self.transformer.cache_context("cond_uncond"):
-                    prediction = self.transformer(
-                        torch.cat([model_input] * copies).to(dtype),
-                        torch.cat([timestep] * copies),
-                        model_labels,
-                        self_condition,
-                        modulations=None if modulations is None else [layer[i, :rows] for layer in modulations],
-                        image_latents=None if image_latents is None else torch.cat([image_latents] * copies),
-                        target_timestep=None if target is None else torch.cat([target] * copies),
-                        return_dict=False,
-                        **text_inputs[do_guidance],
-                    )[0]
-                if do_guidance:
-                    prediction = apply_guidance(prediction, self.guidance_scale, sizes)
+                inputs = {"latents": model_input, "timestep": timestep, "target_timestep": target}
+                predict = partial(denoiser, step=i, self_condition=estimate, **inputs)
+                if self.guider is not None:
+                    self.guider.set_state(step=i, num_inference_steps=len(timesteps), timestep=t)
+                    prediction = predict_with_guider(self.guider, self.transformer, predict)
+                elif guided_steps[i] and self.do_classifier_free_guidance:
+                    prediction = apply_guidance(predict("both"), self.guidance_scale, sizes)
+                else:
+                    prediction = predict("conditional")
                 prediction = prediction.to(latents.dtype)
 
                 # 6.3 Estimate the clean latents for self-conditioning, which jumps are trained without.

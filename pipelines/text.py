@@ -246,8 +246,8 @@ class PromptMixin:
 
     def get_text_inputs(
         self, prompts: tuple[TextConditions, TextConditions | None] | None, count: int, num_videos_per_prompt: int
-    ) -> dict[bool, dict[str, torch.Tensor]]:
-        """The transformer's inputs without guidance (False), and with it (True): prompts first, then the negative.
+    ) -> dict[str, dict[str, torch.Tensor]]:
+        """The transformer's inputs for the prompts ("conditional"), the negative ones ("unconditional"), and "both".
 
         Args:
             prompts: from `prepare_prompts`, one or `count`.
@@ -255,10 +255,11 @@ class PromptMixin:
             num_videos_per_prompt: videos of each.
         """
         if prompts is None:
-            return {False: {}, True: {}}
+            return {"conditional": {}, "unconditional": {}, "both": {}}
         positive, negative = (x and x.repeat(count, num_videos_per_prompt) for x in prompts)
-        guided = positive.append(positive.blank() if negative is None else negative)
-        return {False: positive.as_inputs(), True: guided.as_inputs()}
+        negative = positive.blank() if negative is None else negative
+        conditions = {"conditional": positive, "unconditional": negative, "both": positive.append(negative)}
+        return {name: text.as_inputs() for name, text in conditions.items()}
 
     def _check_prompts(self, texts: dict[str, list[str]], embeds: dict[str, Any], masks: dict[str, Any]) -> None:
         given = [*texts, *(name for name, value in embeds.items() if value is not None)]

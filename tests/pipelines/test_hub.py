@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers.guiders import ClassifierFreeGuidance
 from hub_server import TOKEN
 from peers import tiny_peer
 from safetensors.torch import save
@@ -200,9 +201,9 @@ def test_a_pipeline_with_another_autoencoder(online, hub, cache, tmp_path, name)
     assert online(load_peer, f"user/{name}") == online(load_peer, str(tmp_path)) == weights_hash(peer)
 
 
-def test_a_pipeline_with_a_text_encoder(online, hub, vae, make_transformer, cache, tmp_path):
+def test_a_pipeline_with_a_text_encoder_and_a_guider(online, hub, vae, make_transformer, cache, tmp_path):
     encoder = tiny_text_encoder()
-    parts = {"text_encoder": encoder.model, "tokenizer": encoder.tokenizer}
+    parts = {"text_encoder": encoder.model, "tokenizer": encoder.tokenizer, "guider": ClassifierFreeGuidance(3.0)}
     pipe = VidTwinPipeline(vae, make_transformer(caption_channels=16), default_scheduler(), id2label=LABELS, **parts)
     pipe.save_pretrained(tmp_path / "text")
     hub.create("me/text", {**files_of(tmp_path / "text"), "text_encoder/pytorch_model.bin": b"a pickle"})

@@ -62,6 +62,17 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         metavar=("LOW", "HIGH"),
         help="noise levels, from 0 (clean) to 1 (pure noise), at which guidance is applied; steps outside cost half",
     )
+    parser.add_argument(
+        "--guider",
+        metavar="NAME",
+        help="class of diffusers.guiders, such as AdaptiveProjectedGuidance, in place of --guidance and its interval",
+    )
+    parser.add_argument(
+        "--guider-options",
+        nargs="+",
+        metavar="KEY=VALUE",
+        help="arguments of the guider, such as guidance_scale=3 start=0.2 stop=0.8 (default: those of its class)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="random seed")
     parser.add_argument("--fps", type=float, default=8.0, help="frames per second")
     parser.add_argument(

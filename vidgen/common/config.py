@@ -117,6 +117,21 @@ def load_config(config_class: type[Config], arguments: Sequence[str]) -> Config:
     return config
 
 
+def parse_values(arguments: Sequence[str], option: str) -> dict[str, Any]:
+    """Parse the `key=value` arguments of a command-line option: values are YAML, and dotted keys make a dict.
+
+    Raises:
+        UserError: if an argument has another form.
+    """
+    for argument in arguments:
+        if not argument.partition("=")[1]:
+            raise UserError(f"{option} takes key=value, not {argument!r}.")
+    try:
+        return OmegaConf.to_container(OmegaConf.from_dotlist(list(arguments)), resolve=True)
+    except Exception as error:
+        raise UserError(f"{option}: {' '.join(arguments)} is not a readable value.") from error
+
+
 def save_config(config: Any, path: str | Path) -> None:
     """Write a config as YAML that `--config` reads."""
     Path(path).write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))

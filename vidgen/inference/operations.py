@@ -21,8 +21,10 @@ import torch
 
 from autoencoder.tiling import ClipGeometry
 from autoencoder.video_autoencoder import VideoAutoencoder
+from pipelines.guiders import create_guider
 from pipelines.rollout import rollout
 
+from ..common.config import parse_values
 from ..common.errors import UserError
 from ..common.images import read_image
 from ..common.loading import encoder_hash, load_pipeline, load_vae
@@ -199,6 +201,8 @@ def generate(
     guidance: float | None = None,
     stream_guidance: tuple[float, float] | None = None,
     guidance_interval: tuple[float, float] = (0.0, 1.0),
+    guider: str | None = None,
+    guider_options: list[str] | None = None,
     seed: int = 0,
     fps: float = 8.0,
     frames: int | None = None,
@@ -213,6 +217,8 @@ def generate(
         prompt, structure_prompt, dynamics_prompt, negative_prompt: of the pipeline. Lists of one text serve those of
             any length.
         stream_guidance: guidance scales of structure and of dynamics, in place of `guidance`.
+        guider: class of `diffusers.guiders`, in place of guidance scales and their interval.
+        guider_options: its arguments as key=value.
         seed: random seed of the first video of a class or prompt; the next ones have the following seeds.
         frames: frames per video; None: the model's clip length. Longer videos are generated window by window.
         loop: generate a seamless loop.
@@ -230,8 +236,20 @@ def generate(
     low, high = guidance_interval
     if not 0 <= low <= high <= 1:
         raise UserError(f"--guidance-interval must be two numbers from 0 to 1, the lower first, not {low:g} {high:g}.")
+    has_guidance = guidance is not None or stream_guidance is not None or (low, high) != (0, 1)
+    if guider is not None and has_guidance:
+        raise UserError(
+            "--guider excludes --guidance, --stream-guidance and --guidance-interval; pass --guider-options "
+            "guidance_scale=... start=... stop=..."
+        )
+    if guider is None and guider_options:
+        raise UserError("--guider-options requires --guider.")
+    values = parse_values(guider_options or [], "--guider-options")
+    new_guider = None if guider is None else create_guider(guider, values)
     picture = None if image is None else read_image(image)
     pipeline = place_model(load_pipeline(model), resolve_device(device), dtype)
+    if guider is not None or has_guidance:
+        pipeline.guider = new_guider  # in place of one that was saved with the pipeline
     if pipeline.vae is None:
         raise UserError(f"The pipeline in {model} has no autoencoder, so it cannot decode videos.")
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from command_line import fail
+from diffusers.guiders import ClassifierFreeZeroStarGuidance
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -201,6 +202,31 @@ def test_generate_takes_prompts_that_are_in_no_file_name(model, tmp_path, capsys
     )
 
 
+def test_generate_uses_a_guider(model, tmp_path, capsys):
+    def generate(*options: str, folder: str | Path = model) -> np.ndarray:
+        path = tmp_path / "x.gif"
+        main(["generate", str(path), "--model", str(folder), "--steps", "3", "--class", "spin", *options])
+        return read(path)[0]
+
+    plain = generate("--guidance", "3")
+    assert np.array_equal(
+        generate("--guider", "ClassifierFreeGuidance", "--guider-options", "guidance_scale=3"), plain
+    )
+    zero = ["--guider", "ClassifierFreeZeroStarGuidance", "--guider-options", "guidance_scale=3", "zero_init_steps=2"]
+    guided = generate(*zero)
+    assert not np.array_equal(guided, plain)
+
+    # A guider that is saved with the pipeline is the default.
+    guider = ClassifierFreeZeroStarGuidance(guidance_scale=3, zero_init_steps=2)
+    VidTwinPipeline.from_pretrained(model, guider=guider).save_pretrained(tmp_path / "guided")
+    assert np.array_equal(generate(folder=tmp_path / "guided"), guided)
+    assert np.array_equal(generate("--guidance", "3", folder=tmp_path / "guided"), plain)
+
+    layers = ["--guider", "AutoGuidance", "--guider-options", "auto_guidance_layers=[9]", "dropout=1"]
+    words = ["generate", tmp_path / "x.gif", "--model", model, *layers]
+    assert "layers of AutoGuidance must be in 0 to 1, not [9]" in fail(capsys, *words)
+
+
 def test_generate_animates_an_image(model, tmp_path, capsys):
     """As the structure, or as the first frame of a model with image conditioning; also of longer videos."""
     rng = np.random.default_rng(0)
@@ -342,6 +368,10 @@ def test_generate_checks_before_it_samples(model, tmp_path, capsys, monkeypatch)
         (["out.mp4", "--num", "0"], "--num must be at least 1"),
         (["out.mp4", "--steps", "0"], "--steps must be at least 1"),
         (["out.mp4", "--guidance-interval", "0.7", "0.2"], "--guidance-interval must be two numbers from 0 to 1"),
+        (["out.mp4", "--guider", "CFG"], "must be one of AdaptiveProjectedGuidance, "),
+        (["out.mp4", "--guider", "AutoGuidance", "--guidance", "3"], "--guider excludes --guidance"),
+        (["out.mp4", "--guider-options", "stop=0.5"], "--guider-options requires --guider"),
+        (["out.mp4", "--guider", "AutoGuidance", "--guider-options", "stop"], "takes key=value, not 'stop'"),
         (["out.mp4", "--fps", "0"], "fps must be positive"),
         (["out.avi"], ".mp4"),
         (["mine", "--class", "0"], "holds other things"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from vidgen.common.config import config_fields, load_config, save_config
+from vidgen.common.config import config_fields, load_config, parse_values, save_config
 from vidgen.common.errors import UserError
 from vidgen.training.config import DiTTrainingConfig, VAETrainingConfig
 
@@ -23,6 +23,21 @@ def test_overrides_have_priority_over_the_file(tmp_path):
     assert config.train.train_batch_size == 3
     assert config.model.overrides == {"hidden_size": 64, "num_frames": 8}
     assert config.optim.learning_rate == 1.6e-4
+
+
+def test_values_of_a_command_line_option():
+    values = parse_values(
+        ["scale=3", "stop=0.5", "layers=[0, 1]", "skip.ff=false", "name=a=b", "none=null"], "--options"
+    )
+    expected = {"scale": 3, "stop": 0.5, "layers": [0, 1], "skip": {"ff": False}, "name": "a=b", "none": None}
+    assert values == expected and parse_values([], "--options") == {}
+    for argument, message in (
+        ("stop", "--options takes key=value, not 'stop'"),
+        ("layers=[0", "not a readable value"),
+        ("scale=${secret}", "not a readable value"),
+    ):
+        with pytest.raises(UserError, match=message):
+            parse_values([argument], "--options")
 
 
 def test_a_saved_config_reads_back(tmp_path):
