@@ -97,8 +97,8 @@ class TextConfig(PathConfig):
     )
     separate_captions: float = key(
         0.0,
-        "fraction of clips whose structure and dynamics have captions drawn separately, so that prompts of a stream are "
-        "followed by that stream only; needs data with several captions a clip",
+        "fraction of clips whose structure and dynamics have captions drawn separately, so that a stream follows only "
+        "prompts for that stream; needs data with several captions a clip",
         minimum=0,
         maximum=1,
     )
