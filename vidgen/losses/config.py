@@ -81,6 +81,13 @@ class DiffusionConfig:
         minimum=0,
         maximum=1,
     )
+    frame_timesteps: float = key(
+        0.0,
+        "fraction of clips whose dynamics frames have different timesteps, half of them after clean or noisy first "
+        "frames, for roll-outs with history",
+        minimum=0,
+        maximum=1,
+    )
     class_dropout: float = key(
         0.2, "fraction of clips trained without a class, for classifier-free guidance", minimum=0, maximum=1
     )
