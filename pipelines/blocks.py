@@ -102,10 +102,10 @@ def modulate(
 
 
 def spread_over_tokens(vectors: torch.Tensor, stream: int, length: int) -> torch.Tensor:
-    """Return the vectors of a stream's tokens, from (B, 2, D) or (B, 1 + R, D): (B, 1, D) for one, else (B, length, D).
+    """Return the vectors of a stream's tokens: (B, 1, D) if they share one, else (B, length, D).
 
     Args:
-        vectors: of structure, and of dynamics or each of R rows of dynamics tokens.
+        vectors: (B, 2, D), or (B, 1 + R, D) with one for each of R rows of dynamics tokens; structure first.
         stream: 0 for structure, 1 for dynamics.
         length: number of the stream's tokens.
     """

@@ -62,7 +62,7 @@ class History:
         self.estimate: torch.Tensor | None = None  # of the clean latents without history, for self-conditioning
 
     def spread_timesteps(self, timesteps: torch.Tensor) -> torch.Tensor:
-        """Timesteps of structure and dynamics (N, 2) -> of structure and every row (N, 1 + R), those kept at theirs."""
+        """Timesteps of structure and dynamics (N, 2) -> of structure and every row (N, 1 + R)."""
         rows = torch.cat([timesteps[:, :1], timesteps[:, 1:].expand(-1, len(self.is_kept) - 1)], dim=1)
         return self._set_kept(rows, self.timestep)
 

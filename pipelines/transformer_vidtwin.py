@@ -412,9 +412,11 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
         return self.caption_embed(batch, self.num_tokens, embeddings, mask)
 
     def _check_timesteps(self, batch: int, timestep: torch.Tensor, target_timestep: torch.Tensor | None) -> None:
-        shapes = {(batch,): None, (batch, 2): None, (batch, 1 + self.num_frame_rows): None}
+        shapes = [(batch,), (batch, 2)]
+        if self.num_frame_rows > 1:
+            shapes.append((batch, 1 + self.num_frame_rows))
         for name, value in {"timestep": timestep, "target_timestep": target_timestep}.items():
-            if value is not None and tuple(value.shape) not in shapes:
+            if value is not None and value.shape not in shapes:
                 expected = " or ".join(map(str, shapes))
                 raise ValueError(f"{name} must be {expected}, but has shape {tuple(value.shape)}.")
         expected = (batch, 2) if timestep.ndim == 1 else tuple(timestep.shape)

@@ -66,7 +66,7 @@ def test_intervals_have_the_rows_of_the_timestep(make_transformer, inputs):
     torch.testing.assert_close(per_frame, per_stream, rtol=1e-6, atol=1e-6)
     one = model(timestep=start, target_timestep=end[:, 0], **inputs).sample
     assert torch.equal(one, per_frame)
-    with pytest.raises(ValueError, match="target_timestep must be .* for this timestep"):
+    with pytest.raises(ValueError, match=r"target_timestep must be .* for this timestep"):
         model(timestep=start, target_timestep=end[:, :2], **inputs)
 
 

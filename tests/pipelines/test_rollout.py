@@ -165,7 +165,7 @@ def test_windows_with_history_start_from_the_structure_of_the_first(pipe, window
 
 def test_the_anchor_is_renewed_after_some_windows(pipe, windows):
     rollout(pipe, 11, 0, history_noise=0.0, anchor_windows=2, **options())
-    first, second, third, fourth, fifth = windows
+    _, second, third, fourth, fifth = windows
     assert torch.equal(second.structure, third.structure)
     assert not torch.equal(third.structure, fourth.structure)
     assert torch.equal(fourth.structure, fifth.structure)

@@ -185,20 +185,16 @@ def _still(rng: np.random.Generator, sizes: list[float], num_frames: int) -> Mot
 def _repeat(motion: str, tracks: list[tuple], period: int, num_frames: int) -> list[tuple]:
     """Tracks of one period -> of all frames: `slide` returns the way it came, in `swap` the shapes change back.
 
-    Both stop at the ends of a period, which has one frame less so that no frame is repeated.
+    Both rest at the ends of a period, which has one frame less so that no frame is repeated.
     """
-    count, frame = np.divmod(np.arange(num_frames), max(period - (motion in ("slide", "swap")), 1))
-    if motion == "slide":
-        frame = np.where(count % 2, period - 1 - frame, frame)
     shapes = ((period, 2), period, period)
     tracks = [tuple(map(np.broadcast_to, track, shapes)) for track in tracks]
-    others = tracks[::-1] if motion == "swap" else tracks
+    following = {"slide": [tuple(values[::-1] for values in track) for track in tracks], "swap": tracks[::-1]}
+    steps = max(period - (motion in following), 1)
+    frame = np.arange(num_frames) % (2 * steps)
     return [
-        tuple(
-            np.where((count % 2).reshape(-1, *[1] * (a.ndim - 1)), b[frame], a[frame])
-            for a, b in zip(*pair, strict=True)
-        )
-        for pair in zip(tracks, others, strict=True)
+        tuple(np.concatenate([a[:steps], b[:steps]])[frame] for a, b in zip(track, after, strict=True))
+        for track, after in zip(tracks, following.get(motion, tracks), strict=True)
     ]
 
 
@@ -316,7 +312,8 @@ def write_sprites(
 
     The folder is a data set with the motions as classes; `root/shapes.csv` lists it with the classes of `subclass`.
     Clip i of a class depends on (seed, class, i) only, so a larger set begins with the smaller one. `resolution` is
-    even, in pixels, `fps` in frames per second; `period` is that of `sample_factors`, in frames. Returns the clips' paths, class by class.
+    even, in pixels, `fps` in frames per second; `period`, in frames, is that of `sample_factors`. Returns the clips'
+    paths, class by class.
     """
 
     def write(task: tuple[int, int]) -> tuple[Path, str]:

@@ -1,12 +1,12 @@
 """A timestep for each row of dynamics frames in training (Diffusion Forcing, Chen et al., arXiv 2407.01392).
 
 Half of the clips with such timesteps have an independent one in each row, as in Diffusion Forcing: any frame can then
-be the condition of any other. The other half are the case of roll-outs, which independent timesteps hardly ever draw: a
-prefix of rows is the history, and the rest share one timestep. The history is clean in half of these clips, noisy in a
-quarter, and pure noise, which is no history, in a quarter: history guidance (Song et al., arXiv 2502.06764) compares
+be the condition of any other. The other half have the case of roll-outs, which independent timesteps hardly ever draw:
+a prefix of rows is the history, and the rest share one timestep. The history is clean in half of these clips, noisy in
+a quarter, and pure noise, which is no history, in a quarter: history guidance (Song et al., arXiv 2502.06764) compares
 predictions with and without. Where the streams have independent timesteps, the structure of such a clip is clean,
-noisy or pure noise with the same frequencies, as the anchor of a roll-out. What is exactly clean has no loss, since its
-target cannot be predicted (the noise) or need not be (the clean latents).
+noisy or pure noise with the same frequencies, as the anchor of a roll-out. What is exactly clean has no loss: the
+model cannot predict its noise, and its clean latents are the input.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def check_frame_timesteps(num_rows: int, num_dynamics_values: int) -> None:
 
 
 def condition_fractions(uniform: torch.Tensor) -> torch.Tensor:
-    """Places of a condition in the schedule from uniform numbers: 0 for half, uniform for a quarter, 1 for a quarter."""
+    """Places of a condition in the schedule from uniform numbers: half are 0, a quarter 1, the others uniform."""
     return (4 * uniform - 2).clamp(0, 1)
 
 
