@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from . import ablations, disentanglement, patch_sizes, reconstruction, sampling, ucf101_fvd
 from .common.harness import RESULTS, Benchmark
+from .drift.__main__ import BENCHMARK as DRIFT
 from .latents.__main__ import BENCHMARK as LATENTS
 from .real.__main__ import BENCHMARK as REAL
 from .resources.__main__ import RESOURCES, TRAINING_COST
@@ -27,6 +28,7 @@ BENCHMARKS = (
     SPRITES,
     REAL,
     TEXT,
+    DRIFT,
     sampling.BENCHMARK,
     patch_sizes.BENCHMARK,
     SPEED,
