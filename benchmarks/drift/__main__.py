@@ -3,7 +3,8 @@
     python -m benchmarks.drift --scale cpu --pipeline FORCING --baseline pretrained/sprites
 
 The pipeline is trained with `diffusion.frame_timesteps` on windows of longer sprites, as in
-configs/dit/sprites_forcing.yaml. Roll-outs are kept on disk in parts, and the scores of every method, so an interrupted run resumes.
+configs/dit/sprites_forcing.yaml. Parts of the roll-outs and the scores of every method are kept, so an interrupted
+run resumes.
 """
 
 from __future__ import annotations
@@ -53,9 +54,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, metavar="N", help="denoising steps (default: 25)")
 
 
-def run(options: argparse.Namespace) -> Results | None:
+def run(options: argparse.Namespace) -> Results:
     check_options(options)
-    scale, place = options.scale, PartialState()
+    scale = options.scale
     pipeline = load_sprite_pipeline(options.pipeline, options)
     baseline = None if options.baseline is None else load_sprite_pipeline(options.baseline, options)
     length, resolution = pipeline.autoencoder.clip_shape[1:3]
@@ -63,9 +64,7 @@ def run(options: argparse.Namespace) -> Results | None:
         raise UserError(f"--baseline {options.baseline} has clips of another size than --pipeline {options.pipeline}.")
     sizes, num_frames = {"num_frames": length, "resolution": resolution}, WINDOWS[scale] * length
     classifier = load_classifier(options, sizes)
-    if not place.is_main_process:
-        return None
-    detector = parse_detectors([DETECTOR], DETECTOR, None)[0].to(place.device)
+    detector = parse_detectors([DETECTOR], DETECTOR, None)[0].to(PartialState().device)
     sampling = Sampling(guidance_scale=options.guidance, num_inference_steps=options.steps)
 
     # The references: windows of other sprites, and long real videos, which bound every score.
