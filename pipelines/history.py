@@ -112,7 +112,7 @@ class History:
 
 
 def fraction_to_timestep(scheduler: SchedulerMixin, fraction: float) -> float | int:
-    """Return the timestep at a fraction in [0, 1] of the schedule, as in training; integers but for flow matching."""
+    """Return the timestep at a fraction in [0, 1] of the schedule, as in training; integers except in flow matching."""
     steps = scheduler.config.num_train_timesteps
     if prediction_type_of(scheduler) == "flow_prediction":
         return steps * fraction

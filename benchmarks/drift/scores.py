@@ -39,7 +39,7 @@ def score_videos(
     Args:
         videos: uint8 (N, 3, F, H, W).
         labels: (N,), their motions.
-        real: statistics of the detector's features of real windows, as many as there are videos.
+        real: statistics of the detector's features of real windows, of the same number as the videos.
         classifier: of clips of `length` frames that begin anywhere in a motion.
         detector: of the Fréchet distance.
         length: frames of a window.
