@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from . import ablations, disentanglement, patch_sizes, reconstruction, sampling, ucf101_fvd
 from .common.harness import RESULTS, Benchmark
+from .drift.__main__ import BENCHMARK as DRIFT
 from .equal_compute.__main__ import BENCHMARK as EQUAL_COMPUTE
 from .latents.__main__ import BENCHMARK as LATENTS
 from .real.__main__ import BENCHMARK as REAL
@@ -29,6 +30,7 @@ BENCHMARKS = (
     REAL,
     TEXT,
     EQUAL_COMPUTE,
+    DRIFT,
     sampling.BENCHMARK,
     patch_sizes.BENCHMARK,
     SPEED,

@@ -95,15 +95,28 @@ def modulate(
     Args:
         hidden_states: (B, S, D), S = sum(lengths).
         lengths: numbers of structure and of dynamics tokens.
-        scale, shift: (B, 2, D).
+        scale, shift: (B, 2, D), or (B, 1 + R, D) with one for structure and one for each of R rows of dynamics tokens.
         dtype: dtype of the result; None: as PyTorch promotes the arguments.
     """
     streams = []
     for i, tokens in enumerate(hidden_states.split(lengths, dim=1)):
-        tokens = tokens * scale[:, i : i + 1]
-        streams.append(tokens if shift is None else tokens + shift[:, i : i + 1])
+        tokens = tokens * spread_over_tokens(scale, i, lengths[i])
+        streams.append(tokens if shift is None else tokens + spread_over_tokens(shift, i, lengths[i]))
     modulated = torch.cat(streams, dim=1)
     return modulated if dtype is None else modulated.to(dtype)
+
+
+def spread_over_tokens(vectors: torch.Tensor, stream: int, length: int) -> torch.Tensor:
+    """Return the vectors of a stream's tokens: (B, 1, D) if they share one, else (B, length, D).
+
+    Args:
+        vectors: (B, 2, D), or (B, 1 + R, D) with one for each of R rows of dynamics tokens; structure first.
+        stream: 0 for structure, 1 for dynamics.
+        length: number of the stream's tokens.
+    """
+    vectors = vectors[:, 1:] if stream else vectors[:, :1]
+    rows = vectors.shape[1]
+    return vectors if rows == 1 else vectors.repeat_interleave(length // rows, dim=1)
 
 
 def widen_float16(modulation: torch.Tensor) -> tuple[torch.Tensor, torch.dtype | None]:
@@ -156,10 +169,11 @@ class VidTwinTransformerBlock(nn.Module):
         modulation: torch.Tensor | None = None,
         captions: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """(B, S, D), conditioning (B, 2, D), class_embedding (B, 1, class_embed_dim) -> (B, S, D).
+        """(B, S, D), conditioning (B, 2, D) or (B, 1 + R, D), class_embedding (B, 1, class_embed_dim) -> (B, S, D).
 
         Args:
-            modulation: (B, 2, 6 D), the precomputed output of `self.modulation`; None: computed from `conditioning`.
+            modulation: the precomputed output of `self.modulation`, (B, 2, 6 D) or (B, 1 + R, 6 D); None: computed
+                from `conditioning`.
             captions: caption tokens (B, N, D), and which of them each token attends to, bool (B, 1, S, N).
         """
         x = hidden_states

@@ -37,12 +37,14 @@ class StreamConditioning:
         sizes: number of values in the structure and in the dynamics latent, L in total.
         keep: mask (L,) of values that are kept while the rest of their stream is generated around them, as in RePaint
             (Lugmayr et al., arXiv 2201.09865); None: no value.
+        channels: of the dynamics latent.
     """
 
     clean: torch.Tensor
     start_steps: tuple[int, int]
     sizes: tuple[int, int]
     keep: torch.Tensor | None = None
+    channels: int = 1
 
     def initialize(self, scheduler: SchedulerMixin, timesteps: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """Return the initial latents (B, L): each stream is noise, noisy conditioning or clean conditioning.
@@ -66,12 +68,13 @@ class StreamConditioning:
     def restore_kept(
         self, scheduler: SchedulerMixin, timestep: torch.Tensor | None, latents: torch.Tensor, noise: torch.Tensor
     ) -> torch.Tensor:
-        """Overwrite kept values of latents (B, L) at the noise level of a timestep (2,), or clean for None."""
+        """Overwrite kept values of latents (B, L) at the noise levels of a timestep (2,) or (1 + R,); None: clean."""
         if self.keep is None:
             return latents
         if timestep is None:
             return torch.where(self.keep, self.clean, latents)
-        alpha, sigma = (spread_streams(level, self.sizes) for level in noise_levels(scheduler, timestep[None]))
+        levels = noise_levels(scheduler, timestep[None])
+        alpha, sigma = (spread_streams(level, self.sizes, self.channels) for level in levels)
         return torch.where(self.keep, alpha * self.clean + sigma * noise, latents)
 
 

@@ -142,10 +142,13 @@ class TwinConditionEmbedding(nn.Module):
         self.class_embed = nn.Embedding(num_classes + 1, dim) if num_classes is not None else None
 
     def forward(self, timestep: torch.Tensor, class_labels: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
-        """timestep (B, 2) and class_labels (B,) -> (B, 2, D), structure first."""
+        """timestep (B, 2) or (B, 1 + R) and class_labels (B,) -> (B, 2, D) or (B, 1 + R, D), structure first."""
         frequencies = self.time_proj(timestep.flatten()).to(dtype)  # computed in float32
-        own = self.time_embedder(frequencies).unflatten(0, (-1, 2))
-        conditioning = own + self.other_time_proj(own.flip(1)) + self.stream_embed
+        own = self.time_embedder(frequencies).unflatten(0, timestep.shape)
+        stream_embed = self.stream_embed
+        if timestep.shape[1] > 2:
+            stream_embed = torch.cat([stream_embed[:1], stream_embed[1:].expand(timestep.shape[1] - 1, -1)])
+        conditioning = own + self.other_time_proj(swap_streams(own)) + stream_embed
         if self.class_embed is not None:
             conditioning = conditioning + self.class_embed(class_labels)[:, None]
         return conditioning
@@ -164,6 +167,18 @@ class IntervalEmbedding(nn.Module):
         self.proj = nn.Sequential(nn.Linear(512, dim), nn.SiLU(), nn.Linear(dim, dim))
 
     def forward(self, interval: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """interval (B, 2) -> (B, 2, D), structure first; each stream has its interval and that of the other."""
-        frequencies = self.time_proj(interval.flatten()).to(dtype).unflatten(0, (-1, 2))  # computed in float32
-        return self.proj(torch.cat([frequencies, frequencies.flip(1)], dim=-1))
+        """interval (B, 2) or (B, 1 + R) -> (B, 2, D) or (B, 1 + R, D), of each stream and the other one."""
+        frequencies = self.time_proj(interval.flatten()).to(dtype).unflatten(0, interval.shape)  # computed in float32
+        return self.proj(torch.cat([frequencies, swap_streams(frequencies)], dim=-1))
+
+
+def swap_streams(vectors: torch.Tensor) -> torch.Tensor:
+    """Return for each stream the vector of the other one: for structure, the mean over the rows of dynamics.
+
+    Args:
+        vectors: (B, 2, D), or (B, 1 + R, D) with R rows of dynamics; structure first.
+    """
+    if vectors.shape[1] == 2:
+        return vectors.flip(1)
+    structure, dynamics = vectors[:, :1], vectors[:, 1:]
+    return torch.cat([dynamics.mean(dim=1, keepdim=True), structure.expand_as(dynamics)], dim=1)

@@ -93,8 +93,10 @@ def check_guider(
             )
 
 
-def check_no_guidance(guider: BaseGuidance, scale: Any, interval: Any) -> None:
-    """Raise a `ValueError` for a guidance scale or an interval beside a guider."""
+def check_no_guidance(guider: BaseGuidance, scale: Any, interval: Any, history_scale: Any = 1.0) -> None:
+    """Raise a `ValueError` for a guidance scale, an interval or guidance by history beside a guider."""
+    if history_scale != 1:
+        raise ValueError("history_guidance_scale and a guider exclude each other: set the pipeline's guider to None.")
     is_limited = isinstance(interval, tuple | list) and tuple(interval) != (0, 1)
     for name, is_set in (("guidance_scale", scale is not None), ("guidance_interval", is_limited)):
         if is_set:

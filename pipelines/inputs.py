@@ -107,6 +107,8 @@ class CheckInputsMixin:
         dynamics_strength: float,
         dynamics: Any,
         kept_frames: Sequence[int],
+        history_noise: float | None,
+        history_guidance_scale: float,
         eta: float,
         output_type: str,
         callback_on_step_end_tensor_inputs: list[str],
@@ -144,6 +146,14 @@ class CheckInputsMixin:
         frames = self.transformer.dynamics_shape[1] * frames_per_position(self.autoencoder)
         if not all(0 <= frame < frames for frame in kept_frames):
             raise ValueError(f"kept_frames must be in 0 to {frames - 1}, not {list(kept_frames)}.")
+        check_numbers(history_noise=history_noise or 0.0, history_guidance_scale=history_guidance_scale)
+        check_finite_number("history_guidance_scale", history_guidance_scale)
+        if history_noise is not None and not 0 <= history_noise < 1:
+            raise ValueError(f"history_noise must be at least 0, clean, and below 1, pure noise, not {history_noise}.")
+        if history_noise is not None and not kept_frames:
+            raise ValueError("history_noise requires kept_frames, which are the history.")
+        if history_guidance_scale != 1 and history_noise is None:
+            raise ValueError("history_guidance_scale requires history_noise, such as 0.")
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}, not {output_type!r}.")
         if self.vae is None and output_type != "latent":

@@ -13,16 +13,21 @@ if TYPE_CHECKING:
 STREAMS = ("structure", "dynamics")
 
 
-def spread_streams(values: torch.Tensor, sizes: tuple[int, int]) -> torch.Tensor:
-    """Expand a value per clip (B,) to (B, 1), or a value per stream (B, 2) to packed latents (B, L).
+def spread_streams(values: torch.Tensor, sizes: tuple[int, int], channels: int = 1) -> torch.Tensor:
+    """Expand a value per clip (B,) to (B, 1), or a value per stream (B, 2) or row (B, 1 + R) to packed latents (B, L).
 
     Args:
-        values: (B,) or (B, 2).
+        values: (B,), (B, 2), or (B, 1 + R) with one for structure and one for each of R rows of dynamics frames.
         sizes: number of values in the structure and in the dynamics latent, L in total.
+        channels: of the dynamics latent, for values per row: its frames are packed channel by channel.
     """
     if values.ndim == 1:
         return values[:, None]
-    return torch.cat([values[:, i : i + 1].expand(-1, size) for i, size in enumerate(sizes)], dim=1)
+    if values.shape[1] == 2:
+        return torch.cat([values[:, i : i + 1].expand(-1, size) for i, size in enumerate(sizes)], dim=1)
+    rows = values.shape[1] - 1
+    dynamics = values[:, None, 1:, None].expand(-1, channels, -1, sizes[1] // (channels * rows))
+    return torch.cat([values[:, :1].expand(-1, sizes[0]), dynamics.flatten(1)], dim=1)
 
 
 def frames_per_position(vae: VideoAutoencoder | None) -> int:

@@ -41,6 +41,7 @@ from .denoiser import Denoiser
 from .finite import check_finite_output, check_finite_tensor
 from .guidance import apply_guidance, find_guided_steps
 from .guiders import check_guider, check_no_guidance, predict_with_guider
+from .history import History
 from .hub import SafeDownloadMixin
 from .inputs import CheckInputsMixin, Generator, as_generators, check_generators
 from .latents import STREAMS, denormalize_latents, frames_per_position, spread_streams
@@ -224,13 +225,13 @@ class VidTwinPipeline(
         """Compute `transformer.modulations` of all steps at once, which reads their weights only once.
 
         Args:
-            timesteps: (N,), or (N, 2) with one per stream.
+            timesteps: (N,), or (N, 2) with one per stream, or (N, 1 + R) with one per row of dynamics frames.
             labels: (B,), or None for an unconditional model.
             target_timesteps: those that the steps lead to, in the same shape, for a model with interval conditioning.
 
         Returns:
-            For each layer (N, 2 B, 2, ...), B rows of the classes and B rows of "no class", or one row without labels.
-            None if they would take more memory than those weights, or the weights are offloaded.
+            For each layer (N, 2 B, 2 or 1 + R, ...), B rows of the classes and B rows of "no class", or one row
+            without labels. None if they would take more memory than those weights, or the weights are offloaded.
         """
         device, transformer = self._execution_device, self.transformer
         if labels is not None:  # with both halves, since callbacks may change guidance
@@ -238,7 +239,8 @@ class VidTwinPipeline(
         rows = 1 if labels is None else len(labels)
         width = transformer.config.num_attention_heads * transformer.config.attention_head_dim
         offloaded = transformer.device != device or _is_group_offload_enabled(transformer)
-        if offloaded or 2 * rows * len(timesteps) > width:
+        per_step = 2 if timesteps.ndim == 1 else timesteps.shape[1]
+        if offloaded or per_step * rows * len(timesteps) > width:
             return None
         labels = None if labels is None else labels.repeat(len(timesteps))
         timesteps, target_timesteps = (
@@ -263,6 +265,8 @@ class VidTwinPipeline(
         structure_strength: float = 0.0,
         dynamics_strength: float = 0.0,
         kept_frames: Sequence[int] = (),
+        history_noise: float | None = None,
+        history_guidance_scale: float = 1.0,
         image: ConditioningInput | None = None,
         prompt: Prompt = None,
         negative_prompt: Prompt = None,
@@ -308,6 +312,9 @@ class VidTwinPipeline(
             structure_strength, dynamics_strength: fraction of denoising steps applied to the conditioning latent (0:
                 unchanged, 1: ignored), as in image-to-image pipelines.
             kept_frames: frames whose `dynamics` are kept at any strength; the others are generated around them.
+            history_noise: noise level at which the transformer sees kept frames, from 0, clean, to below 1, for a
+                model trained with `diffusion.frame_timesteps`; None: the level of the other frames, as in RePaint.
+            history_guidance_scale: guidance by kept frames above 1, which costs a third batch row (arXiv 2502.06764).
             image: the first frame: an image, a clip or the structure latents of an image, one or one per class or
                 prompt; see `encode_conditioning`.
             prompt: what the videos show, one text or a list, for a transformer with `caption_channels`. Prompts and
@@ -339,7 +346,7 @@ class VidTwinPipeline(
         has_intervals = self.transformer.config.interval_conditioning
         if self.guider is not None:
             check_guider(self.guider, self.transformer, self._execution_device)
-            check_no_guidance(self.guider, guidance_scale, guidance_interval)
+            check_no_guidance(self.guider, guidance_scale, guidance_interval, history_guidance_scale)
         if guidance_scale is None:
             guidance_scale = 1.0 if has_intervals or self.guider is not None else 5.0
         self.check_inputs(
@@ -353,6 +360,8 @@ class VidTwinPipeline(
             dynamics_strength,
             dynamics,
             kept_frames,
+            history_noise,
+            history_guidance_scale,
             eta,
             output_type,
             callback_on_step_end_tensor_inputs,
@@ -405,7 +414,7 @@ class VidTwinPipeline(
         latents = latents * getattr(self.scheduler, "init_noise_sigma", 1.0)  # schedulers for flow matching have none
 
         # 5. Prepare the streams: both start from noise at once, or each from its conditioning at a separate step.
-        conditioning, noise = None, latents
+        conditioning, history, noise = None, None, latents
         solvers, start_steps, solver_sizes, model_timesteps = [self.scheduler], (0,), (sum(sizes),), timesteps
         if clean is not None:
             clean = clean.repeat_interleave(num_videos_per_prompt, dim=0)
@@ -415,9 +424,15 @@ class VidTwinPipeline(
             )
             start_steps, solver_sizes = get_start_steps(self.scheduler, len(timesteps), strengths), sizes
             shapes = self.transformer.structure_shape, self.transformer.dynamics_shape
-            keep = get_keep_mask(kept_frames, *shapes, device, frames_per_position(self.vae))
-            conditioning = StreamConditioning(clean, start_steps, sizes, keep)
+            group = frames_per_position(self.vae)
+            keep = get_keep_mask(kept_frames, *shapes, device, group)
+            conditioning = StreamConditioning(clean, start_steps, sizes, keep, shapes[1][0])
             model_timesteps = get_stream_timesteps(timesteps, start_steps)
+            latents = conditioning.initialize(self.scheduler, model_timesteps.to(device), noise)
+            if history_noise is not None:
+                positions = [frame // group for frame in kept_frames]
+                levels = history_noise, history_guidance_scale
+                history = History(self.transformer, self.scheduler, positions, *levels)
             # Solvers depend on their previous steps, which differ where one stream starts later.
             solvers = [self.scheduler, copy.deepcopy(self.scheduler)]
         target_timesteps = None
@@ -425,11 +440,11 @@ class VidTwinPipeline(
             check_jumps(self.scheduler, eta)
             clean_end = clean_timestep(self.scheduler)
             target_timesteps = get_target_timesteps(model_timesteps, start_steps, clean_end)
+            target_timesteps = target_timesteps if history is None else history.spread_timesteps(target_timesteps)
+        model_timesteps = model_timesteps if history is None else history.spread_timesteps(model_timesteps)
         modulations = self.prepare_modulations(model_timesteps, labels, target_timesteps)
         model_timesteps = model_timesteps.to(device)
         target_timesteps = None if target_timesteps is None else target_timesteps.to(device)
-        if conditioning is not None:
-            latents = conditioning.initialize(self.scheduler, model_timesteps, noise)
 
         # 6. Denoising loop. No step waits for a GPU: schedulers count on the CPU.
         estimate = None  # of the clean latents, for self-conditioning
@@ -458,14 +473,23 @@ class VidTwinPipeline(
                     self.guider.set_state(step=i, num_inference_steps=len(timesteps), timestep=t)
                     prediction = predict_with_guider(self.guider, self.transformer, predict)
                 elif guided_steps[i] and self.do_classifier_free_guidance:
-                    prediction = apply_guidance(predict("both"), self.guidance_scale, sizes)
+                    both = predict("both")
+                    conditional = both[:batch_size]
+                    prediction = apply_guidance(both, self.guidance_scale, sizes)
                 else:
-                    prediction = predict("conditional")
+                    conditional = prediction = predict("conditional")
+                if history is not None and history.guidance_scale != 1:
+                    tensors = conditional, model_input, timestep, noise
+                    conditions = {"class_labels": labels, "image_latents": denoiser.image_latents}
+                    conditions |= text_inputs["conditional"]
+                    prediction = history.guide(prediction, *tensors, sizes, target_timestep=target, **conditions)
                 prediction = prediction.to(latents.dtype)
 
                 # 6.3 Estimate the clean latents for self-conditioning, which jumps are trained without.
                 if self.transformer.config.self_conditioning and not has_intervals:
-                    levels = timestep if conditioning is None else spread_streams(timestep, sizes)
+                    levels = timestep
+                    if conditioning is not None:
+                        levels = spread_streams(timestep, sizes, conditioning.channels)
                     estimate = estimate_clean(self.scheduler, prediction, levels, model_input)
 
                 # 6.4 Compute the previous noisy latents x_t -> x_t-1 of every stream that has started.

@@ -24,7 +24,10 @@ def rollout(
     *,
     overlap: int | None = None,
     structure_strength: float = 0.5,
-    dynamics_strength: float = 0.6,
+    dynamics_strength: float | None = None,
+    history_noise: float | None = None,
+    history_guidance_scale: float = 1.0,
+    anchor_windows: int | None = None,
     loop: bool = False,
     first: torch.Tensor | None = None,
     image: ConditioningInput | None = None,
@@ -36,14 +39,24 @@ def rollout(
     the frames before those in reverse order, which continue the motion with known content, and are varied. Where two
     windows overlap, one fades into the other.
 
+    With `history_noise`, for a model trained with `diffusion.frame_timesteps`, the shared frames are the history from
+    which the others are generated, and the structure of every window starts from that of an anchor, the first window.
+    So errors of the structure do not add up from window to window.
+
     Args:
         pipeline: with a model trained with a timestep per stream.
         num_frames: of the videos.
         class_labels: as in the pipeline.
         overlap: frames that a window shares with the previous one, 1 to half a window, in whole positions of the
-            dynamics latent. None: 2, or one position if it has more frames.
+            dynamics latent. None: 2, or one position if it has more frames; with history half a window.
         structure_strength, dynamics_strength: fraction of denoising steps applied to each window, from 0, which plays
-            the video back and forth, to 1, which makes windows independent.
+            the video back and forth, to 1, which makes windows independent; of dynamics by default 0.6. With history
+            that of dynamics is by default 1, which generates from noise; 0 of structure keeps the anchor's.
+        history_noise: noise level at which the model sees the shared frames, from 0, clean, to below 1; None: no
+            history. The encoder has not seen the frames that follow them, so a little noise, such as 0.1, fits better.
+        history_guidance_scale: guidance by the shared frames above 1, as in the pipeline.
+        anchor_windows: with history, windows after which the latest window becomes the anchor; None: never, which
+            keeps the content; 1: every window varies the previous one.
         loop: generate a seamless loop: the last window ends with the first frames of the first window.
         first: the first window (B, T, 3, H, W) in [0, 1], one per video or one for all; None: generated.
         image: the first frame of the video, for a transformer with `image_conditioning`; later windows are conditioned
@@ -55,14 +68,19 @@ def rollout(
         (B, num_frames, 3, H, W) in [0, 1].
 
     Raises:
-        ValueError: if the overlap, the length of a loop or the number of first windows is invalid, or the pipeline
-            refuses an argument.
+        ValueError: if the overlap, the length of a loop, the number of first windows or an argument of history is
+            invalid, or the pipeline refuses an argument.
     """
     # Check inputs.
+    has_history = history_noise is not None
+    if dynamics_strength is None:
+        dynamics_strength = 1.0 if has_history else 0.6
     check_finite_number("structure_strength", structure_strength)
     check_finite_number("dynamics_strength", dynamics_strength)
+    check_history(history_noise, history_guidance_scale, anchor_windows)
     length, group = pipeline.autoencoder.clip_shape[1], frames_per_position(pipeline.autoencoder)
-    overlap = max(2, group) if overlap is None else overlap
+    if overlap is None:
+        overlap = max(length // 2 // group * group, 1) if has_history else max(2, group)
     check_whole_numbers(num_frames=num_frames, overlap=overlap)
     step = length - overlap
     if not 0 < overlap <= length // 2:
@@ -104,7 +122,9 @@ def rollout(
     if first is None:
         video = pipeline(num_videos_per_prompt=videos_per_label, image=image, **options).frames
     options |= {"structure_strength": structure_strength, "dynamics_strength": dynamics_strength}
-    total = num_frames + overlap * loop
+    if has_history:
+        options |= {"history_noise": history_noise, "history_guidance_scale": history_guidance_scale}
+    total, num_windows, anchor = num_frames + overlap * loop, 0, None
     while video.shape[1] < total:
         window = torch.cat([video[:, -overlap:], video[:, -length:-1].flip(1)[:, :step]], dim=1)
         kept_frames = list(range(overlap))
@@ -113,12 +133,40 @@ def rollout(
             kept_frames += range(step, length)
         if image is not None:
             options["image"] = window[:, :1]
-        window = pipeline(structure=window, dynamics=window, kept_frames=kept_frames, **options).frames
+        structure = window
+        if has_history:
+            if anchor is None or (anchor_windows and num_windows % anchor_windows == 0):
+                anchor = encode_structure(pipeline, video[:, -length:])
+            structure = anchor
+        window = pipeline(structure=structure, dynamics=window, kept_frames=kept_frames, **options).frames
+        num_windows += 1
         video = crossfade(video, window.to(video), overlap)
     if loop:
         tail, video = video[:, num_frames:], video[:, :num_frames]
         video = torch.cat([crossfade(tail, video[:, :overlap], overlap), video[:, overlap:]], dim=1)
     return video[:, :num_frames]
+
+
+def check_history(history_noise: float | None, history_guidance_scale: float, anchor_windows: int | None) -> None:
+    """Raise a `ValueError` for arguments of `rollout` about history that are out of range, or without history."""
+    if history_noise is not None:
+        check_finite_number("history_noise", history_noise)
+        if not 0 <= history_noise < 1:
+            raise ValueError(f"history_noise must be at least 0, clean, and below 1, pure noise, not {history_noise}.")
+    if history_noise is None and (history_guidance_scale != 1 or anchor_windows is not None):
+        name = "anchor_windows" if history_guidance_scale == 1 else "history_guidance_scale"
+        raise ValueError(f"{name} requires history_noise, such as 0.1.")
+    if anchor_windows is not None:
+        check_whole_numbers(anchor_windows=anchor_windows)
+        if anchor_windows < 1:
+            raise ValueError(f"anchor_windows must be at least 1, not {anchor_windows}.")
+
+
+def encode_structure(pipeline: VidTwinPipeline, clips: torch.Tensor) -> torch.Tensor:
+    """Structure latents (B, d_S, n_q, h_S, w_S) of clips (B, T, 3, H, W) in [0, 1]."""
+    with torch.no_grad():
+        latents = encode_conditioning(clips, "structure", pipeline.autoencoder, pipeline._execution_device)
+    return latents.unflatten(1, pipeline.autoencoder.structure_shape)
 
 
 def repeat_rows(values: list | tuple | torch.Tensor, count: int, num_repeats: int) -> list | torch.Tensor:

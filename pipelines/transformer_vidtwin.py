@@ -104,6 +104,7 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
         self.structure_shape, self.dynamics_shape = tuple(structure_shape), tuple(dynamics_shape)
         self.latent_size = math.prod(structure_shape) + math.prod(dynamics_shape)
         self.num_tokens = (math.prod(structure_grid), math.prod(dynamics_grid))
+        self.num_frame_rows = dynamics_grid[0]  # rows of dynamics patches, each of which can have a timestep
         dim = num_attention_heads * attention_head_dim
         cross_attention = num_classes is not None and class_conditioning == "cross_attention"
 
@@ -274,7 +275,9 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
 
         Args:
             hidden_states: packed noisy latents (B, L), normalized per stream.
-            timestep: (B,), or (B, 2) with one for structure and one for dynamics; whole numbers or floats.
+            timestep: (B,), or (B, 2) with one for structure and one for dynamics, or (B, 1 + R) with one for structure
+                and one for each of the `num_frame_rows` R of dynamics frames (Diffusion Forcing, arXiv 2407.01392); a
+                row has the frames of a patch. Whole numbers or floats.
             class_labels: (B,) long; the id `num_classes` means "no class". None only for an unconditional model.
             self_condition: the previous estimate of the clean latents (B, L); None: zeros.
             return_dict: whether to return a `VidTwinTransformerOutput` or a tuple.
@@ -299,9 +302,7 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
                 against the config, or there is no such block.
         """
         batch = hidden_states.shape[0]
-        for name, value in {"timestep": timestep, "target_timestep": target_timestep}.items():
-            if value is not None and value.shape not in ((batch,), (batch, 2)):
-                raise ValueError(f"{name} must be ({batch},) or ({batch}, 2), but has shape {tuple(value.shape)}.")
+        self._check_timesteps(batch, timestep, target_timestep)
         if any(not 1 <= layer <= len(self.transformer_blocks) for layer in hidden_layers):
             raise ValueError(f"hidden_layers must be 1 to {len(self.transformer_blocks)}, not {tuple(hidden_layers)}.")
         self._check_labels(class_labels)
@@ -364,7 +365,7 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
             timestep, class_labels, target_timestep: as in `forward`.
 
         Returns:
-            (B, 2, 6 D) for each block, and (B, 2, 2 D) for the output.
+            (B, 2, 6 D) for each block, and (B, 2, 2 D) for the output; with a timestep per row 1 + R instead of 2.
         """
         self._check_labels(class_labels)
         conditioning = self._condition(timestep, class_labels, target_timestep, self.dtype)
@@ -384,7 +385,7 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
         if self.interval_embed is not None:
             target_timestep = timestep if target_timestep is None else target_timestep
             if target_timestep.ndim == 1:
-                target_timestep = target_timestep[:, None].expand(-1, 2)
+                target_timestep = target_timestep[:, None].expand(-1, timestep.shape[1])
             conditioning = conditioning + self.interval_embed(timestep - target_timestep, dtype)
         elif target_timestep is not None:
             raise ValueError("This model has no interval_conditioning: leave target_timestep out.")
@@ -418,6 +419,21 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
                 expected = f"({batch}, {length}) or ({batch}, 2, {length})"
                 raise ValueError(f"encoder_attention_mask must be {expected}, not {tuple(mask.shape)}.")
         return self.caption_embed(batch, self.num_tokens, embeddings, mask)
+
+    def _check_timesteps(self, batch: int, timestep: torch.Tensor, target_timestep: torch.Tensor | None) -> None:
+        shapes = [(batch,), (batch, 2)]
+        if self.num_frame_rows > 1:
+            shapes.append((batch, 1 + self.num_frame_rows))
+        for name, value in {"timestep": timestep, "target_timestep": target_timestep}.items():
+            if value is not None and value.shape not in shapes:
+                expected = " or ".join(map(str, shapes))
+                raise ValueError(f"{name} must be {expected}, but has shape {tuple(value.shape)}.")
+        expected = (batch, 2) if timestep.ndim == 1 else tuple(timestep.shape)
+        if target_timestep is not None and target_timestep.shape not in ((batch,), expected):
+            raise ValueError(
+                f"target_timestep must be ({batch},) or {expected} for this timestep, but has shape "
+                f"{tuple(target_timestep.shape)}."
+            )
 
     def _check_labels(self, class_labels: torch.Tensor | None) -> None:
         if (class_labels is None) != (self.config.num_classes is None):

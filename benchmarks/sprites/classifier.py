@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -120,14 +121,17 @@ class DrawnSprites(Dataset):
         count: number of sprites.
         seed: of their factors, as in `write_sprites`.
         num_frames, resolution: of a clip.
+        period: frames of a motion, which then repeats and in which clips begin anywhere; None: one motion per clip.
     """
 
-    def __init__(self, count: int, seed: int, num_frames: int = 16, resolution: int = 64) -> None:
+    def __init__(
+        self, count: int, seed: int, num_frames: int = 16, resolution: int = 64, period: int | None = None
+    ) -> None:
         sizes = dict(num_frames=num_frames, resolution=resolution)
         numbers = [divmod(index, len(MOTIONS)) for index in range(count)]
-        self.factors = [
-            sample_factors(np.random.default_rng([seed, label, i]), MOTIONS[label], **sizes) for i, label in numbers
-        ]
+        rngs = [np.random.default_rng([seed, label, i]) for i, label in numbers]
+        draw = sample_factors if period is None else partial(sample_window, period=period)
+        self.factors = [draw(rng, MOTIONS[label], **sizes) for rng, (_, label) in zip(rngs, numbers, strict=True)]
         self.targets = sprite_targets(self.factors)
         self.frames = torch.from_numpy(np.stack([render_sprite(f) for f in progress(self.factors, "drawing sprites")]))
 
@@ -141,6 +145,19 @@ class DrawnSprites(Dataset):
     def clips(self) -> torch.Tensor:
         """All clips, (N, 3, T, H, W)."""
         return frames_to_clip(self.frames)
+
+
+def sample_window(
+    rng: np.random.Generator, motion: str, *, period: int, num_frames: int, resolution: int
+) -> dict[str, Any]:
+    """Sample the factors of a clip that begins anywhere in a repeated motion; see `sample_factors`."""
+    cycle = 2 * period  # after two periods every motion is where it began
+    sizes = dict(num_frames=num_frames + cycle, resolution=resolution, period=period)
+    factors = sample_factors(rng, motion, **sizes) | {"num_frames": num_frames}
+    start = int(rng.integers(cycle))
+    for shape in factors["shapes"]:
+        shape |= {name: shape[name][start : start + num_frames] for name in ("centers", "angles", "scales")}
+    return factors
 
 
 def classifier_loss(
@@ -181,6 +198,7 @@ def train_classifier(
     seed: int = 1000,
     num_frames: int = 16,
     resolution: int = 64,
+    period: int | None = None,
     learning_rate: float = 3e-3,
     **model: Any,
 ) -> SpriteClassifier:
@@ -192,13 +210,13 @@ def train_classifier(
         batch_size: of each process.
         sprites: number of sprites, drawn once before the first step.
         seed: of the sprites; a seed that no evaluated model was trained on.
-        num_frames, resolution: of a clip.
+        num_frames, resolution, period: of the sprites, as in `DrawnSprites`.
         learning_rate: peak learning rate.
         model: arguments of `SpriteClassifier`.
     """
     set_seed(seed)
     classifier = SpriteClassifier(**model)
-    drawn = DrawnSprites(sprites, seed, num_frames, resolution)
+    drawn = DrawnSprites(sprites, seed, num_frames, resolution, period)
     loader = DataLoader(drawn, batch_size, shuffle=True, drop_last=True)
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=learning_rate, weight_decay=0.01)
     classifier, optimizer, loader = accelerator.prepare(classifier, optimizer, loader)

@@ -9,7 +9,7 @@ import torch
 
 from autoencoder.latents import TwinLatents
 from pipelines import VidTwinPipeline
-from pipelines.rollout import crossfade, interpolate, rollout
+from pipelines.rollout import crossfade, encode_structure, interpolate, rollout
 
 STEPS, FRAMES, OVERLAP = 2, 4, 2  # of the tiny model
 
@@ -144,6 +144,59 @@ def test_a_loop_of_many_windows_closes(pipe, windows):
 def test_invalid_rollouts_are_refused(pipe, wrong, says):
     with pytest.raises(ValueError, match=says):
         rollout(pipe, **{"num_frames": 8, "class_labels": 0, "overlap": OVERLAP, **options(), **wrong})
+
+
+# --- history ---------------------------------------------------------------------------------------------------------
+
+
+def test_windows_with_history_start_from_the_structure_of_the_first(pipe, windows):
+    rollout(pipe, 9, 0, history_noise=0.1, history_guidance_scale=1.5, **options())
+    first, *others = windows
+    anchor = encode_structure(pipe, first.frames)
+    assert len(others) == 3  # half a window overlaps
+    video = first.frames
+    for window in others:
+        assert torch.equal(window.structure, anchor)
+        assert torch.equal(window.dynamics, video[:, [-2, -1, -2, -3]])
+        assert (window.history_noise, window.history_guidance_scale) == (0.1, 1.5)
+        assert (window.structure_strength, window.dynamics_strength) == (0.5, 1.0)
+        video = crossfade(video, window.frames, OVERLAP)
+
+
+def test_the_anchor_is_renewed_after_some_windows(pipe, windows):
+    rollout(pipe, 11, 0, history_noise=0.0, anchor_windows=2, **options())
+    _, second, third, fourth, fifth = windows
+    assert torch.equal(second.structure, third.structure)
+    assert not torch.equal(third.structure, fourth.structure)
+    assert torch.equal(fourth.structure, fifth.structure)
+
+
+def test_structure_strength_zero_keeps_the_anchor(pipe, monkeypatch):
+    decoded = []
+    decode = type(pipe.vae).decode
+    monkeypatch.setattr(
+        type(pipe.vae), "decode", lambda self, z, **k: decoded.append(self.unpack(z).structure) or decode(self, z, **k)
+    )
+    first = torch.rand(1, FRAMES, 3, 32, 32)
+    rollout(pipe, 8, 0, first=first, history_noise=0.0, structure_strength=0.0, **options())
+    anchor = encode_structure(pipe, first)
+    for structure in decoded:
+        torch.testing.assert_close(structure, anchor, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"history_noise": 1.0}, "history_noise must be at least 0"),
+        ({"anchor_windows": 2}, "anchor_windows requires history_noise"),
+        ({"history_guidance_scale": 2.0}, "history_guidance_scale requires history_noise"),
+        ({"history_noise": 0.0, "anchor_windows": 0}, "anchor_windows must be at least 1, not 0"),
+        ({"history_noise": 0.0, "anchor_windows": 1.5}, "anchor_windows must be a whole number"),
+    ],
+)
+def test_invalid_history_is_refused(pipe, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        rollout(pipe, 8, 0, **arguments, **options())
 
 
 # --- interpolation ---------------------------------------------------------------------------------------------------

@@ -40,6 +40,13 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     )
     sprites.add_argument("folder", metavar="FOLDER", help="the folder to write; created if missing")
     sprites.add_argument("--clips-per-class", type=int, default=80, metavar="N", help="clips per motion")
+    sprites.add_argument(
+        "--num-frames",
+        type=int,
+        default=16,
+        metavar="N",
+        help="frames per clip; motions repeat every 16 frames, so that windows of longer clips begin anywhere in them",
+    )
     sprites.add_argument("--seed", type=int, default=0, help="random seed")
     sprites.add_argument(
         "--captions",
@@ -96,12 +103,15 @@ def draw_sprites(options: argparse.Namespace) -> None:
     """Write the sprites dataset."""
     from ..common.errors import UserError
     from ..data.sprite_captions import HELD_OUT, SEEN, write_captions
-    from ..data.sprites import write_sprites
+    from ..data.sprites import PERIOD, write_sprites
 
     clips, seed = options.clips_per_class, options.seed
     if clips < 1 or seed < 0:
         raise UserError(f"--clips-per-class must be 1 or more and --seed 0 or more, not {clips} and {seed}.")
-    paths = write_sprites(options.folder, clips, seed=seed, show_progress=True)
+    frames = options.num_frames
+    if frames < 1:
+        raise UserError(f"--num-frames must be 1 or more, not {frames}.")
+    paths = write_sprites(options.folder, clips, seed=seed, num_frames=frames, period=PERIOD, show_progress=True)
     print(f"{len(paths)} clips in {options.folder}")
     if options.captions:
         seen, held_out = write_captions(options.folder, paths)

@@ -83,6 +83,16 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--image", metavar="FILE", help="animate this PNG, JPEG, WebP or BMP image")
     parser.add_argument("--loop", action="store_true", help="generate a seamless loop")
+    parser.add_argument(
+        "--history-noise",
+        type=float,
+        metavar="LEVEL",
+        help="long videos: generate windows from the last frames before them, which the model sees at this noise "
+        "level, such as 0.1; for a model trained with diffusion.frame_timesteps",
+    )
+    parser.add_argument(
+        "--history-guidance", type=float, default=1.0, metavar="W", help="guidance scale of these frames (default: 1)"
+    )
     parser.set_defaults(run=run)
 
 

@@ -27,29 +27,39 @@ from ..common.video_writing import write_video
 MOTIONS = ("slide", "bounce", "orbit", "spin", "zoom", "shake", "swap", "still")
 SHAPES = ("disc", "square", "triangle", "star", "ring", "cross")
 TEXTURES = ("split", "stripes")
+PERIOD = 16  # frames after which the motions of a dataset of longer clips repeat
 
 
 # --- factors ---------------------------------------------------------------------------------------------------------
 
 
 def sample_factors(
-    rng: np.random.Generator, motion: str, *, resolution: int = 64, num_frames: int = 16, fps: float = 8
+    rng: np.random.Generator,
+    motion: str,
+    *,
+    resolution: int = 64,
+    num_frames: int = 16,
+    fps: float = 8,
+    period: int | None = None,
 ) -> dict:
     """Sample the factors of a clip for `render_sprite`, in JSON types, as a pure function of `rng`'s state.
 
     The appearance is sampled before the motion, from the same random numbers for every class. Per shape: `kind`,
     `size` (diameter), `colors` (two, RGB in [0, 1]), `texture`, and for each frame `centers` (x, y), `angles`,
-    `scales`. Raises `UserError` for an unknown motion.
+    `scales`. A motion takes `period` frames, by default all, and is then repeated (`_repeat`). Raises `UserError` for
+    an unknown motion.
     """
     if motion not in MOTIONS:
         raise UserError(f"unknown motion {motion!r}, expected one of {', '.join(MOTIONS)}")
     background = _sample_background(rng)
     shapes = [_sample_shape(rng, resolution) for _ in range(2)]
-    parameters, tracks = _MOTIONS[motion](rng, [s["size"] / resolution for s in shapes], num_frames)
+    period = num_frames if period is None else period
+    parameters, tracks = _MOTIONS[motion](rng, [s["size"] / resolution for s in shapes], period)
+    tracks = _repeat(motion, tracks, period, num_frames)
     for shape, (centers, angles, scales) in zip(shapes, tracks, strict=False):
-        shape["centers"] = np.round(np.broadcast_to(centers, (num_frames, 2)) * resolution, 3).tolist()
-        shape["angles"] = np.round(np.broadcast_to(angles, num_frames) + shape.pop("tilt"), 3).tolist()
-        shape["scales"] = np.round(np.broadcast_to(scales, num_frames), 4).tolist()
+        shape["centers"] = np.round(centers * resolution, 3).tolist()
+        shape["angles"] = np.round(angles + shape.pop("tilt"), 3).tolist()
+        shape["scales"] = np.round(scales, 4).tolist()
     return {
         "motion": motion,
         "motion_parameters": parameters,
@@ -172,6 +182,22 @@ def _still(rng: np.random.Generator, sizes: list[float], num_frames: int) -> Mot
     return {}, [(_sample_center(rng), 0, 1)]
 
 
+def _repeat(motion: str, tracks: list[tuple], period: int, num_frames: int) -> list[tuple]:
+    """Tracks of one period -> of all frames: `slide` returns the way it came, in `swap` the shapes change back.
+
+    Both rest at the ends of a period, which has one frame less so that no frame is repeated.
+    """
+    shapes = ((period, 2), period, period)
+    tracks = [tuple(map(np.broadcast_to, track, shapes)) for track in tracks]
+    following = {"slide": [tuple(values[::-1] for values in track) for track in tracks], "swap": tracks[::-1]}
+    steps = max(period - (motion in following), 1)
+    frame = np.arange(num_frames) % (2 * steps)
+    return [
+        tuple(np.concatenate([a[:steps], b[:steps]])[frame] for a, b in zip(track, after, strict=True))
+        for track, after in zip(tracks, following.get(motion, tracks), strict=True)
+    ]
+
+
 def _one_turn(num_frames: int) -> np.ndarray:
     return 360 * np.arange(num_frames) / num_frames
 
@@ -279,20 +305,23 @@ def write_sprites(
     resolution: int = 64,
     num_frames: int = 16,
     fps: float = 8,
+    period: int | None = None,
     show_progress: bool = False,
 ) -> list[Path]:
     """Write `root/<motion>/<motion>_<index:04d>.mp4` (H.264) and, beside each, its factors as .json.
 
     The folder is a data set with the motions as classes; `root/shapes.csv` lists it with the classes of `subclass`.
     Clip i of a class depends on (seed, class, i) only, so a larger set begins with the smaller one. `resolution` is
-    even, in pixels, `fps` in frames per second. Returns the clips' paths, class by class.
+    even, in pixels, `fps` in frames per second; `period`, in frames, is that of `sample_factors`. Returns the clips'
+    paths, class by class.
     """
 
     def write(task: tuple[int, int]) -> tuple[Path, str]:
         label, index = task
         motion = MOTIONS[label]
         rng = np.random.default_rng([seed, label, index])
-        factors = sample_factors(rng, motion, resolution=resolution, num_frames=num_frames, fps=fps)
+        sizes = dict(resolution=resolution, num_frames=num_frames, fps=fps, period=period)
+        factors = sample_factors(rng, motion, **sizes)
         path = Path(root) / motion / f"{motion}_{index:04d}.mp4"
         with atomic_write(path.with_suffix(".json")) as unfinished:
             unfinished.write_text(json.dumps(factors) + "\n")

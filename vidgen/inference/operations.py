@@ -208,6 +208,8 @@ def generate(
     frames: int | None = None,
     loop: bool = False,
     image: str | None = None,
+    history_noise: float | None = None,
+    history_guidance: float = 1.0,
 ) -> list[Path]:
     """Generate `num` videos of each class or prompt with a trained pipeline.
 
@@ -224,6 +226,8 @@ def generate(
         loop: generate a seamless loop.
         image: file of an image to animate: the first frame for a model with `image_conditioning`, otherwise the
             structure.
+        history_noise, history_guidance: of long videos and loops, as `history_noise` and `history_guidance_scale` of
+            `pipelines.rollout.rollout`.
     """
     # Check all options before anything is sampled.
     for option, value in (("--num", num), ("--steps", steps), ("--frames", 1 if frames is None else frames)):
@@ -233,6 +237,10 @@ def generate(
         raise UserError(f"--guidance must be a finite number, not {guidance}.")
     if stream_guidance is not None and not all(map(math.isfinite, stream_guidance)):
         raise UserError(f"--stream-guidance must be two finite numbers, not {stream_guidance}.")
+    if history_noise is not None and not 0 <= history_noise < 1:
+        raise UserError(f"--history-noise must be at least 0 and below 1, not {history_noise}.")
+    if not math.isfinite(history_guidance) or (history_guidance != 1 and history_noise is None):
+        raise UserError("--history-guidance must be a finite number, and needs --history-noise, such as 0.1.")
     low, high = guidance_interval
     if not 0 <= low <= high <= 1:
         raise UserError(f"--guidance-interval must be two numbers from 0 to 1, the lower first, not {low:g} {high:g}.")
@@ -294,7 +302,8 @@ def generate(
             settings["image"] = picture
         elif picture is not None:
             first = pipeline(label, structure=picture, output_type="pt", **settings).frames
-        videos = rollout(pipeline, frames, label, loop=loop, first=first, **settings)
+        history = {"history_noise": history_noise, "history_guidance_scale": history_guidance}
+        videos = rollout(pipeline, frames, label, loop=loop, first=first, **history, **settings)
         num_sampled[request] += num
         for video, writer in zip(videos.movedim(2, -1).float().cpu().numpy(), writers, strict=False):
             with writer:

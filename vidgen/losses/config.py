@@ -105,6 +105,13 @@ class DiffusionConfig:
     self_alignment_layers: list[int] = key(  # noqa: RUF009
         list, "numbers of these two blocks, from 1, such as [2, 4]; by default at 2/7 and 4/7 of the depth"
     )
+    frame_timesteps: float = key(
+        0.0,
+        "fraction of clips whose dynamics frames have different timesteps, half of them after clean or noisy first "
+        "frames, for roll-outs with history",
+        minimum=0,
+        maximum=1,
+    )
     class_dropout: float = key(
         0.2, "fraction of clips trained without a class, for classifier-free guidance", minimum=0, maximum=1
     )

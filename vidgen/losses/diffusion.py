@@ -24,6 +24,7 @@ from ..common.errors import UserError
 from ..data.config import TextConfig
 from ..losses import Losses
 from .config import DiffusionConfig
+from .frame_timesteps import FRAME_DRAWS, check_frame_timesteps, draw_frame_fractions
 from .self_alignment import choose_layers, self_alignment_loss
 from .shortcut import Jumps, check_shortcut, draw_jumps, shortcut_target, shortcut_weight
 
@@ -56,6 +57,9 @@ class DiffusionLoss(nn.Module):
     the clips. The estimate is computed for all clips, so that a clip's loss does not depend on its batch. A DiT with
     image conditioning sees the first frame, except for a fraction `image_dropout`. Captions are dropped from a
     fraction `caption_dropout`, and from one stream only with `stream_dropout` for each.
+
+    In a fraction `frame_timesteps` of the clips the rows of dynamics frames have different timesteps
+    (`vidgen.losses.frame_timesteps`).
 
     A fraction `shortcut` of the clips trains steps of any length instead (`vidgen.losses.shortcut`), without
     self-conditioning. Where its streams have different timesteps, one of them waits, as in conditional sampling. Their
@@ -107,6 +111,10 @@ class DiffusionLoss(nn.Module):
         self.config = config
         self.text = TextConfig() if text is None else text
         self.sizes = (math.prod(transformer.structure_shape), math.prod(transformer.dynamics_shape))
+        self.num_frame_draws = 0  # uniform numbers per clip, after all others
+        if config.frame_timesteps:
+            check_frame_timesteps(transformer.num_frame_rows, self.sizes[1])
+            self.num_frame_draws = FRAME_DRAWS + transformer.num_frame_rows
 
     def forward(
         self,
@@ -123,7 +131,8 @@ class DiffusionLoss(nn.Module):
             latents: normalized and packed, (B, L).
             labels: class ids (B,); ignored by an unconditional transformer.
             noise: standard normal (B, L).
-            uniform: in [0, 1), (B, DRAWS) or more; with `text` one more, with `shortcut` `SHORTCUT_DRAWS` after it.
+            uniform: in [0, 1), (B, DRAWS) or more; with `text` one more, with `shortcut` `SHORTCUT_DRAWS` after it,
+                with `frame_timesteps` the last `num_frame_draws`.
             image: structure latents of the first frames (B, L_S), normalized, for a DiT with image conditioning.
             text: of the captions: embeddings (B, N, C), or ids (B, N) for a trained encoder, and bool mask (B, N).
                 With a caption for each stream these are (B, 2, N, C) or (B, 2, N), and (B, 2, N).
@@ -136,12 +145,16 @@ class DiffusionLoss(nn.Module):
         noise = torch.randn_like(latents) if noise is None else noise
         if uniform is None:
             draws = DRAWS + 1 + SHORTCUT_DRAWS if self.config.shortcut else DRAWS + (text is not None)
-            uniform = torch.rand(len(latents), draws, device=latents.device)
+            uniform = torch.rand(len(latents), draws + self.num_frame_draws, device=latents.device)
 
         # Add noise at random timesteps, and drop some of the labels, images and captions.
         first, second, independent, dropped, conditioned, imageless = uniform[:, :DRAWS].unbind(1)
         jumps = self._draw_jumps(uniform) if self.config.shortcut else None
-        timestep = self._timesteps(first, second, independent) if jumps is None else jumps.start
+        counts = None  # the values that have a loss, if not all
+        if self.num_frame_draws:
+            timestep, counts = self._frame_timesteps(uniform)
+        else:
+            timestep = self._timesteps(first, second, independent) if jumps is None else jumps.start
         null_class = self.transformer.config.num_classes
         conditions = {"class_labels": None if null_class is None else self._drop_labels(labels, dropped, null_class)}
         if image is not None:
@@ -153,7 +166,7 @@ class DiffusionLoss(nn.Module):
         error, alpha, sigma, hidden_states = self._predict(
             latents, noise, timestep, conditions, conditioned < 0.5, jumps, self.aligned_layers
         )
-        terms = self._average(error.detach(), jumps)
+        terms = self._average(error.detach(), jumps, counts)
         weight = None
         if self.config.loss_weighting == "min_snr":
             prediction_type = prediction_type_of(self.scheduler)
@@ -161,6 +174,8 @@ class DiffusionLoss(nn.Module):
         if jumps is not None:
             moves = spread_streams(jumps.moves, self.sizes)
             weight = torch.where(moves, shortcut_weight(error, self.sizes), 1 if weight is None else weight)
+        if counts is not None:
+            weight = counts if weight is None else weight * counts
         loss = (error if weight is None else error * weight).mean()
         if self.aligned_layers:
             alignment = self_alignment_loss(*hidden_states)
@@ -212,7 +227,7 @@ class DiffusionLoss(nn.Module):
         `conditions` are further inputs of the DiT. `conditioned`, bool (B,), selects the clips for which a DiT with
         self-conditioning sees its estimate, unless they jump.
         """
-        alpha, sigma = (spread_streams(level, self.sizes) for level in noise_levels(self.scheduler, timestep))
+        alpha, sigma = map(self._spread, noise_levels(self.scheduler, timestep))
         noisy = alpha * latents + sigma * noise
         target = denoising_target(prediction_type_of(self.scheduler), latents, noise, alpha, sigma)
         velocity = estimate = None
@@ -264,6 +279,22 @@ class DiffusionLoss(nn.Module):
         other = torch.where(independent < self.config.independent_timesteps, other, timestep)
         return torch.stack([timestep, other], dim=1)
 
+    def _frame_timesteps(self, uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Timesteps (B, 1 + R) of structure and each row of dynamics, and the values (B, L) that have a loss."""
+        first, second, independent = uniform[:, :3].unbind(1)
+        *draws, rows = uniform[:, -self.num_frame_draws :].split([FRAME_DRAWS, self.num_frame_draws - FRAME_DRAWS], 1)
+        is_independent = independent < self.config.independent_timesteps
+        fraction = self._fraction(first)
+        streams = torch.stack([fraction, torch.where(is_independent, self._fraction(second), fraction)], dim=1)
+        drawn = draw_frame_fractions(
+            self.config.frame_timesteps, streams, self._fraction(rows), is_independent, first, *draws
+        )
+        return self.scale_timesteps(drawn.fractions), self._spread(~drawn.is_clean)
+
+    def _spread(self, values: torch.Tensor) -> torch.Tensor:
+        """Values of clips, streams or rows of dynamics frames, at each of the packed latents."""
+        return spread_streams(values, self.sizes, self.transformer.dynamics_shape[0])
+
     def _fraction(self, uniform: torch.Tensor) -> torch.Tensor:
         """Fractions of the schedule (B,) of the configured distribution from uniform numbers (B,)."""
         if self.config.timestep_sampling == "logit_normal":  # Esser et al., arXiv 2403.03206, Section 3.1
@@ -277,19 +308,20 @@ class DiffusionLoss(nn.Module):
             return steps * fractions
         return (steps * fractions).long().clamp(max=steps - 1)
 
-    def _average(self, error: torch.Tensor, jumps: Jumps | None) -> Losses:
-        """The mean error of each stream, and that of jumps."""
+    def _average(self, error: torch.Tensor, jumps: Jumps | None, counts: torch.Tensor | None) -> Losses:
+        """The mean error of each stream over the values that count, bool (B, L), and that of jumps."""
         parts = error.split(self.sizes, dim=1)
-        if jumps is None:
+        if jumps is None and counts is None:
             means = [part.mean() if part.numel() else part.sum() for part in parts]
             return dict(zip(("structure", "dynamics"), means, strict=True))
-        moves = spread_streams(jumps.moves, self.sizes)
+        moves = None if jumps is None else self._spread(jumps.moves)
 
         def mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
             return (values * mask).sum() / mask.sum().clamp(min=1)
 
-        structure, dynamics = map(mean, parts, (~moves).split(self.sizes, dim=1))
-        return {"structure": structure, "dynamics": dynamics, "shortcut": mean(error, moves)}
+        structure, dynamics = map(mean, parts, (~moves if counts is None else counts).split(self.sizes, dim=1))
+        terms = {"structure": structure, "dynamics": dynamics}
+        return terms if moves is None else {**terms, "shortcut": mean(error, moves)}
 
     def _draw_jumps(self, uniform: torch.Tensor) -> Jumps:
         """The jumps of a batch from uniform numbers (B, DRAWS + 1 + SHORTCUT_DRAWS)."""
@@ -337,13 +369,18 @@ class DiffusionLoss(nn.Module):
         """The model's estimate of the clean latents (B, L) without self-conditioning, from its prediction."""
         if prediction is None:
             prediction = self.transformer(noisy, timestep, **conditions).sample
-        timestep = spread_streams(timestep, self.sizes)
+        timestep = self._spread(timestep)
         return estimate_clean(self.scheduler, prediction, timestep, noisy).to(noisy.dtype)
 
 
 def check_diffusion(config: DiffusionConfig) -> None:
     """Raise a `UserError` for a value that its key excludes, or for fractions that exclude each other."""
     check_config(config, "diffusion")
+    if config.frame_timesteps and config.shortcut:
+        raise UserError(
+            "diffusion.frame_timesteps and diffusion.shortcut exclude each other: jumps are not trained with a "
+            "timestep per frame. Set one of them to 0."
+        )
     if config.class_dropout + config.subclass_dropout > 1:
         raise UserError(
             "diffusion.class_dropout and diffusion.subclass_dropout are fractions of the same clips, at most 1 in sum,"

@@ -363,6 +363,7 @@ class DiTTrainer(Trainer):
             parent=parent,
             frozen=frozen,
             averaged=averaged,
+            further_uniforms=objective.num_frame_draws,
         )
 
     def compute_losses(self, batch: Batch) -> Losses:

@@ -51,16 +51,18 @@ class InfiniteBatchSampler(Sampler[list[int]]):
 class SeededDataset(Dataset):
     """The samples of a dataset by number, each with random numbers that depend on (seed, number) only.
 
-    Adds `noise` (noise_size,), standard normal, and `uniform` (UNIFORMS,) in [0, 1) to a sample.
+    Adds `noise` (noise_size,), standard normal, and `uniform` (UNIFORMS + further_uniforms,) in [0, 1) to a sample.
 
     Args:
         dataset: maps (epoch, index) to a dictionary.
         noise_size: normal numbers per sample.
         seed: of the random numbers.
+        further_uniforms: uniform numbers per sample that only some losses draw; they do not change the others.
     """
 
-    def __init__(self, dataset: Dataset, noise_size: int, seed: int) -> None:
+    def __init__(self, dataset: Dataset, noise_size: int, seed: int, further_uniforms: int = 0) -> None:
         self.dataset, self.noise_size, self.seed = dataset, noise_size, seed
+        self.further_uniforms = further_uniforms
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -69,14 +71,15 @@ class SeededDataset(Dataset):
         generator = torch.Generator().manual_seed(derive_seed(self.seed, number))
         uniform = torch.rand(FIRST_UNIFORMS, generator=generator)
         noise = torch.randn(self.noise_size, generator=generator)
-        uniform = torch.cat([uniform, torch.rand(UNIFORMS - FIRST_UNIFORMS, generator=generator)])
+        later = [torch.rand(size, generator=generator) for size in (UNIFORMS - FIRST_UNIFORMS, self.further_uniforms)]
+        uniform = torch.cat([uniform, *later])
         return {**self.dataset[divmod(number, len(self.dataset))], "noise": noise, "uniform": uniform}
 
 
 def collate_samples(
     collate: Callable[[Sequence[dict[str, Any]]], dict[str, Any]], samples: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
-    """Collate with the dataset's `collate`, and add `noise` (B, noise_size) and `uniform` (B, UNIFORMS)."""
+    """Collate with the dataset's `collate`, and add `noise` (B, noise_size) and `uniform` (B, U)."""
     randomness = {key: torch.stack([sample[key] for sample in samples]) for key in ("noise", "uniform")}
     return {**collate(samples), **randomness}
 

@@ -82,6 +82,7 @@ class Trainer(ABC):
             The first is the model's. By default all trainable parameters of the objective.
         parent: the model that the run starts from, which its checkpoints record.
         frozen: modules that stay in evaluation mode.
+        further_uniforms: uniform random numbers per sample, in `batch["uniform"]` after the `UNIFORMS` of every run.
 
     Raises:
         UserError: if the dataset is empty, the optimizer is unknown or does not support the launcher, or
@@ -101,6 +102,7 @@ class Trainer(ABC):
         parent: Parent | None = None,
         frozen: Sequence[nn.Module] = (),
         averaged: nn.ModuleDict | None = None,
+        further_uniforms: int = 0,
     ) -> None:
         if not len(dataset):
             raise UserError("There is no clip to train on.")
@@ -131,7 +133,7 @@ class Trainer(ABC):
         # Data.
         self.sampler = InfiniteBatchSampler(len(dataset), train.train_batch_size, config.seed)
         loader = DataLoader(
-            SeededDataset(dataset, noise_size, config.seed),
+            SeededDataset(dataset, noise_size, config.seed, further_uniforms),
             batch_sampler=self.sampler,
             num_workers=train.dataloader_num_workers,
             collate_fn=functools.partial(collate_samples, collate_fn),

@@ -73,3 +73,10 @@ def test_drawing_leaves_the_global_generator_alone():
 def test_different_parts_give_different_seeds(parts):
     assert derive_seed(*parts) == derive_seed(*parts) != derive_seed(12)
     assert 0 <= derive_seed(*parts) < 2**63
+
+
+def test_further_random_numbers_leave_the_others_alone():
+    few, many = (SeededDataset(Numbers(), 20, seed=0, further_uniforms=n)[3] for n in (0, 7))
+    assert many["uniform"].shape == (UNIFORMS + 7,)
+    assert torch.equal(many["uniform"][:UNIFORMS], few["uniform"])
+    assert torch.equal(many["noise"], few["noise"])

@@ -1,0 +1,1 @@
+"""Drift of long videos, window by window."""
