@@ -79,6 +79,7 @@ class History:
         timestep: torch.Tensor,
         noise: torch.Tensor,
         sizes: tuple[int, int],
+        target_timestep: torch.Tensor | None = None,
         **conditions: Any,
     ) -> torch.Tensor:
         """Add to a prediction (B, L) the difference that the history makes, times the scale - 1.
@@ -92,6 +93,7 @@ class History:
             timestep: (B, 1 + R), from `spread_timesteps`.
             noise: standard normal (B, L).
             sizes: number of values in the structure and in the dynamics latent, L in total.
+            target_timestep: that of the step, in the shape of `timestep`, for a model with interval conditioning.
             conditions: classes, prompts and images of the transformer's input.
         """
         if self.guidance_scale == 1:
@@ -101,18 +103,20 @@ class History:
         is_kept = self.is_kept.to(model_input.device)
         timestep = self._set_kept(timestep, self.noise_timestep)
         latents = torch.where(spread_streams(is_kept[None], sizes, channels), noise, model_input)
+        if target_timestep is not None:
+            conditions["target_timestep"] = self._set_kept(target_timestep, self.noise_timestep)
         estimate = None if self.estimate is None else self.estimate.to(dtype)
         with transformer.cache_context("without_history"):
             output = transformer(latents.to(dtype), timestep, self_condition=estimate, **conditions, return_dict=False)
         without = output[0].to(guided.dtype)
-        if transformer.config.self_conditioning:
+        if transformer.config.self_conditioning and target_timestep is None:  # jumps are trained without
             levels = spread_streams(timestep, sizes, channels)
             self.estimate = estimate_clean(self.scheduler, without, levels, latents)
         return guided + (self.guidance_scale - 1) * (conditional - without)
 
 
 def fraction_to_timestep(scheduler: SchedulerMixin, fraction: float) -> float | int:
-    """Return the timestep at a fraction in [0, 1] of the schedule, as in training; integers except in flow matching."""
+    """Return the timestep at a fraction (0 to 1) of the schedule, as in training: whole except in flow matching."""
     steps = scheduler.config.num_train_timesteps
     if prediction_type_of(scheduler) == "flow_prediction":
         return steps * fraction
