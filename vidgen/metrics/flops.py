@@ -31,17 +31,19 @@ def decode_flops(vae: VideoAutoencoder) -> float:
     return _blocks_flops(vae) + _count_latent_modules(vae)[1]
 
 
-def transformer_flops(transformer: VidTwinTransformer3DModel, num_caption_tokens: int = 0) -> float:
+def transformer_flops(
+    transformer: VidTwinTransformer3DModel, num_caption_tokens: int = 0, num_timesteps: int = 2
+) -> float:
     """Return the FLOPs of the DiT's forward pass on one sample, conditioning included; a multiply-add counts as two.
 
     Computed by formula, as for the VAE's blocks. A DiT with captions attends to `num_caption_tokens` and its null
-    token.
+    token. `num_timesteps` are those of structure and dynamics, or of structure and each row of dynamics frames.
     """
     c = transformer.config
     tokens, dim = sum(transformer.num_tokens), c.num_attention_heads * c.attention_head_dim
     cross = c.num_classes is not None and c.class_conditioning == "cross_attention"
     per_token = 2 * (4 + 2 * c.mlp_ratio) * dim**2 + 4 * tokens * dim  # linear layers; attention
-    per_sample = 2 * 2 * 6 * dim**2  # modulation of both streams
+    per_sample = num_timesteps * 2 * 6 * dim**2  # modulations
     if cross:  # to one vector: queries and outputs of all tokens, and that vector's key and value
         per_token += 2 * 2 * dim**2 + 4 * dim
         per_sample += 2 * 2 * c.class_embed_dim * dim
@@ -55,7 +57,7 @@ def transformer_flops(transformer: VidTwinTransformer3DModel, num_caption_tokens
     embedding = 2 * (2 + c.self_conditioning) * values * dim
     if c.image_conditioning:
         embedding += 2 * math.prod(transformer.structure_shape) * dim
-    ends = 2 * 2 * (256 * dim + 2 * dim**2) + 2 * 2 * 2 * dim**2  # timesteps of both streams; last modulation
+    ends = num_timesteps * (2 * (256 * dim + 2 * dim**2) + 2 * 2 * dim**2)  # timesteps; last modulation
     return c.num_layers * (tokens * per_token + per_sample) + embedding + captions + ends
 
 

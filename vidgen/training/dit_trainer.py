@@ -36,6 +36,7 @@ from ..data.splits import list_training_videos, list_videos_to_encode
 from ..losses import Losses
 from ..losses.config import DiffusionConfig
 from ..losses.diffusion import DiffusionLoss, Text, check_diffusion
+from ..losses.frame_timesteps import check_frame_timesteps
 from ..losses.self_alignment import choose_layers
 from ..losses.shortcut import check_shortcut
 from ..metrics.flops import transformer_flops
@@ -87,6 +88,9 @@ def train_dit(config: DiTTrainingConfig) -> Path:
     if config.diffusion.self_alignment:
         choose_layers(config.diffusion.self_alignment_layers, arguments["num_layers"])
     vae = load_vae(config.vae, *clip_size(config.data)).to(accelerator.device)
+    if config.diffusion.frame_timesteps:
+        patch_frames, _ = arguments.get("dynamics_patch_size", (1, 1))
+        check_frame_timesteps(vae.dynamics_shape[1] // patch_frames, math.prod(vae.dynamics_shape))
     text_encoder = load_frozen_encoder(config.text, accelerator.device)
     if config.model.latent_setting is not None:
         raise UserError(
@@ -401,7 +405,8 @@ class DiTTrainer(Trainer):
         # of which the first replaces the estimate.
         num_caption_tokens = 0 if self.cache.captions is None else self.cache.captions.tokens_per_clip
         further = 2 if self.config.diffusion.shortcut else int(self.model.config.self_conditioning)
-        return transformer_flops(self.model, num_caption_tokens) * (1 + further / 3)
+        num_timesteps = 1 + self.model.num_frame_rows if self.config.diffusion.frame_timesteps else 2
+        return transformer_flops(self.model, num_caption_tokens, num_timesteps) * (1 + further / 3)
 
     def build_pipeline(self, model: DiT) -> VidTwinPipeline:
         """Create the pipeline of a model with the VAE, text encoder, scheduler and classes of this run."""

@@ -78,6 +78,11 @@ def test_the_dits_count_is_that_of_plain_matmuls(sizes, num_classes, class_condi
         captions = None if dit.caption_embed is None else torch.zeros(1, 7, 24, dtype=torch.bfloat16)
         dit(latents, torch.zeros(1), labels, image_latents=image, encoder_hidden_states=captions)
     assert transformer_flops(dit, num_caption_tokens=7) == pytest.approx(counter.get_total_flops(), rel=1e-9)
+    timesteps = torch.zeros(1, 1 + dit.num_frame_rows)
+    with FlopCounterMode(display=False) as counter:
+        dit(latents, timesteps, labels, image_latents=image, encoder_hidden_states=captions)
+    flops = transformer_flops(dit, num_caption_tokens=7, num_timesteps=timesteps.shape[1])
+    assert flops == pytest.approx(counter.get_total_flops(), rel=1e-9)
 
 
 def test_the_matmul_rate_is_of_two_operations_a_multiply_add(monkeypatch):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from pipelines import VidTwinPipeline
 from pipelines.rollout import rollout
 from runs import losses
+from vidgen.common.errors import UserError
 from vidgen.training.dit_trainer import train_dit
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
@@ -27,3 +29,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one(dit_config, tmp_path):
     pipeline.set_progress_bar_config(disable=True)
     video = rollout(pipeline, 7, "orbit", history_noise=0.1, history_guidance_scale=1.5, num_inference_steps=2)
     assert video.shape == (1, 7, 3, 32, 32)
+
+
+def test_patches_over_all_frames_are_refused_before_the_clips_are_encoded(dit_config, tmp_path):
+    overrides = ["diffusion.frame_timesteps=0.5", "model.overrides.dynamics_patch_size=[4,1]"]
+    with pytest.raises(UserError, match=r"frame_timesteps needs two or more rows of dynamics patches.*has 1"):
+        train_dit(dit_config(tmp_path / "run", *overrides))
+    assert not (tmp_path / "run" / "latents").exists()
