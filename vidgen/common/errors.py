@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -41,13 +42,14 @@ def handle_signals(handler: object, numbers: Sequence[int]) -> Iterator[None]:
 
 
 def run_program(main: Callable[[], None]) -> None:
-    """Run a program's `main`, and leave the process group that it may have joined.
+    """Run a program's `main` in the process group of its launcher, and leave the group.
 
     A `UserError` becomes one line on stderr and exit code 2, without a traceback.
     """
     if hasattr(sys.stdout, "reconfigure"):  # print file names that are not UTF-8, as stderr does
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
+        _join_process_group()
         main()
         _leave_process_group()
     except UserError as error:
@@ -57,6 +59,25 @@ def run_program(main: Callable[[], None]) -> None:
         _exit(str(stop), code=stop.code)
     except KeyboardInterrupt:
         _exit("interrupted", code=130)
+
+
+def _join_process_group() -> None:
+    """Connect the processes of a launcher; raise a `UserError` if Accelerate does not.
+
+    Without an accelerator it connects them only on request. Each would do all the work, and all write the same files.
+    """
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started == 1 or "LOCAL_RANK" not in os.environ:
+        return
+    from accelerate import PartialState  # slow to import
+    from accelerate.utils import parse_flag_from_env
+
+    # Without the flag, a state that is created before the `Accelerator` would not connect processes on the CPU.
+    if PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).num_processes == 1:
+        raise UserError(
+            f"the launcher started {started} processes, but without an accelerator each would run alone; for "
+            "processes on the CPU set ACCELERATE_USE_CPU=true and pass --dynamo_backend no to accelerate launch."
+        )
 
 
 def _leave_process_group() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch.distributed as dist
@@ -38,6 +39,21 @@ def test_an_error_on_one_process_does_not_wait_for_the_others(tmp_path, capsys):
         run_program(main)
     assert dist.is_initialized() and capsys.readouterr().err == "error: wrong\n"
     dist.destroy_process_group()
+
+
+def test_processes_that_accelerate_does_not_connect_are_refused(monkeypatch, capsys):
+    """Each would train alone and overwrite the files of the others."""
+    done = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    run_program(lambda: done.append("no launcher"))
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr("accelerate.PartialState", lambda cpu: SimpleNamespace(num_processes=2))
+    run_program(lambda: done.append("connected"))
+    monkeypatch.setattr("accelerate.PartialState", lambda cpu: SimpleNamespace(num_processes=1))
+    with pytest.raises(SystemExit, match="2"):
+        run_program(lambda: done.append("alone"))
+    assert done == ["no launcher", "connected"]
+    assert "started 2 processes, but without an accelerator each would run alone" in capsys.readouterr().err
 
 
 def test_names_that_are_not_utf8_can_be_printed(monkeypatch):
