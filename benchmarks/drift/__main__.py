@@ -31,8 +31,9 @@ from ..common import generation
 from ..common.figures import BLUE, DARK_BLUE, GRAY, ORANGE, TEAL, new_figure
 from ..common.harness import Benchmark, Results, compute_once, digest
 from ..common.tables import distance_cell, markdown_table, score_cell
+from ..real.generation import compute_statistics
 from ..sprites.classifier import DrawnSprites, SpriteClassifier, train_classifier
-from .scores import MEASURES, compute_statistics, predict, score_videos
+from .scores import MEASURES, predict, score_videos
 from .videos import BASELINE, METHODS, REAL, TODAY, Method, draw_real, roll_out, video_labels
 
 CLASSIFIER = {"smoke": dict(steps=2, batch_size=4, sprites=16, width=8, dim=8), "cpu": dict(steps=1500, batch_size=16)}

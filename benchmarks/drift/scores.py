@@ -9,10 +9,12 @@ from typing import Any
 import torch
 
 from vidgen.metrics.detector import Detector
-from vidgen.metrics.frechet import FeatureStatistics, choose_num_groups
+from vidgen.metrics.frechet import FeatureStatistics
 from vidgen.metrics.fvd import measure_distance
 from vidgen.metrics.stats import mean
 
+from ..real.clips import to_float
+from ..real.generation import compute_statistics
 from ..sprites.classifier import SpriteClassifier
 from .videos import cut_windows
 
@@ -82,17 +84,3 @@ def predict(pixels: torch.Tensor, classifier: SpriteClassifier) -> dict[str, tor
     """The classifier's prediction for clips, uint8 (N, 3, T, H, W), a batch at a time."""
     batches = [classifier.predict(to_float(batch)) for batch in pixels.split(BATCH)]
     return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
-
-
-def compute_statistics(detector: Detector, pixels: torch.Tensor) -> FeatureStatistics:
-    """Statistics of a detector's features of clips, uint8 (N, 3, T, H, W), grouped by clip."""
-    statistics = FeatureStatistics(detector.dim, choose_num_groups(detector.dim))
-    for indices in torch.arange(len(pixels)).split(BATCH):
-        features = detector(to_float(pixels[indices])).float().cpu()
-        statistics.update(features, indices.repeat_interleave(len(features) // len(indices)).tolist())
-    return statistics
-
-
-def to_float(pixels: torch.Tensor) -> torch.Tensor:
-    """Bytes as floats in [-1, 1]."""
-    return pixels.float() / 127.5 - 1

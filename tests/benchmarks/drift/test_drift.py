@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from benchmarks.drift import __main__ as drift
-from benchmarks.drift.scores import compute_statistics, measure_drift, score_videos
+from benchmarks.drift.scores import measure_drift, score_videos
 from benchmarks.drift.videos import BASELINE, METHODS, REAL, TODAY, cut_windows, draw_real, video_labels
+from benchmarks.real.generation import compute_statistics
 from pipelines import VidTwinPipeline
 from vidgen.data.sprites import MOTIONS
 from vidgen.metrics.detector_options import parse_detectors
