@@ -258,9 +258,17 @@ def test_a_pipeline_without_a_guider_loads_with_and_without_its_entry(pipe, tmp_
 # --- mistakes ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{"guidance_scale": 3.0}, {"guidance_interval": (0.2, 0.8)}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"guidance_scale": 3.0},
+        {"guidance_interval": (0.2, 0.8)},
+        {"history_noise": 0.1, "history_guidance_scale": 2.0},
+    ],
+    ids=str,
+)
 def test_guidance_and_a_guider_exclude_each_other(pipe, options):
-    with pytest.raises(ValueError, match=f"{next(iter(options))} and a guider exclude each other"):
+    with pytest.raises(ValueError, match=f"{list(options)[-1]} and a guider exclude each other"):
         sample(pipe, 0, guider=guiders.ClassifierFreeGuidance(), **options)
 
 
