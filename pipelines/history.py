@@ -22,15 +22,15 @@ class History:
     """Kept dynamics frames, which the transformer sees at one noise level while it generates the others.
 
     Args:
-        transformer: trained with `diffusion.frame_timesteps`.
+        transformer: with `frame_timesteps`, which training with `diffusion.frame_timesteps` sets.
         scheduler: states the timesteps of the noise levels.
         kept_positions: kept positions in time of the dynamics latent.
         noise_level: at which the transformer sees them, as a fraction of the schedule from 0, clean, to 1.
         guidance_scale: of the prediction with history over the one without; 1 needs only the former.
 
     Raises:
-        ValueError: if the transformer has a single timestep for all dynamics frames, or kept and other positions share
-            a patch.
+        ValueError: if the transformer was not trained with timesteps that differ between frames or has a single one
+            for all dynamics frames, or kept and other positions share a patch.
     """
 
     def __init__(
@@ -49,6 +49,11 @@ class History:
             raise ValueError(
                 "history_noise requires a transformer with a timestep per frame, but the dynamics patches of this one "
                 "cover all frames."
+            )
+        if not transformer.config.frame_timesteps:
+            raise ValueError(
+                "history_noise requires a transformer trained with diffusion.frame_timesteps, and the config of this "
+                "one says that it was not; its videos would show ghosts. Leave history_noise out, or train it so."
             )
         if len(set(kept_positions)) != len(rows) * patch:
             raise ValueError(

@@ -63,6 +63,8 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
         caption_channels: size of a text encoder's token embeddings, to which every block attends; None: no captions.
         interval_conditioning: whether the timestep that a denoising step leads to can be an input, as in a flow map
             (Boffi et al., arXiv 2406.07507), which samples in few steps.
+        frame_timesteps: whether training gave the rows of dynamics frames timesteps that differ, as roll-outs with
+            history need. It changes no weight.
 
     Raises:
         ValueError: if a patch does not divide its latent, or an option is unknown.
@@ -92,6 +94,7 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
         image_conditioning: bool = False,
         caption_channels: int | None = None,
         interval_conditioning: bool = False,
+        frame_timesteps: bool = False,
     ) -> None:
         super().__init__()
         structure_grid = compute_grid("structure", structure_shape, structure_patch_size, "(query, row, column)")

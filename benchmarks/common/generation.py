@@ -187,5 +187,6 @@ def train_tiny_pipeline(folder: Path) -> Path:
     ]
     settings += ["data.resolution=32", "data.num_frames=4"]
     vae = train_vae(load_config(VAETrainingConfig, [*shared, *settings]))
-    settings = [f"vae={vae}", "diffusion.num_inference_steps=2", f"output_dir={folder}/dit"]
+    settings = [f"vae={vae}", "diffusion.num_inference_steps=2", "diffusion.frame_timesteps=0.5"]
+    settings += [f"output_dir={folder}/dit"]
     return train_dit(load_config(DiTTrainingConfig, [*shared, *settings]))

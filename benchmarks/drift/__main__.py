@@ -59,6 +59,10 @@ def run(options: argparse.Namespace) -> Results:
     check_options(options)
     scale = options.scale
     pipeline = load_sprite_pipeline(options.pipeline, options)
+    if not pipeline.transformer.config.frame_timesteps:
+        raise UserError(
+            f"--pipeline {options.pipeline} cannot roll out with history: train it with diffusion.frame_timesteps."
+        )
     baseline = None if options.baseline is None else load_sprite_pipeline(options.baseline, options)
     length, resolution = pipeline.autoencoder.clip_shape[1:3]
     if baseline is not None and baseline.autoencoder.clip_shape != pipeline.autoencoder.clip_shape:

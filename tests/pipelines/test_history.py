@@ -29,6 +29,11 @@ def generate(pipe, clip, **options):
     return pipe.vae.unpack(frames)
 
 
+@pytest.fixture(autouse=True)
+def trained_with_frame_timesteps(pipe):
+    pipe.transformer.register_to_config(frame_timesteps=True)
+
+
 @pytest.fixture
 def latents(pipe) -> TwinLatents:
     generator = torch.Generator().manual_seed(5)
@@ -95,7 +100,7 @@ def test_precomputed_modulations_are_those_of_the_model(pipe, latents, monkeypat
 @pytest.mark.parametrize("self_conditioning", [False, True])
 def test_guidance_scale_zero_is_a_model_without_history(vae, make_transformer, latents, self_conditioning):
     """Without classifier-free guidance, the prediction at scale 0 is the one that sees noise as the history."""
-    transformer = make_transformer(self_conditioning=self_conditioning)
+    transformer = make_transformer(self_conditioning=self_conditioning, frame_timesteps=True)
     pipe = VidTwinPipeline(vae, transformer, default_scheduler("v_prediction"))
     pipe.set_progress_bar_config(disable=True)
     blind, other = (
@@ -147,9 +152,16 @@ def test_invalid_history_is_refused(pipe, latents, options, message):
 
 def test_history_is_whole_patches(make_transformer):
     scheduler = default_scheduler()
-    pairs = make_transformer(dynamics_patch_size=(2, 1))
+    pairs = make_transformer(dynamics_patch_size=(2, 1), frame_timesteps=True)
     assert History(pairs, scheduler, [0, 1]).is_kept.tolist() == [False, True, False]
     with pytest.raises(ValueError, match=r"whole patches of 2 positions .*, not the positions \[0, 1, 2\]"):
         History(pairs, scheduler, [0, 1, 2])
     with pytest.raises(ValueError, match="dynamics patches of this one cover all frames"):
         History(make_transformer(dynamics_patch_size=(FRAMES, 1)), scheduler, [0])
+
+
+def test_a_transformer_without_frame_timesteps_is_refused(pipe, latents):
+    pipe.transformer.register_to_config(frame_timesteps=False)
+    with pytest.raises(ValueError, match=r"trained with diffusion.frame_timesteps "):
+        generate(pipe, latents)
+    generate(pipe, latents, history_noise=None)

@@ -149,6 +149,11 @@ def test_invalid_rollouts_are_refused(pipe, wrong, says):
 # --- history ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(autouse=True)
+def trained_with_frame_timesteps(pipe):
+    pipe.transformer.register_to_config(frame_timesteps=True)
+
+
 def test_windows_with_history_start_from_the_structure_of_the_first(pipe, windows):
     rollout(pipe, 9, 0, history_noise=0.1, history_guidance_scale=1.5, **options())
     first, *others = windows

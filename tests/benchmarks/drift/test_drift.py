@@ -109,6 +109,7 @@ def test_tables_state_the_ratio_to_the_roll_outs_of_today():
     [
         (["--scale", "paper"], "take --scale cpu"),
         (["--scale", "cpu"], "--pipeline FOLDER"),
+        (["--scale", "cpu", "--pipeline", "pretrained/sprites"], "train it with diffusion.frame_timesteps"),
         (["--scale", "cpu", "--pipeline", "x", "--videos", "1"], "--videos must be 2 or more, not 1"),
     ],
 )
