@@ -22,6 +22,7 @@ from ..common.harness import Benchmark, Results
 from ..common.tables import markdown_table
 from . import models
 from .peers import peers
+from .quantization import quantization
 from .timing import Row, device_of, measure_limits
 
 PARTS: dict[str, Callable[[str], list[Row]]] = {  # functions of a scale
@@ -29,6 +30,7 @@ PARTS: dict[str, Callable[[str], list[Row]]] = {  # functions of a scale
     "train_step": models.train_step,
     "dit_step": models.dit_step,
     "sampling": models.sampling,
+    "quantization": quantization,
     "peers": peers,
 }
 

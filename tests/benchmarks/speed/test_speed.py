@@ -13,7 +13,7 @@ import torch
 from benchmarks.common.harness import run_benchmark
 from benchmarks.speed import __main__ as speed
 from benchmarks.speed import peers as speed_peers
-from benchmarks.speed import timing
+from benchmarks.speed import quantization, timing
 from vidgen.common.errors import UserError
 
 
@@ -67,3 +67,20 @@ def test_peak_memory_of_a_new_process():
     assert timing.peak_gib("cpu") > 1
     assert timing.in_own_process(timing.peak_gib, "cpu") < 1
     del held
+
+
+def test_quantization_compares_precisions_with_the_same_noise():
+    rows = quantization.quantization("smoke")
+    plain = {(row["model"], row["precision"]): row for row in rows if not row["compiled"]}
+    assert len(rows) == 2 * len(plain)
+    fp32, bf16 = (plain["VAE", precision]["reconstruction PSNR, dB"] for precision in ("fp32", "bf16"))
+    assert fp32 > 20 and bf16 == pytest.approx(fp32, abs=0.5)
+    assert plain["DiT", "fp32"]["samples to fp32, PSNR, dB"] is None  # equal
+    assert plain["DiT", "bf16"]["samples to fp32, PSNR, dB"] > 25
+
+
+def test_int8_keeps_the_quality():
+    pytest.importorskip("torchao", reason="torchao is optional")
+    plain = {(row["model"], row["precision"]): row for row in quantization.quantization("smoke") if not row["compiled"]}
+    fp32, int8 = (plain["VAE", precision]["reconstruction PSNR, dB"] for precision in ("fp32", quantization.INT8))
+    assert int8 == pytest.approx(fp32, abs=0.5)
