@@ -106,6 +106,6 @@ def _measure_quality(pipeline: VidTwinPipeline, scale: str) -> dict[tuple[str, s
             output_type="pt",
         ).frames
         expected = samples if expected is None else expected
-        to_fp32 = psnr(2 * samples.float() - 1, 2 * expected.float() - 1)
-        quality["DiT", precision] = {"samples to fp32, PSNR, dB": None if precision == "fp32" else to_fp32.mean().item()}
+        to_fp32 = psnr(2 * samples.float() - 1, 2 * expected.float() - 1).mean().item()
+        quality["DiT", precision] = {"samples to fp32, PSNR, dB": None if precision == "fp32" else to_fp32}
     return quality
