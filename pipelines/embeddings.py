@@ -115,14 +115,45 @@ class CaptionEmbedding(nn.Module):
         null = self.null_token.expand(batch_size, -1, -1)
         if embeddings is None:
             return null, null.new_ones(batch_size, 1, sum(lengths), 1, dtype=torch.bool)
-        if mask is None:
-            mask = torch.ones(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)
-        mask = mask.bool()
-        mask = mask[:, None].expand(-1, 2, -1) if mask.ndim == 2 else mask
+        mask = expand_mask(embeddings, mask)
         mask = torch.cat([~mask.any(dim=-1, keepdim=True), mask], dim=-1)
         rows = [mask[:, i : i + 1].expand(-1, length, -1) for i, length in enumerate(lengths)]
         tokens = self.proj(self.norm(embeddings))
         return torch.cat([null.to(tokens.dtype), tokens], dim=1), torch.cat(rows, dim=1)[:, None]
+
+
+class PooledCaptionEmbedding(nn.Module):
+    """A vector per stream of the mean token embedding of its caption (Podell et al., arXiv 2307.01952, Section 2.1).
+
+    Args:
+        channels: size C of the token embeddings.
+        dim: width D of the vectors.
+    """
+
+    def __init__(self, channels: int, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels, eps=1e-6, elementwise_affine=False)
+        self.proj = nn.Sequential(nn.Linear(channels, dim), nn.SiLU(), nn.Linear(dim, dim))
+
+    def forward(self, embeddings: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Embeddings (B, N, C) and their mask as in `CaptionEmbedding` -> (B, 2, D), zero without a caption."""
+        weights = expand_mask(embeddings, mask).to(embeddings.dtype)  # (B, 2, N)
+        count = weights.sum(dim=-1, keepdim=True)
+        mean = weights @ self.norm(embeddings) / count.clamp(min=1)
+        return self.proj(mean.to(embeddings.dtype)) * (count > 0)
+
+
+def expand_mask(embeddings: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Return the tokens of structure's and of dynamics' caption, bool (B, 2, N).
+
+    Args:
+        embeddings: (B, N, C).
+        mask: (B, N) or (B, 2, N); None: all tokens.
+    """
+    if mask is None:
+        mask = torch.ones(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)
+    mask = mask.bool()
+    return mask[:, None].expand(-1, 2, -1) if mask.ndim == 2 else mask
 
 
 class TwinConditionEmbedding(nn.Module):

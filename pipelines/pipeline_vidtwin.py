@@ -231,7 +231,8 @@ class VidTwinPipeline(
 
         Returns:
             For each layer (N, 2 B, 2 or 1 + R, ...), B rows of the classes and B rows of "no class", or one row
-            without labels. None if they would take more memory than those weights, or the weights are offloaded.
+            without labels. None if they depend on captions too, would take more memory than those weights, or the
+            weights are offloaded.
         """
         device, transformer = self._execution_device, self.transformer
         if labels is not None:  # with both halves, since callbacks may change guidance
@@ -240,7 +241,7 @@ class VidTwinPipeline(
         width = transformer.config.num_attention_heads * transformer.config.attention_head_dim
         offloaded = transformer.device != device or _is_group_offload_enabled(transformer)
         per_step = 2 if timesteps.ndim == 1 else timesteps.shape[1]
-        if offloaded or per_step * rows * len(timesteps) > width:
+        if transformer.config.caption_pooling or offloaded or per_step * rows * len(timesteps) > width:
             return None
         labels = None if labels is None else labels.repeat(len(timesteps))
         timesteps, target_timesteps = (

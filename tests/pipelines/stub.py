@@ -26,6 +26,7 @@ class StubTransformer(ModelMixin, ConfigMixin, CacheMixin):
         num_attention_heads: int = 0,
         attention_head_dim: int = 0,
         interval_conditioning: bool = False,
+        caption_pooling: bool = False,
     ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(()))

@@ -23,9 +23,9 @@ def encoder():
     return tiny_text_encoder()
 
 
-@pytest.fixture(scope="module")
-def transformer(make_transformer) -> VidTwinTransformer3DModel:
-    return make_transformer(caption_channels=CHANNELS, image_conditioning=True)
+@pytest.fixture(scope="module", params=[False, True], ids=["attention", "pooling"])
+def transformer(make_transformer, request) -> VidTwinTransformer3DModel:
+    return make_transformer(caption_channels=CHANNELS, caption_pooling=request.param, image_conditioning=True)
 
 
 @pytest.fixture
@@ -105,9 +105,9 @@ def test_one_prompt_serves_both_streams_and_none_is_the_null_token(transformer, 
     assert not close(without, both)
 
 
-def test_an_added_attention_leaves_the_output_unchanged(make_transformer, tokens):
+def test_added_captions_leave_the_output_unchanged(make_transformer, tokens):
     model = make_transformer()
-    added = make_transformer(caption_channels=CHANNELS)
+    added = make_transformer(caption_channels=CHANNELS, caption_pooling=True)
     added.reset_parameters()
     added.load_state_dict({**added.state_dict(), **model.state_dict()})
     assert torch.equal(predict(added, tokens), predict(model))
@@ -115,6 +115,40 @@ def test_an_added_attention_leaves_the_output_unchanged(make_transformer, tokens
                                    encoder_hidden_states=tokens).sample  # fmt: skip
     predict_with_gradients.square().mean().backward()
     assert added.transformer_blocks[0].attn3.to_out.weight.grad.abs().sum() > 0
+    assert added.caption_pool.proj[-1].weight.grad.abs().sum() > 0
+
+
+def test_pooling_sees_the_mean_of_the_streams_tokens(make_transformer, tokens):
+    """Without attention to captions, each stream depends on its tokens, in any order."""
+    model = make_transformer(caption_channels=CHANNELS, caption_pooling=True)
+    for block in model.transformer_blocks:
+        torch.nn.init.zeros_(block.attn3.to_out.weight)
+        torch.nn.init.zeros_(block.attn3.to_out.bias)
+    base, without = predict(model, tokens), predict(model)
+    assert not close(base, without)
+    assert close(base, predict(model, tokens.flip(1)))
+    pooled = model.caption_pool(tokens, torch.tensor([[[1, 1, 0, 0, 0], [0, 0, 0, 0, 0]]] * 2))
+    assert torch.equal(pooled[:, 1], torch.zeros_like(pooled[:, 1]))
+    torch.testing.assert_close(pooled[:, 0], model.caption_pool(tokens[:, :2])[:, 0])
+
+
+def test_rows_of_frames_share_the_pooled_caption_of_dynamics(make_transformer, tokens):
+    model = make_transformer(caption_channels=CHANNELS, caption_pooling=True)
+    rows = 1 + model.num_frame_rows
+    latents, labels = torch.randn(2, model.latent_size), torch.tensor([0, 1])
+    with torch.no_grad():
+        few, many = (
+            model(latents, torch.full((2, n), 500.0), labels, encoder_hidden_states=tokens).sample for n in (2, rows)
+        )
+    torch.testing.assert_close(few, many)
+
+
+def test_pooling_without_captions_and_precomputed_modulations_are_refused(make_transformer):
+    with pytest.raises(ValueError, match="caption_pooling requires caption_channels"):
+        make_transformer(caption_pooling=True)
+    model = make_transformer(caption_channels=CHANNELS, caption_pooling=True)
+    with pytest.raises(ValueError, match="with caption_pooling depend on captions"):
+        model.modulations(torch.tensor([5, 5]), torch.tensor([0, 0]))
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,8 @@ def transformer_flops(
         per_token += 2 * 2 * dim**2 + 4 * keys * dim
         per_sample += 2 * 2 * keys * dim**2
         captions = 2 * num_caption_tokens * (c.caption_channels + dim) * dim
+        if c.caption_pooling:
+            captions += 2 * 2 * (num_caption_tokens + dim) * c.caption_channels + 2 * 2 * dim**2
     values = math.prod(transformer.structure_shape) + math.prod(transformer.dynamics_shape)
     embedding = 2 * (2 + c.self_conditioning) * values * dim
     if c.image_conditioning:

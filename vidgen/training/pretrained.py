@@ -51,7 +51,7 @@ DATA_KEYS = {"sample_size": "data.resolution", "num_frames": "data.num_frames"} 
 HEADS = ("num_attention_heads", "qformer_heads")  # the sizes that the shapes of an official checkpoint do not tell
 # Weights that overrides may add: they start at zero, or are behind such ones, so the model is unchanged.
 ADDED_AT_ZERO = re.compile(
-    r"image_embed\.|interval_embed\.|caption_embed\.|transformer_blocks\.\d+\.(attn3|norm_caption)\."
+    r"image_embed\.|interval_embed\.|caption_embed\.|caption_pool\.|transformer_blocks\.\d+\.(attn3|norm_caption)\."
 )
 CLASS_TABLES = ("class_embed.weight", "condition_embed.class_embed.weight")
 
