@@ -160,6 +160,11 @@ def check_parent(config: DiTTrainingConfig, parent: Parent, encoder: TextEncoder
             f"lora.rank trains no attention to captions, which {parent.name} does not have: leave text.encoder out, "
             "or train without LoRA."
         )
+    if config.lora.rank and config.model.overrides.get("caption_pooling") and not parent.config.get("caption_pooling"):
+        raise UserError(
+            f"lora.rank does not train model.overrides.caption_pooling, which {parent.name} does not have: leave it "
+            "out, or train without LoRA."
+        )
     if channels not in (None, width):
         raise UserError(
             f"model.pretrained={parent.name} was trained on captions of {channels} channels, but the token embeddings "

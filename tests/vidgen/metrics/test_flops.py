@@ -57,6 +57,7 @@ def test_the_released_size_takes_two_teraflops_a_round_trip():
         {"num_layers": 1, "mlp_ratio": 2.0, "class_embed_dim": 96},
         {"image_conditioning": True},
         {"caption_channels": 24},
+        {"caption_channels": 24, "caption_pooling": True},
     ],
 )
 @torch.no_grad()

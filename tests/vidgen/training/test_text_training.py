@@ -162,6 +162,7 @@ def test_a_frozen_encoder_is_cached_and_saved(text_config, tmp_path):
 def test_captions_can_be_added_to_a_class_only_parent(text_config, trained_dit, tmp_path):
     parent = load_pipeline(str(trained_dit))
     settings = from_parent(trained_dit, "train.max_train_steps=0", "train.ema_decay=0")
+    settings.append("model.overrides={caption_pooling: true}")
     start = load_pipeline(str(train_dit(text_config(tmp_path, *settings))))
     for options in ({"class_labels": "orbit"}, {"class_labels": ["spin", "swap"], "guidance_scale": (2.0, 3.0)}):
         assert torch.equal(sample(start, **options), sample(parent, **options))
@@ -192,6 +193,11 @@ def test_a_parent_is_compared_with_the_text_encoder(text_config, tmp_path):
     assert check_parent(config, Parent("mine", "", {}), wide) is None
     with pytest.raises(UserError, match=r"lora\.rank trains no attention to captions, which mine does not have"):
         check_parent(lora, Parent("mine", "", {}), wide)
+    pooling = "model.overrides={caption_pooling: true}"
+    lora = text_config(tmp_path, "lora.rank=2", pooling, encoder=["text.encoder=folder"])
+    with pytest.raises(UserError, match=r"lora\.rank does not train model\.overrides\.caption_pooling"):
+        check_parent(lora, parent, encoder)
+    check_parent(lora, Parent("mine", "", {**parent.config, "caption_pooling": True}), encoder)
 
 
 def test_lora_adapts_the_attention_to_captions(text_config, trained, tmp_path):
