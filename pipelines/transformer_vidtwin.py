@@ -62,8 +62,8 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
             2208.04202).
         image_conditioning: whether the structure latent of an image, such as the first frame, can be an input.
         caption_channels: size of a text encoder's token embeddings, to which every block attends; None: no captions.
-        caption_pooling: whether the mean of a caption's token embeddings is added to the vector of the timestep too, as
-            in SDXL (arXiv 2307.01952): small models learn from it faster than from attention alone.
+        caption_pooling: whether the mean of a caption's token embeddings is added to the vector of the timestep too
+            (Podell et al., arXiv 2307.01952, Section 2.1).
         interval_conditioning: whether the timestep that a denoising step leads to can be an input, as in a flow map
             (Boffi et al., arXiv 2406.07507), which samples in few steps.
         frame_timesteps: whether training gave the rows of dynamics frames timesteps that differ, as roll-outs with
