@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from .tiling import ClipGeometry, is_whole
 
@@ -94,7 +95,9 @@ class TwinLatents:
         shapes = tuple(self.structure.shape[lead:]), tuple(self.dynamics.shape[lead:])
         unfinished = f"{os.fspath(path)}.{os.getpid()}"  # an interrupted save keeps the old file
         try:
-            save_file({"latents": self.pack().contiguous()}, unfinished, layout_metadata(*shapes, self.geometry))
+            # Not save_file, whose files other users cannot read (safetensors issue 782).
+            data = save({"latents": self.pack().contiguous()}, layout_metadata(*shapes, self.geometry))
+            Path(unfinished).write_bytes(data)
             os.replace(unfinished, path)
         finally:
             if os.path.exists(unfinished):

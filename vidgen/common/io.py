@@ -6,11 +6,14 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import UserError
+
+_UMASK = os.umask(0)  # can only be read by setting it
+os.umask(_UMASK)
 
 
 @contextmanager
@@ -24,6 +27,7 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     unfinished = path.with_name(f".{path.stem}.{os.getpid()}-{threading.get_ident()}{path.suffix}")
     try:
         yield unfinished
+        make_readable([unfinished])
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
@@ -42,12 +46,23 @@ def atomic_dir(folder: str | os.PathLike) -> Iterator[Path]:
         shutil.rmtree(leftover, ignore_errors=True)
     try:
         yield unfinished
+        make_readable(unfinished.rglob("*"))
         if folder.is_dir():
             folder.rename(replaced)
         unfinished.rename(folder)
     finally:
         for leftover in (unfinished, replaced):
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def make_readable(paths: Iterable[Path]) -> None:
+    """Give safetensors files the permissions of any new file: safetensors 0.8 makes them unreadable for other users.
+
+    See https://github.com/safetensors/safetensors/issues/782.
+    """
+    for path in paths:
+        if path.suffix == ".safetensors":
+            path.chmod(0o666 & ~_UMASK)
 
 
 def refuse_to_replace(folder: Path, ours: re.Pattern[str]) -> None:

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 
 from ..common.errors import UserError
+from ..common.io import make_readable
 
 PATTERN = re.compile(r"checkpoint-(\d+)$")
 UNFINISHED, REPLACED, DELETED = ".unfinished-", ".replaced-", ".deleted-"  # prefixes of a checkpoint's name
@@ -62,6 +63,7 @@ def save_checkpoint(
 
         # Put the new checkpoint in place, and delete those that a resumed run replaces or that exceed the limit.
         if accelerator.is_main_process:
+            make_readable(unfinished.rglob("*"))
             for other in list_checkpoints(output_dir):
                 if checkpoint_step(other) > step:
                     _delete(other)

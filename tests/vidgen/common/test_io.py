@@ -1,8 +1,10 @@
 """Atomic file writing."""
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from vidgen.common.io import atomic_write
+from vidgen.common.io import atomic_dir, atomic_write
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -25,3 +27,14 @@ def test_folders_are_created(tmp_path):
     with atomic_write(tmp_path / "x" / "y" / "a.txt") as unfinished:
         unfinished.write_text("here")
     assert (tmp_path / "x" / "y" / "a.txt").read_text() == "here"
+
+
+def test_others_can_read_safetensors_as_any_other_file(tmp_path):
+    (tmp_path / "ordinary").touch()
+    with atomic_write(tmp_path / "a.safetensors") as unfinished:
+        save_file({"x": torch.zeros(1)}, unfinished)
+    with atomic_dir(tmp_path / "b") as unfinished:
+        (unfinished / "part").mkdir(parents=True)
+        save_file({"x": torch.zeros(1)}, unfinished / "part" / "model.safetensors")
+    for path in (tmp_path / "a.safetensors", tmp_path / "b" / "part" / "model.safetensors"):
+        assert path.stat().st_mode == (tmp_path / "ordinary").stat().st_mode

@@ -10,7 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate import Accelerator
+from safetensors.torch import save_file
 
 from vidgen.common.errors import UserError
 from vidgen.training.checkpoints import clear_remains, find_checkpoint, list_checkpoints, save_checkpoint
@@ -160,3 +162,9 @@ def test_files_are_synchronized_after_all_processes_have_written(tmp_path, monke
         for saved in [pool.submit(save_checkpoint, each, tmp_path, 1, 2, each.write) for each in processes]:
             assert saved.result() == tmp_path / "checkpoint-1"
     assert not early
+
+
+def test_others_can_read_the_weights(tmp_path):
+    (tmp_path / "ordinary").touch()
+    folder = save(tmp_path / "run", 1, how=lambda folder: save_file({"x": torch.zeros(1)}, folder / "w.safetensors"))
+    assert (folder / "w.safetensors").stat().st_mode == (tmp_path / "ordinary").stat().st_mode
