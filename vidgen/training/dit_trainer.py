@@ -118,7 +118,6 @@ def train_dit(config: DiTTrainingConfig) -> Path:
     if accelerator.is_main_process:  # before the trainer reads the file
         bad_videos = [*cache.bad_videos, *(validation_cache.bad_videos if validation_cache else [])]
         BadVideos(Path(config.output_dir) / "bad_videos.jsonl").add(bad_videos)
-    statistics = choose_statistics(config, vae, cache, parent)
 
     # Create the text encoder that is trained, and tokenize the captions for it.
     if config.text.encoder == SMALL:
@@ -130,6 +129,7 @@ def train_dit(config: DiTTrainingConfig) -> Path:
         accelerator.print(f"warning: {warning}")
 
     # Train.
+    statistics = choose_statistics(config, vae, cache, parent)
     classes = choose_classes(config, superclasses, cache.classes, parent)
     if parent is None:
         transformer = build_transformer(config, vae, len(classes) or None, text_encoder)

@@ -113,6 +113,11 @@ def test_a_run_resumes_bit_for_bit(text_config, trained, tmp_path, captioned, ca
         train_dit(text_config(cut, *settings))
 
 
+def test_latents_are_scaled_by_their_response_beside_captions(text_config, tmp_path):
+    final = train_dit(text_config(tmp_path, "latents.statistics=response", "train.max_train_steps=1"))
+    assert load_pipeline(str(final)).config.latents_std is not None
+
+
 def test_captions_are_drawn_by_epoch(text_config, captioned, tmp_path, monkeypatch):
     seen = []
     compute = DiTTrainer.compute_losses
