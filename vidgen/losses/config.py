@@ -131,6 +131,11 @@ class DiffusionConfig:
     shortcut_guidance: float = key(
         1.0, "classifier-free guidance that such steps include; ignored without classes", minimum=0
     )
+    shortcut_teacher: bool = key(
+        False,
+        "learn this guided velocity from a frozen copy of the model at the start, such as that of model.pretrained, "
+        "instead of the moving average",
+    )
     shortcut_base: float = key(
         1 / 32,
         "interval, as a fraction of the schedule, up to which such steps are learned from the guided velocity; longer "

@@ -63,7 +63,8 @@ class DiffusionLoss(nn.Module):
 
     A fraction `shortcut` of the clips trains steps of any length instead (`vidgen.losses.shortcut`), without
     self-conditioning. Where its streams have different timesteps, one of them waits, as in conditional sampling. Their
-    targets are of a moving average of the model, `average`.
+    targets are of a moving average of the model, `average`; with `shortcut_teacher` the guided velocity is that of a
+    frozen copy of the model as it was at the start, `teacher`.
 
     With the weight `self_alignment`, tokens of an earlier block learn from those of a later one
     (`vidgen.losses.self_alignment`).
@@ -107,6 +108,7 @@ class DiffusionLoss(nn.Module):
         self.transformer = transformer
         self.text_encoder = text_encoder
         self.average = copy.deepcopy(transformer).requires_grad_(False) if config.shortcut else None
+        self.teacher = copy.deepcopy(self.average) if config.shortcut_teacher else None
         self.scheduler = scheduler
         self.config = config
         self.text = TextConfig() if text is None else text
@@ -234,8 +236,11 @@ class DiffusionLoss(nn.Module):
         inputs = conditions
         if jumps is not None:
             guidance = self.config.shortcut_guidance
-            predict = partial(self._predict_jump, conditions)
-            jump_target, velocity = shortcut_target(self.scheduler, predict, noisy, jumps, guidance, self.sizes)
+            predict = partial(self._predict_jump, self.average, conditions)
+            taught = None if self.teacher is None else self._teach(noisy, jumps.start, conditions)
+            jump_target, velocity = shortcut_target(
+                self.scheduler, predict, noisy, jumps, guidance, self.sizes, taught
+            )
             target = torch.where(spread_streams(jumps.moves, self.sizes), jump_target, target)
             inputs = {**conditions, "target_timestep": jumps.target}
             conditioned = conditioned & ~jumps.moves.any(dim=1)
@@ -336,19 +341,41 @@ class DiffusionLoss(nn.Module):
 
     def _predict_jump(
         self,
+        transformer: VidTwinTransformer3DModel,
         conditions: dict[str, torch.Tensor | None],
         latents: torch.Tensor,
         timestep: torch.Tensor,
         target_timestep: torch.Tensor,
         unconditional: torch.Tensor,
+        estimate: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The average's prediction (B, L) for a jump, without class and caption for some of the clips."""
+        """A model's prediction (B, L) for a jump, without class and caption for some of the clips."""
         if (labels := conditions["class_labels"]) is not None:
             labels = labels.masked_fill(unconditional, self.transformer.config.num_classes)
         conditions = {**conditions, "class_labels": labels}
         if (mask := conditions.get("encoder_attention_mask")) is not None:
             conditions["encoder_attention_mask"] = mask & ~unconditional.reshape(-1, *[1] * (mask.ndim - 1))
-        return self.average(latents, timestep, target_timestep=target_timestep, **conditions).sample
+        inputs = {"target_timestep": target_timestep, "self_condition": estimate, **conditions}
+        return transformer(latents, timestep, **inputs).sample
+
+    @torch.no_grad()
+    def _teach(
+        self, noisy: torch.Tensor, timestep: torch.Tensor, conditions: dict[str, torch.Tensor | None]
+    ) -> torch.Tensor:
+        """The teacher's guided velocity (B, L), given its estimate where it has self-conditioning, as it samples."""
+        none = torch.zeros(len(noisy), dtype=torch.bool, device=noisy.device)
+
+        def guide(estimate: torch.Tensor | None) -> torch.Tensor:
+            conditional, unconditional = (
+                self._predict_jump(self.teacher, conditions, noisy, timestep, timestep, drop, estimate).float()
+                for drop in (none, ~none)
+            )
+            return unconditional + self.config.shortcut_guidance * (conditional - unconditional)
+
+        velocity = guide(None)
+        if self.transformer.config.self_conditioning:
+            velocity = guide(self._estimate(noisy, timestep, conditions, velocity))
+        return velocity
 
     @torch.no_grad()
     def update_average(self, is_finite: torch.Tensor) -> None:
@@ -376,6 +403,8 @@ class DiffusionLoss(nn.Module):
 def check_diffusion(config: DiffusionConfig) -> None:
     """Raise a `UserError` for a value that its key excludes, or for fractions that exclude each other."""
     check_config(config, "diffusion")
+    if config.shortcut_teacher and not config.shortcut:
+        raise UserError("diffusion.shortcut_teacher teaches jumps: set diffusion.shortcut above 0 too.")
     if config.frame_timesteps and config.shortcut:
         raise UserError(
             "diffusion.frame_timesteps and diffusion.shortcut exclude each other: jumps are not trained with a "

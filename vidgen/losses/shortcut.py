@@ -6,7 +6,8 @@ For r = t it is the velocity that the ordinary loss trains. The jump to r is lea
 midpoint and from there to r, as in shortcut models (Frans et al., arXiv 2410.12557, Section 3.2) and, for any two
 timesteps, in flow map matching (Boffi et al., arXiv 2406.07507) and Align Your Flow (Sabour et al., arXiv 2506.14603).
 The shortest jumps are learned from the velocity, with classifier-free guidance, which all longer jumps inherit. All
-targets are of a moving average of the model, as in shortcut models: those of the model itself were unstable.
+targets are of a moving average of the model, as in shortcut models: those of the model itself were unstable. The
+velocity can be that of a frozen teacher instead, so that guidance does not add up (Meng et al., arXiv 2210.03142).
 """
 
 from __future__ import annotations
@@ -126,6 +127,7 @@ def shortcut_target(
     jumps: Jumps,
     guidance_scale: float,
     sizes: tuple[int, int],
+    velocity: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The prediction that a jump should have, from two passes of a model.
 
@@ -139,6 +141,7 @@ def shortcut_target(
         jumps: their timesteps.
         guidance_scale: classifier-free guidance of the velocity in short jumps.
         sizes: number of values in the structure and in the dynamics latent, L in total.
+        velocity: guided velocity at `jumps.start` (B, L), of a teacher; None: the model's.
 
     Returns:
         The target (B, L) of streams that move, float32; and the first pass's prediction (B, L), which is the velocity
@@ -158,8 +161,9 @@ def shortcut_target(
     reached = jump(scheduler, halfway, second, middle, end, sizes)
     keep, remove = (spread_streams(x, sizes) for x in jump_coefficients(scheduler, start, end))
     composed = (keep * noisy - reached) / torch.where(remove > 0, remove, 1)
-    guided = second + guidance_scale * (velocity_or_half - second)
-    return select(composed, guided), velocity_or_half
+    if velocity is None:
+        velocity = second + guidance_scale * (velocity_or_half - second)
+    return select(composed, velocity.float()), velocity_or_half
 
 
 def shortcut_weight(error: torch.Tensor, sizes: tuple[int, int]) -> torch.Tensor:

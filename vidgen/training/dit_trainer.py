@@ -404,9 +404,11 @@ class DiTTrainer(Trainer):
 
     def flops_per_sample(self) -> float:
         # Without a backward pass, which costs two, are the estimate of self-conditioning and the two targets of jumps,
-        # of which the first replaces the estimate.
+        # of which the first replaces the estimate. A teacher makes two predictions, and two with its estimate.
         num_caption_tokens = 0 if self.cache.captions is None else self.cache.captions.tokens_per_clip
-        further = 2 if self.config.diffusion.shortcut else int(self.model.config.self_conditioning)
+        further = has_estimate = int(self.model.config.self_conditioning)
+        if self.config.diffusion.shortcut:
+            further = 2 + 2 * (1 + has_estimate) * self.config.diffusion.shortcut_teacher
         num_timesteps = 1 + self.model.num_frame_rows if self.config.diffusion.frame_timesteps else 2
         return transformer_flops(self.model, num_caption_tokens, num_timesteps) * (1 + further / 3)
 

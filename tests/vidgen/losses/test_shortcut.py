@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +12,7 @@ from torch import nn
 
 from pipelines import VidTwinTransformer3DModel, default_scheduler
 from pipelines.latents import spread_streams
-from pipelines.schedulers import JUMP_TYPES, jump_coefficients, noise_levels
+from pipelines.schedulers import JUMP_TYPES, estimate_clean, jump_coefficients, noise_levels
 from vidgen.common.errors import UserError
 from vidgen.losses.config import DiffusionConfig
 from vidgen.losses.diffusion import DRAWS, SHORTCUT_DRAWS, DiffusionLoss
@@ -128,6 +130,48 @@ def test_short_jumps_have_the_guided_velocity():
         default_scheduler("v_prediction"), predict, torch.ones(1, 10), jumps, 3.0, SIZES
     )
     assert (target == 4).all() and (velocity == 2).all()
+
+
+@pytest.mark.parametrize("self_conditioning", [False, True])
+def test_a_teacher_stays_as_it_was_and_gives_the_velocity_of_short_jumps_only(self_conditioning):
+    """Two predictions, and with self-conditioning two more with the estimate of the guided velocity."""
+    torch.manual_seed(0)
+    model = make_model(self_conditioning=self_conditioning).eval()
+    options = dict(shortcut=1.0, shortcut_guidance=3.0, class_dropout=0.0, shortcut_ema_decay=0.0)
+    objective = DiffusionLoss(
+        model, default_scheduler("v_prediction"), DiffusionConfig(shortcut_teacher=True, **options)
+    )
+    start = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.1)
+    objective.update_average(torch.tensor(True))
+
+    noisy, labels = torch.randn(2, model.latent_size), torch.tensor([0, 1])
+    jumps = Jumps(torch.full((2, 2), 500), torch.tensor([[480, 480], [100, 100]]), torch.tensor([True, False]))
+    conditions = {"class_labels": labels}
+    taught = objective._teach(noisy, jumps.start, conditions)
+    null = torch.full_like(labels, 3)
+    estimate = None
+    with torch.no_grad():
+        for _ in range(1 + self_conditioning):
+            one, other = (start(noisy, jumps.start, x, self_condition=estimate).sample for x in (labels, null))
+            expected = other + 3 * (one - other)
+            estimate = estimate_clean(
+                objective.scheduler, expected, spread_streams(jumps.start, objective.sizes), noisy
+            )
+    torch.testing.assert_close(taught, expected)
+
+    predict = partial(objective._predict_jump, objective.average, conditions)
+    arguments = (objective.scheduler, predict, noisy, jumps, 3.0, objective.sizes)
+    with_teacher, without = shortcut_target(*arguments, taught)[0], shortcut_target(*arguments)[0]
+    assert torch.equal(with_teacher[0], taught[0]) and not torch.allclose(without[0], taught[0])
+    assert torch.equal(with_teacher[1], without[1])
+
+
+def test_a_teacher_needs_jumps():
+    with pytest.raises(UserError, match=r"shortcut_teacher teaches jumps: set diffusion\.shortcut above 0 too"):
+        DiffusionLoss(make_model(), default_scheduler("v_prediction"), DiffusionConfig(shortcut_teacher=True))
 
 
 def test_the_target_of_a_long_jump_leads_where_both_halves_lead():

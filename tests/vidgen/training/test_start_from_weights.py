@@ -261,11 +261,12 @@ def test_a_dit_gains_image_conditioning(dit_config, trained_dit, tmp_path, monke
     assert losses[0] == losses[1]
 
 
-def test_a_dit_gains_steps_of_any_length_and_resumes(dit_config, trained_dit, tmp_path):
-    """With the moving average that they are learned from, which a checkpoint holds."""
+@pytest.mark.parametrize("has_teacher", [False, True])
+def test_a_dit_gains_steps_of_any_length_and_resumes(dit_config, trained_dit, tmp_path, has_teacher):
+    """With the moving average and the teacher that they are learned from, which a checkpoint holds."""
     settings = ["model.overrides={interval_conditioning: true}", "diffusion.shortcut=0.75", "train.ema_decay=0.9"]
     settings = from_parent(trained_dit, *settings, "diffusion.shortcut_guidance=2", "train.checkpointing_steps=2")
-    settings += ["optim.lr_scheduler=constant_with_warmup"]
+    settings += ["optim.lr_scheduler=constant_with_warmup", f"diffusion.shortcut_teacher={has_teacher}"]
     whole = train_dit(dit_config(tmp_path / "whole", *settings, "train.max_train_steps=4"))
     train_dit(dit_config(tmp_path / "cut", *settings, "train.max_train_steps=2"))
     shutil.rmtree(tmp_path / "cut" / "final")
@@ -277,6 +278,7 @@ def test_a_dit_gains_steps_of_any_length_and_resumes(dit_config, trained_dit, tm
     parent = load_pipeline(str(trained_dit)).transformer.state_dict()[name]
     moved = [(saved[f"{part}.{name}"] - parent).norm() for part in ("average", "transformer")]
     assert 0 < moved[0] < 0.1 * moved[1]
+    assert not has_teacher or torch.equal(saved[f"teacher.{name}"], parent)
 
 
 @pytest.mark.parametrize(
