@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ from .schedulers import noise_levels
 if TYPE_CHECKING:
     from autoencoder.video_autoencoder import VideoAutoencoder
 
+    from .transformer_vidtwin import VidTwinTransformer3DModel
+
+logger = logging.getLogger(__name__)
 ConditioningInput = TwinLatents | torch.Tensor | np.ndarray | PIL.Image.Image | list
 
 
@@ -98,6 +102,15 @@ def get_start_steps(scheduler: SchedulerMixin, num_timesteps: int, strengths: tu
         )
     structure, dynamics = (num_timesteps - round(num_timesteps * strength) for strength in strengths)
     return structure, dynamics
+
+
+def warn_of_shared_timesteps(transformer: VidTwinTransformer3DModel, start_steps: tuple[int, int]) -> None:
+    """Warn if the streams start at different steps, which a transformer was not trained for."""
+    if transformer.config.independent_timesteps is False and start_steps[0] != start_steps[1]:
+        logger.warning(
+            "This transformer was trained with one timestep for both streams (diffusion.independent_timesteps=0), but "
+            "here one stream is given or starts later: the generated stream may not match it."
+        )
 
 
 def get_stream_timesteps(timesteps: torch.Tensor, start_steps: tuple[int, int]) -> torch.Tensor:

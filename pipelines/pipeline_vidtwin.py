@@ -36,6 +36,7 @@ from .conditioning import (
     get_start_steps,
     get_stream_timesteps,
     get_target_timesteps,
+    warn_of_shared_timesteps,
 )
 from .denoiser import Denoiser
 from .finite import check_finite_output, check_finite_tensor
@@ -424,6 +425,7 @@ class VidTwinPipeline(
                 1.0 if dynamics is None else dynamics_strength,
             )
             start_steps, solver_sizes = get_start_steps(self.scheduler, len(timesteps), strengths), sizes
+            warn_of_shared_timesteps(self.transformer, start_steps)
             shapes = self.transformer.structure_shape, self.transformer.dynamics_shape
             group = frames_per_position(self.vae)
             keep = get_keep_mask(kept_frames, *shapes, device, group)

@@ -66,6 +66,8 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
             (Podell et al., arXiv 2307.01952, Section 2.1).
         interval_conditioning: whether the timestep that a denoising step leads to can be an input, as in a flow map
             (Boffi et al., arXiv 2406.07507), which samples in few steps.
+        independent_timesteps: whether training gave the two streams timesteps that differ, as generating one stream
+            from the other needs; None: unknown. It changes no weight.
         frame_timesteps: whether training gave the rows of dynamics frames timesteps that differ, as roll-outs with
             history need. It changes no weight.
 
@@ -98,6 +100,7 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
         caption_channels: int | None = None,
         caption_pooling: bool = False,
         interval_conditioning: bool = False,
+        independent_timesteps: bool | None = None,
         frame_timesteps: bool = False,
     ) -> None:
         super().__init__()

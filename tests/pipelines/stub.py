@@ -27,6 +27,7 @@ class StubTransformer(ModelMixin, ConfigMixin, CacheMixin):
         attention_head_dim: int = 0,
         interval_conditioning: bool = False,
         caption_pooling: bool = False,
+        independent_timesteps: bool | None = None,
     ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(()))

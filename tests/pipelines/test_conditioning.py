@@ -176,6 +176,18 @@ def test_timesteps_of_streams():
     assert get_start_steps(default_scheduler(), 50, (0.0, 0.5)) == (50, 25)
 
 
+def test_streams_that_shared_a_timestep_in_training_are_warned_of(pipe, latents, caplog):
+    def warnings(trained: bool | None, **options) -> int:
+        caplog.clear()
+        pipe.transformer.register_to_config(independent_timesteps=trained)
+        generate(pipe, 0, structure=latents.structure[:1], **options)
+        return len([r for r in caplog.records if "one timestep for both streams" in r.message])
+
+    assert [warnings(trained) for trained in (None, True, False)] == [0, 0, 1]
+    assert warnings(False, structure_strength=1.0) == 0
+    assert warnings(False, dynamics=latents.dynamics[:1], structure_strength=0.5, dynamics_strength=0.5) == 0
+
+
 def test_a_solver_with_scaled_latents_refuses_conditioning(pipe, latents):
     pipe.scheduler = diffusers.EulerDiscreteScheduler.from_config(pipe.scheduler.config)
     with pytest.raises(ValueError, match="EulerDiscreteScheduler does not support conditioning; use DDIM"):

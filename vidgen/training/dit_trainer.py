@@ -136,8 +136,9 @@ def train_dit(config: DiTTrainingConfig) -> Path:
     else:
         overrides = {**config.model.overrides, **caption_channels(text_encoder)}
         transformer = build_transformer_from(parent, overrides, classes)
-    if config.diffusion.frame_timesteps:
-        transformer.register_to_config(frame_timesteps=True)
+    for name in ("independent_timesteps", "frame_timesteps"):
+        if (is_trained := getattr(config.diffusion, name) > 0) or parent is None:
+            transformer.register_to_config(**{name: is_trained})
     if transformer.config.caption_channels and text_encoder is None:
         raise UserError("A DiT with caption_channels is trained on captions: set text.encoder.")
     if transformer.config.image_conditioning and not config.latents.images:

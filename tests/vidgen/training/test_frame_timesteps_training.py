@@ -32,15 +32,17 @@ def test_a_resumed_run_equals_an_uninterrupted_one(dit_config, tmp_path):
     assert video.shape == (1, 7, 3, 32, 32)
 
 
-def test_a_child_knows_the_frame_timesteps_of_its_run_and_of_its_parent(dit_config, tmp_path):
+def test_a_child_knows_the_timesteps_of_its_run_and_of_its_parent(dit_config, tmp_path):
     settings = ["train.max_train_steps=1", "diffusion.prediction_type=v_prediction"]
     plain = train_dit(dit_config(tmp_path / "plain", *settings))
     settings += ["model.preset=null", "model.overrides={}"]
     forced = ["diffusion.frame_timesteps=0.5", f"model.pretrained={plain}"]
     child = train_dit(dit_config(tmp_path / "child", *settings, *forced))
-    grandchild = train_dit(dit_config(tmp_path / "grandchild", *settings, f"model.pretrained={child}"))
+    independent = ["diffusion.independent_timesteps=0.5", f"model.pretrained={child}"]
+    grandchild = train_dit(dit_config(tmp_path / "grandchild", *settings, *independent))
     runs = [VidTwinPipeline.from_pretrained(run) for run in (plain, child, grandchild)]
     assert [run.transformer.config.frame_timesteps for run in runs] == [False, True, True]
+    assert [run.transformer.config.independent_timesteps for run in runs] == [False, False, True]
 
 
 def test_patches_over_all_frames_are_refused_before_the_clips_are_encoded(dit_config, tmp_path):
