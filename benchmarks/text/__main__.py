@@ -51,7 +51,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--train", nargs="+", type=Path, default=[], metavar="CSV", help="training videos, captioned")
     parser.add_argument("--test", nargs="+", type=Path, default=[], metavar="CSV", help="held-out videos, captioned")
     parser.add_argument("--groups", nargs="+", type=Path, default=[], metavar="CSV", help="groups: path,group")
-    parser.add_argument("--guidance", type=float, default=3.0, help="classifier-free guidance scale (default: 3)")
+    parser.add_argument(
+        "--guidance",
+        type=float,
+        nargs="+",
+        default=[3.0],
+        metavar="SCALE",
+        help="classifier-free guidance scale, or one for structure and one for dynamics (default: 3)",
+    )
     generation.add_detector_options(parser, default="squeezenet")
 
 
@@ -75,16 +82,23 @@ def check_options(options: argparse.Namespace) -> None:
         options.train, options.test = ([write_smoke_list(options.work_dir / "text", seed)] for seed in (0, 1))
     elif not any(given):
         raise UserError("name a model of captioned sprites as --pipeline FOLDER, or lists of real videos as --train.")
+    if len(options.guidance) > 2:
+        raise UserError(f"--guidance takes one scale, or two for structure and dynamics, not {len(options.guidance)}.")
     if bool(options.train) != bool(options.test) or (options.real and not options.train):
         raise UserError("real video requires both --train LIST ... and --test LIST ..., with the column caption.")
+
+
+def guidance_scale(options: argparse.Namespace) -> float | tuple[float, float]:
+    """As the pipeline takes it."""
+    return options.guidance[0] if len(options.guidance) == 1 else tuple(options.guidance)
 
 
 def measure_sprites(options: argparse.Namespace) -> dict[str, Any]:
     """All scores of a model of captioned sprites."""
     scale = options.scale
+    sampling = Sampling(guidance_scale=guidance_scale(options), num_inference_steps=STEPS[scale])
     pipeline = load_text_pipeline(options.pipeline, options.dtype)
     sizes = dict(zip(("num_frames", "resolution"), pipeline.vae.clip_shape[1:3], strict=True))
-    sampling = Sampling(guidance_scale=options.guidance, num_inference_steps=STEPS[scale])
     tasks = PromptTasks(pipeline, load_classifier(options, sizes), sampling, PER_MOTION[scale])
     settings = describe_settings(pipeline, options)
     folder = options.work_dir / "text" / f"scores-{digest(settings)}"
@@ -111,7 +125,7 @@ def measure_real(options: argparse.Namespace) -> dict[str, Any]:
     matcher = real.fit_matcher(training, detectors, folder)
     sets = {"real": test.clips.pixels}
     if pipeline:
-        sampling = Sampling(guidance_scale=options.guidance, num_inference_steps=STEPS[scale])
+        sampling = Sampling(guidance_scale=guidance_scale(options), num_inference_steps=STEPS[scale])
         key = digest([describe_settings(pipeline, options), test.clips.paths, test.first_captions])
         sets["reconstruction"] = real.reconstruct_clips(pipeline, test)
         sets["generated"] = real.sample_captions(pipeline, test, sampling, folder / f"generated-{key}.safetensors")

@@ -22,7 +22,9 @@ SWAPS = {
 
 def tables(results: Results) -> str:
     sampling = results["sampling"]
-    parts = [f"{sampling['steps']} steps, guidance {sampling['guidance']:g}. Brackets are 95 % bootstrap intervals."]
+    guidance = " of structure and ".join(f"{scale:g}" for scale in sampling["guidance"])
+    guidance += " of dynamics" * (len(sampling["guidance"]) > 1)
+    parts = [f"{sampling['steps']} steps, guidance {guidance}. Brackets are 95 % bootstrap intervals."]
     if "sprites" in results:
         parts += sprites_text(results["sprites"])
     if "real" in results:

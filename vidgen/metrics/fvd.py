@@ -64,7 +64,7 @@ class Sampling:
     """
 
     seed: int = 0
-    guidance_scale: float = 5.0
+    guidance_scale: float | tuple[float, float] = 5.0
     num_inference_steps: int = 50
     class_sampling: str = "balanced"
     guidance_interval: tuple[float, float] = (0.0, 1.0)
@@ -72,8 +72,9 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.class_sampling not in CLASS_SAMPLING:
             raise UserError(f"class_sampling must be one of {', '.join(CLASS_SAMPLING)}, not {self.class_sampling!r}.")
-        if not math.isfinite(self.guidance_scale):
-            raise UserError(f"guidance_scale must be a finite number, not {self.guidance_scale}.")
+        scales = self.guidance_scale if isinstance(self.guidance_scale, tuple) else (self.guidance_scale,)
+        if not all(map(math.isfinite, scales)):
+            raise UserError(f"guidance_scale must be a finite number, or one per stream, not {self.guidance_scale}.")
 
 
 @dataclass(frozen=True)

@@ -125,6 +125,13 @@ def test_guidance_reaches_the_pipeline(prompt_tasks):
     assert [call["guidance_scale"] for call in stub.calls] == [1.0] * 4 + [5.0] * 4  # batches of 5
 
 
+@pytest.mark.parametrize(("guidance", "expected"), [([3.0], 3.0), ([3.0, 5.0], (3.0, 5.0))])
+def test_guidance_is_one_scale_or_one_per_stream(guidance, expected):
+    assert text.guidance_scale(SimpleNamespace(guidance=guidance)) == expected
+    stated = text.page.tables({"sampling": {"steps": 2, "guidance": guidance}})
+    assert ("guidance 3 of structure and 5 of dynamics." if len(guidance) > 1 else "guidance 3.") in stated
+
+
 @pytest.mark.parametrize("held_out", [False, True])
 def test_prompted_sprites_are_of_one_kind_and_clearly_named(held_out):
     sprites = PromptedSprites.draw(3, 7, held_out=held_out, **SIZES)
@@ -172,6 +179,8 @@ def test_smoke_and_a_second_run_computes_nothing(work_dir, monkeypatch):
         (["--scale", "cpu"], "--pipeline FOLDER"),
         (["--scale", "cpu", "--real", "x"], "require"),
         (["--scale", "cpu", "--train", "x"], "--test LIST"),
+        (["--pipeline", "x", "--guidance", "1", "2", "3"], "two for structure and dynamics, not 3"),
+        (["--pipeline", "x", "--guidance", "1", "nan"], "guidance_scale must be a finite number, or one per stream"),
     ],
 )
 def test_missing_options_are_one_sentence(arguments, message, tmp_path, capsys):
