@@ -180,7 +180,7 @@ def test_smoke_and_a_second_run_computes_nothing(work_dir, monkeypatch):
         (["--scale", "cpu", "--real", "x"], "require"),
         (["--scale", "cpu", "--train", "x"], "--test LIST"),
         (["--pipeline", "x", "--guidance", "1", "2", "3"], "two for structure and dynamics, not 3"),
-        (["--pipeline", "x", "--guidance", "1", "nan"], "guidance_scale must be a finite number, or one per stream"),
+        (["--pipeline", "x", "--guidance", "1", "nan"], "--guidance must be a finite number, not nan"),
     ],
 )
 def test_missing_options_are_one_sentence(arguments, message, tmp_path, capsys):
