@@ -26,7 +26,11 @@ from vidgen.training.config import DiTTrainingConfig, VAETrainingConfig
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", "pretrained/sprites/README.md"]
 PAGES += sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
-NEEDS_MORE = ["push_to_hub", "vidtwin.ckpt"]  # a Hub account; the authors' weights
+NEEDS_MORE = [
+    "push_to_hub",
+    "vidtwin.ckpt",
+    "runs/forcing",
+]  # a Hub account; the authors' weights; a model to be trained
 if importlib.util.find_spec("peft") is None:
     NEEDS_MORE.append("peft")
 PROGRAMS = {

@@ -162,6 +162,6 @@ def test_history_is_whole_patches(make_transformer):
 
 def test_a_transformer_without_frame_timesteps_is_refused(pipe, latents):
     pipe.transformer.register_to_config(frame_timesteps=False)
-    with pytest.raises(ValueError, match=r"trained with diffusion.frame_timesteps "):
+    with pytest.raises(ValueError, match=r"trained with diffusion.frame_timesteps, and the config of this one"):
         generate(pipe, latents)
     generate(pipe, latents, history_noise=None)

@@ -30,16 +30,17 @@ run_program(lambda: run_until_signal([sys.executable, "-c", *sys.argv[1:]]))
 """
 
 
-def _hear_interrupts() -> None:
-    """A shell's background jobs, which a test run may be, ignore SIGINT."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+def _hear_signals() -> None:
+    """A shell's background jobs, which a test run may be, ignore SIGINT, and those under nohup SIGHUP."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_all_child_processes(tmp_path, number):
     words = [LAUNCHER, str(tmp_path), CHILD]
     command = [sys.executable, "-c", PROGRAM, *words]
-    program = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=_hear_interrupts)
+    program = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=_hear_signals)
     deadline = time.monotonic() + 60
     while not (names := os.listdir(tmp_path)):
         assert time.monotonic() < deadline

@@ -35,11 +35,11 @@ FPS = Fraction(30000, 1001)
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> str:
-    """A whole pipeline's folder."""
+    """A whole pipeline's folder; its DiT counts as one that was trained for history."""
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
     vae = AutoencoderKLVidTwin.from_preset("tiny-test", bottleneck="residual")
-    transformer = VidTwinTransformer3DModel.from_preset("tiny-test", vae=vae, num_classes=2)
+    transformer = VidTwinTransformer3DModel.from_preset("tiny-test", vae=vae, num_classes=2, frame_timesteps=True)
     for layer in (transformer.structure_out, transformer.dynamics_out, transformer.modulation_out[1]):
         torch.nn.init.normal_(layer.weight)  # a fresh DiT predicts zero, whatever noise it is given
     VidTwinPipeline(vae, transformer, default_scheduler(), {"0": "orbit", "1": "spin"}).save_pretrained(folder)
