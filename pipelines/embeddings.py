@@ -176,9 +176,7 @@ class TwinConditionEmbedding(nn.Module):
         """timestep (B, 2) or (B, 1 + R) and class_labels (B,) -> (B, 2, D) or (B, 1 + R, D), structure first."""
         frequencies = self.time_proj(timestep.flatten()).to(dtype)  # computed in float32
         own = self.time_embedder(frequencies).unflatten(0, timestep.shape)
-        stream_embed = self.stream_embed
-        if timestep.shape[1] > 2:
-            stream_embed = torch.cat([stream_embed[:1], stream_embed[1:].expand(timestep.shape[1] - 1, -1)])
+        stream_embed = spread_over_rows(self.stream_embed[None], timestep.shape[1])
         conditioning = own + self.other_time_proj(swap_streams(own)) + stream_embed
         if self.class_embed is not None:
             conditioning = conditioning + self.class_embed(class_labels)[:, None]
@@ -201,6 +199,13 @@ class IntervalEmbedding(nn.Module):
         """interval (B, 2) or (B, 1 + R) -> (B, 2, D) or (B, 1 + R, D), of each stream and the other one."""
         frequencies = self.time_proj(interval.flatten()).to(dtype).unflatten(0, interval.shape)  # computed in float32
         return self.proj(torch.cat([frequencies, swap_streams(frequencies)], dim=-1))
+
+
+def spread_over_rows(vectors: torch.Tensor, length: int) -> torch.Tensor:
+    """Repeat the vector of dynamics for each row: (B, 2, D) -> (B, length, D), length 2 or 1 + R."""
+    if vectors.shape[1] == length:
+        return vectors
+    return torch.cat([vectors[:, :1], vectors[:, 1:].expand(-1, length - 1, -1)], dim=1)
 
 
 def swap_streams(vectors: torch.Tensor) -> torch.Tensor:

@@ -28,6 +28,7 @@ from .embeddings import (
     StreamEmbedding,
     TwinConditionEmbedding,
     patchify,
+    spread_over_rows,
     unpatchify,
 )
 from .lora import LoraAdapterMixin
@@ -465,11 +466,6 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
                 if self.config.num_classes is None
                 else f"This model requires class_labels (B,), {self.config.num_classes} for no class."
             )
-
-
-def spread_over_rows(vectors: torch.Tensor, length: int) -> torch.Tensor:
-    """Repeat the vector of dynamics for each row: (B, 2, D) -> (B, length, D), length 2 or 1 + R."""
-    return torch.cat([vectors[:, :1], vectors[:, 1:].expand(-1, length - 1, -1)], dim=1)
 
 
 def compute_grid(stream: str, shape: tuple[int, ...], patch_size: tuple[int, ...], axes: str) -> tuple[int, ...]:

@@ -1,6 +1,6 @@
 """Speed of vidgen, relative to the machine's limits and to other video autoencoders measured in the same run.
 
-    python -m benchmarks.speed --scale cpu                     all parts: half an hour on two cores
+    python -m benchmarks.speed --scale cpu                     all parts
     python -m benchmarks.speed --scale cpu round_trip peers    some parts, printed and written to the work folder
     python -m benchmarks.speed --scale paper                   on a GPU
 
