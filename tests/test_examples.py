@@ -62,6 +62,13 @@ def test_latent_swap_shows_four_clips_side_by_side(run, tmp_path):
         assert (container.streams.video[0].width, container.streams.video[0].height) == (256, 64)
 
 
+def test_prompts_shows_a_video_per_dynamics_prompt(run, tmp_path):
+    printed = run("prompts.py", "a red star", "orbits", "spins", "--steps=2", "--output=out/prompts.gif")
+    assert Path(printed.strip()) == Path("out/prompts.gif") and count_frames(tmp_path / "out" / "prompts.gif") == 16
+    with av.open(str(tmp_path / "out" / "prompts.gif")) as container:
+        assert container.streams.video[0].width > 2 * 96
+
+
 def test_fewer_steps_compares_three_samplers(run):
     assert len(run("fewer_steps.py", "--steps=4").splitlines()) == 3
 
