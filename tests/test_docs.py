@@ -24,7 +24,7 @@ from vidgen.data.sprites import write_sprites
 from vidgen.training.config import DiTTrainingConfig, VAETrainingConfig
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", "CONTRIBUTING.md", "pretrained/sprites/README.md"]
+PAGES = ["README.md", "CONTRIBUTING.md", "pretrained/sprites/README.md", "pretrained/real/README.md"]
 PAGES += sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
 NEEDS_MORE = [
     "push_to_hub",

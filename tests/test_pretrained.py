@@ -1,39 +1,64 @@
-"""The bundled pretrained model in pretrained/sprites: size, precision, model card, quality."""
+"""The bundled pretrained models: size, precision, model cards, quality."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from benchmarks.sprites.classifier import DrawnSprites
 from pipelines import VidTwinPipeline
-from vidgen.common.loading import SHIPPED_MODEL
+from vidgen.common.images import read_image
+from vidgen.common.loading import REAL_MODEL, SPRITES_MODEL
+from vidgen.data.dataset import ClipDataset
 from vidgen.data.sprites import MOTIONS
+from vidgen.data.transforms import crop, frames_to_clip, resize_to_cover
 from vidgen.metrics.reconstruction import downsample_baseline, psnr
 
 UNSEEN = 5_000_000  # a seed of sprites that no model was trained on
 
 
-@pytest.fixture(scope="module")
-def pipeline() -> VidTwinPipeline:
-    pipeline = VidTwinPipeline.from_pretrained(SHIPPED_MODEL)
+GESTURES = {"down", "left", "right", "square", "star", "tick", "up"}
+
+
+def load(folder: Path) -> VidTwinPipeline:
+    pipeline = VidTwinPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
-def test_weights_are_small_and_in_bfloat16():
-    files = sorted(SHIPPED_MODEL.rglob("*.safetensors"))
-    assert sum(file.stat().st_size for file in files) <= 12e6
+@pytest.fixture(scope="module")
+def pipeline() -> VidTwinPipeline:
+    return load(SPRITES_MODEL)
+
+
+@pytest.fixture(scope="module")
+def real() -> VidTwinPipeline:
+    return load(REAL_MODEL)
+
+
+@pytest.mark.parametrize(("folder", "size"), [(SPRITES_MODEL, 13e6), (REAL_MODEL, 14e6)])
+def test_weights_are_small_and_in_bfloat16(folder, size):
+    files = sorted(folder.rglob("*.safetensors"))
+    assert 1e6 < sum(file.stat().st_size for file in files) <= size
     for file in files:
         assert file.stat().st_size <= 4 * 2**20  # the repository's limit for a file
         assert {tensor.dtype for tensor in load_file(file).values()} == {torch.bfloat16}
 
 
-def test_model_card_documents_the_training():
-    card = (SHIPPED_MODEL / "README.md").read_text()
-    training = "train_vae.py --config configs/vae/sprites_long.yaml"
-    for text in ("## Data", training, "## Limitations", "from_pretrained("):
+@pytest.mark.parametrize(
+    ("folder", "texts"),
+    [
+        (SPRITES_MODEL, ["configs/vae/sprites_long.yaml", "configs/dit/sprites_text.yaml"]),
+        (REAL_MODEL, ["configs/vae/real.yaml", "configs/dit/real.yaml", "CC BY 4.0", "2403.12945", "no license file"]),
+    ],
+)
+def test_model_card_documents_the_training(folder, texts):
+    card = (folder / "README.md").read_text()
+    for text in ("## Data", "## Limitations", "from_pretrained(", *texts):
         assert text in card
 
 
@@ -59,3 +84,37 @@ def test_generation_of_every_class_and_structure_conditioning(pipeline):
     animated = pipeline("still", structure=shown, num_inference_steps=10, output_type="pt").frames
     off = (animated.mean(dim=1)[:, None] - shown.mean(dim=1)[None]).square().mean(dim=(2, 3, 4))
     assert off.argmin(dim=1).tolist() == [0, 1, 2, 3]  # each animated clip looks like its structure source
+
+
+def test_prompts_and_classes_generate_different_videos(pipeline):
+    options = dict(num_inference_steps=4, output_type="pt")
+    latents = torch.randn(1, pipeline.vae.latent_size, generator=torch.Generator().manual_seed(0))
+    by_prompt = [pipeline(prompt=text, latents=latents, **options).frames for text in ("a red disc", "a blue star")]
+    by_class = pipeline("still", latents=latents, **options).frames
+    assert (by_prompt[0] - by_prompt[1]).abs().mean() > 0.02
+    assert (by_prompt[0] - by_class).abs().mean() > 0.02
+
+
+# --- pretrained/real -----------------------------------------------------------------------------------------------
+
+
+def test_real_video_of_every_class_and_from_a_photo(real):
+    assert set(real.labels) > GESTURES and len(real.labels) == 18
+    assert real.vae.num_parameters() <= 4e6 and real.vae.compression_rate <= 0.0065
+    made = real(sorted(real.labels), num_inference_steps=4, output_type="pt").frames
+    assert made.flatten(1).std(dim=1).min() > 0.05
+
+    photo = read_image(REAL_MODEL / "photo.jpg")
+    animated = real("kitchen", image=photo, num_inference_steps=8, output_type="pt").frames[0]
+    shown = crop(resize_to_cover(frames_to_clip(torch.tensor(np.asarray(photo))[None]), (64, 96)), (64, 96), 0.5, 0.5)
+    shown = (shown[:, 0] + 1) / 2
+    rooms = real("kitchen", num_inference_steps=8, output_type="pt").frames[0]
+    assert (animated[0] - shown).square().mean() < 0.5 * (rooms[0] - shown).square().mean()
+
+
+def test_real_reconstruction_beats_rate_matched_downsampling(real, shared_data):
+    clips = ClipDataset(shared_data / "real/droid/test.csv", num_frames=16, fps=8, resolution=(64, 96), train=False)
+    video = torch.stack([clips[i]["video"] for i in range(0, len(clips), 20)])
+    with torch.no_grad():
+        quality = psnr(real.vae(video).sample.clamp(-1, 1), video).mean()
+    assert quality >= psnr(downsample_baseline(video, real.vae.latent_size), video).mean() + 2

@@ -91,6 +91,7 @@ def run(options: argparse.Namespace) -> Results:
     }
     with torch.no_grad():
         reconstructed = torch.cat([clips.to_uint8(reconstruct(clips.to_float(x))) for x in test.pixels.split(8)])
+    pictures.save_reconstruction_pictures(test, reconstructed, vae.latent_size, options.results, fps)
     is_motion = [i for i, name in enumerate(test.data) if name == motion]
     sets = {"real": gestures.pixels, "reconstruction": reconstructed[is_motion]}
     results["components"] = {

@@ -8,6 +8,7 @@ import torch
 
 from autoencoder import AutoencoderKLVidTwin, TwinLatents
 from vidgen.common.images import comparison_grid, component_grid, reenactment_grid, save_clip_grid_video
+from vidgen.metrics.reconstruction import downsample_baseline
 
 from .clips import Clips, to_float
 from .components import COMPONENTS
@@ -40,6 +41,19 @@ def save_component_pictures(vae: AutoencoderKLVidTwin, test: Clips, folder: Path
             for i in range(count)
         ]
         reenactment_grid(folder / f"real-swaps-{name}.png", video, video, torch.stack(swaps))
+
+
+def save_reconstruction_pictures(
+    test: Clips, reconstructed: torch.Tensor, values: int, folder: Path, fps: float
+) -> None:
+    """Write a few moving clips of each data set: real, reconstructed (uint8), and rate-matched downsampling."""
+    names = dict.fromkeys(test.data)
+    indices = (torch.tensor([i for i, data in enumerate(test.data) if data == name]) for name in names)
+    rows = [i for found in indices for i in spread(found, SHOWN).tolist()]
+    real, made = (to_float(pixels[rows]) for pixels in (test.pixels, reconstructed))
+    labels = [text for text in ("real", "reconstruction", "downsampling") for _ in rows]
+    clips = torch.cat([real, made, downsample_baseline(real, values)])
+    save_clip_grid_video(folder / "real-reconstruction.gif", clips, fps, columns=len(rows), labels=labels)
 
 
 def save_animated_pictures(gestures: Clips, animated: torch.Tensor, folder: Path, fps: float) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from autoencoder import AutoencoderKLVidTwin
 from pipelines import VidTwinPipeline, VidTwinTransformer3DModel
-from vidgen.common.loading import SHIPPED_MODEL
+from vidgen.common.loading import SPRITES_MODEL
 from vidgen.metrics.reconstruction import psnr
 
 from ..sprites.classifier import DrawnSprites
@@ -36,7 +36,7 @@ def quantization(scale: str) -> list[Row]:
     torch.manual_seed(0)
     vae = AutoencoderKLVidTwin.from_preset(VAE[scale]).to(device).eval()
     transformer = VidTwinTransformer3DModel.from_preset(DIT[scale]).to(device).eval()
-    pipeline = VidTwinPipeline.from_pretrained(SHIPPED_MODEL).to(device)
+    pipeline = VidTwinPipeline.from_pretrained(SPRITES_MODEL).to(device)
     clip = torch.rand(1, *vae.clip_shape, device=device) * 2 - 1
     latents = torch.randn(2, transformer.latent_size, device=device)
     timestep = torch.full((2,), 500.0, device=device)

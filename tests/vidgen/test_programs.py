@@ -16,7 +16,7 @@ from accelerate.state import AcceleratorState
 from forked import run_forked
 
 from vidgen.demo import __main__ as demo
-from vidgen.demo import launch
+from vidgen.demo import bundled, launch
 
 ROOT = Path(__file__).parents[2]
 
@@ -73,10 +73,11 @@ def test_the_demo_runs(tmp_path, monkeypatch):
         return 0
 
     monkeypatch.setattr(launch, "run_until_signal", run_program)
-    sample = demo.sample_clips
-    monkeypatch.setattr(
-        demo, "sample_clips", lambda *args, **options: sample(*args, **{**options, "num_inference_steps": 2})
-    )
+    sample = bundled.sample_clips
+    for module in (bundled, demo):
+        monkeypatch.setattr(
+            module, "sample_clips", lambda *args, **options: sample(*args, **{**options, "num_inference_steps": 2})
+        )
     monkeypatch.setattr(demo, "VALIDATION_PER_CLASS", 1)
     quick = ["--clips-per-class=2", "--samples-per-class=1"]
     for program in ("vae", "dit"):
@@ -86,6 +87,6 @@ def test_the_demo_runs(tmp_path, monkeypatch):
     assert summary["psnr_mean_color"] < summary["psnr_downsample"]
     assert {"psnr", "ssim", "frechet_generated", "frechet_real_vs_real", "seconds"} <= set(summary)
     page = (tmp_path / "report.html").read_text()
-    assert page.count("data:video/mp4") == 3
-    assert page.count("data:image/png") == 7
+    assert page.count("data:video/mp4") == 5
+    assert page.count("data:image/png") == 8
     assert (tmp_path / "dit" / "final" / "model_index.json").exists()

@@ -33,7 +33,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 def run(options: argparse.Namespace) -> None:
     """Serve the page until interrupted; without --model, that of the bundled model."""
     from ..common.errors import UserError
-    from ..common.loading import SHIPPED_MODEL, is_pipeline, load_pipeline, load_vae
+    from ..common.loading import SPRITES_MODEL, is_pipeline, load_pipeline, load_vae
     from ..common.precision import place_model
     from ..inference.operations import resolve_device
 
@@ -41,9 +41,9 @@ def run(options: argparse.Namespace) -> None:
         raise UserError("--max-upload-mb and --max-seconds must be positive, and --max-size at least 2.")
     name = options.model
     if name is None:
-        if not SHIPPED_MODEL.is_dir():
-            raise UserError(f"This installation has no bundled model ({SHIPPED_MODEL}); name one with --model.")
-        name = str(SHIPPED_MODEL)
+        if not SPRITES_MODEL.is_dir():
+            raise UserError(f"This installation has no bundled model ({SPRITES_MODEL}); name one with --model.")
+        name = str(SPRITES_MODEL)
     try:
         from ..app.page import serve
         from ..app.uploads import UploadLimits

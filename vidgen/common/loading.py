@@ -24,7 +24,8 @@ from .options import expand_home
 Model = TypeVar("Model")
 WEIGHTS = ("diffusion_pytorch_model", "model")  # file names of Diffusers and of transformers
 TOKENIZER_FILES = ("*.json", "*.txt", "*.model")  # SentencePiece's .model is no pickle
-SHIPPED_MODEL = Path(__file__).parents[2] / "pretrained" / "sprites"  # a pipeline, in a clone of the repository
+PRETRAINED = Path(__file__).parents[2] / "pretrained"  # in a clone of the repository
+SPRITES_MODEL, REAL_MODEL = PRETRAINED / "sprites", PRETRAINED / "real"  # pipelines
 
 
 def load_vae(

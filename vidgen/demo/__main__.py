@@ -2,8 +2,9 @@
 
     python -m vidgen.demo --output-dir runs/demo          (the command of `make demo`)
 
-The demo samples from the bundled model pretrained/sprites, then trains a smaller one from scratch. It runs the
-training programs as a user does, generates, measures, and writes OUTPUT_DIR/report.html and OUTPUT_DIR/summary.json.
+The demo samples from the bundled models pretrained/real and pretrained/sprites, then trains a smaller one from
+scratch. It runs the training programs as a user does, generates, measures, and writes OUTPUT_DIR/report.html and
+OUTPUT_DIR/summary.json.
 """
 
 from __future__ import annotations
@@ -29,27 +30,26 @@ from ..common.config import load_config
 from ..common.errors import run_program
 from ..common.images import class_grid, component_grid, reenactment_grid, save_clip_grid_video
 from ..common.io import atomic_write
-from ..common.loading import SHIPPED_MODEL
 from ..common.options import expand_home
 from ..common.plots import loss_curves
-from ..common.precision import place_model
 from ..data.dataset import ClipDataset, collate_clips
 from ..data.sprites import write_sprites
 from ..metrics.detectors import get_detector
 from ..metrics.frechet import FeatureStatistics, frechet_distance, quiet_about_rank
 from ..metrics.reconstruction import ReconstructionMetrics, downsample_baseline, mean_color_baseline
 from ..training.config import DiTTrainingConfig
+from .bundled import FPS, load_for_sampling, sample_clips, sample_real_video, sample_sprites
 from .launch import launch_training
 from .report import write_report
 
-FPS = 8
 DETECTOR = "pooled_pixels"
+COMPONENTS = ("both", "structure", "dynamics")
 VALIDATION_PER_CLASS = 8
 # Fewer steps than in the configs, so that a CPU without bf16 products finishes within twelve minutes.
 VAE_SETTINGS = ["train.max_train_steps=500", "train.validation_steps=250"]
 DIT_SETTINGS = ["train.max_train_steps=3000"]
-COMPONENTS = ("both", "structure", "dynamics")
 REPORT_MEDIA = (
+    *("photo.mp4", "photo.png", "gestures.mp4"),
     *("pretrained.mp4", "pretrained.png", "generated.mp4", "generated.png", "components.mp4", "components.png"),
     *("reenactment.png", "sprites.png", "vae_curves.png", "dit_curves.png"),
 )
@@ -71,10 +71,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     def announce(step: str) -> None:
         console.print(f"\n[bold]{step}[/bold]  [dim]{time.monotonic() - started:.0f} s[/dim]")
 
-    announce("1/6  Sampling from the bundled model, pretrained/sprites")
-    console.print(f"First picture: {sample_pretrained(root)}")
+    announce("1/7  Sampling from the bundled model of real video, pretrained/real")
+    console.print(f"First picture: {sample_real_video(root)}")
 
-    announce("2/6  Writing sprites: shapes on backgrounds, eight motions, as .mp4 files")
+    announce("2/7  Sampling from the bundled model of sprites, pretrained/sprites")
+    console.print(f"Picture: {sample_sprites(root)}")
+
+    announce("3/7  Writing sprites: shapes on backgrounds, eight motions, as .mp4 files")
     write_sprites(root / "data" / "train", options.clips_per_class, seed=0, show_progress=True)
     write_sprites(root / "data" / "validation", VALIDATION_PER_CLASS, seed=1)
     train, validation = (
@@ -85,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     for run in ("vae", "dit"):  # train from scratch, also where an earlier demo left a run
         shutil.rmtree(root / run, ignore_errors=True)
-    announce("3/6  Training the autoencoder")
+    announce("4/7  Training the autoencoder")
     train_data = f"data.root={root / 'data' / 'train'}"
     launch_training(
         "train_vae.py",
@@ -94,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         [*VAE_SETTINGS, *options.vae],
     )
 
-    announce("4/6  Training the DiT on its latents")
+    announce("5/7  Training the DiT on its latents")
     launch_training(
         "train_dit.py",
         "dit/sprites.yaml",
@@ -102,13 +105,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         [*DIT_SETTINGS, *options.dit],
     )
 
-    announce("5/6  Generating and measuring")
+    announce("6/7  Generating and measuring")
     pipeline = load_for_sampling(root / "dit" / "final")
     summary = evaluate_reconstruction(pipeline.vae, validation, root)
     summary |= evaluate_generation(pipeline, train, options.samples_per_class, root)
     summary["seconds"] = round(time.monotonic() - started, 1)
 
-    announce("6/6  Writing the report")
+    announce("7/7  Writing the report")
     with atomic_write(root / "summary.json") as path:
         path.write_text(json.dumps(summary, indent=2) + "\n")
     for run in ("vae", "dit"):
@@ -124,32 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         console.print(f"{name:9} {path}")
 
 
-# --- sampling and clips ---------------------------------------------------------------------------------------------
-
-
-def sample_pretrained(root: Path) -> Path:
-    """Write samples of every class from the bundled model: a video, and a picture of eight frames of each class."""
-    pipeline = load_for_sampling(SHIPPED_MODEL)
-    names = sorted(pipeline.labels, key=pipeline.labels.get)
-    clips = sample_clips(pipeline, names, num_videos_per_prompt=4, guidance_scale=3.0, num_inference_steps=25)
-    labels = [name for name in names for _ in range(4)]
-    save_clip_grid_video(root / "pretrained.mp4", clips, FPS, columns=8, labels=labels)
-    return class_grid(root / "pretrained.png", clips[::4], names)
-
-
-def load_for_sampling(folder: Path) -> VidTwinPipeline:
-    """Load a pipeline on the accelerator, or the CPU without one, in the dtype that is fast there."""
-    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    pipeline = place_model(VidTwinPipeline.from_pretrained(folder), device)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-def sample_clips(pipeline: VidTwinPipeline, labels: int | list[str], seed: int = 0, **options: Any) -> torch.Tensor:
-    """Sample clips (N, 3, T, H, W) in [-1, 1], on the CPU."""
-    generator = torch.Generator().manual_seed(seed)
-    frames = pipeline(class_labels=labels, generator=generator, output_type="pt", **options).frames
-    return 2 * frames.float().cpu().transpose(1, 2) - 1
+# --- clips ----------------------------------------------------------------------------------------------------------
 
 
 def load_first_clips(dataset: ClipDataset) -> torch.Tensor:

@@ -619,7 +619,7 @@ def test_without_gradio_the_command_names_the_extra(monkeypatch, capsys, tmp_pat
 
 
 def test_wrong_options_end_with_one_sentence(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(loading, "SHIPPED_MODEL", tmp_path / "none")
+    monkeypatch.setattr(loading, "SPRITES_MODEL", tmp_path / "none")
     assert "name one with --model" in fail(capsys, "app")
     assert "No VAE in" in fail(capsys, "app", "--model", str(tmp_path))
     assert "must be positive" in fail(capsys, "app", "--max-seconds", "0")

@@ -1,0 +1,58 @@
+"""Samples of the bundled models: real video by class and from a photo, and sprites by class."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipelines import VidTwinPipeline
+
+from ..common.images import class_grid, read_image, save_clip_grid_video
+from ..common.loading import REAL_MODEL, SPRITES_MODEL
+from ..common.precision import place_model
+
+FPS = 8
+PHOTO = REAL_MODEL / "photo.jpg"  # a first frame of a held-out clip
+PHOTO_PROMPTS = ("Pick up the mug", "Move the mug left", "Take out the marker")
+SETTINGS = {"guidance_scale": 3.0, "num_inference_steps": 25}
+GESTURES = ("circlecc", "del", "down", "left", "right", "square", "star", "up")
+
+
+def load_for_sampling(folder: Path) -> VidTwinPipeline:
+    """Load a pipeline on the accelerator, or the CPU without one, in the dtype that is fast there."""
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    pipeline = place_model(VidTwinPipeline.from_pretrained(folder), device)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def sample_clips(
+    pipeline: VidTwinPipeline, labels: int | list[str] | None, seed: int = 0, **options: Any
+) -> torch.Tensor:
+    """Sample clips (N, 3, T, H, W) in [-1, 1], on the CPU."""
+    generator = torch.Generator().manual_seed(seed)
+    frames = pipeline(class_labels=labels, generator=generator, output_type="pt", **options).frames
+    return 2 * frames.float().cpu().transpose(1, 2) - 1
+
+
+def sample_sprites(root: Path) -> Path:
+    """Write samples of every class of sprites: a video, and a picture of eight frames of each class."""
+    pipeline = load_for_sampling(SPRITES_MODEL)
+    names = sorted(pipeline.labels, key=pipeline.labels.get)
+    clips = sample_clips(pipeline, names, num_videos_per_prompt=4, **SETTINGS)
+    labels = [name for name in names for _ in range(4)]
+    save_clip_grid_video(root / "pretrained.mp4", clips, FPS, columns=8, labels=labels)
+    return class_grid(root / "pretrained.png", clips[::4], names)
+
+
+def sample_real_video(root: Path) -> Path:
+    """Write videos of the photo animated by prompts and of gestures by class, and a picture of the first, returned."""
+    pipeline = load_for_sampling(REAL_MODEL)
+    image = read_image(PHOTO)
+    animated = sample_clips(pipeline, None, prompt=list(PHOTO_PROMPTS), image=image, **SETTINGS)
+    save_clip_grid_video(root / "photo.mp4", animated, FPS, columns=len(animated), labels=PHOTO_PROMPTS)
+    gestures = sample_clips(pipeline, list(GESTURES), **SETTINGS)
+    save_clip_grid_video(root / "gestures.mp4", gestures, FPS, columns=4, labels=GESTURES)
+    return class_grid(root / "photo.png", animated, PHOTO_PROMPTS)
