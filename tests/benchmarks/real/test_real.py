@@ -32,15 +32,14 @@ def test_smoke_and_a_second_run_computes_nothing(work_dir, lpips_weights, monkey
     assert {"reconstruction", "generated", "image-to-video", "real"} == set(results["accuracy"])
     assert set(results["distances"]["pooled_pixels"]) == {"train", "reconstruction", "generated"}
     assert "model minus block_pca_4x8x8" in (work_dir / "real.md").read_text()
-    monkeypatch.setattr(real, "train_classifier", lambda *args, **kwargs: pytest.fail("trained again"))
-    monkeypatch.setattr(VidTwinPipeline, "__call__", lambda *args, **kwargs: pytest.fail("sampled again"))
-    monkeypatch.setattr(real.reconstruction, "score_codec", lambda *args: pytest.fail("scored again"))
-    real.BENCHMARK.main(arguments)
+    with monkeypatch.context() as patch:  # the fixture's patch stays
+        patch.setattr(real, "train_classifier", lambda *args, **kwargs: pytest.fail("trained again"))
+        patch.setattr(VidTwinPipeline, "__call__", lambda *args, **kwargs: pytest.fail("sampled again"))
+        patch.setattr(real.reconstruction, "score_codec", lambda *args: pytest.fail("scored again"))
+        real.BENCHMARK.main(arguments)
     assert json.loads((work_dir / "smoke" / "real.json").read_text())["results"] == results
 
     # Another model of the same name has other scores.
-    monkeypatch.undo()
-    torch.set_num_threads(1)
     transformer = next((work_dir / "ucf101_fvd").rglob("transformer/diffusion_pytorch_model.safetensors"))
     weights = {name: weight + 0.01 for name, weight in load_file(transformer).items()}
     save_file(weights, transformer)
