@@ -35,7 +35,7 @@ from vidgen.metrics.reconstruction import downsample_baseline
 from .common import paper, vae_runs
 from .common.generation import add_detector_options
 from .common.harness import Benchmark, Results
-from .common.tables import markdown_table
+from .common.tables import interval_cell, markdown_table
 
 GRID_CLIPS = 4
 PAPER_PROTOCOL = "mcl-jcv"  # the only protocol of reconstructions
@@ -220,12 +220,6 @@ def interval_table(results: Results) -> str:
                 cells = [interval_cell(figures[key], digits) for key, (_, digits) in keys.items()]
                 rows.append([name, ROWS[row], precision, *cells])
     return markdown_table(["VAE", "clips", "pixels", *(label for label, _ in keys.values())], rows)
-
-
-def interval_cell(figure: dict[str, float | None], digits: int) -> str:
-    mean, *ends = (figure[key] for key in ("mean", "low", "high"))
-    interval = " ({:.{d}f} to {:.{d}f})".format(*ends, d=digits) if None not in ends else ""
-    return f"{mean:.{digits}f}{interval}"
 
 
 BENCHMARK = Benchmark("reconstruction", "Table 1: reconstruction", run, tables, add_options=add_options)

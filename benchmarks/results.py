@@ -10,6 +10,7 @@ from .common.harness import RESULTS, Benchmark
 from .drift.__main__ import BENCHMARK as DRIFT
 from .equal_compute.__main__ import BENCHMARK as EQUAL_COMPUTE
 from .latents.__main__ import BENCHMARK as LATENTS
+from .latents.__main__ import GIVEN as LATENTS_GIVEN
 from .real.__main__ import BENCHMARK as REAL
 from .resources.__main__ import RESOURCES, TRAINING_COST
 from .speed.__main__ import BENCHMARK as SPEED
@@ -19,6 +20,7 @@ from .text.__main__ import BENCHMARK as TEXT
 BENCHMARKS = (
     reconstruction.BENCHMARK,
     LATENTS,
+    LATENTS_GIVEN,
     ucf101_fvd.BENCHMARK,
     ablations.ABLATION,
     ablations.SCALING,

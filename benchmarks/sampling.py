@@ -281,7 +281,7 @@ def _count_work(pipeline: VidTwinPipeline, sampling: Sampling, clips: int) -> tu
         latents = _generate(pipeline, sampling, clips, "latent")
     hook.remove()
     counts = {"calls": len(rows), "rows": sum(rows) / clips, "flops": counter.get_total_flops() / clips}
-    return normalize_latents(latents, pipeline.vae), counts
+    return normalize_latents(latents, pipeline.autoencoder), counts
 
 
 def _generate(pipeline: VidTwinPipeline, sampling: Sampling, clips: int, output_type: str) -> torch.Tensor:

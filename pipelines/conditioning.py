@@ -167,7 +167,12 @@ def get_keep_mask(
 
 
 def encode_conditioning(
-    condition: ConditioningInput, stream: str, vae: VideoAutoencoder, device: torch.device, is_image: bool = False
+    condition: ConditioningInput,
+    stream: str,
+    vae: VideoAutoencoder,
+    device: torch.device,
+    is_image: bool = False,
+    name: str | None = None,
 ) -> torch.Tensor:
     """Encode the conditioning input of one stream to latents (B, values), float32, not normalized.
 
@@ -180,29 +185,31 @@ def encode_conditioning(
         vae: the autoencoder.
         device: to encode on.
         is_image: of clips, use the first frame only.
+        name: of the argument, for error messages; None: that of the stream.
 
     Raises:
         ValueError: if the type, the size or a value of the input is not supported.
         NonFiniteError: if its latent is not finite.
     """
+    name = name or stream
     shape = tuple(getattr(vae, f"{stream}_shape"))
     if isinstance(condition, TwinLatents):
         condition = getattr(condition, stream)
         if tuple(condition.shape[1:]) != shape:
             raise ValueError(
-                f"{stream} latents must be (B, {', '.join(map(str, shape))}), but have shape {tuple(condition.shape)}."
+                f"{name} latents must be (B, {', '.join(map(str, shape))}), but have shape {tuple(condition.shape)}."
             )
     if isinstance(condition, torch.Tensor) and tuple(condition.shape[1:]) == shape:
-        check_finite_tensor(stream, condition)
+        check_finite_tensor(name, condition)
         return condition.detach().to(device, torch.float32).flatten(1)
-    clips = prepare_clips(condition, stream, vae)
+    clips = prepare_clips(condition, stream, vae, name)
     clips = clips[:, :, :1].expand_as(clips) if is_image else clips
     latents = vae.encode(clips.to(device, vae.dtype)).latent_dist.mode()
     check_finite_output("the autoencoder", latents, vae)
     return getattr(vae.unpack(latents), stream).float().flatten(1)
 
 
-def prepare_clips(condition: ConditioningInput, stream: str, vae: VideoAutoencoder) -> torch.Tensor:
+def prepare_clips(condition: ConditioningInput, stream: str, vae: VideoAutoencoder, name: str) -> torch.Tensor:
     """Convert images, arrays or tensors to clips (B, C, T, H, W) in [-1, 1]; see `encode_conditioning`."""
     channels, frames, height, width = vae.clip_shape
 
@@ -212,11 +219,9 @@ def prepare_clips(condition: ConditioningInput, stream: str, vae: VideoAutoencod
     if isinstance(condition, list):
         clips = condition if condition and isinstance(condition[0], list) else [condition]
         if not all(clip and all(isinstance(frame, PIL.Image.Image) for frame in clip) for clip in clips):
-            raise ValueError(f"{stream}: a list must hold PIL images, or non-empty lists of PIL images.")
+            raise ValueError(f"{name}: a list must hold PIL images, or non-empty lists of PIL images.")
         if len({len(clip) for clip in clips}) > 1:
-            raise ValueError(
-                f"{stream}: all clips must have the same length, not {sorted({*map(len, clips)})} frames."
-            )
+            raise ValueError(f"{name}: all clips must have the same length, not {sorted({*map(len, clips)})} frames.")
         fitted = [[np.asarray(PIL.ImageOps.fit(f.convert("RGB"), (width, height))) for f in clip] for clip in clips]
         condition = np.stack([np.stack(clip) for clip in fitted]).astype(np.float32) / 255
     if isinstance(condition, np.ndarray):
@@ -225,19 +230,19 @@ def prepare_clips(condition: ConditioningInput, stream: str, vae: VideoAutoencod
 
     # Check the tensor.
     if not isinstance(condition, torch.Tensor):
-        raise ValueError(f"{stream} must be clips, images or latents, not {type(condition).__name__}.")
+        raise ValueError(f"{name} must be clips, images or latents, not {type(condition).__name__}.")
     if not condition.is_floating_point():
-        raise ValueError(f"{stream}: frames must be floats in [0, 1], not {condition.dtype}.")
+        raise ValueError(f"{name}: frames must be floats in [0, 1], not {condition.dtype}.")
     video = condition if condition.ndim == 5 else condition[None]
     if video.ndim != 5 or video.shape[1] not in (1, frames) or video.shape[2:] != (channels, height, width):
         shape = ", ".join(map(str, getattr(vae, f"{stream}_shape")))
         raise ValueError(
-            f"{stream} must be clips (B, T, {channels}, {height}, {width}) of T = {frames} frames or one frame, or "
+            f"{name} must be clips (B, T, {channels}, {height}, {width}) of T = {frames} frames or one frame, or "
             f"latents (B, {shape}), but has shape {tuple(condition.shape)}."
         )
-    check_finite_tensor(stream, video)
+    check_finite_tensor(name, video)
     if video.min() < 0 or video.max() > 1:
-        raise ValueError(f"{stream}: frames must be in [0, 1], not in [{video.min():.3g}, {video.max():.3g}].")
+        raise ValueError(f"{name}: frames must be in [0, 1], not in [{video.min():.3g}, {video.max():.3g}].")
     return video.expand(-1, frames, -1, -1, -1).transpose(1, 2) * 2 - 1
 
 
@@ -282,11 +287,14 @@ class ConditioningMixin:
         if self.vae is None:
             raise ValueError(f"{' and '.join(conditions)}: conditioning requires a vae, but this pipeline has none.")
         if "image" in conditions and self.transformer.image_embed is None:
-            raise ValueError("image: this pipeline's transformer has no image_conditioning; pass structure instead.")
+            # The structure of an autoencoder with one latent holds the whole clip, so it would only repeat the image.
+            has_dynamics = self.autoencoder.has_dynamics
+            remedy = "pass structure instead" if has_dynamics else "train one that has it"
+            raise ValueError(f"image: this pipeline's transformer has no image_conditioning; {remedy}.")
         vae, encoded = self.autoencoder, {}
         for name, value in conditions.items():
             stream, is_image = ("structure", True) if name == "image" else (name, False)
-            encoded[name] = encode_conditioning(value, stream, vae, device, is_image)
+            encoded[name] = encode_conditioning(value, stream, vae, device, is_image, name)
         count = common_length({**counts, **{name: len(latents) for name, latents in encoded.items()}})
 
         def normalize(**streams: torch.Tensor) -> torch.Tensor:

@@ -389,16 +389,16 @@ class VidTwinPipeline(
             max_sequence_length=max_sequence_length,
         )
         self._is_conditional = class_labels is not None or prompts is not None
-        conditions = {"structure": structure, "dynamics": dynamics, "image": image}
-        conditions = {name: value for name, value in conditions.items() if value is not None}
+        conditioning_inputs = {"structure": structure, "dynamics": dynamics, "image": image}
+        conditioning_inputs = {name: value for name, value in conditioning_inputs.items() if value is not None}
         counts = {"class_labels": len(label_ids), "prompt": 1 if prompts is None else len(prompts[0].mask)}
-        clean, image_latents, count = self.prepare_conditioning(conditions, counts, device)
+        clean, image_latents, count = self.prepare_conditioning(conditioning_inputs, counts, device)
         text_inputs = self.get_text_inputs(prompts, count, num_videos_per_prompt)
         labels = None
         if null_class is not None:
             label_ids = label_ids * count if len(label_ids) == 1 else label_ids
             label_ids = [label for label in label_ids for _ in range(num_videos_per_prompt)]
-            if not conditions:
+            if not conditioning_inputs:
                 label_ids = self.draw_subclasses(label_ids, generator)
             labels = torch.tensor(label_ids, device=device)
 
@@ -427,7 +427,7 @@ class VidTwinPipeline(
             start_steps, solver_sizes = get_start_steps(self.scheduler, len(timesteps), strengths), sizes
             warn_of_shared_timesteps(self.transformer, start_steps)
             shapes = self.transformer.structure_shape, self.transformer.dynamics_shape
-            group = frames_per_position(self.vae)
+            group = frames_per_position(self.autoencoder)
             keep = get_keep_mask(kept_frames, *shapes, device, group)
             conditioning = StreamConditioning(clean, start_steps, sizes, keep, shapes[1][0])
             model_timesteps = get_stream_timesteps(timesteps, start_steps)
@@ -483,9 +483,9 @@ class VidTwinPipeline(
                     conditional = prediction = predict("conditional")
                 if history is not None and history.guidance_scale != 1:
                     tensors = conditional, model_input, timestep, noise
-                    conditions = {"class_labels": labels, "image_latents": denoiser.image_latents}
-                    conditions |= text_inputs["conditional"]
-                    prediction = history.guide(prediction, *tensors, sizes, target_timestep=target, **conditions)
+                    history_inputs = {"class_labels": labels, "image_latents": denoiser.image_latents}
+                    history_inputs |= text_inputs["conditional"]
+                    prediction = history.guide(prediction, *tensors, sizes, target_timestep=target, **history_inputs)
                 prediction = prediction.to(latents.dtype)
 
                 # 6.3 Estimate the clean latents for self-conditioning, which jumps are trained without.

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from diffusers.hooks.group_offloading import _is_group_offload_enabled
 
 from .finite import check_finite_tensor
 from .inputs import check_whole_numbers, common_length
@@ -124,16 +125,25 @@ def join_streams(embeddings: torch.Tensor, mask: torch.Tensor) -> TextConditions
 
 @torch.no_grad()
 def encode_captions(
-    captions: Sequence[str], encoder: TextEncoder, max_length: int | None = None
+    captions: Sequence[str],
+    encoder: TextEncoder,
+    max_length: int | None = None,
+    device: torch.device | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
     """Encode captions, each distinct one once.
 
+    Args:
+        captions: B texts.
+        encoder: the text encoder.
+        max_length: tokens to which captions are cut; None: the maximum of the tokenizer.
+        device: that an offloaded encoder executes on; None: the device of its weights.
+
     Returns:
-        Embeddings (B, N, C) and mask (B, N) on the device of the encoder, and the parts that were cut off.
+        Embeddings (B, N, C) and mask (B, N) on this device, and the parts that were cut off.
     """
     rows = {caption: row for row, caption in enumerate(dict.fromkeys(captions))}
     tokens = tokenize_captions(list(rows), encoder.tokenizer, max_length)
-    device = encoder.model.device
+    device = encoder.model.device if device is None else device
     ids, mask = tokens.ids.to(device), tokens.mask.to(device)
     order = torch.tensor([rows[caption] for caption in captions], device=device)
     return embed_tokens(encoder.model, ids, mask)[order], mask[order], tokens.cut
@@ -150,6 +160,13 @@ class PromptMixin:
     def takes_prompts(self) -> bool:
         """Whether the transformer was trained on captions."""
         return self.transformer.config.get("caption_channels") is not None
+
+    @property
+    def _text_encoder_device(self) -> torch.device:
+        """The device that the text encoder executes on; its weights are elsewhere while they are offloaded."""
+        is_offloaded = hasattr(self.text_encoder, "_hf_hook") or _is_group_offload_enabled(self.text_encoder)
+        # Without hooks nothing moves its inputs: a pipeline on an accelerator can keep its text encoder on the CPU.
+        return self._execution_device if is_offloaded else self.text_encoder.device
 
     def encode_prompt(
         self,
@@ -293,7 +310,8 @@ class PromptMixin:
         structure, dynamics = (texts.get(f"{stream}_prompt", shared) for stream in ("structure", "dynamics"))
         negative = texts.get("negative_prompt", [])
         encoder = TextEncoder(self.tokenizer, self.text_encoder)
-        embeddings, mask, cut = encode_captions([*structure, *dynamics, *negative], encoder, max_length)
+        captions, device = [*structure, *dynamics, *negative], self._text_encoder_device
+        embeddings, mask, cut = encode_captions(captions, encoder, max_length, device)
         for part in cut:
             logger.warning(
                 "A prompt has more than %d tokens, and its end is ignored: %r",

@@ -26,10 +26,21 @@ def score_cell(score: dict[str, Any], form: str = ".3g", chance: bool = True) ->
     return f"{text} \\| {score['chance']:{form}}" if chance and score.get("chance") is not None else text
 
 
-def distance_cell(distance: dict[str, Any]) -> str:
-    """A Fréchet distance with its interval: "0.738 (0.597 to 0.856)"."""
-    low, high = distance["interval"]
-    return f"{distance['value']:.3g} ({low:.3g} to {high:.3g})"
+def interval_cell(figure: dict[str, Any], digits: int, sign: str = "") -> str:
+    """A mean with its interval, if it has one: "22.31 (21.90 to 22.75)"."""
+    text = f"{figure['mean']:{sign}.{digits}f}"
+    if figure["low"] is None:
+        return text
+    return f"{text} ({figure['low']:.{digits}f} to {figure['high']:.{digits}f})"
+
+
+def distance_cell(distance: dict[str, Any] | None) -> str | None:
+    """A Fréchet distance with its interval, if it has one: "0.738 (0.597 to 0.856)"; None if there is no distance."""
+    if not distance or distance["value"] is None:
+        return None
+    text = f"{distance['value']:.3g}"
+    low, high = distance["interval"] or (None, None)
+    return text if low is None else f"{text} ({low:.3g} to {high:.3g})"
 
 
 def _cell(value: Any) -> str:

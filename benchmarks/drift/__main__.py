@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import PartialState
 from matplotlib.figure import Figure
 
 from pipelines import VidTwinPipeline
 from vidgen.common.errors import UserError
-from vidgen.common.io import atomic_dir
 from vidgen.common.loading import weights_hash
 from vidgen.data.sprites import MOTIONS, PERIOD
 from vidgen.metrics.detector_options import parse_detectors
@@ -32,12 +31,11 @@ from ..common.figures import BLUE, DARK_BLUE, GRAY, ORANGE, TEAL, new_figure
 from ..common.harness import Benchmark, Results, compute_once, digest
 from ..common.tables import distance_cell, markdown_table, score_cell
 from ..real.generation import compute_statistics
-from ..sprites.classifier import DrawnSprites, SpriteClassifier, train_classifier
+from ..sprites.classifier import DrawnSprites, load_classifier
 from .scores import MEASURES, predict, score_videos
 from .videos import BASELINE, METHODS, REAL, TODAY, Method, draw_real, roll_out, video_labels
 
-CLASSIFIER = {"smoke": dict(steps=2, batch_size=4, sprites=16, width=8, dim=8), "cpu": dict(steps=1500, batch_size=16)}
-SEEDS = {"classifier": 1000, "tested": 2000, "real": 3000, "reference": 4000}  # of sprites; trainings use small seeds
+SEEDS = {"tested": 2000, "real": 3000, "reference": 4000}  # of sprites; trainings use small seeds
 VIDEOS = {"smoke": 8, "cpu": 128}
 WINDOWS = {"smoke": 2, "cpu": 16}  # of a video, without overlap: 256 frames of 16-frame windows
 STEPS = {"smoke": 1, "cpu": 25}
@@ -68,7 +66,8 @@ def run(options: argparse.Namespace) -> Results:
     if baseline is not None and baseline.autoencoder.clip_shape != pipeline.autoencoder.clip_shape:
         raise UserError(f"--baseline {options.baseline} has clips of another size than --pipeline {options.pipeline}.")
     sizes, num_frames = {"num_frames": length, "resolution": resolution}, WINDOWS[scale] * length
-    classifier = load_classifier(options, sizes)
+    # Of windows that begin anywhere in a motion.
+    classifier = load_classifier(options.work_dir / "drift" / "classifier", scale, **sizes, period=PERIOD)
     detector = parse_detectors([DETECTOR], DETECTOR, None)[0].to(PartialState().device)
     sampling = Sampling(guidance_scale=options.guidance, num_inference_steps=options.steps)
 
@@ -138,19 +137,6 @@ def load_sprite_pipeline(folder: str | Path, options: argparse.Namespace) -> Vid
     if missing := [motion for motion in MOTIONS if motion not in pipeline.labels]:
         raise UserError(f"{folder} must know the motions of sprites as classes; it has no {missing[0]!r}.")
     return pipeline
-
-
-def load_classifier(options: argparse.Namespace, sizes: dict[str, int]) -> SpriteClassifier:
-    """Load the work folder's classifier of windows that begin anywhere in a motion; trained if it is missing."""
-    folder = options.work_dir / "drift" / "classifier-{num_frames}x{resolution}".format(**sizes)
-    if not (folder / "config.json").exists():
-        settings = {**sizes, "period": PERIOD, **CLASSIFIER[options.scale]}
-        classifier = train_classifier(Accelerator(), seed=SEEDS["classifier"], **settings)
-        if PartialState().is_main_process:
-            with atomic_dir(folder) as unfinished:
-                classifier.save_pretrained(unfinished)
-        PartialState().wait_for_everyone()
-    return SpriteClassifier.from_pretrained(folder).to(PartialState().device).eval()
 
 
 def rollout_folder(pipeline: VidTwinPipeline, method: Method, num_frames: int, options: argparse.Namespace) -> Path:

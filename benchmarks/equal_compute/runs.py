@@ -31,9 +31,8 @@ from vidgen.training.vae_trainer import train_vae
 
 from ..common import generation, vae_runs
 from ..common.harness import REPOSITORY, compute_once
-from ..sprites.__main__ import PER_MOTION, SEEDS, load_classifier
-from ..sprites.classifier import DrawnSprites
-from ..sprites.tasks import SpriteTasks
+from ..sprites.classifier import SEEDS, DrawnSprites, load_classifier
+from ..sprites.tasks import PER_MOTION, SpriteTasks
 from .variants import VAES, Variant
 
 SPRITES = "sprites"
@@ -255,7 +254,8 @@ def measure_distances(
 
 def score_motions(pipeline: VidTwinPipeline, options: argparse.Namespace) -> dict[str, Any]:
     """Motion accuracy of generated, reconstructed and real sprites, by the classifier of `benchmarks.sprites`."""
-    sizes = dict(zip(("num_frames", "resolution"), pipeline.vae.clip_shape[1:3], strict=True))
+    sizes = dict(zip(("num_frames", "resolution"), pipeline.autoencoder.clip_shape[1:3], strict=True))
     sprites = DrawnSprites(len(MOTIONS) * PER_MOTION[options.scale], SEEDS["tested"], **sizes)
-    tasks = SpriteTasks(pipeline, load_classifier(options, sizes), sprites, SAMPLING[options.scale])
+    classifier = load_classifier(options.work_dir / "sprites" / "classifier", options.scale, **sizes)
+    tasks = SpriteTasks(pipeline, classifier, sprites, SAMPLING[options.scale])
     return tasks.generate()["accuracy"]

@@ -1,32 +1,36 @@
 """Tables 1 and 2 measured at one scale: autoencoders at equal data, rate, size and training FLOPs, and DiTs on them.
 
     python -m benchmarks.latents --scale cpu --train LIST ... --clips LIST ... --lpips-weights FILE
-    python -m benchmarks.latents --vae Lightricks/LTX-Video FOLDER ... --clips MCL-JCV --resolution 256
+    python -m benchmarks.latents --scale paper --vae Lightricks/LTX-Video FOLDER ... --clips MCL-JCV --resolution 256
 
 Trains small configurations of VidTwin, its single-latent ablation and the LTX, Wan and Magvit classes of Diffusers,
 scores them on other videos beside rate-matched downsampling and block PCA, and trains the same DiT on each latent.
-With `--vae`, scores given weights instead. Every run resumes, and every score is kept: repeat the command to continue.
+With `--vae`, scores and times given weights instead. Every run resumes, and every score is kept in WORK_DIR/latents:
+repeat the command to continue.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 
+from autoencoder.video_autoencoder import VideoAutoencoder
 from vidgen.common.errors import UserError
-from vidgen.common.loading import load_vae
+from vidgen.common.loading import load_vae, weights_hash
+from vidgen.common.weights import file_sha256
 from vidgen.losses.lpips import LPIPS
 from vidgen.metrics.detector_options import parse_detectors
 from vidgen.metrics.detectors import Detector
 
 from ..common import vae_runs
 from ..common.generation import add_detector_options
-from ..common.harness import Benchmark, Results
+from ..common.harness import Benchmark, Results, compute_once, digest, main
 from . import clips, generation, page, scores, training
 from .methods import METHODS, VALUES
 from .results import build_results
@@ -40,6 +44,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vae", nargs="+", metavar="NAME", help="folders or Hub names; score these, train nothing")
     parser.add_argument("--resolution", type=int, help="with --vae: side of the clips in pixels (default: by scale)")
     parser.add_argument("--num-frames", type=int, help="with --vae: frames of the clips (default: by scale)")
+    parser.add_argument("--fps", type=float, help="with --vae: frame rate of the clips (default: by scale)")
     parser.add_argument("--only", nargs="+", metavar="PATTERN", help="only do runs with matching names; no results")
     parser.add_argument("--finished", action="store_true", help="write the results of finished runs, train nothing")
     vae_runs.add_lpips_options(parser)
@@ -55,10 +60,15 @@ def run(options: argparse.Namespace) -> Results | None:
 
 
 def train_and_score(lists: dict[str, Path], options: argparse.Namespace) -> None:
-    """Do every run of a scale and its scores, unless they have been done."""
+    """Do every run of a scale and its scores, unless they have been done.
+
+    Raises:
+        UserError: if they have been done with other videos, detectors, LPIPS weights or another precision.
+    """
     scale, once = options.scale, partial(training.run_once, options)
     lpips, detectors = load_networks(options)
     networks = {"networks": [lpips], "detectors": detectors}
+    options.settings = describe_settings(options, detectors, lists)
     test = clips.scored_clips(lists["test"], scale)
 
     # Train and score the autoencoders.
@@ -119,24 +129,45 @@ def load_networks(options: argparse.Namespace) -> tuple[LPIPS, list[Detector]]:
     return vae_runs.load_lpips(options), [detector.to(PartialState().device) for detector in detectors]
 
 
+def describe_settings(
+    options: argparse.Namespace, detectors: Sequence[Detector], lists: dict[str, Path]
+) -> dict[str, Any]:
+    """What all trainings and scores depend on, besides their names."""
+    return {
+        "lists": {name: file_sha256(path) for name, path in lists.items()},
+        "lpips": options.lpips_weights and file_sha256(Path(options.lpips_weights)),
+        "detectors": {detector.name: detector.sha256 for detector in detectors},
+        "dtype": options.dtype,
+    }
+
+
 def run_given(options: argparse.Namespace) -> Results:
     """Score the weights of `--vae` on the same clips."""
     if not options.clips:
         raise UserError("give the videos to score on as --clips FOLDER|CSV.")
     scale = options.scale
     side, frames = options.resolution or clips.SIDE[scale], options.num_frames or clips.NUM_FRAMES[scale]
+    fps = options.fps or clips.FPS[scale]
     lpips, detectors = load_networks(options)
-    table = options.work_dir / "latents" / "given" / "clips.csv"
-    clips.write_list(table, clips.list_long_videos(options.clips, clips.FPS[scale], frames))
-    videos = clips.scored_clips(table, scale, side, frames)
-    rows: dict[str, Any] = {}
+    folder = options.work_dir / "latents" / "given"
+    table = folder / "clips.csv"
+    clips.write_list(table, clips.list_long_videos(options.clips, fps, frames))
+    videos = clips.scored_clips(table, scale, side, frames, fps)
+    networks = {"networks": [lpips], "detectors": detectors}
+    settings = describe_settings(options, detectors, {"clips": table}) | {"shape": [frames, side, side], "fps": fps}
+
+    def measure(name: str, vae: VideoAutoencoder) -> dict[str, Any]:
+        row = scores.score_vae(vae, videos, networks, options.dtype) | {"clip_shape": list(vae.clip_shape)}
+        del row["clips"]
+        return row | {"cost": scores.measure_cost(name, *vae.clip_shape[1:3], scale)}
+
+    rows = {}
     for name in options.vae:
         vae = load_vae(name)
         vae.fit_clip_size(frames, side, side)
-        rows[name] = scores.score_vae(vae, videos, {"networks": [lpips], "detectors": detectors}, options.dtype)
-        rows[name]["clip_shape"] = list(vae.clip_shape)
-        del rows[name]["clips"]
-    return {"clips": [frames, side, side], "fps": clips.FPS[scale], "vaes": rows}
+        own = settings | {"weights": weights_hash(vae)}
+        rows[name] = compute_once(folder / f"{digest(own)}.json", own, partial(measure, name, vae))
+    return {"clips": [frames, side, side], "fps": fps, "vaes": rows}
 
 
 SHARED: dict[str, Any] = dict(add_options=add_options, program="latents")
@@ -146,5 +177,7 @@ BENCHMARK = Benchmark(
 GIVEN = Benchmark("latents_given", "Table 1: given autoencoders", run_given, page.given_tables, **SHARED)
 
 if __name__ == "__main__":
-    # Given weights have a separate record and page.
-    (GIVEN if any(word.startswith("--vae") for word in sys.argv) else BENCHMARK).main()
+    words = sys.argv[1:]
+    if GIVEN.name not in words and any(word.startswith("--vae") for word in words):
+        words.insert(0, GIVEN.name)  # given weights have a separate record and page
+    main(BENCHMARK, GIVEN, arguments=words)

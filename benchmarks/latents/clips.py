@@ -27,7 +27,7 @@ Rows = list[list[str]]  # path, class
 def write_lists(
     train: Sequence[Path], test: Sequence[Path], folder: Path, fps: float, num_frames: int
 ) -> dict[str, Path]:
-    """Write the three lists, as CSV files with absolute paths and classes, unless they exist.
+    """Write the three lists, as CSV files with absolute paths and classes.
 
     Videos too short for `num_frames` frames are left out, so that all methods see the same ones.
 
@@ -41,14 +41,14 @@ def write_lists(
         UserError: if a root cannot be listed, or no video is long enough.
     """
     lists = {name: folder / f"{name}.csv" for name in LISTS}
-    with PartialState().main_process_first():
-        if not all(path.exists() for path in lists.values()):
-            rows = list_long_videos(train, fps, num_frames)
-            held_out = slice(VALIDATION_INTERVAL // 2, None, VALIDATION_INTERVAL)
-            write_list(lists["validation"], rows[held_out] or rows[:1])
-            del rows[held_out]
-            write_list(lists["train"], rows)
-            write_list(lists["test"], list_long_videos(test, fps, num_frames))
+    if PartialState().is_main_process:
+        rows, scored = (list_long_videos(roots, fps, num_frames) for roots in (train, test))
+        held_out = slice(VALIDATION_INTERVAL // 2, None, VALIDATION_INTERVAL)
+        write_list(lists["validation"], rows[held_out] or rows[:1])
+        del rows[held_out]
+        write_list(lists["train"], rows)
+        write_list(lists["test"], scored)
+    PartialState().wait_for_everyone()
     return lists
 
 
@@ -56,11 +56,13 @@ def list_long_videos(roots: Sequence[Path], fps: float, num_frames: int) -> Rows
     """Absolute path and class of each video that has `num_frames` frames at a rate.
 
     Raises:
-        UserError: if there is none.
+        UserError: if there is none, or videos are not files: members of shards or arrays.
     """
     rows = []
     for root in roots:
         files, classes = list_videos(root)
+        if not all(isinstance(path, Path) for path, _ in files):
+            raise UserError(f"{root} has shards or arrays: give a folder or a CSV list of video files.")
         for path, label in files:
             try:
                 probe(path).latest_start(fps=fps, num_frames=num_frames)
@@ -90,7 +92,9 @@ def write_smoke_videos(folder: Path) -> tuple[list[Path], list[Path]]:
     return [roots[0]], [roots[1]]
 
 
-def scored_clips(root: Path, scale: str, side: int | None = None, num_frames: int | None = None) -> ClipDataset:
-    """The clips of a list or folder that every method is scored on."""
-    shape = (num_frames or NUM_FRAMES[scale], FPS[scale], side or SIDE[scale])
+def scored_clips(
+    root: Path, scale: str, side: int | None = None, num_frames: int | None = None, fps: float | None = None
+) -> ClipDataset:
+    """The clips of a list or folder that every method is scored on, by default of the scale's size and rate."""
+    shape = (num_frames or NUM_FRAMES[scale], fps or FPS[scale], side or SIDE[scale])
     return ClipDataset(root, *shape, train=False, clips_per_video=CLIPS_PER_VIDEO[scale])

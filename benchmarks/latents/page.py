@@ -11,8 +11,9 @@ from matplotlib.ticker import FixedLocator, NullFormatter, ScalarFormatter
 from ..common import paper
 from ..common.figures import BLUE, DARK_BLUE, GRAY, LIGHT_BLUE, ORANGE, TEAL, new_figure
 from ..common.harness import Results
-from ..common.tables import markdown_table
+from ..common.tables import distance_cell, interval_cell, markdown_table
 from .methods import VIDTWIN
+from .training import TUNING_FRACTION
 
 # Rows of the paper's Tables 1 and 2 of the same family of latents.
 PAPER_ROWS = {VIDTWIN: "VidTwin", "wan": "EMU-3", "magvit": "MAGVIT-v2"}
@@ -33,9 +34,10 @@ def tables(results: Results) -> str:
         parts.append(f"At {rate['values']:,} latent values, {percent:.2f} % of a clip:")
         parts.append(quality_table(rate, detectors_of(results)))
         parts.append("\n".join(f"* {line}" for line in verdicts(rate)))
-    parts.append("Sizes, trainings and costs. Seconds and memory are of one thread in float32, memory of 8 clips:")
+    parts.append(f"Sizes, trainings and costs. {describe_costs(results)}")
     parts.append(cost_table(results))
-    parts.append("PSNR in dB on the validation list by learning rate, after a fifth of a training:")
+    share = f"{100 * TUNING_FRACTION:.0f} %"
+    parts.append(f"PSNR in dB on the validation list by learning rate, after {share} of the FLOPs of a training:")
     parts.append(learning_rate_table(results))
     return "\n\n".join(parts)
 
@@ -69,16 +71,16 @@ def quality_table(rate: Results, detectors: Sequence[str]) -> str:
         scores = [interval_cell(method["figures"][metric], digits) for metric, (_, _, digits, _) in METRICS.items()]
         gain = method["gain"].get("block_pca")
         scores.insert(1, interval_cell(gain, 2, sign="+") if gain else None)
-        rfvd = ["; ".join(distance_cell(run["rfvd"].get(d)) for run in method["runs"]) for d in detectors]
+        rfvd = ["; ".join(filter(None, (rfvd_cell(run, d) for run in method["runs"]))) for d in detectors]
         dits = [run["dit"] or NO_DIT for run in method["runs"]]
-        gfvd = ["; ".join(filter(None, (generated_cell(dit["fvd"].get(d)) for dit in dits))) for d in detectors]
+        gfvd = ["; ".join(filter(None, (gfvd_cell(dit, d) for dit in dits))) for d in detectors]
         last = [dits[0].get("tokens"), dits[0].get("seconds_per_sample")]
         rows.append([method["label"], *paper_cells(name), first["latent_size"], *scores, *rfvd, *gfvd, *last])
     for name, label in REFERENCES.items():
         if reference := rate["references"].get(name):
             scores = [interval_cell(reference["figures"][m], digits) for m, (_, _, digits, _) in METRICS.items()]
             scores.insert(1, None)
-            rfvd = [distance_cell(reference["rfvd"].get(d)) for d in detectors]
+            rfvd = [rfvd_cell(reference, d) for d in detectors]
             blank = [None] * (len(detectors) + 2)
             rows.append([label, None, None, reference["latent_size"], *scores, *rfvd, *blank])
     return markdown_table(header, rows)
@@ -96,10 +98,23 @@ def paper_cells(name: str) -> list[str | None]:
     return ["; ".join(table_1) or None, "; ".join(table_2) or None]
 
 
+def describe_costs(results: Results) -> str:
+    """What the seconds and the memory of `cost_table` are of."""
+    runs = [run for rate in results["rates"].values() for m in rate["methods"].values() for run in m["runs"]]
+    costs = [run["cost"] for run in runs if run["cost"]]
+    if not costs:
+        return "Seconds and memory are not measured yet:"
+    return (
+        f"Seconds are of a clip of the stated frames in float32 on {costs[0]['device']}, memory is of "
+        f"{costs[0]['timed_clips']} clips at once:"
+    )
+
+
 def cost_table(results: Results) -> str:
     """Sizes, trainings and costs of the first seed of every method at every rate."""
-    header = ["method", "rate, %", "parameters", "latent", "GFLOPs of a clip", "optimizer", "learning rate", "steps"]
-    header += ["clips", "training minutes", "encode, s", "decode, s", "memory, MiB", "DiT parameters", "DiT steps"]
+    header = ["method", "rate, %", "parameters", "frames", "latent", "GFLOPs of a clip", "optimizer", "learning rate"]
+    header += ["steps", "clips", "training minutes", "encode, s", "decode, s", "memory, MiB"]
+    header += ["DiT parameters", "DiT steps"]
     rows = []
     for rate in results["rates"].values():
         for method in rate["methods"].values():
@@ -111,6 +126,7 @@ def cost_table(results: Results) -> str:
                     method["label"],
                     f"{rate_of(results, rate):.2f}",
                     f"{run['parameters']:,}",
+                    cost.get("frames"),
                     shape_cell(trained),
                     f"{sum(run['flops']) / 1e9:.2f}",
                     trained["optimizer"],
@@ -146,22 +162,27 @@ def given_tables(results: Results) -> str:
     detectors = sorted({name for vae in results["vaes"].values() for name in vae["rfvd"]})
     header = ["autoencoder", "parameters", "clip of a tile", "values", "rate, %", "PSNR, dB", "SSIM", "LPIPS"]
     header += [*(f"rFVD ({name})" for name in detectors), "PSNR of rate-matched downsampling, dB"]
+    header += ["GFLOPs of a tile", "encode, s", "decode, s", "memory, MiB"]
     rows: list[list[Any]] = [
         [f"{name} (paper, MCL-JCV)", None, None, None, f"{rate:.2f}", f"{psnr:.2f}", f"{ssim:.3f}", f"{lpips:.3f}"]
-        + [None] * (len(detectors) + 1)
+        + [None] * (len(detectors) + 5)
         for name, (rate, psnr, lpips, ssim, _) in paper.RECONSTRUCTION.items()
     ]
     for name, vae in results["vaes"].items():
         scores = [interval_cell(vae["figures"][metric], digits) for metric, (_, _, digits, _) in METRICS.items()]
-        rfvd = [distance_cell(vae["rfvd"].get(d)) for d in detectors]
+        rfvd = [rfvd_cell(vae, d) for d in detectors]
         tile = " x ".join(map(str, vae["clip_shape"][1:]))
         row = [name, f"{vae['parameters']:,}", tile, vae["latent_size"], f"{100 * vae['compression_rate']:.2f}"]
-        rows.append([*row, *scores, *rfvd, interval_cell(vae["downsample_psnr"], 2)])
-    some = next(iter(results["vaes"].values()))
+        cost = vae["cost"]
+        cells = [f"{sum(vae['flops']) / 1e9:.1f}", f"{cost['encode_seconds']:.3f}", f"{cost['decode_seconds']:.3f}"]
+        cells.append(f"{cost['memory_mib']:.0f}")
+        rows.append([*row, *scores, *rfvd, interval_cell(vae["downsample_psnr"], 2), *cells])
+    first = next(iter(results["vaes"].values()))
     text = (
-        f"{some['num_clips']} clips of {some['num_videos']} videos, {frames} frames at {results['fps']:g} fps, "
+        f"{first['num_clips']} clips of {first['num_videos']} videos, {frames} frames at {results['fps']:g} fps, "
         f"{height} x {width} pixels; 95 % intervals over videos; LPIPS of the squeeze backbone. The paper's FVD is of "
-        "I3D and is not comparable with these detectors."
+        "I3D and is not comparable with these detectors. Seconds and memory are of a tile in float32 on "
+        f"{first['cost']['device']}, memory of {first['cost']['timed_clips']} at once."
     )
     return f"{text}\n\n{markdown_table(header, rows)}"
 
@@ -281,28 +302,15 @@ def detectors_of(results: Results) -> list[str]:
     return list(dict.fromkeys(name for run in runs for name in run["rfvd"]))
 
 
-def interval_cell(figure: dict[str, Any], digits: int, sign: str = "") -> str:
-    """A mean with its interval: "22.31 (21.90 to 22.75)"."""
-    text = f"{figure['mean']:{sign}.{digits}f}"
-    if figure["low"] is None:
-        return text
-    return f"{text} ({figure['low']:.{digits}f} to {figure['high']:.{digits}f})"
+def rfvd_cell(run: Results, detector: str) -> str | None:
+    """The rFVD of a run with its interval."""
+    distance = run["rfvd"].get(detector)
+    return distance_cell(distance and distance | {"interval": rfvd_interval(run, detector)})
 
 
-def distance_cell(distance: dict[str, Any] | None) -> str:
-    """A distance of `summarize` with its interval."""
-    if not distance or distance["value"] is None:
-        return ""
-    interval = "" if distance["low"] is None else f" ({distance['low']:.3g} to {distance['high']:.3g})"
-    return f"{distance['value']:.3g}{interval}"
-
-
-def generated_cell(distances: dict[str, Any] | None) -> str:
-    """The distance of generated clips with its interval."""
-    if not distances:
-        return ""
-    low, high = distances["generated"]["interval"] or (None, None)
-    return distance_cell({"value": distances["generated"]["value"], "low": low, "high": high})
+def gfvd_cell(dit: Results, detector: str) -> str | None:
+    """The distance of a DiT's generated clips with its interval."""
+    return distance_cell((dit["fvd"].get(detector) or {}).get("generated"))
 
 
 def shape_cell(trained: Results) -> str:

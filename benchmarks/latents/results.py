@@ -48,7 +48,7 @@ def build_results(lists: dict[str, Path], options: argparse.Namespace) -> Result
 def read_record(folder: Path, name: str) -> Any:
     """Read a record of `run_once`; None if there is none."""
     path = folder / f"{name}.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    return json.loads(path.read_text())["score"] if path.exists() else None
 
 
 def collect_learning_rates(folder: Path, name: str, scale: str) -> dict[str, float]:
@@ -90,11 +90,11 @@ def collect_rate(folder: Path, rate: str, scale: str) -> Results | None:
             | {"psnr": run["score"]["figures"]["psnr"]["mean"]}
             for run in finished
         ]
-    some = next(iter(runs.values()))[0]["score"]
+    first = next(iter(runs.values()))[0]["score"]
     return {
         "values": VALUES[scale][rate],
-        "num_clips": some["num_clips"],
-        "num_videos": some["num_videos"],
+        "num_clips": first["num_clips"],
+        "num_videos": first["num_videos"],
         "references": {
             name: {k: score[k] for k in ("figures", "rfvd", "latent_size")} for name, score in references.items()
         },

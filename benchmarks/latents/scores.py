@@ -12,6 +12,7 @@ from accelerate import PartialState
 from torch.utils.data import DataLoader
 
 from autoencoder.video_autoencoder import VideoAutoencoder
+from vidgen.common import environment
 from vidgen.common.loading import load_vae
 from vidgen.common.precision import place_model
 from vidgen.data.dataset import ClipDataset, collate_clips
@@ -126,13 +127,18 @@ def real_vs_real(clips: ClipDataset, detectors: list[Detector]) -> dict[str, dic
     return result
 
 
-def measure_cost(folder: str, frames: int, side: int, scale: str) -> dict[str, float]:
-    """Seconds to encode and to decode a clip, and peak memory, of an autoencoder in a separate process."""
+def measure_cost(folder: str, frames: int, side: int, scale: str) -> dict[str, Any]:
+    """Measure an autoencoder in float32, in a separate process.
+
+    Returns:
+        `encode_seconds` and `decode_seconds` of a clip, `memory_mib`: the peak for `timed_clips` at once; `frames` of
+        a clip, and the `device`.
+    """
     return in_own_process(_measure_cost, scale, folder, frames, side)
 
 
 @torch.no_grad()
-def _measure_cost(scale: str, folder: str, frames: int, side: int) -> dict[str, float]:
+def _measure_cost(scale: str, folder: str, frames: int, side: int) -> dict[str, Any]:
     device = PartialState().device
     vae = place_model(load_vae(folder, frames, side, side), device, "float32")
     count = TIMED_CLIPS[scale]
@@ -143,7 +149,8 @@ def _measure_cost(scale: str, folder: str, frames: int, side: int) -> dict[str, 
         "encode_seconds": median_seconds(lambda: vae.encode(clips), device, repeats=3) / count,
         "decode_seconds": median_seconds(lambda: vae.decode(latents), device, repeats=3) / count,
     }
-    return {**seconds, "memory_mib": 1024 * (peak_gib(device) - before), "timed_clips": count}
+    memory = {"memory_mib": 1024 * (peak_gib(device) - before), "timed_clips": count}
+    return {**seconds, **memory, "frames": vae.clip_shape[1], "device": environment.device()}
 
 
 def score_curves(pca: BlockPCA, values: int, clips: ClipDataset, scale: str) -> dict[str, list[list[float]]]:

@@ -21,7 +21,6 @@ from torch.utils.data import DataLoader
 
 from autoencoder.video_autoencoder import VideoAutoencoder
 from vidgen.common.config import load_config
-from vidgen.common.io import atomic_write
 from vidgen.common.loading import load_vae
 from vidgen.common.precision import place_model
 from vidgen.data.dataset import ClipDataset, collate_clips
@@ -30,7 +29,7 @@ from vidgen.metrics.reconstruction import psnr
 from vidgen.training.config import VAETrainingConfig
 from vidgen.training.vae_trainer import train_vae
 
-from ..common.harness import REPOSITORY
+from ..common.harness import REPOSITORY, compute_once
 from .clips import FPS, SIDE, scored_clips
 from .methods import METHODS, PRESET, SEEDS, Method
 
@@ -45,15 +44,12 @@ SMOKE_SETTINGS = ["perceptual.weight=0", "data.fps=4", "train.mixed_precision=no
 
 
 def run_once(options: argparse.Namespace, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return the record WORK_DIR/latents/NAME.json, which `work` makes unless it exists."""
-    path = record_path(options, name)
-    if not path.exists():
-        record = work()
-        if PartialState().is_main_process:
-            with atomic_write(path) as unfinished:
-                unfinished.write_text(json.dumps(record, indent=1))
-        PartialState().wait_for_everyone()
-    return json.loads(path.read_text())
+    """Return the record WORK_DIR/latents/NAME.json, which `work` makes unless it exists.
+
+    Raises:
+        UserError: if it was made with other `options.settings`.
+    """
+    return compute_once(record_path(options, name), options.settings, work)
 
 
 def record_path(options: argparse.Namespace, name: str) -> Path:
@@ -81,7 +77,7 @@ def choose_learning_rates(options: argparse.Namespace, lists: dict[str, Path]) -
         By method, `chosen` and `psnr` in dB by learning rate. Methods whose short runs `--only` skips are left out,
         unless these are finished.
     """
-    found: dict[str, dict[str, Any]] = {}
+    rates: dict[str, dict[str, Any]] = {}
     for name, method in METHODS[options.scale].items():
         psnr = {}
         for learning_rate in method.learning_rates:
@@ -91,8 +87,8 @@ def choose_learning_rates(options: argparse.Namespace, lists: dict[str, Path]) -
                 record = train_and_measure(run, method, "low", 0, learning_rate, steps, options, lists)
                 psnr[f"{learning_rate:g}"] = record["validation_psnr"]
         if len(psnr) == len(method.learning_rates):
-            found[name] = {"chosen": float(max(psnr, key=psnr.get)), "psnr": psnr}
-    return found
+            rates[name] = {"chosen": float(max(psnr, key=psnr.get)), "psnr": psnr}
+    return rates
 
 
 def is_selected(run: str, options: argparse.Namespace) -> bool:

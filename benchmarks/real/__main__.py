@@ -61,7 +61,8 @@ def run(options: argparse.Namespace) -> Results:
     check_options(options)
     scale, folder = options.scale, options.work_dir / "real"
     pipeline = pipelines.load_placed_pipeline(options.model, PartialState(), options.dtype) if options.model else None
-    vae = place_model(load_vae(options.vae), PartialState().device, options.dtype) if options.vae else pipeline.vae
+    device = PartialState().device
+    vae = pipeline.autoencoder if pipeline else place_model(load_vae(options.vae), device, options.dtype)
     names = options.detector or DETECTORS[scale]
     detectors = parse_detectors(names, "squeezenet", options.detector_sha256)
     groups = clips.read_groups(options.groups)

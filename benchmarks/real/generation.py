@@ -48,7 +48,7 @@ def generate(
             image = clips.pixels[:, :, :1].float().transpose(1, 2) / 255
             conditioning = {"image": image}
             if not pipeline.transformer.config.image_conditioning:
-                kept = tuple(range(frames_per_position(pipeline.vae)))
+                kept = tuple(range(frames_per_position(pipeline.autoencoder)))
                 conditioning = {"structure": image, "dynamics": image}
                 conditioning |= {"dynamics_strength": 1.0, "kept_frames": kept}
         frames = sample_clips(pipeline, len(clips), sampling, class_labels=clips.labels, **conditioning)

@@ -8,8 +8,7 @@ from matplotlib.figure import Figure
 
 from ..common.figures import BLUE, GRAY, new_figure
 from ..common.harness import Results
-from ..common.tables import distance_cell, markdown_table
-from ..latents.page import interval_cell
+from ..common.tables import distance_cell, interval_cell, markdown_table
 
 DIGITS = {"psnr": 2, "ssim": 3, "lpips_squeeze": 3}
 HEADINGS = {"psnr": "PSNR, dB", "ssim": "SSIM", "lpips_squeeze": "LPIPS"}
@@ -73,15 +72,8 @@ def components_table(rows: dict[str, dict[str, Any]]) -> str:
 
 def distances_table(distances: dict[str, dict[str, Any]]) -> str:
     names = list(next(iter(distances.values())))
-    rows = [[detector, *(cell(by_set[name]) for name in names)] for detector, by_set in distances.items()]
+    rows = [[detector, *(distance_cell(by_set[name]) for name in names)] for detector, by_set in distances.items()]
     return markdown_table(["detector", *names], rows)
-
-
-def cell(distance: dict[str, Any] | None) -> str | None:
-    """A distance, with its interval if it has one."""
-    if distance is None:
-        return None
-    return distance_cell(distance) if distance["interval"] else f"{distance['value']:.3g}"
 
 
 def memorization_text(scores: dict[str, Any]) -> str:

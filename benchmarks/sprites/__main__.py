@@ -11,26 +11,22 @@ import argparse
 from typing import Any
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import PartialState
 
 from pipelines import VidTwinPipeline
 from pipelines.rollout import rollout
 from vidgen.common.errors import UserError
-from vidgen.common.io import atomic_dir
 from vidgen.data.sprites import MOTIONS
 from vidgen.metrics.fvd import Sampling
 
 from ..common import generation
 from ..common.harness import Benchmark, Results
 from ..common.tables import markdown_table, score_cell
-from .classifier import DrawnSprites, SpriteClassifier, train_classifier
+from .classifier import SEEDS, DrawnSprites, SpriteClassifier, load_classifier
 from .latent_swap import CLASSES
 from .rollouts import rollout_scores
-from .tasks import SpriteTasks, score_factors
+from .tasks import PER_MOTION, SpriteTasks, score_factors
 
-CLASSIFIER = {"smoke": dict(steps=2, batch_size=4, sprites=16, width=8, dim=8), "cpu": dict(steps=1500, batch_size=16)}
-SEEDS = {"classifier": 1000, "tested": 2000, "others": 3000}  # of sprites; trainings use small seeds
-PER_MOTION = {"smoke": 2, "cpu": 32}  # reference sprites, and generated clips of each task
 ROLLOUTS = {"smoke": 1, "cpu": 4}  # of each motion
 ROLLOUT_FRAMES, OVERLAP = 64, 2
 STEPS = {"smoke": 2, "cpu": 25}
@@ -60,12 +56,12 @@ def run(options: argparse.Namespace) -> Results | None:
     pipeline = generation.load_placed_pipeline(options.pipeline, PartialState(), options.dtype)
     if missing := [motion for motion in MOTIONS if motion not in pipeline.labels]:
         raise UserError(f"the pipeline must know the motions of sprites as classes; it has no {missing[0]!r}.")
-    sizes = dict(zip(("num_frames", "resolution"), pipeline.vae.clip_shape[1:3], strict=True))
+    sizes = dict(zip(("num_frames", "resolution"), pipeline.autoencoder.clip_shape[1:3], strict=True))
     count = len(MOTIONS) * PER_MOTION[scale]
     sprites, others = (DrawnSprites(count, SEEDS[name], **sizes) for name in ("tested", "others"))
 
     options.steps = STEPS[scale] if options.steps is None else options.steps
-    classifier = load_classifier(options, sizes)
+    classifier = load_classifier(options.work_dir / "sprites" / "classifier", scale, **sizes)
     if not PartialState().is_main_process:
         return None
     sampling = Sampling(guidance_scale=options.guidance, num_inference_steps=options.steps)
@@ -82,23 +78,11 @@ def run(options: argparse.Namespace) -> Results | None:
     }
 
 
-def load_classifier(options: argparse.Namespace, sizes: dict[str, int]) -> SpriteClassifier:
-    """Load the work folder's classifier of clips of these sizes, on the process's device; trained if it is missing."""
-    folder = options.work_dir / "sprites" / "classifier-{num_frames}x{resolution}".format(**sizes)
-    if not (folder / "config.json").exists():
-        classifier = train_classifier(Accelerator(), seed=SEEDS["classifier"], **sizes, **CLASSIFIER[options.scale])
-        if PartialState().is_main_process:
-            with atomic_dir(folder) as unfinished:
-                classifier.save_pretrained(unfinished)
-        PartialState().wait_for_everyone()
-    return SpriteClassifier.from_pretrained(folder).to(PartialState().device).eval()
-
-
 def score_rollouts(
     pipeline: VidTwinPipeline, classifier: SpriteClassifier, options: argparse.Namespace
 ) -> dict[str, Any]:
     """Scores of roll-outs of every class, of three windows or more."""
-    window = pipeline.vae.clip_shape[1]
+    window = pipeline.autoencoder.clip_shape[1]
     labels = torch.arange(len(MOTIONS)).repeat_interleave(ROLLOUTS[options.scale])
     frames = ROLLOUT_FRAMES if options.scale == "cpu" else 3 * window
     videos = rollout(

@@ -4,7 +4,7 @@ It predicts the class of motion, the shape, the texture, the colors and the posi
 `vidgen.data.sprites`. It is trained on separate sprites; three in four are blurred, noisy or both, so that sharpness
 does not influence the predictions. Its accuracy on held-out real clips bounds every score and is reported with it.
 
-    classifier = train_classifier(Accelerator(), steps=1500)
+    classifier = load_classifier(Path("classifier"), "cpu")
     classifier.predict(clips)["motion"]
 """
 
@@ -14,12 +14,13 @@ import itertools
 import random
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import set_seed
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
@@ -28,6 +29,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from pipelines.finite import NonFiniteError
+from vidgen.common.io import atomic_dir
 from vidgen.common.progress import progress
 from vidgen.data.sprites import MOTIONS, render_sprite, sample_factors
 from vidgen.data.transforms import frames_to_clip
@@ -35,6 +37,8 @@ from vidgen.data.transforms import frames_to_clip
 from .latent_swap import CLASSES, split_motion, sprite_targets
 
 Prediction = dict[str, torch.Tensor]
+TRAINING = {"smoke": dict(steps=2, batch_size=4, sprites=16, width=8, dim=8), "cpu": dict(steps=1500, batch_size=16)}
+SEEDS = {"classifier": 1000, "tested": 2000, "others": 3000}  # of sprites; trainings use small seeds
 COLOR_VALUES = 6  # two RGB colors
 BLUR_RANGE = (0.4, 1.6)  # remaining resolution; 1 and above is no blur
 MAX_NOISE = 0.1  # standard deviation, in the range [-1, 1]
@@ -230,6 +234,24 @@ def train_classifier(
         optimizer.zero_grad(set_to_none=True)
         schedule.step()
     return accelerator.unwrap_model(classifier).eval()
+
+
+def load_classifier(folder: Path, scale: str, **sprites: int) -> SpriteClassifier:
+    """Load the classifier of a folder on the process's device; trained and saved there if it is missing.
+
+    Args:
+        folder: the number of frames and the resolution are added to its name.
+        scale: of the training.
+        sprites: `num_frames`, `resolution` and `period`, as in `train_classifier`.
+    """
+    folder = folder.with_name("{}-{num_frames}x{resolution}".format(folder.name, **sprites))
+    if not (folder / "config.json").exists():
+        classifier = train_classifier(Accelerator(), seed=SEEDS["classifier"], **sprites, **TRAINING[scale])
+        if PartialState().is_main_process:
+            with atomic_dir(folder) as unfinished:
+                classifier.save_pretrained(unfinished)
+        PartialState().wait_for_everyone()
+    return SpriteClassifier.from_pretrained(folder).to(PartialState().device).eval()
 
 
 def _repeat(loader: DataLoader) -> Iterator[dict[str, torch.Tensor]]:

@@ -63,7 +63,7 @@ def make_sheets(folder: Path, pipeline: VidTwinPipeline, seed: int) -> list[Path
     frames = pipeline(
         labels, guidance_scale=GUIDANCE, num_inference_steps=STEPS, generator=generator, output_type="pt"
     ).frames
-    vae = pipeline.vae
+    vae = pipeline.autoencoder
     sizes = dict(zip(("num_frames", "resolution"), vae.clip_shape[1:3], strict=True))
     real = DrawnSprites(RECONSTRUCTED, UNSEEN_SEED + seed, **sizes)
     reconstructed = vae(real.clips().to(vae.device, vae.dtype)).sample

@@ -25,6 +25,7 @@ from .classifier import DrawnSprites, Prediction, SpriteClassifier
 from .latent_swap import CLASSES, unrelated_pairs
 
 BATCH = 32
+PER_MOTION = {"smoke": 2, "cpu": 32}  # reference sprites, and generated clips of each task
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class SpriteTasks:
             `psnr` of `reconstructed` clips, of `downsample`, the rate-matched downsampling, and of each clip's mean
             `color`; `rate`, latent values divided by clip values.
         """
-        clips, values = self.sprites.clips(), self.pipeline.vae.latent_size
+        clips, values = self.sprites.clips(), self.pipeline.autoencoder.latent_size
         approximations = {
             "reconstructed": self._reconstruct(),
             "downsample": downsample_baseline(clips, values),
@@ -122,14 +123,14 @@ class SpriteTasks:
 
     @torch.no_grad()
     def _reconstruct(self) -> torch.Tensor:
-        vae = self.pipeline.vae
+        vae = self.pipeline.autoencoder
         batches = self.sprites.clips().split(BATCH)
         return torch.cat([vae(x.to(vae.device, vae.dtype)).sample.float().cpu() for x in batches])
 
     @torch.no_grad()
     def _encode(self) -> TwinLatents:
         """The latents of the sprites."""
-        vae = self.pipeline.vae
+        vae = self.pipeline.autoencoder
         batches = self.sprites.clips().split(BATCH)
         packed = torch.cat([vae.encode(x.to(vae.device, vae.dtype)).latent_dist.mode().float() for x in batches])
         return vae.unpack(packed)

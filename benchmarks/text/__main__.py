@@ -33,7 +33,7 @@ from vidgen.training.dit_trainer import train_dit
 from ..common import generation
 from ..common.harness import Benchmark, Results, compute_once, digest
 from ..real.clips import read_groups
-from ..sprites.__main__ import load_classifier
+from ..sprites.classifier import load_classifier
 from . import page, real
 from .sprites import PromptTasks
 
@@ -98,8 +98,9 @@ def measure_sprites(options: argparse.Namespace) -> dict[str, Any]:
     scale = options.scale
     sampling = Sampling(guidance_scale=guidance_scale(options), num_inference_steps=STEPS[scale])
     pipeline = load_text_pipeline(options.pipeline, options.dtype)
-    sizes = dict(zip(("num_frames", "resolution"), pipeline.vae.clip_shape[1:3], strict=True))
-    tasks = PromptTasks(pipeline, load_classifier(options, sizes), sampling, PER_MOTION[scale])
+    sizes = dict(zip(("num_frames", "resolution"), pipeline.autoencoder.clip_shape[1:3], strict=True))
+    classifier = load_classifier(options.work_dir / "sprites" / "classifier", scale, **sizes)
+    tasks = PromptTasks(pipeline, classifier, sampling, PER_MOTION[scale])
     settings = describe_settings(pipeline, options)
     folder = options.work_dir / "text" / f"scores-{digest(settings)}"
     computations = {
@@ -119,7 +120,7 @@ def measure_real(options: argparse.Namespace) -> dict[str, Any]:
     scale, folder = options.scale, options.work_dir / "text"
     pipeline = load_text_pipeline(options.real, options.dtype) if options.real else None
     detectors = parse_detectors(options.detector or DETECTORS[scale], "squeezenet", options.detector_sha256)
-    shape = pipeline.vae.clip_shape if pipeline else CLIP_SHAPE[scale]
+    shape = pipeline.autoencoder.clip_shape if pipeline else CLIP_SHAPE[scale]
     training = real.CaptionedClips.read(options.train, shape, FPS[scale], WINDOWS[scale])
     test = real.CaptionedClips.read(options.test, shape, FPS[scale], 1, read_groups(options.groups))
     matcher = real.fit_matcher(training, detectors, folder)

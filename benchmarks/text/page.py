@@ -8,8 +8,7 @@ from matplotlib.figure import Figure
 
 from ..common.figures import BLUE, DARK_BLUE, GRAY, ORANGE, TEAL, errors, new_figure
 from ..common.harness import Results
-from ..common.tables import markdown_table, score_cell
-from ..latents.page import interval_cell
+from ..common.tables import interval_cell, markdown_table, score_cell
 from .factors import FACTORS
 
 COLUMNS = (*FACTORS, "all")

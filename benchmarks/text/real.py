@@ -85,7 +85,7 @@ def sample_captions(pipeline: VidTwinPipeline, test: CaptionedClips, sampling: S
 @torch.no_grad()
 def reconstruct_clips(pipeline: VidTwinPipeline, test: CaptionedClips) -> torch.Tensor:
     """The autoencoder's reconstructions of the test clips, uint8."""
-    reconstruct = reconstruct_with(pipeline.vae)
+    reconstruct = reconstruct_with(pipeline.autoencoder)
     return torch.cat([to_uint8(reconstruct(x.float() / 127.5 - 1)) for x in test.clips.pixels.split(BATCH)])
 
 

@@ -123,7 +123,7 @@ class PromptTasks:
         return scores
 
     def _draw(self, held_out: bool, motions: tuple[str, ...] = MOTIONS) -> PromptedSprites:
-        sizes = dict(zip(("num_frames", "resolution"), self.pipeline.vae.clip_shape[1:3], strict=True))
+        sizes = dict(zip(("num_frames", "resolution"), self.pipeline.autoencoder.clip_shape[1:3], strict=True))
         return PromptedSprites.draw(self.per_motion, SEED, held_out=held_out, motions=motions, **sizes)
 
     def _sample(self, sampling: Sampling | None = None, **prompts: list[str]) -> torch.Tensor:
@@ -135,7 +135,7 @@ class PromptTasks:
 
     @torch.no_grad()
     def _reconstruct(self, clips: torch.Tensor) -> torch.Tensor:
-        vae = self.pipeline.vae
+        vae = self.pipeline.autoencoder
         return torch.cat([vae(x.to(vae.device, vae.dtype)).sample.float().cpu() for x in clips.split(BATCH)])
 
 

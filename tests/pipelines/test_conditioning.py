@@ -274,16 +274,22 @@ def test_one_condition_serves_all_videos(pipe, latents):
         generate(pipe, [0, 1, 2], structure=latents)
 
 
+STRUCTURE_SHAPE = (4, 3, 2, 2)  # of the tiny autoencoder
 WRONG = {
     "path": ("clip.mp4", "structure must be clips, images or latents, not str"),
     "empty": ([], "structure: a list must hold PIL images"),
     "numbers": ([1, 2], "structure: a list must hold PIL images"),
-    "bytes": (np.zeros((1, 16, 64, 64, 3), np.uint8), r"frames must be floats in \[0, 1\], not torch.uint8"),
-    "signed": (lambda clips: clips * 2 - 1, r"frames must be in \[0, 1\], not in \[-"),
+    "bytes": (
+        np.zeros((1, 16, 64, 64, 3), np.uint8),
+        r"structure: frames must be floats in \[0, 1\], not torch.uint8",
+    ),
+    "signed": (lambda clips: clips * 2 - 1, r"structure: frames must be in \[0, 1\], not in \[-"),
     "frames": (lambda clips: clips[:, :2], "structure must be clips .* frames or one frame"),
-    "size": (lambda clips: clips[..., :-1], "but has shape"),
-    "flat": (torch.zeros(5), r"but has shape \(5,\)"),
-    "lengths": (lambda clips: [images(clips[0]), images(clips[0])[:-1]], "all clips must have the same length"),
+    "size": (lambda clips: clips[..., :-1], "structure must be clips .* but has shape"),
+    "flat": (torch.zeros(5), r"structure must be clips .* but has shape \(5,\)"),
+    "lengths": (lambda clips: [images(clips[0]), images(clips[0])[:-1]], "structure: all clips must have the same"),
+    "not finite": (lambda clips: clips * torch.nan, "structure contains NaN or infinite values"),
+    "latent not finite": (torch.full((1, *STRUCTURE_SHAPE), torch.nan), "structure contains NaN or infinite values"),
     "other latents": (TwinLatents(torch.zeros(1, 1, 1, 1, 1), torch.zeros(1, 1, 1, 1)), "structure latents must be"),
 }
 
@@ -339,6 +345,14 @@ def test_the_image_is_the_normalized_structure_of_a_still_clip(image_pipe, clips
 
 def latents_of(pipe: VidTwinPipeline, video: torch.Tensor) -> torch.Tensor:
     return pipe.vae.encode(video).latent_dist.mode()
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_errors_about_an_image_name_that_argument(image_pipe, clips, name):
+    given, sentence = WRONG[name]
+    with pytest.raises(ValueError, match=sentence.replace("structure", "image")) as error:
+        generate(image_pipe, 0, image=given(clips) if callable(given) else given)
+    assert "structure" not in str(error.value)
 
 
 def test_images_need_a_model_for_them(pipe, image_pipe, clips):

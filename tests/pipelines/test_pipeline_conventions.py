@@ -13,6 +13,7 @@ from accelerate.hooks import CpuOffload
 from accelerate.utils.modeling import compute_module_sizes
 from conventions import every_kind_of_file, relative_error
 from diffusers.models.attention_dispatch import AttentionBackendName
+from tiny_text import tiny_text_encoder
 
 from autoencoder import AutoencoderKLVidTwin
 from pipelines import VidTwinPipeline, VidTwinTransformer3DModel, default_scheduler
@@ -47,6 +48,16 @@ def pipe(vae, make_transformer) -> VidTwinPipeline:
     pipeline = VidTwinPipeline(
         copy.deepcopy(vae), make_transformer(), default_scheduler(), id2label={0: "Biking", 1: "Diving", 2: "Yo Yo"}
     )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture
+def pipe_with_text(pipe, make_transformer) -> VidTwinPipeline:
+    """The pipeline with a text encoder."""
+    encoder = tiny_text_encoder()
+    parts = {"text_encoder": encoder.model, "tokenizer": encoder.tokenizer}
+    pipeline = VidTwinPipeline(pipe.vae, make_transformer(caption_channels=16), pipe.scheduler, **parts)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -455,6 +466,16 @@ def test_sequential_offload_of_the_whole_pipeline(pipe):
     for model in (pipe.vae, pipe.transformer):  # `enable_sequential_cpu_offload` less its device, "cpu:0"
         accelerate.cpu_offload(model, CPU)
     assert torch.equal(generate(pipe), expected)
+
+
+def test_sequential_offload_with_a_prompt(pipe_with_text):
+    prompts = {"prompt": ["a red disc orbits", "two dogs jump"], "negative_prompt": "a ring"}
+    expected, free = generate(pipe_with_text, **prompts), generate(pipe_with_text)
+    for model in (pipe_with_text.vae, pipe_with_text.transformer, pipe_with_text.text_encoder):
+        accelerate.cpu_offload(model, CPU)
+    assert pipe_with_text.text_encoder.device.type == "meta"
+    assert torch.equal(generate(pipe_with_text, **prompts), expected)
+    assert not torch.allclose(expected, free, atol=1e-3)
 
 
 def test_group_offload_of_the_whole_pipeline(pipe, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from copy import deepcopy
 
 import pytest
 import torch
@@ -346,6 +347,25 @@ def test_a_model_without_captions_refuses_prompts_and_encoders(vae, make_transfo
         plain(prompt="a disc")
     with pytest.raises(ValueError, match="was built for captions of no channels, but the text encoder has 16"):
         VidTwinPipeline(vae, make_transformer(), default_scheduler(), text_encoder=encoder.model)
+
+
+@pytest.mark.parametrize("how", ["resident", "model_offload", "group_offload"])
+def test_the_text_encoder_executes_on_its_device_unless_it_is_offloaded(vae, transformer, how, monkeypatch, tmp_path):
+    """A pipeline on an accelerator, here "meta", can keep its text encoder on the CPU."""
+    encoder = tiny_text_encoder()
+    parts = {"text_encoder": encoder.model, "tokenizer": encoder.tokenizer}
+    pipe = VidTwinPipeline(deepcopy(vae), deepcopy(transformer), default_scheduler(), **parts)
+    expected, cpu = pipe.encode_prompt("a red disc")[0], torch.device("cpu")
+    if how == "model_offload":
+        pipe.enable_model_cpu_offload(device="cpu")
+    elif how == "group_offload":
+        pipe.enable_group_offload(cpu, offload_type="leaf_level", offload_to_disk_path=str(tmp_path))
+    assert torch.equal(pipe.encode_prompt("a red disc")[0], expected)
+    meta = torch.device("meta")
+    monkeypatch.setattr(VidTwinPipeline, "_execution_device", meta)
+    assert pipe._text_encoder_device == (cpu if how == "resident" else meta)
+    if how == "resident":
+        assert torch.equal(pipe.encode_prompt("a red disc", device=cpu)[0], expected)
 
 
 # --- encoders and saved pipelines ------------------------------------------------------------------------------------

@@ -14,10 +14,11 @@ import torch
 from accelerate import Accelerator
 from command_line import fail
 from peers import TINY, tiny_peer
+from PIL import Image
 from safetensors.torch import load_file
 
 from autoencoder.adapters import adapt
-from pipelines import VidTwinPipeline
+from pipelines import VidTwinPipeline, VidTwinTransformer3DModel, default_scheduler
 from pipelines.latents import normalize_latents
 from vidgen.cli import main
 from vidgen.common.config import load_config
@@ -104,7 +105,7 @@ def test_from_a_folder_to_generated_videos(name, sprites, tmp_path, monkeypatch)
         channels = normalized.transpose(0, 1).flatten(1).double()
         assert channels.mean(1).abs().max() < 1e-3
         assert (channels.std(1, correction=0) - 1).abs().max() < 1e-3
-    # 4. Sampling, reconstruction and FVD.
+    # 4. Sampling, conditioning, reconstruction and FVD.
     generator = torch.Generator().manual_seed(0)
     frames = pipeline(["orbit"], num_inference_steps=1, output_type="pt", generator=generator).frames
     assert frames.shape == (1, *(vae.clip_shape[i] for i in (1, 0, 2, 3)))
@@ -114,12 +115,61 @@ def test_from_a_folder_to_generated_videos(name, sprites, tmp_path, monkeypatch)
         UserError, match=rf"more than {vae.clip_shape[1]} frames need the dynamics latent of a VidTwin"
     ):
         generate(str(tmp_path / "long.mp4"), model=str(final), frames=99)
+    check_conditioning(pipeline, str(final), tmp_path)
     monkeypatch.setattr(fvd, "bootstrap_interval", partial(bootstrap_interval, resamples=4))
     protocol = replace(get_protocol("sprites"), frames=FRAMES.get(name, 5), size=16, fps=8, generated=4, real=4)
     sampling = Sampling(num_inference_steps=1, guidance_scale=1)
     options = dict(folder=tmp_path / "fvd", samples=4, sampling=sampling, batch_size=4)
     [result] = evaluate_pipeline(pipeline, sprites, protocol, [FewNumbers()], Accelerator(), **options)
     assert all(np.isfinite(d.value) for d in (result.generated, result.reconstructed, result.mean_color))
+
+
+def check_conditioning(pipeline: VidTwinPipeline, model: str, folder: Path) -> None:
+    """The one latent is structure: without noise a clip is reconstructed; images need a DiT that takes them."""
+    clip = random_clip(pipeline)
+    kept = pipeline(structure=clip, num_inference_steps=2, output_type="pt").frames
+    with torch.no_grad():
+        expected = pipeline.autoencoder(clip.transpose(1, 2) * 2 - 1).sample
+    expected = pipeline.video_processor.postprocess_video(expected, output_type="pt")
+    torch.testing.assert_close(kept, expected, atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="image: this pipeline's transformer has no image_conditioning; train one"):
+        pipeline(image=clip[:, :1])
+    Image.new("RGB", (16, 16)).save(folder / "image.png")
+    with pytest.raises(UserError, match=r"--image requires a DiT trained with model\.overrides\.image_conditioning"):
+        generate(str(folder / "still.mp4"), model=model, image=str(folder / "image.png"))
+
+
+def random_clip(pipeline: VidTwinPipeline) -> torch.Tensor:
+    """(1, T, 3, H, W) in [0, 1]."""
+    channels, frames, height, width = pipeline.autoencoder.clip_shape
+    return torch.rand(1, frames, channels, height, width, generator=torch.Generator().manual_seed(6))
+
+
+@pytest.mark.parametrize("name", ["AutoencoderKLWan", "AutoencoderKLLTXVideo", "Emu3VQVAE"])
+def test_conditioning_varies_a_clip_and_animates_an_image(name):
+    model = tiny_peer(name)
+    vae = adapt(model)
+    vae.set_clip_size(FRAMES.get(name, 5), 16, 16)
+    transformer = VidTwinTransformer3DModel.from_preset("tiny-test", vae=vae, image_conditioning=True).eval()
+    for parameter in transformer.parameters():
+        torch.nn.init.normal_(parameter, std=0.15, generator=torch.Generator().manual_seed(1))
+    pipeline = VidTwinPipeline(model, transformer, default_scheduler())
+    pipeline.set_progress_bar_config(disable=True)
+    clip = random_clip(pipeline)
+
+    def sample(**conditioning) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(0)
+        return pipeline(num_inference_steps=2, output_type="latent", generator=generator, **conditioning).frames
+
+    unconditional, kept = sample(), sample(structure=clip)
+    varied = sample(structure=clip, structure_strength=0.5)
+    assert not torch.allclose(varied, kept, atol=1e-2) and not torch.allclose(varied, unconditional, atol=1e-2)
+    assert torch.equal(sample(structure=clip, structure_strength=1.0), unconditional)
+    animated = sample(image=clip)
+    assert not torch.allclose(animated, unconditional, atol=1e-2)
+    assert torch.equal(sample(image=clip[:, :1]), animated)
+    with pytest.raises(ValueError, match="kept_frames requires an autoencoder with a dynamics latent"):
+        sample(structure=clip, dynamics=clip, kept_frames=[0])
 
 
 @pytest.mark.parametrize("name", ["AutoencoderKLWan", "AutoencoderKLMochi", "Emu3VQVAE"])

@@ -129,6 +129,7 @@ def prepare_captions(
     seed: int,
     encoder: TextEncoder | None,
     accelerator: Accelerator,
+    required: bool = True,
 ) -> CaptionCache:
     """Load the captions of a latent cache, for all processes; read and encode them first if there are none.
 
@@ -139,12 +140,18 @@ def prepare_captions(
         seed: of the choice among several captions.
         encoder: frozen; None for one that is trained with the DiT.
         accelerator: of the processes; the main process encodes, in the precision of the training.
+        required: whether the data set must have a caption, as that of a training.
 
     Raises:
-        UserError: if the folder holds captions for another encoder or of other data, or there is no caption.
+        UserError: if the folder holds captions for another encoder or of other data, or a required caption is missing.
     """
     if accelerator.is_main_process:
         captions = read_captions(root, files)
+        if required and not any(text for video in captions for text in video):
+            raise UserError(
+                f"text.encoder is set, but no video of {root} has a caption: add a column caption to the CSV, a .txt "
+                "beside each video, or leave text.encoder out."
+            )
         source = describe_source(captions, config, encoder)
         index = _read_index(folder)
         if index is None:
@@ -172,11 +179,6 @@ def _write(
     accelerator: Accelerator,
 ) -> None:
     texts = list(dict.fromkeys(["", *(text for video in captions for text in video)]))
-    if len(texts) == 1:
-        raise UserError(
-            "text.encoder is set, but no video has a caption: add a column caption to the CSV, a .txt beside each "
-            "video, or leave text.encoder out."
-        )
     starts: list[int] = []
     if encoder is not None:
         with accelerator.autocast():

@@ -36,7 +36,7 @@ def read_captions(root: str | os.PathLike, files: Sequence[VideoFile]) -> list[C
         root, files: a data set and its videos, as `list_videos` takes and returns them.
 
     Raises:
-        UserError: if a source of captions is not UTF-8, or a CSV or a shard cannot be read.
+        UserError: if a source of captions is not UTF-8, or a CSV, a shard or a .json in it cannot be read.
     """
     table = Path(expand_home(root))
     if table.is_file() and table.suffix.lower() in TABLE_SUFFIXES:
@@ -55,7 +55,8 @@ def read_captions(root: str | os.PathLike, files: Sequence[VideoFile]) -> list[C
 def read_shard_captions(shard: Path) -> dict[str, Captions]:
     """The captions in a tar file by key: the path of a member up to the first dot of its name.
 
-    A .txt holds one caption per line, a .json one text or a list under `caption`; the .txt has priority.
+    A .txt holds one caption per line, a .json one text or a list under `caption`; the .txt has priority. Raises
+    `UserError` if one of them, or the tar file, cannot be read.
     """
     captions: dict[str, Captions] = {}
     try:
@@ -68,7 +69,7 @@ def read_shard_captions(shard: Path) -> dict[str, Captions]:
                 key, content = _key(entry.name), _read_limited(tar.extractfile(entry), f"{shard}/{entry.name}")
                 if extension == "txt":
                     captions[key] = _clean(_decode(content, f"{shard}/{entry.name}").splitlines())
-                elif (found := _parse_json(content)) is not None:
+                elif (found := _parse_json(content, f"{shard}/{entry.name}")) is not None:
                     captions.setdefault(key, found)
     except (tarfile.TarError, OSError) as error:
         raise UserError(f"{shard} cannot be read for captions ({error})") from error
@@ -162,12 +163,13 @@ def _decode(content: bytes, name: str) -> str:
         raise UserError(f"{name} is not a text of captions in UTF-8 ({error}); save it in that encoding") from error
 
 
-def _parse_json(content: bytes) -> Captions | None:
+def _parse_json(content: bytes, name: str) -> Captions | None:
     """The text or list under `caption`; None without one."""
     try:
-        captions = json.loads(content)["caption"]
-    except (ValueError, KeyError, TypeError):
-        return None
+        metadata = json.loads(content)
+    except ValueError as error:
+        raise UserError(f"{name} cannot be read as JSON in UTF-8 ({error}); correct it, or remove it") from error
+    captions = metadata.get("caption") if isinstance(metadata, dict) else None
     captions = [captions] if isinstance(captions, str) else captions
     if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
         return None

@@ -45,6 +45,12 @@ class DataConfig(PathConfig):
         1.0, "enlarge frames by a random factor from 1 to this before the crop; DiT: with latents.crops", minimum=1
     )
     speed: float = key(1.0, "play clips at a random speed from 1 / this to this; DiT: with latents.crops", minimum=1)
+    color: float = key(
+        0.0,
+        "change contrast, color balance and brightness of a clip at random, by up to this; DiT: with latents.crops",
+        minimum=0,
+        below=1,
+    )
     clips_per_video: int = key(1, "clips cut from each video per epoch", minimum=1)
 
     def __post_init__(self) -> None:

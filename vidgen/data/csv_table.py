@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 from pathlib import Path
 
 from ..common.errors import UserError
@@ -16,6 +17,7 @@ DELIMITERS = ",;\t"
 PATH_COLUMN = "path"
 LABEL_COLUMNS = ("label", "class")
 CAPTION_COLUMN = "caption"
+LINE_BREAKS = re.compile(r"[\r\n]\s*")
 
 
 def read_table(table: Path) -> tuple[list[Path], list[str | None], list[str]]:
@@ -23,11 +25,11 @@ def read_table(table: Path) -> tuple[list[Path], list[str | None], list[str]]:
 
     The header names the column `path` and, where there are classes, `label` or `class`, in any case; a column
     `caption` is read by `read_caption_column`. Fields are separated by commas, semicolons or tabs; blanks around them
-    are removed. Paths are relative to the CSV.
+    are removed. Paths are relative to the CSV. Quoted fields may have line breaks, but not paths and classes.
 
     Raises:
-        UserError: if the file is not UTF-8, has no column `path`, has other columns but none of classes, or a row has
-            more fields than the header.
+        UserError: if the file is not UTF-8, has no column `path`, has other columns but none of classes, a quote is
+            not closed, or a row has more fields than the header.
     """
     rows = _read_table_rows(table)
     if not rows:
@@ -102,19 +104,43 @@ def _split_header(header: str, delimiter: str) -> list[str]:
 
 
 def _read_rows(table: Path, text: str, delimiter: str) -> list[tuple[int, list[str]]]:
-    """The rows that are not empty, each with the number of its (last) line."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
-    rows = []
+    """The rows that are not empty, each with the number of its (last) line; line breaks in fields become blanks."""
+    lines = list(io.StringIO(text, newline=""))
+    reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
+    rows: list[tuple[int, list[str]]] = []
+    start = 0  # line at which the row begins
     try:
         for fields in reader:
             row = [value.strip() for value in fields]
-            if any("\n" in value or "\r" in value for value in row):
+            broken = [at for at, value in enumerate(row) if LINE_BREAKS.search(value)]
+            if broken and not _may_break(broken, lines[start : reader.line_num], delimiter, rows):
                 raise UserError(f"{table}: a quote is not closed in the lines up to {reader.line_num}")
             if any(row):
-                rows.append((reader.line_num, row))
+                rows.append((reader.line_num, [LINE_BREAKS.sub(" ", value) for value in row]))
+            start = reader.line_num
     except csv.Error as error:
         raise UserError(f"{table} is not a CSV file: line {reader.line_num}: {error}") from error
     return rows
+
+
+def _may_break(broken: list[int], lines: list[str], delimiter: str, rows: list[tuple[int, list[str]]]) -> bool:
+    """Whether the line breaks in some fields of a row are those of correctly quoted texts.
+
+    A quote that is not closed ends at the next one, which a strict reader refuses within a field, or with the file.
+
+    Args:
+        broken: the indices of these fields.
+        lines: of the row.
+        delimiter: of the fields.
+        rows: those before it, the header first; none for the header.
+    """
+    names = [name.lower() for name in rows[0][1]] if rows else []
+    if any(at >= len(names) or names[at] in (PATH_COLUMN, *LABEL_COLUMNS) for at in broken):
+        return False
+    try:
+        return len(list(csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True))) == 1
+    except csv.Error:
+        return False
 
 
 def _find_column(table: Path, columns: list[str], name: str) -> int:

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from ..common.io import atomic_write
 from .decoders import ClipReader
 from .listing import list_videos
-from .transforms import crop, frames_to_clip, resize_to_cover
+from .transforms import crop, frames_to_clip, jitter_color, resize_to_cover
 from .types import VideoFile, VideoSource
 from .video import VideoError, probe
 
@@ -44,6 +44,7 @@ class ClipDataset(Dataset):
         flip: flip every other clip horizontally.
         zoom: enlarge frames by a factor from 1 to this before the crop.
         speed: play clips at 1 / this to this times their speed; a short video limits how fast.
+        color: change contrast, color balance and brightness by up to this, as in `jitter_color`.
         clips_per_video: how often each video is visited; without `train`, at evenly spaced starts.
         decoder: one of `vidgen.data.decoders.DECODERS`.
 
@@ -63,6 +64,7 @@ class ClipDataset(Dataset):
         flip: bool = False,
         zoom: float = 1.0,
         speed: float = 1.0,
+        color: float = 0.0,
         seed: int = 0,
         clips_per_video: int = 1,
         classes: Sequence[str] = (),
@@ -78,7 +80,7 @@ class ClipDataset(Dataset):
         self.num_frames, self.fps = num_frames, fps
         self.size = (resolution, resolution) if isinstance(resolution, int) else tuple(resolution)
         self.train, self.seed = train, seed
-        self.flip, self.zoom, self.speed = flip, zoom, speed
+        self.flip, self.zoom, self.speed, self.color = flip, zoom, speed, color
         self.clips_per_video = clips_per_video
         self._bad: dict[int, str] = {}  # number of a video -> reason; each process has a separate one
         if not any(self._probe(number) for number in range(len(self.files))):
@@ -151,8 +153,11 @@ class ClipDataset(Dataset):
         pixels = crop(resize_to_cover(rearrange(frames, "t h w c -> c t h w"), covered), self.size, down, across)
         if self.train and self.flip and rng.random() < 0.5:
             pixels = pixels.flip(-1)
+        video = frames_to_clip(rearrange(pixels.contiguous(), "c t h w -> t h w c"))
+        if self.train and self.color > 0:
+            video = jitter_color(video, self.color, rng.random(5))
         return {
-            "video": frames_to_clip(rearrange(pixels.contiguous(), "c t h w -> t h w c")),
+            "video": video,
             "label": -1 if label is None else label,
             "index": index,
             "path": str(path),

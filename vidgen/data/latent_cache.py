@@ -31,7 +31,7 @@ from ..common.errors import UserError
 from ..common.io import atomic_write
 from ..common.loading import encoder_hash, weights_hash
 from .cache_source import Source, describe_difference
-from .caption_cache import CaptionCache, prepare_captions
+from .caption_cache import SMALL, CaptionCache, prepare_captions
 from .config import DataConfig, EncodingConfig, LatentsConfig
 from .dataset import BadVideos, ClipDataset
 from .decoders import describe_fallbacks
@@ -41,7 +41,7 @@ from .splits import list_videos_to_encode
 from .types import VideoFile
 
 INDEX, BAD_VIDEOS = "index.json", "bad_videos.jsonl"
-EARLIER_SOURCE = {"zoom": 1.0, "speed": 1.0}  # entries that caches of earlier versions do not state
+EARLIER_SOURCE = {"zoom": 1.0, "speed": 1.0, "color": 0.0}  # entries that caches of earlier versions do not state
 
 
 class LatentCache(Dataset):
@@ -147,13 +147,14 @@ def prepare_cache(
 ) -> LatentCache:
     """Load the latents of the training clips, for all processes; encode them first if the cache is incomplete.
 
-    With `text.encoder` also their captions, by `text_encoder` if that is frozen.
+    With `text.encoder` also their captions, before the latents, by `text_encoder` if that is frozen.
     The folder is `latent_cache`, or OUTPUT_DIR/latents. Clips have the size and length of the VAE; precision and
     number of workers are those of the training. Draws nothing from the global generators, so a run that finds its
     cache equals one that makes it.
 
     Raises:
-        UserError: if the data cannot be read, or the folder holds the latents of another VAE or of other data.
+        UserError: if the data cannot be read or has no caption for `text.encoder`, or the folder holds the latents of
+            another VAE or of other data.
     """
     check_latents(config, vae)
     data = config.data
@@ -164,7 +165,8 @@ def prepare_cache(
             "DiT; data.hold_out=true holds some out."
         )
     files, _, classes = list_videos_to_encode(data, config.seed, accelerator.print)
-    return _prepare(cache_folder(config), files, classes, config, vae, accelerator, num_workers, text_encoder)
+    folder = cache_folder(config)
+    return _prepare(folder, files, classes, config, vae, accelerator, num_workers, text_encoder, needs_captions=True)
 
 
 def prepare_validation_cache(
@@ -177,7 +179,7 @@ def prepare_validation_cache(
     """Load or encode the latents of the validation clips, as `prepare_cache` does; None without validation videos.
 
     One center crop from the middle of each video, not flipped. The folder is `validation` in that of the training
-    clips. Raises the errors of `prepare_cache`.
+    clips. Raises the errors of `prepare_cache`, except that no video needs a caption.
     """
     files, classes = list_videos_to_encode(config.data, config.seed)[1:]
     if not files:
@@ -185,7 +187,7 @@ def prepare_validation_cache(
     root = config.data.validation_root or config.data.root
     config = replace(
         config,
-        data=replace(config.data, root=root, clips_per_video=1, zoom=1.0, speed=1.0),
+        data=replace(config.data, root=root, clips_per_video=1, zoom=1.0, speed=1.0, color=0.0),
         latents=replace(config.latents, crops=1, flips=False),
     )
     folder = cache_folder(config) / "validation"
@@ -206,6 +208,7 @@ def _prepare(
     accelerator: Accelerator,
     num_workers: int,
     text_encoder: TextEncoder | None,
+    needs_captions: bool = False,
 ) -> LatentCache:
     """Load the latents of these videos from a folder, or encode them into it."""
     if folder.exists() and not folder.is_dir():
@@ -220,6 +223,14 @@ def _prepare(
     if accelerator.is_main_process and LatentCache.load(folder, source) is None:
         missing = find_missing_shards(folder, source, config, len(files))
     [missing] = broadcast_object_list([missing])
+
+    # The captions are read before the latents are encoded, so that errors in them are found at once.
+    captions = None
+    if config.text.encoder is not None:
+        frozen = None if config.text.encoder == SMALL else text_encoder
+        text = config.text, config.seed, frozen
+        captions = prepare_captions(folder, config.data.root, files, *text, accelerator, needs_captions)
+
     if missing is not None:
         clips = ClipDataset(
             files,
@@ -231,6 +242,7 @@ def _prepare(
             decoder=config.data.decoder,
             zoom=config.data.zoom,
             speed=config.data.speed,
+            color=config.data.color,
             **clip_settings(vae),
         )
         shards = missing[accelerator.process_index :: accelerator.num_processes]
@@ -245,9 +257,7 @@ def _prepare(
             write_index(folder, clips, source, vae, config, accelerator.mixed_precision)
         accelerator.wait_for_everyone()
     cache = LatentCache.load(folder, source, with_logvar=config.latents.sample)
-    if config.text.encoder is not None:
-        text = config.text, config.seed, text_encoder
-        cache.captions = prepare_captions(folder, config.data.root, files, *text, accelerator)
+    cache.captions = captions
     return cache
 
 
@@ -258,8 +268,8 @@ def check_latents(config: EncodingConfig, vae: VideoAutoencoder) -> None:
             "data.flip flips clips while a VAE is trained, but the DiT is trained on latents that are encoded once: "
             "leave data.flip out, and set latents.flips=true to encode every clip flipped as well."
         )
-    for name in ("zoom", "speed"):
-        if getattr(config.data, name) > 1 and config.latents.crops == 1:
+    for name in ("zoom", "speed", "color"):
+        if getattr(config.data, name) > EARLIER_SOURCE[name] and config.latents.crops == 1:
             raise UserError(f"data.{name} changes clips at random, so it needs several: set latents.crops above 1.")
     for name, value in clip_settings(vae).items():
         if getattr(config.data, name) not in (None, value):
@@ -291,6 +301,7 @@ def describe_source(
         **({"images": True} if config.latents.images else {}),
         "zoom": config.data.zoom,
         "speed": config.data.speed,
+        "color": config.data.color,
     }
 
 

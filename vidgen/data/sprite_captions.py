@@ -183,15 +183,15 @@ def name_color(rgb: Sequence[float], hues: dict[str, float], border: float = 0.0
 # --- captions --------------------------------------------------------------------------------------------------------
 
 
-def caption_sprite(factors: dict, count: int = 6) -> list[str]:
-    """Captions of a clip: `count` - 2 of all factors, one of the appearance and one of the motion.
+def caption_sprite(factors: dict, count: int = 3) -> list[str]:
+    """Captions of a clip: `count` of all factors, `count` of the appearance, and `count` of the motion.
 
     A pure function of the factors, which depend on the clip's seed only.
     """
     description = describe_sprite(factors, BORDER)
     rng = np.random.default_rng(zlib.crc32(json.dumps(factors).encode()))
-    parts = [description] * (count - 2) + [description.appearance(), description.movement()]
-    return [write_caption(part, rng) for part in parts]
+    parts = (description, description.appearance(), description.movement())
+    return [write_caption(part, rng) for part in parts for _ in range(count)]
 
 
 def write_caption(description: SpriteDescription, rng: np.random.Generator) -> str:

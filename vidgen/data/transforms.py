@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -20,6 +21,20 @@ def clip_to_frames(clip: torch.Tensor) -> torch.Tensor:
     Raises `ValueError` if the clip is not finite: NaN would become black.
     """
     return rearrange(to_uint8(clip), "... c t h w -> ... t h w c").cpu()
+
+
+def jitter_color(clip: torch.Tensor, strength: float, random: np.ndarray) -> torch.Tensor:
+    """Change the contrast, the color balance and the brightness of a whole clip (3, T, H, W) in [-1, 1].
+
+    Args:
+        clip: float, in [-1, 1]; the result is clamped to that range.
+        strength: contrast and the gain of each channel are within 1 - `strength` and its reciprocal, brightness moves
+            by up to half of `strength`.
+        random: five numbers in [0, 1): of contrast, of the three channels, and of brightness; 0.5 changes nothing.
+    """
+    contrast, *balance, brightness = 2 * torch.as_tensor(random, dtype=clip.dtype) - 1
+    gain = (1 - strength) ** -torch.stack(balance).view(3, 1, 1, 1)
+    return (((clip + 1) * gain - 1) * (1 - strength) ** -contrast + strength / 2 * brightness).clamp(-1, 1)
 
 
 def resize_to_cover(clip: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -107,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     announce("6/7  Generating and measuring")
     pipeline = load_for_sampling(root / "dit" / "final")
-    summary = evaluate_reconstruction(pipeline.vae, validation, root)
+    summary = evaluate_reconstruction(pipeline.autoencoder, validation, root)
     summary |= evaluate_generation(pipeline, train, options.samples_per_class, root)
     summary["seconds"] = round(time.monotonic() - started, 1)
 
@@ -221,7 +221,7 @@ def evaluate_generation(pipeline: VidTwinPipeline, train: ClipDataset, per_class
 
 def format_values(summary: dict[str, Any], pipeline: VidTwinPipeline) -> dict[str, Any]:
     """Return the rounded figures at the top of the report, and the sizes of models, clips and latents."""
-    vae = pipeline.vae
+    vae = pipeline.autoencoder
     return {
         "psnr_short": f"{summary['psnr']:.2f}",
         "psnr_mean_color_short": f"{summary['psnr_mean_color']:.2f}",

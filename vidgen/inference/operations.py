@@ -225,7 +225,7 @@ def generate(
         frames: frames per video; None: the model's clip length. Longer videos are generated window by window.
         loop: generate a seamless loop.
         image: file of an image to animate: the first frame for a model with `image_conditioning`, otherwise the
-            structure.
+            structure, which requires an autoencoder with a dynamics latent.
         history_noise, history_guidance: of long videos and loops, as `history_noise` and `history_guidance_scale` of
             `pipelines.rollout.rollout`.
     """
@@ -276,6 +276,15 @@ def generate(
         raise UserError(
             f"Loops and videos of more than {clip_frames} frames need the dynamics latent of a VidTwin; this model's "
             f"autoencoder is {type(pipeline.vae).__name__}."
+        )
+    if (
+        image is not None
+        and not pipeline.transformer.config.image_conditioning
+        and not pipeline.autoencoder.has_dynamics
+    ):
+        raise UserError(
+            f"--image requires a DiT trained with model.overrides.image_conditioning=true: this model's autoencoder, "
+            f"{type(pipeline.vae).__name__}, has no dynamics latent to generate for an image."
         )
     stems = [None if label is None else str(names.get(label, label)) for label, _ in requests]
     paths = _number_paths(output, stems, num)  # without the prompts, which may be long and hold any character

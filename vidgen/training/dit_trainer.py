@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
+from accelerate import Accelerator, init_empty_weights
 from diffusers import SchedulerMixin
 from torch import nn
 from torch.utils.data import default_collate
@@ -32,7 +32,7 @@ from ..data.caption_cache import SMALL, warn_of_cut
 from ..data.config import clip_size
 from ..data.dataset import BadVideos
 from ..data.latent_cache import LatentCache, prepare_cache, prepare_validation_cache
-from ..data.splits import list_training_videos, list_videos_to_encode
+from ..data.splits import list_videos_to_encode
 from ..losses import Losses
 from ..losses.config import DiffusionConfig
 from ..losses.diffusion import DiffusionLoss, Text, check_diffusion
@@ -48,7 +48,7 @@ from .config import DiTTrainingConfig
 from .failures import skip_non_finite_images
 from .freezing import describe_parameters, freeze_modules
 from .held_out_loss import held_out_names, measure_held_out_loss
-from .latent_statistics import Statistics, choose_statistics
+from .latent_statistics import Statistics, check_statistics, choose_statistics
 from .lora import add_lora, check_lora, write_lora
 from .pretrained import (
     Parent,
@@ -58,7 +58,16 @@ from .pretrained import (
     parent_scheduler,
     transformer_arguments,
 )
-from .text import check_parent, check_text, describe_text, load_frozen_encoder, prepare_small_encoder
+from .random_state import keep_random_state
+from .text import (
+    caption_channels,
+    check_parent,
+    check_text,
+    describe_text,
+    load_encoder,
+    load_frozen_encoder,
+    prepare_small_encoder,
+)
 from .trainer import Batch, Trainer
 from .validation_fvd import build_validation_fvd
 
@@ -79,8 +88,10 @@ def train_dit(config: DiTTrainingConfig) -> Path:
     check_text(config)
     if config.lora.rank:
         check_lora(config, accelerator.distributed_type)
-    superclasses = find_superclasses(config)
+    files, held_out, names = list_videos_to_encode(config.data, config.seed)
+    superclasses = find_superclasses(config, names)
     parent = find_parent(config)
+    check_statistics(config, parent)
     scheduler = build_scheduler(config.diffusion, parent)
     arguments = transformer_arguments(config.model, parent)
     if config.diffusion.shortcut:
@@ -91,25 +102,31 @@ def train_dit(config: DiTTrainingConfig) -> Path:
     if config.diffusion.frame_timesteps:
         patch_frames, _ = arguments.get("dynamics_patch_size", (1, 1))
         check_frame_timesteps(vae.dynamics_shape[1] // patch_frames, math.prod(vae.dynamics_shape))
-    text_encoder = load_frozen_encoder(config.text, accelerator.device)
+    text_encoder = load_encoder(config, parent, accelerator.device)
     if config.model.latent_setting is not None:
         raise UserError(
             f"model.latent_setting is a setting of the VAE; the DiT uses the latents of {config.vae} unchanged. "
             "Leave it out."
         )
-    check_validation(config, vae, scheduler)
+    check_validation(config, vae, scheduler, bool(held_out))
     fvd = None
     if config.validation.detectors:
-        files, _, names = list_videos_to_encode(config.data, config.seed)
         fvd = build_validation_fvd(config, vae, accelerator, config.data.root, files, names)
 
+    classes = choose_classes(config, superclasses, names, parent)
     if parent is not None:
-        choose_classes(config, superclasses, list_training_videos(config.data)[1], parent)
         check_latent_shapes(parent, config.model.overrides, vae)
         if parent.encoder not in (None, encoder_hash(vae)):
             accelerator.print(
                 f"warning: the latents of {config.vae} are not those of the VAE that {parent.name} was trained with."
             )
+        if config.text.encoder is not None and (warning := check_parent(config, parent, text_encoder)):
+            accelerator.print(f"warning: {warning}")
+
+    # Build the DiT once without memory and without random numbers, which raises all errors of its settings.
+    num_channels = caption_channels(config.text, text_encoder)
+    with keep_random_state(accelerator.device), init_empty_weights():
+        build_dit(config, vae, classes, num_channels, parent and replace(parent, weights={}))
 
     # Encode the clips, or find them in the cache.
     workers = config.train.dataloader_num_workers
@@ -121,31 +138,15 @@ def train_dit(config: DiTTrainingConfig) -> Path:
 
     # Create the text encoder that is trained, and tokenize the captions for it.
     if config.text.encoder == SMALL:
-        text_encoder = prepare_small_encoder(config, cache.captions, parent, accelerator)
+        text_encoder = prepare_small_encoder(config, text_encoder, cache.captions, accelerator)
+        max_length = min(config.text.max_length, text_encoder.tokenizer.model_max_length)  # of the parent's encoder
         for part in filter(None, (cache, validation_cache)):
-            if num_cut := part.captions.tokenize(text_encoder.tokenizer, config.text.max_length):
-                accelerator.print(warn_of_cut(num_cut, len(part.captions.texts) - 1, config.text.max_length))
-    if parent is not None and text_encoder is not None and (warning := check_parent(config, parent, text_encoder)):
-        accelerator.print(f"warning: {warning}")
+            if num_cut := part.captions.tokenize(text_encoder.tokenizer, max_length):
+                accelerator.print(warn_of_cut(num_cut, len(part.captions.texts) - 1, max_length))
 
     # Train.
     statistics = choose_statistics(config, vae, cache, parent)
-    classes = choose_classes(config, superclasses, cache.classes, parent)
-    if parent is None:
-        transformer = build_transformer(config, vae, len(classes) or None, text_encoder)
-    else:
-        overrides = {**config.model.overrides, **caption_channels(text_encoder)}
-        transformer = build_transformer_from(parent, overrides, classes)
-    for name in ("independent_timesteps", "frame_timesteps"):
-        if (is_trained := getattr(config.diffusion, name) > 0) or parent is None:
-            transformer.register_to_config(**{name: is_trained})
-    if transformer.config.caption_channels and text_encoder is None:
-        raise UserError("A DiT with caption_channels is trained on captions: set text.encoder.")
-    if transformer.config.image_conditioning and not config.latents.images:
-        raise UserError("A DiT with image_conditioning is trained on the first frames too: set latents.images=true.")
-    if config.lora.rank:
-        add_lora(transformer, config.lora)
-    frozen = [] if config.lora.rank else freeze_modules(transformer, config.train.freeze)
+    transformer, frozen = build_dit(config, vae, classes, num_channels, parent)
     described = f"in {len(cache.classes)} classes" if cache.classes else "without classes"
     if cache.captions is not None:
         described += f" with {len(cache.captions.texts) - 1} different captions"
@@ -194,10 +195,11 @@ def encode_latents(config: DiTTrainingConfig) -> Path:
     return folder
 
 
-def check_validation(config: DiTTrainingConfig, vae: VideoAutoencoder, scheduler: SchedulerMixin) -> None:
+def check_validation(
+    config: DiTTrainingConfig, vae: VideoAutoencoder, scheduler: SchedulerMixin, has_held_out: bool
+) -> None:
     """Raise a `UserError` if `train.keep_best` is no metric of the run, before the latents are encoded."""
     if config.train.keep_best is not None:
-        has_held_out = bool(list_videos_to_encode(config.data, config.seed)[1])
         known = list_validation_metrics(config, vae, scheduler, has_held_out)
         hint = "" if has_held_out else "Held-out videos are needed: set data.hold_out=true or data.validation_root."
         check_keep_best(config.train.keep_best, known, hint)
@@ -216,15 +218,14 @@ def list_validation_metrics(
     return [*held_out_names(streams, config.validation.timestep_bins, steps), *distances]
 
 
-def find_superclasses(config: DiTTrainingConfig) -> list[str]:
+def find_superclasses(config: DiTTrainingConfig, classes: Sequence[str]) -> list[str]:
     """Superclasses of the dataset's classes that the DiT learns too; their ids come before those of the classes.
 
     Raises:
-        UserError: if the config has `subclass_dropout` but the dataset has no subclasses; see `list_training_videos`.
+        UserError: if the config has `subclass_dropout` but the dataset has no subclasses.
     """
     if not config.diffusion.subclass_dropout:
         return []
-    _, classes = list_training_videos(config.data)
     superclasses = superclass_names(classes)
     if not superclasses:
         raise UserError(
@@ -256,23 +257,60 @@ def choose_classes(
     return list(parent.classes)
 
 
+def build_dit(
+    config: DiTTrainingConfig,
+    vae: VideoAutoencoder,
+    classes: Sequence[str],
+    num_channels: int | None,
+    parent: Parent | None,
+) -> tuple[VidTwinTransformer3DModel, list[nn.Module]]:
+    """Create the DiT of a run, with an adapter of LoRA; returns it and its frozen modules.
+
+    Args:
+        config: of the run.
+        vae: that gives the latents.
+        classes: their names by id.
+        num_channels: of a token embedding; None without captions.
+        parent: of the run.
+
+    Raises:
+        UserError: if the config does not fit the model.
+    """
+    overrides = config.model.overrides
+    if num_channels is not None:
+        overrides = {**overrides, "caption_channels": num_channels}
+    if parent is None:
+        transformer = build_transformer(config, vae, len(classes) or None, overrides)
+    else:
+        transformer = build_transformer_from(parent, overrides, classes)
+    for name in ("independent_timesteps", "frame_timesteps"):
+        if (is_trained := getattr(config.diffusion, name) > 0) or parent is None:
+            transformer.register_to_config(**{name: is_trained})
+    if transformer.config.caption_channels and num_channels is None:
+        raise UserError("A DiT with caption_channels is trained on captions: set text.encoder.")
+    if transformer.config.image_conditioning and not config.latents.images:
+        raise UserError("A DiT with image_conditioning is trained on the first frames too: set latents.images=true.")
+    if config.lora.rank:
+        add_lora(transformer, config.lora)
+        return transformer, []
+    return transformer, freeze_modules(transformer, config.train.freeze)
+
+
 def build_transformer(
     config: DiTTrainingConfig,
     vae: VideoAutoencoder,
     num_classes: int | None,
-    text_encoder: TextEncoder | None = None,
+    overrides: Mapping[str, Any] | None = None,
 ) -> VidTwinTransformer3DModel:
-    """Create the DiT of a config for the latents of a VAE, and for the embeddings of a text encoder.
+    """Create the DiT of a config for the latents of a VAE; `overrides` replace those of the config.
 
     Raises:
         UserError: if the preset or an override is wrong.
     """
+    overrides = config.model.overrides if overrides is None else overrides
     try:
         return VidTwinTransformer3DModel.from_preset(
-            config.model.preset,
-            vae=vae,
-            num_classes=num_classes,
-            **{**config.model.overrides, **caption_channels(text_encoder)},
+            config.model.preset, vae=vae, num_classes=num_classes, **overrides
         )
     except (ValueError, TypeError) as error:
         raise UserError(f"The DiT of this config cannot be built: {error}") from error
@@ -309,11 +347,6 @@ def build_scheduler(config: DiffusionConfig, parent: Parent | None = None) -> Sc
         return scheduler if parent is None else parent_scheduler(parent, **overrides)
     except ValueError as error:
         raise UserError(f"The noise schedule of this config (diffusion) cannot be built: {error}") from error
-
-
-def caption_channels(text_encoder: TextEncoder | None) -> dict[str, int]:
-    """The argument of the DiT for the embeddings of a text encoder."""
-    return {} if text_encoder is None else {"caption_channels": text_encoder.model.config.hidden_size}
 
 
 class DiTTrainer(Trainer):
@@ -474,7 +507,8 @@ class DiTTrainer(Trainer):
         classes = self.classes[:SAMPLE_CLASSES]
         inputs = {"class_labels": list(range(len(classes))) or None}
         if self.cache.captions is not None:
-            prompts = (self.validation_cache or self.cache).captions.examples(SAMPLE_CLASSES)
+            held_out = self.validation_cache and self.validation_cache.captions.examples(SAMPLE_CLASSES)
+            prompts = held_out or self.cache.captions.examples(SAMPLE_CLASSES)  # held-out clips may have no captions
             inputs, classes = {"prompt": prompts}, [prompt[:LABEL_CHARACTERS] for prompt in prompts]
         frames = self.build_pipeline(model)(
             **inputs,

@@ -7,6 +7,7 @@ from accelerate.utils import broadcast_object_list
 
 from autoencoder.video_autoencoder import VideoAutoencoder
 
+from ..common.errors import UserError
 from ..data.latent_cache import LatentCache
 from ..data.latent_encoding import split_latents
 from .config import DiTTrainingConfig
@@ -16,6 +17,18 @@ Statistics = tuple[list[float], list[float]]  # mean and standard deviation, of 
 
 RESPONSE_CLIPS = 8  # evenly spaced in the cache
 MIN_RESPONSE = 0.02  # relative to a stream's; parts without effect would be divided by 0
+
+
+def check_statistics(config: DiTTrainingConfig, parent: Parent | None) -> None:
+    """Raise a `UserError` for `latents.statistics` beside a parent, whose normalization is kept.
+
+    A resumed run keeps the statistics of its start.
+    """
+    if parent is not None and parent.weights and config.latents.statistics != "auto":
+        raise UserError(
+            f"latents.statistics={config.latents.statistics} would normalize the latents in another way than "
+            f"model.pretrained={parent.name} was trained with; leave it out, or set latents.statistics=auto."
+        )
 
 
 def choose_statistics(

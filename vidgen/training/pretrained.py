@@ -68,7 +68,7 @@ class Parent:
         scheduler: of a pipeline, the config of its scheduler, with the class under `_class_name`.
         encoder: of a pipeline, `encoder_hash` of its autoencoder.
         text_encoder: of a pipeline, `text_encoder_hash` of its text encoder, where it has one.
-        statistics: of a pipeline, mean and standard deviation of its latents, where its config states them.
+        statistics: of a pipeline, mean and standard deviation of its latents, where it or its autoencoder states them.
         class_name: of a VAE, the name of its class.
         weights: by name; empty in a resumed run.
     """
@@ -141,7 +141,8 @@ def read_pipeline(config: ModelConfig) -> Parent:
     """
     pipeline = load_pipeline(config.pretrained)
     transformer, names = pipeline.transformer, {int(k): v for k, v in pipeline.config.id2label.items()}
-    mean, std = pipeline.config.latents_mean, pipeline.config.latents_std
+    has_statistics = pipeline.vae is not None or pipeline.config.latents_mean is not None
+    mean, std = pipeline.latent_statistics if has_statistics else (None, None)
     text_encoder = TextEncoder(pipeline.tokenizer, pipeline.text_encoder)
     return Parent(
         config.pretrained,

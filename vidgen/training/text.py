@@ -38,19 +38,19 @@ def load_frozen_encoder(config: TextConfig, device: torch.device | str) -> TextE
     return encoder
 
 
-def prepare_small_encoder(
-    config: DiTTrainingConfig, captions: CaptionCache, parent: Parent | None, accelerator: Accelerator
-) -> TextEncoder:
-    """Create the text encoder that is trained with the DiT, and write its tokenizer and config to the run folder.
+def load_encoder(config: DiTTrainingConfig, parent: Parent | None, device: torch.device | str) -> TextEncoder | None:
+    """Load the text encoder of a run; None for a small one that is still to be created, and without captions.
 
-    A resumed run has those of the run folder, whose weights come with the checkpoint. A run from a pipeline with a
-    text encoder trains that one further.
+    A frozen one is that of `text.encoder`. A resumed run has the small one of its run folder, whose weights come with
+    the checkpoint. A run from a pipeline with a text encoder trains that one further.
 
     Raises:
-        UserError: if the sizes do not fit together, or the parent has an encoder of another class.
+        UserError: if it cannot be loaded, its sizes do not fit together, or the encoder of the parent is of another
+            class or has other sizes than those that the config sets.
     """
-    folder = Path(config.output_dir) / FOLDER
-    if find_checkpoint(config.output_dir, config.resume) is not None and folder.is_dir():
+    if config.text.encoder != SMALL:
+        return load_frozen_encoder(config.text, device)
+    if (folder := find_saved_encoder(config)) is not None:
         return TextEncoder(
             AutoTokenizer.from_pretrained(folder), DistilBertModel(DistilBertConfig.from_pretrained(folder))
         )
@@ -61,14 +61,43 @@ def prepare_small_encoder(
                 f"text.encoder=small trains a DistilBertModel, but that of {parent.name} is a "
                 f"{type(encoder.model).__name__}: set text.encoder={parent.name}, which keeps it frozen."
             )
+        check_parent_sizes(config.text, encoder, parent.name)
         encoder.model.requires_grad_(True)
-    else:
+        return encoder
+    if config.text.hidden_size % config.text.num_attention_heads:
+        raise UserError(
+            f"text.hidden_size={config.text.hidden_size} must be a multiple of text.num_attention_heads="
+            f"{config.text.num_attention_heads}."
+        )
+    return None
+
+
+def find_saved_encoder(config: DiTTrainingConfig) -> Path | None:
+    """The folder of the small encoder of the run that is resumed; None for a new run."""
+    folder = Path(config.output_dir) / FOLDER
+    is_resumed = find_checkpoint(config.output_dir, config.resume) is not None
+    return folder if is_resumed and folder.is_dir() else None
+
+
+def prepare_small_encoder(
+    config: DiTTrainingConfig, encoder: TextEncoder | None, captions: CaptionCache, accelerator: Accelerator
+) -> TextEncoder:
+    """Create the text encoder that is trained with the DiT, and write its tokenizer and config to the run folder.
+
+    Args:
+        config: of the run.
+        encoder: from `load_encoder`, which is returned; None for a new one.
+        captions: that the tokenizer of a new one is trained on.
+        accelerator: of the processes.
+    """
+    is_saved = find_saved_encoder(config) is not None
+    if encoder is None:
         tokenizer = train_tokenizer(captions.texts, config.text.vocab_size)
         tokenizer.model_max_length = config.text.max_length
         encoder = TextEncoder(tokenizer, build_small_model(config.text, tokenizer))
     accelerator.wait_for_everyone()  # every process has looked for a checkpoint
-    if accelerator.is_main_process:
-        with atomic_dir(folder) as unfinished:
+    if accelerator.is_main_process and not is_saved:
+        with atomic_dir(Path(config.output_dir) / FOLDER) as unfinished:
             encoder.tokenizer.save_pretrained(unfinished)
             encoder.model.config.save_pretrained(unfinished)
     return encoder
@@ -98,16 +127,7 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFas
 
 
 def build_small_model(config: TextConfig, tokenizer: PreTrainedTokenizerFast) -> DistilBertModel:
-    """Create a transformer over the tokens of captions, without dropout, newly initialized.
-
-    Raises:
-        UserError: if the heads do not divide the width.
-    """
-    if config.hidden_size % config.num_attention_heads:
-        raise UserError(
-            f"text.hidden_size={config.hidden_size} must be a multiple of text.num_attention_heads="
-            f"{config.num_attention_heads}."
-        )
+    """Create a transformer over the tokens of captions, without dropout, newly initialized."""
     return DistilBertModel(
         DistilBertConfig(
             vocab_size=len(tokenizer),
@@ -148,13 +168,47 @@ def check_text(config: DiTTrainingConfig) -> None:
         )
 
 
-def check_parent(config: DiTTrainingConfig, parent: Parent, encoder: TextEncoder) -> str | None:
+def caption_channels(config: TextConfig, encoder: TextEncoder | None) -> int | None:
+    """The size of a token embedding of a run, whose encoder is from `load_encoder`; None without captions."""
+    if config.encoder is None:
+        return None
+    return config.hidden_size if encoder is None else encoder.model.config.hidden_size
+
+
+def check_parent_sizes(config: TextConfig, encoder: TextEncoder, name: str) -> None:
+    """Raise a `UserError` if a config sets a size that the small encoder of a parent, which is kept, does not have.
+
+    Args:
+        config: in which a size with the default value counts as not set.
+        encoder: of the parent.
+        name: of the parent.
+    """
+    model, default = encoder.model.config, TextConfig()
+    sizes = {
+        "hidden_size": (model.dim, config.hidden_size == model.dim),
+        "num_layers": (model.n_layers, config.num_layers == model.n_layers),
+        "num_attention_heads": (model.n_heads, config.num_attention_heads == model.n_heads),
+        "vocab_size": (len(encoder.tokenizer), config.vocab_size >= len(encoder.tokenizer)),  # an upper limit
+        "max_length": (encoder.tokenizer.model_max_length, config.max_length <= encoder.tokenizer.model_max_length),
+    }
+    for key, (size, is_equal) in sizes.items():
+        value = getattr(config, key)
+        if not is_equal and value != getattr(default, key):
+            raise UserError(
+                f"text.{key} is {value}, but the text encoder of model.pretrained={name}, which is trained further, "
+                f"has {size}: leave it out, or set it to {size}."
+            )
+
+
+def check_parent(config: DiTTrainingConfig, parent: Parent, encoder: TextEncoder | None) -> str | None:
     """Compare a run's text encoder with that of its parent; returns a warning if it is another of the same width.
+
+    `encoder` is from `load_encoder`.
 
     Raises:
         UserError: if the parent was trained on token embeddings of another size, or LoRA meets one without captions.
     """
-    channels, width = parent.config.get("caption_channels"), encoder.model.config.hidden_size
+    channels, width = parent.config.get("caption_channels"), caption_channels(config.text, encoder)
     if channels is None and config.lora.rank:
         raise UserError(
             f"lora.rank trains no attention to captions, which {parent.name} does not have: leave text.encoder out, "

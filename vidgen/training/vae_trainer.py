@@ -113,6 +113,7 @@ def build_datasets(
         flip=data.flip,
         zoom=data.zoom,
         speed=data.speed,
+        color=data.color,
         seed=config.seed,
         clips_per_video=data.clips_per_video,
         **shape,

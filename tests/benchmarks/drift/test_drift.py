@@ -11,6 +11,7 @@ from benchmarks.drift import __main__ as drift
 from benchmarks.drift.scores import measure_drift, score_videos
 from benchmarks.drift.videos import BASELINE, METHODS, REAL, TODAY, cut_windows, draw_real, video_labels
 from benchmarks.real.generation import compute_statistics
+from benchmarks.sprites import classifier
 from pipelines import VidTwinPipeline
 from vidgen.data.sprites import MOTIONS
 from vidgen.metrics.detector_options import parse_detectors
@@ -82,7 +83,7 @@ def test_smoke_and_a_second_run_samples_nothing(work_dir, monkeypatch):
     page = (work_dir / "drift.md").read_text()
     assert "history, guidance 1.5" in page and "drift.png" in page
 
-    monkeypatch.setattr(drift, "train_classifier", lambda *args, **kwargs: pytest.fail("trained again"))
+    monkeypatch.setattr(classifier, "train_classifier", lambda *args, **kwargs: pytest.fail("trained again"))
     monkeypatch.setattr(VidTwinPipeline, "__call__", lambda *args, **kwargs: pytest.fail("sampled again"))
     for scores in (work_dir / "drift").glob("rollouts-*/scores-*.json"):
         scores.unlink()  # the videos are kept too

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.latents import clips, generation, page, training
+from benchmarks.latents import clips, generation, page, scores, training
 from benchmarks.latents.__main__ import BENCHMARK, GIVEN
 from benchmarks.latents.methods import METHODS, PRESET, VALUES, VIDTWIN, Method
 from benchmarks.latents.results import compare_clips
 from vidgen.data.listing import list_videos
+from vidgen.data.types import ShardMember, VideoFile
 from vidgen.metrics import fvd
 from vidgen.metrics.flops import transformer_flops
 from vidgen.metrics.frechet import bootstrap_interval
@@ -29,7 +30,7 @@ def _few_resamples(monkeypatch):
     monkeypatch.setattr(fvd, "bootstrap_interval", partial(bootstrap_interval, resamples=4))
 
 
-def test_smoke_then_nothing_is_done_again_then_given_weights(tmp_path, lpips_weights, monkeypatch):
+def test_smoke_then_nothing_is_done_again_then_given_weights(tmp_path, lpips_weights, monkeypatch, capsys):
     common = ["--work-dir", str(tmp_path), lpips_weights]
     BENCHMARK.main([*common, "--only", "vidtwin-*", "references"])
     assert not (tmp_path / "smoke" / "latents.json").exists()  # only a part
@@ -54,10 +55,20 @@ def test_smoke_then_nothing_is_done_again_then_given_weights(tmp_path, lpips_wei
     BENCHMARK.main([*common, "--finished"])
     assert json.loads((tmp_path / "smoke" / "latents.json").read_text())["results"] == results
 
+    sprites = tmp_path / "latents" / "data" / "sprites"
+    with pytest.raises(SystemExit):  # kept scores are not of these clips
+        BENCHMARK.main([*common, "--train", str(sprites / "train"), "--clips", str(sprites / "train")])
+    assert "with other settings" in capsys.readouterr().err
+
     vaes = [str(tmp_path / "latents" / "runs" / f"{name}-low-seed0" / "final") for name in ("vidtwin", "ltx")]
-    videos = str(tmp_path / "latents" / "data" / "test.csv")
-    GIVEN.main([*common, "--vae", *vaes, "--clips", videos, "--num-frames", "5"])
-    given = json.loads((tmp_path / "smoke" / "latents_given.json").read_text())["results"]["vaes"]
+    given_options = ["--clips", str(sprites / "test"), "--num-frames", "5"]
+    GIVEN.main([*common, "--vae", *vaes, *given_options])
+    record = json.loads((tmp_path / "smoke" / "latents_given.json").read_text())
+    assert " benchmarks.latents latents_given " in record["environment"]["command"]
+    given = record["results"]["vaes"]
+    assert all(vae["cost"]["decode_seconds"] > 0 for vae in given.values())
+    monkeypatch.setattr(scores, "score_vae", lambda *arguments: pytest.fail("scored again"))
+    GIVEN.main([*common, "--vae", *vaes, *given_options])
     assert [vae["clip_shape"] for vae in given.values()] == [[3, 4, 32, 32], [3, 5, 32, 32]]
     assert [vae["latent_size"] for vae in given.values()] == [2 * 28, 32]  # two windows of four frames, one of five
     assert "| MAGVIT-v2 (paper, MCL-JCV) |" in (tmp_path / "latents_given.md").read_text()
@@ -108,14 +119,17 @@ def test_paper_beside_ours():
     assert page.paper_cells("ltx") == [None, None]
 
 
-def test_lists_are_disjoint_and_have_classes(tmp_path):
+def test_lists_are_disjoint_and_have_classes(tmp_path, monkeypatch):
     train, test = clips.write_smoke_videos(tmp_path)
     lists = clips.write_lists(train, test, tmp_path / "lists", fps=4, num_frames=5)
     files = {name: {file.path for file in list_videos(path)[0]} for name, path in lists.items()}
     assert [len(files[name]) for name in clips.LISTS] == [14, 2, 8]
     assert len(set.union(*files.values())) == 24
     assert list_videos(lists["train"])[1] == list_videos(train[0])[1]
-    assert clips.write_lists([], [], tmp_path / "lists", fps=4, num_frames=5) == lists  # written once
+    shard = VideoFile(ShardMember(Path("a.tar"), "1.mp4", 0, 1), None)
+    with monkeypatch.context() as patch, pytest.raises(clips.UserError, match="has shards or arrays"):
+        patch.setattr(clips, "list_videos", lambda root: ([shard], []))
+        clips.list_long_videos(train, fps=4, num_frames=5)
     with pytest.raises(clips.UserError, match="has 500 frames at 4 fps"):
         clips.list_long_videos(train, fps=4, num_frames=500)
     with lists["test"].open(newline="") as file:

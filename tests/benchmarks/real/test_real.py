@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks.real import __main__ as real
 from benchmarks.real.classifier import augment
+from benchmarks.real.clips import read_clips
 from benchmarks.real.components import background_similarity, motion_correlation, pair_classes
 from benchmarks.real.memorization import copy_features, measure_memorization
 from benchmarks.real.reconstruction import METRICS, summarize
 from pipelines import VidTwinPipeline
+from vidgen.common.errors import UserError
+from vidgen.common.video_writing import write_video
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +61,13 @@ def test_missing_models_and_lists_are_one_sentence(tmp_path, capsys):
         with pytest.raises(SystemExit) as stopped:
             real.BENCHMARK.main([*arguments, "--work-dir", str(tmp_path)])
         assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_videos_that_are_too_short_are_one_sentence(tmp_path):
+    (tmp_path / "left").mkdir()
+    write_video(tmp_path / "left" / "a.mp4", np.zeros((3, 32, 48, 3), np.uint8), 8)
+    with pytest.raises(UserError, match="no readable video"):
+        read_clips([tmp_path], (3, 16, 32, 48), 8.0, 1)
 
 
 def test_copies_of_training_clips_are_found():

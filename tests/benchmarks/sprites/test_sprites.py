@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks.sprites import __main__ as sprites
-from benchmarks.sprites.classifier import SpriteClassifier
+from benchmarks.sprites import classifier
 from vidgen.common.errors import UserError
 
 
@@ -28,7 +28,7 @@ def test_smoke_and_a_second_run_trains_nothing(work_dir, monkeypatch):
     assert f"of the texture {texture['value']:.1%} (chance {texture['chance']:.1%})" in text
     assert "an RGB L2 distance of at most 441" in text
 
-    monkeypatch.setattr(sprites, "train_classifier", lambda *args, **kwargs: pytest.fail("trained again"))
+    monkeypatch.setattr(classifier, "train_classifier", lambda *args, **kwargs: pytest.fail("trained again"))
     sprites.BENCHMARK.main(arguments)
     again = json.loads((work_dir / "smoke" / "sprites.json").read_text())["results"]
     assert again == results
@@ -39,12 +39,12 @@ def test_one_classifier_per_clip_size(tmp_path, monkeypatch):
 
     def train(accelerator, *, num_frames, resolution, **settings):
         asked.append((num_frames, resolution))
-        return SpriteClassifier(width=8, dim=8)
+        return classifier.SpriteClassifier(width=8, dim=8)
 
-    monkeypatch.setattr(sprites, "train_classifier", train)
-    options = argparse.Namespace(scale="cpu", work_dir=tmp_path)
-    for sizes in ((16, 64), (8, 64), (16, 64), (8, 64)):
-        sprites.load_classifier(options, dict(zip(("num_frames", "resolution"), sizes, strict=True)))
+    monkeypatch.setattr(classifier, "train_classifier", train)
+    for frames, side in ((16, 64), (8, 64), (16, 64), (8, 64)):
+        folder = tmp_path / "sprites" / "classifier"
+        classifier.load_classifier(folder, "cpu", num_frames=frames, resolution=side)
     assert asked == [(16, 64), (8, 64)]
     assert sorted(folder.name for folder in (tmp_path / "sprites").iterdir()) == [
         "classifier-16x64",

@@ -62,7 +62,7 @@ class Pipeline:
     """Returns a sprite of the class, or the conditioning; records its calls."""
 
     def __init__(self, sprites: DrawnSprites, *, ignores_class: bool = False, subclasses: Sequence[str] = ()) -> None:
-        self.vae, self.sprites, self.ignores_class, self.calls = Latents(), sprites, ignores_class, []
+        self.autoencoder, self.sprites, self.ignores_class, self.calls = Latents(), sprites, ignores_class, []
         self.subclasses = subclasses
 
     def __call__(self, class_labels, *, structure=None, dynamics=None, generator, **options):
@@ -168,7 +168,7 @@ def test_positions_of_two_shapes_do_not_count(sprites):
 def test_reconstruction_psnr_and_baselines(sprites):
     pipeline = Pipeline(sprites)
     clips = sprites.clips()
-    pipeline.vae = type("Dull", (Latents,), {"__call__": lambda self, x: SimpleNamespace(sample=0.9 * x)})()
+    pipeline.autoencoder = type("Dull", (Latents,), {"__call__": lambda self, x: SimpleNamespace(sample=0.9 * x)})()
     found = tasks(pipeline, sprites).reconstruct()
     assert found["rate"] == 3 * 2 * 8 * 8 / (3 * 4 * 32 * 32)
     expected = {

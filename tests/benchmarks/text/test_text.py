@@ -35,8 +35,8 @@ class Obedient:
     """
 
     def __init__(self) -> None:
-        self.vae = SimpleNamespace(clip_shape=(3, 8, 32, 32), device="cpu", dtype=torch.float32)
-        self.vae = type("VAE", (), {**vars(self.vae), "__call__": lambda _, x: SimpleNamespace(sample=x)})()
+        shape = dict(clip_shape=(3, 8, 32, 32), device="cpu", dtype=torch.float32)
+        self.autoencoder = type("VAE", (), {**shape, "__call__": lambda _, x: SimpleNamespace(sample=x)})()
         self.clips, self.labels, self.calls = [], [], []
 
     def __call__(self, *, prompt=None, structure_prompt=None, dynamics_prompt=None, negative_prompt=None, **options):

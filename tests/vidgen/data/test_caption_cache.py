@@ -31,11 +31,11 @@ def encoder():
 def prepare(tmp_path, monkeypatch):
     """Cache captions in a folder."""
 
-    def run(encoder=None, captions=CAPTIONS, seed=0, **config):
+    def run(encoder=None, captions=CAPTIONS, seed=0, required=True, **config):
         monkeypatch.setattr(caption_cache, "read_captions", lambda root, files: captions)
         files = [VideoFile(Path(f"{i}.mp4"), None) for i in range(len(captions))]
         config = TextConfig("small" if encoder is None else "folder", **config)
-        return prepare_captions(tmp_path, "root", files, config, seed, encoder, Accelerator(cpu=True))
+        return prepare_captions(tmp_path, "root", files, config, seed, encoder, Accelerator(cpu=True), required)
 
     return run
 
@@ -112,7 +112,7 @@ def test_another_encoder_length_or_data_is_refused(prepare, encoder):
 
 
 def test_damaged_files_and_missing_captions_are_errors(prepare, encoder, tmp_path):
-    with pytest.raises(UserError, match=r"text\.encoder is set, but no video has a caption"):
+    with pytest.raises(UserError, match=r"text\.encoder is set, but no video of root has a caption"):
         prepare(encoder, captions=[(), ("",)])
     prepare(encoder)
     index = (tmp_path / INDEX).read_text()
@@ -126,6 +126,17 @@ def test_damaged_files_and_missing_captions_are_errors(prepare, encoder, tmp_pat
     (tmp_path / EMBEDDINGS).unlink()
     with pytest.raises(UserError, match=r"The captions in .* cannot be read"):
         prepare(encoder)
+
+
+@pytest.mark.parametrize("is_frozen", [True, False])
+def test_videos_without_any_caption_have_the_null_token(prepare, encoder, is_frozen):
+    for _ in range(2):  # encoded, then found
+        cache = prepare(encoder if is_frozen else None, captions=[(), ("",)], required=False)
+        if not is_frozen:
+            assert cache.tokenize(encoder.tokenizer, 24) == 0
+        item = cache.sample(1, 0, 0)
+        assert len(item["text"]) == cache.max_tokens == 1 and not item["text_mask"].any()
+        assert cache.texts == [""] and cache.examples(4) == []
 
 
 # --- text encoders of transformers -----------------------------------------------------------------------------------

@@ -55,6 +55,32 @@ def test_a_csv_has_captions_beside_classes_or_alone(folder):
         list_videos(table)
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_quoted_caption_may_have_line_breaks(folder, end):
+    rows = ["path,note,caption,label", f'a.mp4,"x{end}y","a disc,{end} {end}""red""",u', f"b.mp4,,{UNICODE},v"]
+    rows += [f'c.mp4,,"one {end}|{end} two{end}",u', ""]
+    (folder / "list.csv").write_bytes(end.join(rows).encode())
+    expected = {"a.mp4": ('a disc, "red"',), "b.mp4": (UNICODE,), "c.mp4": ("one", "two")}
+    assert captions_of(folder / "list.csv") == expected
+    assert [file.label for file in list_videos(folder / "list.csv")[0]] == [0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("rows", "line"),
+    [
+        ('a.mp4,u,"a disc\nb.mp4,v,a star', 3),
+        ('a.mp4,u,"a disc\nb.mp4,v,"a star"\nc.mp4,u,a ring', 3),
+        ('a.mp4,u,"a disc\nb.mp4,v,""', 3),
+        ('a.mp4,"u\nb.mp4,v",a star', 3),
+        ('"a.mp4\nb.mp4",v,a star', 3),
+    ],
+)
+def test_a_quote_that_is_not_closed_takes_no_rows(folder, rows, line):
+    (folder / "list.csv").write_text(f"path,label,caption\n{rows}\n")
+    with pytest.raises(UserError, match=rf"list\.csv: a quote is not closed in the lines up to {line}"):
+        captions_of(folder / "list.csv")
+
+
 def test_a_text_beside_a_video_has_a_caption_per_line(folder):
     (folder / "a.txt").write_text(f"\ufeffone\r\n\r\n  {UNICODE}  \n", encoding="utf-8")
     (folder / "b.txt").write_text(" \n\n")
@@ -83,32 +109,39 @@ def test_shards_have_captions_as_text_or_json(folder):
         "x/b.mp4": b"b",
         "x/b.json": json.dumps({"caption": ["first", " second "], "label": "y"}).encode(),
         "y/b.mp4": b"c",
-        "y/b.json": b"{not json",
+        "y/b.json": b"[1]",
         "y/d.mp4": b"d",
         "y/d.json": json.dumps({"caption": {"of": "another kind"}}).encode(),
         "y/e.mp4": b"d",
         "y/e.json": json.dumps({"caption": ""}).encode(),
     }
-    shard = folder / "shard.tar"
-    with tarfile.open(shard, "w") as tar:
+    shard = write_tar(folder / "shard.tar", members)
+    files, _ = list_videos(shard)
+    assert read_captions(shard, files) == [("one", UNICODE), ("first", "second"), (), (), ("",)]
+
+
+def write_tar(path: Path, members: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as tar:
         for name, content in members.items():
             entry = tarfile.TarInfo(name)
             entry.size = len(content)
             tar.addfile(entry, io.BytesIO(content))
-    files, _ = list_videos(shard)
-    assert read_captions(shard, files) == [("one", UNICODE), ("first", "second"), (), (), ("",)]
+    return path
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.json"])
 def test_long_captions_of_a_shard_are_not_cut(tmp_path, name):
     content = json.dumps({"caption": "x" * (1 << 20)}).encode()
-    with tarfile.open(tmp_path / "long.tar", "w") as tar:
-        for member, data in {"a.mp4": b"a", name: content}.items():
-            entry = tarfile.TarInfo(member)
-            entry.size = len(data)
-            tar.addfile(entry, io.BytesIO(data))
+    shard = write_tar(tmp_path / "long.tar", {"a.mp4": b"a", name: content})
     with pytest.raises(UserError, match=rf"long\.tar/{name} has over 1,048,576 bytes"):
-        read_shard_captions(tmp_path / "long.tar")
+        read_shard_captions(shard)
+
+
+@pytest.mark.parametrize("content", [b"", b"{not json", b'{"caption": "a"', '{"caption": "café"}'.encode("latin-1")])
+def test_a_broken_json_of_a_shard_is_named(tmp_path, content):
+    shard = write_tar(tmp_path / "shard.tar", {"x/a.mp4": b"a", "x/a.json": content})
+    with pytest.raises(UserError, match=r"shard\.tar/x/a\.json cannot be read as JSON in UTF-8 \(.*correct it"):
+        read_shard_captions(shard)
 
 
 def test_written_shards_keep_captions(folder, tmp_path_factory):

@@ -264,6 +264,24 @@ def test_speed_is_limited_by_short_videos(tmp_path):
     assert 0.25 < min(steps[1]) < 0.8 and 2.4 < max(steps[1]) < 3.2
 
 
+def test_color_changes_the_levels_of_a_whole_clip(tmp_path):
+    levels = np.broadcast_to(np.linspace(40, 200, 8).astype(np.uint8)[:, None, None, None], (8, 64, 64, 3))
+    write_video(tmp_path / "a.mp4", levels, 8)
+    plain, changed = (ClipDataset(tmp_path, 8, 8, 32, color=color) for color in (0.0, 0.4))
+    before, gains = plain[0]["video"].mean(dim=(2, 3)), []  # (3, 8)
+    for epoch in range(12):
+        after = changed[epoch, 0]["video"].mean(dim=(2, 3))
+        inside = after.abs() < 0.99
+        for x, y, use in zip(before, after, inside, strict=True):  # of each channel, one gain for all frames
+            gain = (y[use][-1] - y[use][0]) / (x[use][-1] - x[use][0])
+            assert torch.allclose(y[use] - y[use][0], gain * (x[use] - x[use][0]), atol=0.02)
+            gains.append(gain.item())
+    assert 0.6**2 < min(gains) < 0.8 and 1.25 < max(gains) < 0.6**-2
+    assert same(changed[3, 0], changed[3, 0]) and not torch.equal(changed[3, 0]["video"], changed[4, 0]["video"])
+    still = ClipDataset(tmp_path, 8, 8, 32, train=False, color=0.4)
+    assert torch.equal(still[0]["video"], plain[0]["video"])
+
+
 def test_several_clips_per_video(clips):
     data = ClipDataset(clips / "ucf101", **SHAPE, train=False, clips_per_video=3)
     starts = {index: data[index]["start"] for index in range(len(data))}

@@ -178,13 +178,13 @@ def test_crops_are_different_clips_of_a_video_drawn_by_seed(prepare):
     assert not torch.equal(other[0]["mean"], cache[0]["mean"])
 
 
-@pytest.mark.parametrize("setting", ["data.zoom=2", "data.speed=2"])
-def test_zoom_and_speed_change_the_crops_and_belong_to_the_cache(prepare, setting):
+@pytest.mark.parametrize("setting", ["data.zoom=2", "data.speed=2", "data.color=0.5"])
+def test_augmentations_change_the_crops_and_belong_to_the_cache(prepare, setting):
     plain = prepare("latents.crops=2")
     changed = prepare("latents.crops=2", setting, name="changed")
     assert not torch.equal(changed[0]["mean"], plain[0]["mean"])
     for name, settings in (("changed", ()), ("cache", (setting,))):
-        with pytest.raises(UserError, match=f"made with another {setting[5:-2]}"):
+        with pytest.raises(UserError, match=f"made with another {setting[5:].split('=')[0]}"):
             prepare("latents.crops=2", *settings, name=name)
 
 

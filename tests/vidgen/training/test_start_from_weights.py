@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,8 @@ from vidgen.losses.vae import VAELoss
 from vidgen.training.checkpoints import list_checkpoints
 from vidgen.training.config import VAETrainingConfig
 from vidgen.training.dit_trainer import DiTTrainer, train_dit
-from vidgen.training.pretrained import Parent, build_transformer_from
+from vidgen.training.latent_statistics import check_statistics
+from vidgen.training.pretrained import Parent, build_transformer_from, read_pipeline
 from vidgen.training.trainer import Trainer
 from vidgen.training.vae_trainer import VAETrainer, train_vae
 
@@ -296,11 +298,29 @@ def test_a_dit_gains_steps_of_any_length_and_resumes(dit_config, trained_dit, tm
             "lora.target_modules: The target 'to_queries' matches no",
         ),
         (["model.pretrained=null", "model.preset=tiny-test", "lora.rank=2"], "set model.pretrained=PIPELINE"),
+        (["latents.statistics=channel"], r"latents\.statistics=channel would normalize .* latents\.statistics=auto"),
     ],
 )
 def test_a_setting_that_contradicts_the_pipeline_is_one_sentence(dit_config, trained_dit, tmp_path, settings, message):
     with pytest.raises(UserError, match=message):
-        train_dit(dit_config(tmp_path, *from_parent(trained_dit, *settings)))
+        train_dit(dit_config(tmp_path, *from_parent(trained_dit, "train.max_train_steps=1", *settings)))
+    assert not (tmp_path / "latents").exists(), "refused before the latents are encoded"
+
+
+def test_the_normalization_is_that_of_the_parent(dit_config, trained_dit, trained_vae, tmp_path):
+    """Also if the autoencoder of the run states other statistics of its latents."""
+    parent = load_pipeline(str(trained_dit))
+    assert parent.config.latents_mean is None, "those of its autoencoder"
+    vae = load_vae(str(trained_vae))
+    vae.set_latent_statistics([0.5, -0.5], [2.0, 3.0])
+    vae.save_pretrained(tmp_path / "vae")
+    settings = from_parent(trained_dit, f"vae={tmp_path / 'vae'}", "train.max_train_steps=0")
+    tuned = load_pipeline(str(train_dit(dit_config(tmp_path / "run", *settings))))
+    assert tuned.latent_statistics == parent.latent_statistics
+
+    # A resumed run keeps the statistics of its start, also those that earlier versions measured.
+    config = dit_config(tmp_path, *from_parent(trained_dit, "latents.statistics=channel"))
+    check_statistics(config, replace(read_pipeline(config.model), weights={}))
 
 
 def test_latents_of_another_shape_are_one_sentence(dit_config, trained_dit, vae_config, tmp_path):

@@ -13,13 +13,15 @@ from tiny_text import tiny_text_encoder
 
 from pipelines import VidTwinPipeline
 from runs import assert_same_run, assert_same_tensors, from_parent, numbers
+from vidgen.common.config import load_config
 from vidgen.common.errors import UserError
-from vidgen.common.loading import load_pipeline, load_text_encoder, text_encoder_hash
+from vidgen.common.loading import SPRITES_MODEL, load_pipeline, load_text_encoder, text_encoder_hash
 from vidgen.data.captions import read_captions
 from vidgen.data.listing import list_videos
+from vidgen.training.config import DiTTrainingConfig
 from vidgen.training.dit_trainer import DiTTrainer, encode_latents, train_dit
-from vidgen.training.pretrained import Parent
-from vidgen.training.text import check_parent
+from vidgen.training.pretrained import Parent, read_pipeline
+from vidgen.training.text import check_parent, check_parent_sizes, load_encoder
 
 SMALL = ["text.encoder=small", "text.hidden_size=16", "text.num_layers=1", "text.num_attention_heads=2"]
 STEADY = "optim.lr_scheduler=constant_with_warmup"
@@ -182,6 +184,63 @@ def test_a_parent_with_captions_keeps_its_encoder(text_config, trained, dit_conf
         train_dit(dit_config(tmp_path / "none", *from_parent(trained)))
     with pytest.raises(UserError, match=r"trains no text encoder; set text\.encoder to the folder of a pipeline"):
         train_dit(text_config(tmp_path / "lora", *from_parent(trained), "lora.rank=2"))
+    for part in tiny_text_encoder(hidden_size=24):
+        part.save_pretrained(tmp_path / "wide")
+    for name, settings, message in (
+        ("sizes", ["text.num_layers=2"], r"text\.num_layers is 2, .* which is trained further, has 1: leave it out"),
+        ("wide", [f"text.encoder={tmp_path / 'wide'}"], r"captions of 16 channels, .* of text\.encoder have 24"),
+    ):
+        with pytest.raises(UserError, match=message):
+            train_dit(text_config(tmp_path / f"run-{name}", *from_parent(trained), *settings))
+        assert not (tmp_path / f"run-{name}" / "latents").exists(), "refused before the latents are encoded"
+
+
+@pytest.mark.parametrize(
+    ("setting", "size"),
+    [
+        ("hidden_size=24", 16),
+        ("num_layers=2", 1),
+        ("num_attention_heads=1", 2),
+        ("vocab_size=270", 300),
+        ("max_length=25", 24),
+    ],
+)
+def test_sizes_of_a_small_encoder_that_is_kept_cannot_be_set(text_config, tmp_path, setting, size):
+    encoder = tiny_text_encoder()
+    assert len(encoder.tokenizer) == 300
+    equal = [*SMALL, "text.vocab_size=300", "text.max_length=24"]
+    for settings in (equal, [*SMALL, "text.vocab_size=4000", "text.max_length=9"], ["text.encoder=small"]):
+        check_parent_sizes(text_config(tmp_path, encoder=settings).text, encoder, "mine")
+    config = text_config(tmp_path, encoder=[*equal, f"text.{setting}"])
+    message = rf"^text\.{setting.replace('=', ' is ')}, but .* model\.pretrained=mine, .* has {size}: leave it out"
+    with pytest.raises(UserError, match=message):
+        check_parent_sizes(config.text, encoder, "mine")
+
+
+def test_the_config_of_the_sprites_fits_the_pretrained_pipeline(tmp_path):
+    path = Path(__file__).parents[3] / "configs" / "dit" / "sprites_text.yaml"
+    settings = [f"model.pretrained={SPRITES_MODEL}", "vae=none", "data.root=none", f"output_dir={tmp_path}"]
+    config = load_config(DiTTrainingConfig, ["--config", str(path), *settings])
+    encoder = load_encoder(config, read_pipeline(config.model), "cpu")
+    assert encoder.model.config.dim == config.text.hidden_size == 96
+
+
+def test_held_out_videos_need_no_captions(text_config, sprites, tmp_path):
+    """Their loss is that of the null token; samples have the captions of the training videos."""
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    for path in sorted(sprites.rglob("*.mp4"))[:2]:
+        shutil.copy(path, plain / path.name)
+    settings = [f"data.validation_root={plain}", "train.max_train_steps=1"]
+    for part in tiny_text_encoder():
+        part.save_pretrained(tmp_path / "frozen")
+    for name, encoder in (("small", SMALL), ("frozen", [f"text.encoder={tmp_path / 'frozen'}"])):
+        train_dit(text_config(tmp_path / name, *settings, encoder=encoder))
+        assert numbers(tmp_path / name)[1]["validation/loss"] > 0
+        assert (tmp_path / name / "samples" / "step-1.gif").exists()
+    with pytest.raises(UserError, match=rf"text\.encoder is set, but no video of {plain} has a caption"):
+        train_dit(text_config(tmp_path / "none", f"data.root={plain}"))
+    assert not (tmp_path / "none" / "latents").exists(), "refused before the latents are encoded"
 
 
 def test_a_parent_is_compared_with_the_text_encoder(text_config, tmp_path):
@@ -228,6 +287,7 @@ def test_lora_adapts_the_attention_to_captions(text_config, trained, tmp_path):
 def test_settings_that_do_not_fit_are_refused(text_config, tmp_path, settings, message):
     with pytest.raises(UserError, match=message):
         train_dit(text_config(tmp_path, *settings))
+    assert not (tmp_path / "latents").exists(), "refused before the latents are encoded"
 
 
 @pytest.mark.parametrize("launcher", ["ddp", "fsdp2"])

@@ -279,7 +279,7 @@ def test_a_dit_is_trained_on_first_frames(dit_config, tmp_path, monkeypatch):
     settings = ["train.max_train_steps=4", "model.overrides={image_conditioning: true}", "diffusion.image_dropout=0"]
     with pytest.raises(UserError, match=r"set latents\.images=true"):
         train_dit(dit_config(tmp_path, *settings))
-    shutil.rmtree(tmp_path / "latents")
+    assert not (tmp_path / "latents").exists(), "refused before the latents are encoded"
     final = train_dit(dit_config(tmp_path, *settings, "latents.images=true"))
     latents, image = seen[0]
     cache = LatentCache.load(tmp_path / "latents", {})
@@ -356,6 +356,10 @@ def test_statistics_come_from_the_cache_where_the_vae_has_none(dit_config, train
         (["vae=absent"], "No VAE in absent"),
         (["model.preset=huge"], "Unknown DiT preset 'huge'"),
         (["model.overrides={dynamics_patch_size: [3, 1]}"], "cannot be built"),
+        (["model.overrides={num_layer: 2}"], "unexpected keyword argument 'num_layer'"),
+        (["model.overrides={caption_channels: 8}"], "is trained on captions: set text.encoder"),
+        (["train.freeze=[blocks]"], "no module 'blocks'; its modules are structure_embed, "),
+        (["text.encoder=small"], "has a caption: add a column caption to the CSV"),
         (["diffusion.prediction_type=guess"], "guess"),
         (["model.latent_setting=2"], r"model.latent_setting is a setting of the VAE"),
         (["diffusion.noise_schedule=sigmoid"], "noise_schedule must be one of"),
@@ -369,6 +373,7 @@ def test_dit_mistakes_get_one_sentence(dit_config, tmp_path, settings, sentence)
     with pytest.raises(UserError) as caught:
         train_dit(dit_config(tmp_path, *settings))
     assert sentence in str(caught.value)
+    assert not (tmp_path / "latents").exists(), "refused before the latents are encoded"
 
 
 def test_real_videos_train_resume_and_are_labeled(vae_config, shared_data, tmp_path):
