@@ -142,7 +142,7 @@ METHODS: dict[str, dict[str, Method]] = {
             ltx([24, 48, 56, 56], patch_size=2),
             {"low": {"latent_channels": 27}, "high": {"latent_channels": 80}},
             "AutoencoderKLLTXVideo",
-            learning_rates=(2e-4, 7e-4, 2e-3),
+            learning_rates=(7e-5, 2e-4, 7e-4, 2e-3),
         ),
         "wan": Method(
             "Wan (EMU-3, CV-VAE)",

@@ -15,6 +15,7 @@ import pytest
 from accelerate.state import AcceleratorState
 from forked import run_forked
 
+from vidgen.data.sprites import write_sprites
 from vidgen.demo import __main__ as demo
 from vidgen.demo import bundled, launch
 
@@ -47,10 +48,11 @@ def test_a_mistake_is_one_sentence_and_a_nonzero_exit():
     [
         ("train_vae.py", [], "error: data.root is not set"),
         ("train_vae.py", ["data.root=absent", "output_dir={tmp}"], "error: no dataset at absent"),
-        ("train_dit.py", ["vae=absent", "data.root=x", "output_dir={tmp}"], "error: No VAE in absent"),
+        ("train_dit.py", ["vae=absent", "data.root={tmp}/videos", "output_dir={tmp}"], "error: No VAE in absent"),
     ],
 )
 def test_mistakes_of_each_program(program, arguments, sentence, tmp_path, monkeypatch, capsys):
+    write_sprites(tmp_path / "videos", 1, resolution=32)
     monkeypatch.setattr(sys, "argv", [program, *(word.format(tmp=tmp_path) for word in arguments)])
     with pytest.raises(SystemExit) as stop:
         runpy.run_path(str(ROOT / program), run_name="__main__")
