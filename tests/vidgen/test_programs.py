@@ -52,7 +52,7 @@ def test_a_mistake_is_one_sentence_and_a_nonzero_exit():
     ],
 )
 def test_mistakes_of_each_program(program, arguments, sentence, tmp_path, monkeypatch, capsys):
-    write_sprites(tmp_path / "videos", 1, resolution=32)
+    write_sprites(tmp_path / "videos", 1, seed=0, resolution=32)
     monkeypatch.setattr(sys, "argv", [program, *(word.format(tmp=tmp_path) for word in arguments)])
     with pytest.raises(SystemExit) as stop:
         runpy.run_path(str(ROOT / program), run_name="__main__")
