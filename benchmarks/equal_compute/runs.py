@@ -31,7 +31,7 @@ from vidgen.training.vae_trainer import train_vae
 
 from ..common import generation, vae_runs
 from ..common.harness import REPOSITORY, compute_once
-from ..sprites.classifier import SEEDS, DrawnSprites, load_classifier
+from ..sprites.classifier import SEEDS, DrawnSprites, load_classifier, sprite_sizes
 from ..sprites.tasks import PER_MOTION, SpriteTasks
 from .variants import VAES, Variant
 
@@ -254,7 +254,7 @@ def measure_distances(
 
 def score_motions(pipeline: VidTwinPipeline, options: argparse.Namespace) -> dict[str, Any]:
     """Motion accuracy of generated, reconstructed and real sprites, by the classifier of `benchmarks.sprites`."""
-    sizes = dict(zip(("num_frames", "resolution"), pipeline.autoencoder.clip_shape[1:3], strict=True))
+    sizes = sprite_sizes(pipeline.autoencoder)
     sprites = DrawnSprites(len(MOTIONS) * PER_MOTION[options.scale], SEEDS["tested"], **sizes)
     classifier = load_classifier(options.work_dir / "sprites" / "classifier", options.scale, **sizes)
     tasks = SpriteTasks(pipeline, classifier, sprites, SAMPLING[options.scale])

@@ -102,9 +102,6 @@ def read_clips(
             paths.append(sample["path"])
             names.append((groups or {}).get(str(Path(sample["path"]).resolve()), sample["path"]))
             data.append(name_of(root))
-    if not pixels:
-        listed = ", ".join(map(str, lists))
-        raise UserError(f"no video of {listed} has {clip_shape[1]} readable frames at {fps:g} fps.")
     return Clips(torch.stack(pixels), labels, paths, names, data)
 
 

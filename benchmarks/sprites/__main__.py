@@ -22,7 +22,7 @@ from vidgen.metrics.fvd import Sampling
 from ..common import generation
 from ..common.harness import Benchmark, Results
 from ..common.tables import markdown_table, score_cell
-from .classifier import SEEDS, DrawnSprites, SpriteClassifier, load_classifier
+from .classifier import SEEDS, DrawnSprites, SpriteClassifier, load_classifier, sprite_sizes
 from .latent_swap import CLASSES
 from .rollouts import rollout_scores
 from .tasks import PER_MOTION, SpriteTasks, score_factors
@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> Results | None:
     pipeline = generation.load_placed_pipeline(options.pipeline, PartialState(), options.dtype)
     if missing := [motion for motion in MOTIONS if motion not in pipeline.labels]:
         raise UserError(f"the pipeline must know the motions of sprites as classes; it has no {missing[0]!r}.")
-    sizes = dict(zip(("num_frames", "resolution"), pipeline.autoencoder.clip_shape[1:3], strict=True))
+    sizes = sprite_sizes(pipeline.autoencoder)
     count = len(MOTIONS) * PER_MOTION[scale]
     sprites, others = (DrawnSprites(count, SEEDS[name], **sizes) for name in ("tested", "others"))
 

@@ -4,7 +4,7 @@ It predicts the class of motion, the shape, the texture, the colors and the posi
 `vidgen.data.sprites`. It is trained on separate sprites; three in four are blurred, noisy or both, so that sharpness
 does not influence the predictions. Its accuracy on held-out real clips bounds every score and is reported with it.
 
-    classifier = load_classifier(Path("classifier"), "cpu")
+    classifier = load_classifier(Path("classifier"), "cpu", num_frames=16, resolution=64)
     classifier.predict(clips)["motion"]
 """
 
@@ -28,6 +28,7 @@ from diffusers.optimization import get_scheduler
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from autoencoder.video_autoencoder import VideoAutoencoder
 from pipelines.finite import NonFiniteError
 from vidgen.common.io import atomic_dir
 from vidgen.common.progress import progress
@@ -236,16 +237,25 @@ def train_classifier(
     return accelerator.unwrap_model(classifier).eval()
 
 
-def load_classifier(folder: Path, scale: str, **sprites: int) -> SpriteClassifier:
+def sprite_sizes(vae: VideoAutoencoder) -> dict[str, int]:
+    """`num_frames` and `resolution` of sprites for an autoencoder."""
+    _, num_frames, resolution, _ = vae.clip_shape
+    return {"num_frames": num_frames, "resolution": resolution}
+
+
+def load_classifier(
+    folder: Path, scale: str, *, num_frames: int, resolution: int, period: int | None = None
+) -> SpriteClassifier:
     """Load the classifier of a folder on the process's device; trained and saved there if it is missing.
 
     Args:
         folder: the number of frames and the resolution are added to its name.
         scale: of the training.
-        sprites: `num_frames`, `resolution` and `period`, as in `train_classifier`.
+        num_frames, resolution, period: of the sprites, as in `train_classifier`.
     """
-    folder = folder.with_name("{}-{num_frames}x{resolution}".format(folder.name, **sprites))
+    folder = folder.with_name(f"{folder.name}-{num_frames}x{resolution}")
     if not (folder / "config.json").exists():
+        sprites = {"num_frames": num_frames, "resolution": resolution, "period": period}
         classifier = train_classifier(Accelerator(), seed=SEEDS["classifier"], **sprites, **TRAINING[scale])
         if PartialState().is_main_process:
             with atomic_dir(folder) as unfinished:

@@ -30,7 +30,7 @@ from vidgen.common.options import check_options
 from vidgen.data.sprites import MOTIONS, SHAPES
 
 from ..common.tables import markdown_table
-from .classifier import DrawnSprites
+from .classifier import DrawnSprites, sprite_sizes
 
 PER_MOTION, RECONSTRUCTED, PER_SHEET = 3, 8, 8  # clips
 STEPS, GUIDANCE = 50, 3.0
@@ -64,7 +64,7 @@ def make_sheets(folder: Path, pipeline: VidTwinPipeline, seed: int) -> list[Path
         labels, guidance_scale=GUIDANCE, num_inference_steps=STEPS, generator=generator, output_type="pt"
     ).frames
     vae = pipeline.autoencoder
-    sizes = dict(zip(("num_frames", "resolution"), vae.clip_shape[1:3], strict=True))
+    sizes = sprite_sizes(vae)
     real = DrawnSprites(RECONSTRUCTED, UNSEEN_SEED + seed, **sizes)
     reconstructed = vae(real.clips().to(vae.device, vae.dtype)).sample
     clips = torch.cat([2 * frames.float().transpose(1, 2).cpu() - 1, reconstructed.float().cpu()])

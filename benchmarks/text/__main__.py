@@ -33,7 +33,7 @@ from vidgen.training.dit_trainer import train_dit
 from ..common import generation
 from ..common.harness import Benchmark, Results, compute_once, digest
 from ..real.clips import read_groups
-from ..sprites.classifier import load_classifier
+from ..sprites.classifier import load_classifier, sprite_sizes
 from . import page, real
 from .sprites import PromptTasks
 
@@ -98,7 +98,7 @@ def measure_sprites(options: argparse.Namespace) -> dict[str, Any]:
     scale = options.scale
     sampling = Sampling(guidance_scale=guidance_scale(options), num_inference_steps=STEPS[scale])
     pipeline = load_text_pipeline(options.pipeline, options.dtype)
-    sizes = dict(zip(("num_frames", "resolution"), pipeline.autoencoder.clip_shape[1:3], strict=True))
+    sizes = sprite_sizes(pipeline.autoencoder)
     classifier = load_classifier(options.work_dir / "sprites" / "classifier", scale, **sizes)
     tasks = PromptTasks(pipeline, classifier, sampling, PER_MOTION[scale])
     settings = describe_settings(pipeline, options)

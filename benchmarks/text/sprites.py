@@ -15,7 +15,7 @@ from vidgen.metrics.fvd import Sampling
 from vidgen.metrics.stats import ratio, share
 
 from ..common.generation import BATCH, sample_clips
-from ..sprites.classifier import SpriteClassifier
+from ..sprites.classifier import SpriteClassifier, sprite_sizes
 from ..sprites.latent_swap import pair_motions
 from .factors import FACTORS, Names, PromptedSprites, compare_names, name_factors, score_names, write_prompts
 
@@ -123,7 +123,7 @@ class PromptTasks:
         return scores
 
     def _draw(self, held_out: bool, motions: tuple[str, ...] = MOTIONS) -> PromptedSprites:
-        sizes = dict(zip(("num_frames", "resolution"), self.pipeline.autoencoder.clip_shape[1:3], strict=True))
+        sizes = sprite_sizes(self.pipeline.autoencoder)
         return PromptedSprites.draw(self.per_motion, SEED, held_out=held_out, motions=motions, **sizes)
 
     def _sample(self, sampling: Sampling | None = None, **prompts: list[str]) -> torch.Tensor:

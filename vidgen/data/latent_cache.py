@@ -41,7 +41,8 @@ from .splits import list_videos_to_encode
 from .types import VideoFile
 
 INDEX, BAD_VIDEOS = "index.json", "bad_videos.jsonl"
-EARLIER_SOURCE = {"zoom": 1.0, "speed": 1.0, "color": 0.0}  # entries that caches of earlier versions do not state
+# Settings of the random changes of a clip that change nothing; caches of earlier versions do not state them.
+NO_AUGMENTATION = {"zoom": 1.0, "speed": 1.0, "color": 0.0}
 
 
 class LatentCache(Dataset):
@@ -187,7 +188,7 @@ def prepare_validation_cache(
     root = config.data.validation_root or config.data.root
     config = replace(
         config,
-        data=replace(config.data, root=root, clips_per_video=1, zoom=1.0, speed=1.0, color=0.0),
+        data=replace(config.data, root=root, clips_per_video=1, **NO_AUGMENTATION),
         latents=replace(config.latents, crops=1, flips=False),
     )
     folder = cache_folder(config) / "validation"
@@ -240,9 +241,7 @@ def _prepare(
             clips_per_video=config.data.clips_per_video * config.latents.crops,
             classes=classes,
             decoder=config.data.decoder,
-            zoom=config.data.zoom,
-            speed=config.data.speed,
-            color=config.data.color,
+            **augmentation(config.data),
             **clip_settings(vae),
         )
         shards = missing[accelerator.process_index :: accelerator.num_processes]
@@ -268,8 +267,8 @@ def check_latents(config: EncodingConfig, vae: VideoAutoencoder) -> None:
             "data.flip flips clips while a VAE is trained, but the DiT is trained on latents that are encoded once: "
             "leave data.flip out, and set latents.flips=true to encode every clip flipped as well."
         )
-    for name in ("zoom", "speed", "color"):
-        if getattr(config.data, name) > EARLIER_SOURCE[name] and config.latents.crops == 1:
+    for name, value in augmentation(config.data).items():
+        if value != NO_AUGMENTATION[name] and config.latents.crops == 1:
             raise UserError(f"data.{name} changes clips at random, so it needs several: set latents.crops above 1.")
     for name, value in clip_settings(vae).items():
         if getattr(config.data, name) not in (None, value):
@@ -277,6 +276,11 @@ def check_latents(config: EncodingConfig, vae: VideoAutoencoder) -> None:
                 f"data.{name} is {getattr(config.data, name)}, but the latents of {config.vae} are those of {value}; "
                 f"leave data.{name} out, or train an autoencoder for it."
             )
+
+
+def augmentation(data: DataConfig) -> dict[str, float]:
+    """The settings of the random changes of a clip, by the names of `NO_AUGMENTATION`."""
+    return {name: getattr(data, name) for name in NO_AUGMENTATION}
 
 
 def clip_settings(vae: VideoAutoencoder) -> dict[str, Any]:
@@ -299,9 +303,7 @@ def describe_source(
         "flips": config.latents.flips,
         "seed": config.seed if config.latents.crops > 1 else 0,  # only random crops depend on it
         **({"images": True} if config.latents.images else {}),
-        "zoom": config.data.zoom,
-        "speed": config.data.speed,
-        "color": config.data.color,
+        **augmentation(config.data),
     }
 
 
@@ -318,7 +320,7 @@ def read_cached_source(folder: Path) -> Source:
 
 def _check_source(folder: Path, cached: Source, source: Source) -> None:
     """Raise a `UserError` that names the first difference between the source of a cache and that of the run."""
-    if difference := describe_difference({**EARLIER_SOURCE, **cached}, source):
+    if difference := describe_difference({**NO_AUGMENTATION, **cached}, source):
         raise UserError(
             f"The latent cache in {folder} was made with another {difference}; delete it, or name another folder as "
             "latent_cache."
