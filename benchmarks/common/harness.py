@@ -30,6 +30,7 @@ from vidgen.common.errors import UserError, run_program
 from vidgen.common.io import atomic_write
 from vidgen.common.options import check_options
 from vidgen.common.precision import DTYPES
+from vidgen.data.cache_source import describe_difference
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RESULTS = REPOSITORY / "docs" / "results"
@@ -171,9 +172,13 @@ def compute_once(path: Path, settings: Any, compute: Callable[[], Any]) -> Any:
     """
     settings = json.loads(json.dumps(settings))  # as the file has them
     if path.exists():
-        settings_before = json.loads(path.read_text())["settings"]
-        if settings_before != settings:
-            raise UserError(f"{path.parent} was trained with other settings ({settings_before}); delete it first.")
+        before = json.loads(path.read_text())["settings"]
+        if before != settings:
+            difference = describe_difference(before, settings) if isinstance(settings, dict) else None
+            raise UserError(
+                f"{path} was made with other settings: {difference or f'{before}, now {settings}'}; delete "
+                f"{path.parent}, or choose another --work-dir."
+            )
     else:
         score = compute()
         if PartialState().is_main_process:

@@ -134,7 +134,7 @@ def describe_settings(
 ) -> dict[str, Any]:
     """What all trainings and scores depend on, besides their names."""
     return {
-        "lists": {name: file_sha256(path) for name, path in lists.items()},
+        **{f"the videos of {name}": file_sha256(path) for name, path in lists.items()},
         "lpips": options.lpips_weights and file_sha256(Path(options.lpips_weights)),
         "detectors": {detector.name: detector.sha256 for detector in detectors},
         "dtype": options.dtype,

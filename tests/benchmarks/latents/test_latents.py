@@ -58,7 +58,7 @@ def test_smoke_then_nothing_is_done_again_then_given_weights(tmp_path, lpips_wei
     sprites = tmp_path / "latents" / "data" / "sprites"
     with pytest.raises(SystemExit):  # kept scores are not of these clips
         BENCHMARK.main([*common, "--train", str(sprites / "train"), "--clips", str(sprites / "train")])
-    assert "with other settings" in capsys.readouterr().err
+    assert "with other settings: the videos of test (" in capsys.readouterr().err
 
     vaes = [str(tmp_path / "latents" / "runs" / f"{name}-low-seed0" / "final") for name in ("vidtwin", "ltx")]
     given_options = ["--clips", str(sprites / "test"), "--num-frames", "5"]
