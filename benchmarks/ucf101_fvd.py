@@ -47,6 +47,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar=("LOW", "HIGH"),
         help="noise levels at which guidance is applied, from 0 (clean) to 1 (pure noise) (default: 0 1)",
     )
+    generation.add_structure_delay(parser)
 
 
 def run(options: argparse.Namespace) -> Results | None:
@@ -56,6 +57,7 @@ def run(options: argparse.Namespace) -> Results | None:
         generation.sampling_of(options),
         num_inference_steps=STEPS[options.scale] if options.steps is None else options.steps,
         guidance_interval=tuple(options.guidance_interval),
+        structure_delay=options.structure_delay,
     )
     evaluations = generation.evaluate(pipeline, sampling, options, accelerator)
     if evaluations is None:
@@ -108,7 +110,8 @@ def evaluation_table(result: dict[str, Any]) -> str:
     setting = (
         f"Detector `{d['name']}` ({d['dim']} values per {d['row']}; sha256 {(d['sha256'] or 'none: no weights')[:16]})"
         f", protocol `{p['name']}`: {p['frames']} frames of {p['size']} px, {rate}, split {p['split']}. "
-        f"Guidance {s['guidance_scale']:g}{interval}, {s['num_inference_steps']} steps, seed {s['seed']}, {classes}."
+        f"Guidance {s['guidance_scale']:g}{interval}, {s['num_inference_steps']} steps{generation.describe_delay(s)}, "
+        f"seed {s['seed']}, {classes}."
     )
     table = markdown_table(["clips", "FVD", "95 % interval", "clips / real clips"], rows)
     notes = "".join(f"\n* {note}" for note in result["notes"])

@@ -21,6 +21,7 @@ from .finite import check_finite_output, check_finite_tensor
 from .inputs import common_length
 from .latents import STREAMS, normalize_latents, spread_streams
 from .schedulers import noise_levels
+from .stream_schedule import StreamSchedule
 
 if TYPE_CHECKING:
     from autoencoder.video_autoencoder import VideoAutoencoder
@@ -37,7 +38,7 @@ class StreamConditioning:
 
     Attributes:
         clean: conditioning latents, packed and normalized (B, L); arbitrary for a stream that starts at step 0.
-        start_steps: steps from which structure and dynamics are denoised; see `get_start_steps`.
+        schedule: of the streams, from their strengths.
         sizes: number of values in the structure and in the dynamics latent, L in total.
         keep: mask (L,) of values that are kept while the rest of their stream is generated around them, as in RePaint
             (Lugmayr et al., arXiv 2201.09865); None: no value.
@@ -45,28 +46,28 @@ class StreamConditioning:
     """
 
     clean: torch.Tensor
-    start_steps: tuple[int, int]
+    schedule: StreamSchedule
     sizes: tuple[int, int]
     keep: torch.Tensor | None = None
     channels: int = 1
 
-    def initialize(self, scheduler: SchedulerMixin, timesteps: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    def initialize(self, scheduler: SchedulerMixin, noise: torch.Tensor) -> torch.Tensor:
         """Return the initial latents (B, L): each stream is noise, noisy conditioning or clean conditioning.
 
         Args:
             scheduler: states the noise levels.
-            timesteps: (N, 2), from `get_stream_timesteps`.
             noise: standard normal (B, L).
         """
-        alpha, sigma = noise_levels(scheduler, timesteps[0])
+        alpha, sigma = noise_levels(scheduler, self.schedule.model_timesteps()[0].to(noise.device))
         streams = []
         for i, (clean, stream_noise) in enumerate(
             zip(self.clean.split(self.sizes, 1), noise.split(self.sizes, 1), strict=True)
         ):
-            if 0 < self.start_steps[i] < len(timesteps):
+            wait = self.schedule.waits[i]
+            if 0 < wait < len(self.schedule):
                 streams.append(alpha[i] * clean + sigma[i] * stream_noise)
             else:
-                streams.append(clean if self.start_steps[i] else stream_noise)
+                streams.append(clean if wait else stream_noise)
         return torch.cat(streams, dim=1)
 
     def restore_kept(
@@ -82,62 +83,22 @@ class StreamConditioning:
         return torch.where(self.keep, alpha * self.clean + sigma * noise, latents)
 
 
-def get_start_steps(scheduler: SchedulerMixin, num_timesteps: int, strengths: tuple[float, float]) -> tuple[int, int]:
-    """Return the steps from which structure and dynamics are denoised.
-
-    Args:
-        scheduler: its timesteps are those of the whole sampling.
-        num_timesteps: number of these.
-        strengths: of structure and dynamics, the fraction of steps applied: 0 keeps the conditioning latent, 1 ignores
-            it.
-
-    Raises:
-        ValueError: if the scheduler scales its latents (`init_noise_sigma`), so that a waiting stream would seem to
-            have another noise level.
-    """
-    if strengths != (1, 1) and getattr(scheduler, "init_noise_sigma", 1.0) != 1:
+def check_streams_can_wait(scheduler: SchedulerMixin) -> None:
+    """Raise a `ValueError` if the scheduler scales its latents, so that a waiting stream seems to be less noisy."""
+    if getattr(scheduler, "init_noise_sigma", 1.0) != 1:
         raise ValueError(
-            f"{type(scheduler).__name__} does not support conditioning; use DDIM, DPM-Solver++, UniPC or flow "
-            "matching."
+            f"{type(scheduler).__name__} does not support conditioning or structure_delay; use DDIM, DPM-Solver++, "
+            "UniPC or flow matching."
         )
-    structure, dynamics = (num_timesteps - round(num_timesteps * strength) for strength in strengths)
-    return structure, dynamics
 
 
-def warn_of_shared_timesteps(transformer: VidTwinTransformer3DModel, start_steps: tuple[int, int]) -> None:
+def warn_of_shared_timesteps(transformer: VidTwinTransformer3DModel, schedule: StreamSchedule) -> None:
     """Warn if the streams start at different steps, which a transformer was not trained for."""
-    if transformer.config.independent_timesteps is False and start_steps[0] != start_steps[1]:
+    if transformer.config.independent_timesteps is False and len(set(schedule.waits)) > 1:
         logger.warning(
             "This transformer was trained with one timestep for both streams (diffusion.independent_timesteps=0), but "
             "here one stream is given or starts later: the generated stream may not match it."
         )
-
-
-def get_stream_timesteps(timesteps: torch.Tensor, start_steps: tuple[int, int]) -> torch.Tensor:
-    """Return the timestep of each stream at each step: (N,) -> (N, 2).
-
-    A stream that starts later waits at its first timestep; a stream that never starts is clean, at 0.
-    """
-    padded = torch.cat([timesteps, timesteps.new_zeros(1)])
-    streams = [torch.cat([padded[start].expand(start), timesteps[start:]]) for start in start_steps]
-    return torch.stack(streams, dim=1)
-
-
-def get_target_timesteps(timesteps: torch.Tensor, start_steps: tuple[int, ...], clean: int) -> torch.Tensor:
-    """Return the timesteps that each step leads to, (N,) or (N, 2) as the timesteps.
-
-    A stream that waits stays at its timestep.
-
-    Args:
-        timesteps: of the scheduler (N,), or from `get_stream_timesteps`.
-        start_steps: steps from which the streams are denoised.
-        clean: the timestep of clean latents, after the last step.
-    """
-    targets = torch.cat([timesteps[1:], torch.full_like(timesteps[:1], clean)])
-    for stream, start in enumerate(start_steps):
-        if start == len(timesteps):
-            targets[..., stream] = timesteps[..., stream]
-    return targets
 
 
 def get_keep_mask(

@@ -105,6 +105,8 @@ class CheckInputsMixin:
         guidance_interval: tuple[float, float],
         structure_strength: float,
         dynamics_strength: float,
+        structure_delay: float,
+        structure: Any,
         dynamics: Any,
         kept_frames: Sequence[int],
         history_noise: float | None,
@@ -117,7 +119,8 @@ class CheckInputsMixin:
         counts = {"num_videos_per_prompt": num_videos_per_prompt, "num_inference_steps": num_inference_steps}
         strengths = {"structure_strength": structure_strength, "dynamics_strength": dynamics_strength}
         check_whole_numbers(**counts, kept_frames=kept_frames)
-        check_numbers(guidance_scale=guidance_scale, guidance_interval=guidance_interval, **strengths, eta=eta)
+        fractions = {**strengths, "structure_delay": structure_delay, "eta": eta}
+        check_numbers(guidance_scale=guidance_scale, guidance_interval=guidance_interval, **fractions)
         for name, value in counts.items():
             if not 1 <= value < math.inf:
                 raise ValueError(f"{name} must be at least 1, not {value}.")
@@ -136,9 +139,14 @@ class CheckInputsMixin:
                 "guidance_interval must be (lower, upper) with 0 <= lower <= upper <= 1, where 0 is clean and 1 pure "
                 f"noise, not {guidance_interval}."
             )
-        for name, value in {**strengths, "eta": eta}.items():
+        for name, value in fractions.items():
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} must be between 0 and 1, not {value}.")
+        if structure_delay and not (structure is None and dynamics is None):
+            given = "dynamics" if structure is None else "structure"
+            raise ValueError(f"structure_delay orders the generation of both streams, but `{given}` is given.")
+        if structure_delay and not math.prod(self.transformer.dynamics_shape):
+            raise ValueError("structure_delay requires an autoencoder with a dynamics latent.")
         if kept_frames and dynamics is None:
             raise ValueError("kept_frames requires `dynamics`.")
         if kept_frames and not math.prod(self.transformer.dynamics_shape):

@@ -32,10 +32,8 @@ from .conditioning import (
     ConditioningInput,
     ConditioningMixin,
     StreamConditioning,
+    check_streams_can_wait,
     get_keep_mask,
-    get_start_steps,
-    get_stream_timesteps,
-    get_target_timesteps,
     warn_of_shared_timesteps,
 )
 from .denoiser import Denoiser
@@ -50,6 +48,7 @@ from .lora import LoraPipelineMixin
 from .options import OptionsMixin
 from .pipeline_output import VidTwinPipelineOutput
 from .schedulers import check_jumps, clean_timestep, estimate_clean, retrieve_timesteps
+from .stream_schedule import StreamSchedule
 from .text import Prompt, PromptMixin
 from .transformer_vidtwin import VidTwinTransformer3DModel
 
@@ -266,6 +265,7 @@ class VidTwinPipeline(
         dynamics: ConditioningInput | None = None,
         structure_strength: float = 0.0,
         dynamics_strength: float = 0.0,
+        structure_delay: float = 0.0,
         kept_frames: Sequence[int] = (),
         history_noise: float | None = None,
         history_guidance_scale: float = 1.0,
@@ -313,6 +313,8 @@ class VidTwinPipeline(
                 `encode_conditioning`.
             structure_strength, dynamics_strength: fraction of denoising steps applied to the conditioning latent (0:
                 unchanged, 1: ignored), as in image-to-image pipelines.
+            structure_delay: fraction of `num_inference_steps` by which structure is denoised later than dynamics, so
+                that content is decided to suit the motion; as many steps are added.
             kept_frames: frames whose `dynamics` are kept at any strength; the others are generated around them.
             history_noise: noise level at which the transformer sees kept frames, from 0, clean, to below 1, for a
                 model trained with `diffusion.frame_timesteps`; None: the level of the other frames, as in RePaint.
@@ -335,7 +337,8 @@ class VidTwinPipeline(
 
         Raises:
             ValueError: for an unknown class, an id out of range, a shape or value that does not fit or is not finite,
-                a guidance interval that the scheduler or the cache does not support, or guidance beside a guider.
+                a guidance interval that the scheduler or the cache does not support, guidance beside a guider, or
+                `structure_delay` beside a given stream.
             NonFiniteError: a ValueError, if the transformer or the autoencoder outputs NaN or infinite values. Its
                 message names the dtype of that model, and one to use instead.
         """
@@ -360,6 +363,8 @@ class VidTwinPipeline(
             guidance_interval,
             structure_strength,
             dynamics_strength,
+            structure_delay,
+            structure,
             dynamics,
             kept_frames,
             history_noise,
@@ -404,8 +409,20 @@ class VidTwinPipeline(
 
         # 3. Prepare timesteps, and the steps with guidance.
         timesteps = retrieve_timesteps(self.scheduler, num_inference_steps, timesteps, sigmas)
-        self._num_timesteps = len(timesteps)
-        guided_steps = find_guided_steps(self.scheduler, timesteps, guidance_interval)
+        schedule = StreamSchedule(timesteps)
+        if clean is not None:
+            strengths = (
+                1.0 if structure is None else structure_strength,
+                1.0 if dynamics is None else dynamics_strength,
+            )
+            schedule = StreamSchedule.from_strengths(timesteps, strengths)
+        elif structure_delay:
+            schedule = StreamSchedule.with_structure_delay(timesteps, structure_delay)
+        if any(schedule.waits):
+            check_streams_can_wait(self.scheduler)
+            warn_of_shared_timesteps(self.transformer, schedule)
+        self._num_timesteps = len(schedule)
+        guided_steps = schedule.is_any(find_guided_steps(self.scheduler, timesteps, guidance_interval))
         if self.do_classifier_free_guidance and len(set(guided_steps)) > 1:
             self.transformer.check_cache_can_restart()
         extra_step_kwargs = self.prepare_extra_step_kwargs(generator, eta)
@@ -415,34 +432,27 @@ class VidTwinPipeline(
         latents = self.prepare_latents(batch_size, generator, latents, device)
         latents = latents * getattr(self.scheduler, "init_noise_sigma", 1.0)  # schedulers for flow matching have none
 
-        # 5. Prepare the streams: both start from noise at once, or each from its conditioning at a separate step.
+        # 5. Prepare the streams: both start from noise at once, or at separate steps, from noise or conditioning.
         conditioning, history, noise = None, None, latents
-        solvers, start_steps, solver_sizes, model_timesteps = [self.scheduler], (0,), (sum(sizes),), timesteps
+        # Solvers depend on their previous steps, which differ where one stream starts later.
+        is_split = len(schedule.waits) > 1
+        solvers = [self.scheduler, copy.deepcopy(self.scheduler)] if is_split else [self.scheduler]
+        solver_sizes = sizes if is_split else (sum(sizes),)
         if clean is not None:
             clean = clean.repeat_interleave(num_videos_per_prompt, dim=0)
-            strengths = (
-                1.0 if structure is None else structure_strength,
-                1.0 if dynamics is None else dynamics_strength,
-            )
-            start_steps, solver_sizes = get_start_steps(self.scheduler, len(timesteps), strengths), sizes
-            warn_of_shared_timesteps(self.transformer, start_steps)
             shapes = self.transformer.structure_shape, self.transformer.dynamics_shape
             group = frames_per_position(self.autoencoder)
             keep = get_keep_mask(kept_frames, *shapes, device, group)
-            conditioning = StreamConditioning(clean, start_steps, sizes, keep, shapes[1][0])
-            model_timesteps = get_stream_timesteps(timesteps, start_steps)
-            latents = conditioning.initialize(self.scheduler, model_timesteps.to(device), noise)
+            conditioning = StreamConditioning(clean, schedule, sizes, keep, shapes[1][0])
+            latents = conditioning.initialize(self.scheduler, noise)
             if history_noise is not None:
                 positions = [frame // group for frame in kept_frames]
                 levels = history_noise, history_guidance_scale
                 history = History(self.transformer, self.scheduler, positions, *levels)
-            # Solvers depend on their previous steps, which differ where one stream starts later.
-            solvers = [self.scheduler, copy.deepcopy(self.scheduler)]
-        target_timesteps = None
+        model_timesteps, target_timesteps = schedule.model_timesteps(), None
         if has_intervals:
             check_jumps(self.scheduler, eta)
-            clean_end = clean_timestep(self.scheduler)
-            target_timesteps = get_target_timesteps(model_timesteps, start_steps, clean_end)
+            target_timesteps = schedule.target_timesteps(clean_timestep(self.scheduler))
             target_timesteps = target_timesteps if history is None else history.spread_timesteps(target_timesteps)
         model_timesteps = model_timesteps if history is None else history.spread_timesteps(model_timesteps)
         modulations = self.prepare_modulations(model_timesteps, labels, target_timesteps)
@@ -454,11 +464,11 @@ class VidTwinPipeline(
         if image_latents is not None:
             image_latents = image_latents.repeat_interleave(num_videos_per_prompt, dim=0)
         denoiser = Denoiser(self.transformer, labels, text_inputs, modulations, image_latents)
-        with self.progress_bar(total=len(timesteps)) as progress_bar:
-            for i, t in enumerate(timesteps):
+        with self.progress_bar(total=len(schedule)) as progress_bar:
+            for i in range(len(schedule)):
                 if self.interrupt:
                     break
-                self._current_timestep = t
+                self._current_timestep = t = schedule.latest(i)
                 if conditioning is not None:
                     latents = conditioning.restore_kept(self.scheduler, model_timesteps[i], latents, noise)
 
@@ -473,7 +483,7 @@ class VidTwinPipeline(
                 inputs = {"latents": model_input, "timestep": timestep, "target_timestep": target}
                 predict = partial(denoiser, step=i, self_condition=estimate, **inputs)
                 if self.guider is not None:
-                    self.guider.set_state(step=i, num_inference_steps=len(timesteps), timestep=t)
+                    self.guider.set_state(step=i, num_inference_steps=len(schedule), timestep=t)
                     prediction = predict_with_guider(self.guider, self.transformer, predict)
                 elif guided_steps[i] and self.do_classifier_free_guidance:
                     both = predict("both")
@@ -491,16 +501,16 @@ class VidTwinPipeline(
                 # 6.3 Estimate the clean latents for self-conditioning, which jumps are trained without.
                 if self.transformer.config.self_conditioning and not has_intervals:
                     levels = timestep
-                    if conditioning is not None:
-                        levels = spread_streams(timestep, sizes, conditioning.channels)
+                    if is_split:
+                        levels = spread_streams(timestep, sizes, self.transformer.dynamics_shape[0])
                     estimate = estimate_clean(self.scheduler, prediction, levels, model_input)
 
-                # 6.4 Compute the previous noisy latents x_t -> x_t-1 of every stream that has started.
+                # 6.4 Compute the previous noisy latents x_t -> x_t-1 of every stream that does not wait.
                 streams = list(latents.split(solver_sizes, dim=1))
                 for j, stream_prediction in enumerate(prediction.split(solver_sizes, dim=1)):
-                    if i >= start_steps[j]:
+                    if (stream_timestep := schedule.at(j, i)) is not None:
                         # With a third axis, since some schedulers (thresholding) need more than batch and channel.
-                        args = stream_prediction[..., None], t, streams[j][..., None]
+                        args = stream_prediction[..., None], stream_timestep, streams[j][..., None]
                         streams[j] = solvers[j].step(*args, **extra_step_kwargs, return_dict=False)[0].squeeze(-1)
                 latents = torch.cat(streams, dim=1)
 

@@ -62,7 +62,7 @@ def rollout(
         image: the first frame of the video, for a transformer with `image_conditioning`; later windows are conditioned
             on their first frames.
         options: further arguments of the pipeline, such as `prompt`, `num_videos_per_prompt`, `guidance_scale` and
-            `generator`.
+            `generator`; `structure_delay` is of the first window.
 
     Returns:
         (B, num_frames, 3, H, W) in [0, 1].
@@ -121,6 +121,7 @@ def rollout(
     video = first
     if first is None:
         video = pipeline(num_videos_per_prompt=videos_per_label, image=image, **options).frames
+    options.pop("structure_delay", None)  # later windows start from given streams
     options |= {"structure_strength": structure_strength, "dynamics_strength": dynamics_strength}
     if has_history:
         options |= {"history_noise": history_noise, "history_guidance_scale": history_guidance_scale}

@@ -126,12 +126,30 @@ def sample_clips(pipeline: VidTwinPipeline, count: int, sampling: Sampling, **in
         frames = pipeline(
             guidance_scale=sampling.guidance_scale,
             num_inference_steps=sampling.num_inference_steps,
+            structure_delay=sampling.structure_delay,
             generator=[torch.Generator().manual_seed(sampling.seed + i) for i in indices.tolist()],
             output_type="pt",
             **rows,
         ).frames
         clips.append(2 * frames.float().cpu().transpose(1, 2) - 1)
     return torch.cat(clips)
+
+
+def add_structure_delay(parser: argparse.ArgumentParser) -> None:
+    """Declare `--structure-delay`."""
+    parser.add_argument(
+        "--structure-delay",
+        type=float,
+        default=0.0,
+        metavar="FRACTION",
+        help="fraction of the steps by which structure is denoised later than dynamics (default: 0)",
+    )
+
+
+def describe_delay(settings: dict[str, Any]) -> str:
+    """The delay of structure in the settings of a record, as a part of a sentence; empty without one."""
+    delay = settings.get("structure_delay", 0)
+    return f", structure delayed by {delay:g} of the steps" if delay else ""
 
 
 def sampling_of(options: argparse.Namespace) -> Sampling:

@@ -13,6 +13,7 @@ sprites and generated real clips are kept in WORK_DIR/text, by the weights: repe
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +60,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="SCALE",
         help="classifier-free guidance scale, or one for structure and one for dynamics (default: 3)",
     )
+    generation.add_structure_delay(parser)
     generation.add_detector_options(parser, default="squeezenet")
 
 
 def run(options: argparse.Namespace) -> Results:
     check_options(options)
-    results: Results = {"sampling": {"steps": STEPS[options.scale], "guidance": options.guidance}}
+    sampling = {"steps": STEPS[options.scale], "guidance": options.guidance}
+    results: Results = {"sampling": sampling | {"structure_delay": options.structure_delay}}
     if options.pipeline:
         results["sprites"] = measure_sprites(options)
     if options.train:
@@ -88,19 +91,23 @@ def check_options(options: argparse.Namespace) -> None:
         raise UserError("real video requires both --train LIST ... and --test LIST ..., with the column caption.")
 
 
-def guidance_scale(options: argparse.Namespace) -> float | tuple[float, float]:
-    """As the pipeline takes it."""
-    return options.guidance[0] if len(options.guidance) == 1 else tuple(options.guidance)
+def sampling_of(options: argparse.Namespace) -> Sampling:
+    """How the options sample clips."""
+    guidance = options.guidance[0] if len(options.guidance) == 1 else tuple(options.guidance)
+    return Sampling(
+        guidance_scale=guidance,
+        num_inference_steps=STEPS[options.scale],
+        structure_delay=options.structure_delay,
+    )
 
 
 def measure_sprites(options: argparse.Namespace) -> dict[str, Any]:
     """All scores of a model of captioned sprites."""
     scale = options.scale
-    sampling = Sampling(guidance_scale=guidance_scale(options), num_inference_steps=STEPS[scale])
     pipeline = load_text_pipeline(options.pipeline, options.dtype)
     sizes = sprite_sizes(pipeline.autoencoder)
     classifier = load_classifier(options.work_dir / "sprites" / "classifier", scale, **sizes)
-    tasks = PromptTasks(pipeline, classifier, sampling, PER_MOTION[scale])
+    tasks = PromptTasks(pipeline, classifier, sampling_of(options), PER_MOTION[scale])
     settings = describe_settings(pipeline, options)
     folder = options.work_dir / "text" / f"scores-{digest(settings)}"
     computations = {
@@ -126,10 +133,10 @@ def measure_real(options: argparse.Namespace) -> dict[str, Any]:
     matcher = real.fit_matcher(training, detectors, folder)
     sets = {"real": test.clips.pixels}
     if pipeline:
-        sampling = Sampling(guidance_scale=guidance_scale(options), num_inference_steps=STEPS[scale])
         key = digest([describe_settings(pipeline, options), test.clips.paths, test.first_captions])
         sets["reconstruction"] = real.reconstruct_clips(pipeline, test)
-        sets["generated"] = real.sample_captions(pipeline, test, sampling, folder / f"generated-{key}.safetensors")
+        path = folder / f"generated-{key}.safetensors"
+        sets["generated"] = real.sample_captions(pipeline, test, sampling_of(options), path)
     names = [detector.name for detector in detectors]
     scores = real.measure_ranking(matcher, sets, test, detectors)
     return {"model": options.real, "detectors": names, "training_clips": len(training.clips), **scores}
@@ -152,7 +159,7 @@ def describe_settings(pipeline: VidTwinPipeline, options: argparse.Namespace) ->
     encoder = TextEncoder(pipeline.tokenizer, pipeline.text_encoder)
     hashes = {"vae": weights_hash(pipeline.vae), "transformer": weights_hash(pipeline.transformer)}
     hashes["text_encoder"] = text_encoder_hash(encoder)
-    return hashes | {"scale": options.scale, "dtype": options.dtype, "guidance": options.guidance}
+    return hashes | {"scale": options.scale, "dtype": options.dtype} | asdict(sampling_of(options))
 
 
 def write_smoke_list(folder: Path, seed: int) -> Path:

@@ -7,6 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from ..common.figures import BLUE, DARK_BLUE, GRAY, ORANGE, TEAL, errors, new_figure
+from ..common.generation import describe_delay
 from ..common.harness import Results
 from ..common.tables import interval_cell, markdown_table, score_cell
 from .factors import FACTORS
@@ -23,7 +24,8 @@ def tables(results: Results) -> str:
     sampling = results["sampling"]
     guidance = " of structure and ".join(f"{scale:g}" for scale in sampling["guidance"])
     guidance += " of dynamics" * (len(sampling["guidance"]) > 1)
-    parts = [f"{sampling['steps']} steps, guidance {guidance}. Brackets are 95 % bootstrap intervals."]
+    steps = f"{sampling['steps']} steps{describe_delay(sampling)}"
+    parts = [f"{steps}, guidance {guidance}. Brackets are 95 % bootstrap intervals."]
     if "sprites" in results:
         parts += sprites_text(results["sprites"])
     if "real" in results:

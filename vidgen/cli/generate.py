@@ -63,6 +63,14 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         help="noise levels, from 0 (clean) to 1 (pure noise), at which guidance is applied; steps outside cost half",
     )
     parser.add_argument(
+        "--structure-delay",
+        type=float,
+        default=0.0,
+        metavar="FRACTION",
+        help="fraction of the steps by which content is denoised later than motion, so that it suits the "
+        "motion of the prompt (default: 0)",
+    )
+    parser.add_argument(
         "--guider",
         metavar="NAME",
         help="class of diffusers.guiders, such as AdaptiveProjectedGuidance, in place of --guidance and its interval",

@@ -201,6 +201,7 @@ def generate(
     guidance: float | None = None,
     stream_guidance: tuple[float, float] | None = None,
     guidance_interval: tuple[float, float] = (0.0, 1.0),
+    structure_delay: float = 0.0,
     guider: str | None = None,
     guider_options: list[str] | None = None,
     seed: int = 0,
@@ -219,6 +220,7 @@ def generate(
         prompt, structure_prompt, dynamics_prompt, negative_prompt: of the pipeline. Lists of one text serve those of
             any length.
         stream_guidance: guidance scales of structure and of dynamics, in place of `guidance`.
+        structure_delay: of the pipeline; of long videos it concerns the first window.
         guider: class of `diffusers.guiders`, in place of guidance scales and their interval.
         guider_options: its arguments as key=value.
         seed: random seed of the first video of a class or prompt; the next ones have the following seeds.
@@ -244,6 +246,8 @@ def generate(
     low, high = guidance_interval
     if not 0 <= low <= high <= 1:
         raise UserError(f"--guidance-interval must be two numbers from 0 to 1, the lower first, not {low:g} {high:g}.")
+    if not 0 <= structure_delay <= 1:
+        raise UserError(f"--structure-delay must be between 0 and 1, not {structure_delay:g}.")
     has_guidance = guidance is not None or stream_guidance is not None or (low, high) != (0, 1)
     if guider is not None and has_guidance:
         raise UserError(
@@ -286,6 +290,16 @@ def generate(
             f"--image requires a DiT trained with model.overrides.image_conditioning=true: this model's autoencoder, "
             f"{type(pipeline.vae).__name__}, has no dynamics latent to generate for an image."
         )
+    if structure_delay and not pipeline.autoencoder.has_dynamics:
+        raise UserError(
+            f"--structure-delay needs the dynamics latent of a VidTwin; this model's autoencoder is "
+            f"{type(pipeline.vae).__name__}."
+        )
+    if structure_delay and image is not None and not pipeline.transformer.config.image_conditioning:
+        raise UserError(
+            "--structure-delay orders the generation of both latents, but this model takes --image as the structure: "
+            "leave one of them out."
+        )
     stems = [None if label is None else str(names.get(label, label)) for label, _ in requests]
     paths = _number_paths(output, stems, num)  # without the prompts, which may be long and hold any character
     writers = iter([open_writer(path, fps=fps, width=width, height=height) for path in paths])
@@ -302,6 +316,7 @@ def generate(
             "guidance_scale": guidance if stream_guidance is None else tuple(stream_guidance),
             "num_inference_steps": steps,
             "guidance_interval": guidance_interval,
+            "structure_delay": structure_delay,
             "generator": [torch.Generator().manual_seed(seed + num_sampled[request] + i) for i in range(num)],
             "negative_prompt": negative_prompt,
             **texts,

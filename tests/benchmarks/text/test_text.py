@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -121,15 +121,20 @@ def test_a_pipeline_that_ignores_a_prompt_is_found(prompt_tasks):
 
 def test_guidance_reaches_the_pipeline(prompt_tasks):
     stub = Obedient()
-    assert list(prompt_tasks(stub).guidance((1.0, 5.0))) == ["1", "5"]
+    delayed = replace(prompt_tasks(stub), sampling=Sampling(num_inference_steps=2, structure_delay=0.5))
+    assert list(delayed.guidance((1.0, 5.0))) == ["1", "5"]
     assert [call["guidance_scale"] for call in stub.calls] == [1.0] * 4 + [5.0] * 4  # batches of 5
+    assert {call["structure_delay"] for call in stub.calls} == {0.5}
 
 
 @pytest.mark.parametrize(("guidance", "expected"), [([3.0], 3.0), ([3.0, 5.0], (3.0, 5.0))])
 def test_guidance_is_one_scale_or_one_per_stream(guidance, expected):
-    assert text.guidance_scale(SimpleNamespace(guidance=guidance)) == expected
+    options = SimpleNamespace(guidance=guidance, scale="smoke", structure_delay=0.3)
+    assert text.sampling_of(options) == Sampling(0, expected, 2, structure_delay=0.3)
     stated = text.page.tables({"sampling": {"steps": 2, "guidance": guidance}})
     assert ("guidance 3 of structure and 5 of dynamics." if len(guidance) > 1 else "guidance 3.") in stated
+    delayed = text.page.tables({"sampling": {"steps": 2, "guidance": guidance, "structure_delay": 0.3}})
+    assert delayed.startswith("2 steps, structure delayed by 0.3 of the steps, guidance 3")
 
 
 @pytest.mark.parametrize("held_out", [False, True])

@@ -158,6 +158,8 @@ def test_generate_writes_a_video_for_each_class_and_number(model, tmp_path, caps
     for interval, same in (("0", "1"), True), (("0", "0.5"), False):
         main([*words, str(tmp_path / "w.gif"), "--class", "1", "--seed", "4", "--guidance-interval", *interval])
         assert ((tmp_path / "w.gif").read_bytes() == (tmp_path / names[-1]).read_bytes()) is same
+    main([*words, str(tmp_path / "d.gif"), "--class", "1", "--seed", "4", "--structure-delay", "0.5"])
+    assert (tmp_path / "d.gif").read_bytes() != (tmp_path / names[-1]).read_bytes()
     capsys.readouterr()
     assert "did you mean 'spin'" in fail(capsys, *words, tmp_path / "x.mp4", "--class", "spinn")
 
@@ -373,11 +375,15 @@ def test_generate_checks_before_it_samples(model, tmp_path, capsys, monkeypatch)
     monkeypatch.setattr(VidTwinPipeline, "__call__", lambda *a, **k: pytest.fail("it sampled"))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").touch()
+    picture = str(tmp_path / "mine" / "image.png")
+    Image.new("RGB", (32, 32)).save(picture)
     words = ["generate", "--model", model]
     for changed, sentence in (
         (["out.mp4", "--num", "0"], "--num must be at least 1"),
         (["out.mp4", "--steps", "0"], "--steps must be at least 1"),
         (["out.mp4", "--guidance-interval", "0.7", "0.2"], "--guidance-interval must be two numbers from 0 to 1"),
+        (["out.mp4", "--structure-delay", "1.2"], "--structure-delay must be between 0 and 1, not 1.2"),
+        (["out.mp4", "--structure-delay", "0.2", "--image", picture], "leave one of them out"),
         (["out.mp4", "--guider", "CFG"], "must be one of AdaptiveProjectedGuidance, "),
         (["out.mp4", "--guider", "AutoGuidance", "--guidance", "3"], "--guider excludes --guidance"),
         (["out.mp4", "--guider-options", "stop=0.5"], "--guider-options requires --guider"),

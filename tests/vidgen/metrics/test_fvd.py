@@ -275,6 +275,7 @@ def test_other_sampling_settings_are_other_samples(evaluate, made):
         {"num_inference_steps": 3},
         {"class_sampling": "prior"},
         {"guidance_interval": (0.0, 0.6)},
+        {"structure_delay": 0.5},
     ):
         made.clear()
         [second] = evaluate(sampling=replace(SAMPLING, **change))
