@@ -314,7 +314,7 @@ class VidTwinPipeline(
             structure_strength, dynamics_strength: fraction of denoising steps applied to the conditioning latent (0:
                 unchanged, 1: ignored), as in image-to-image pipelines.
             structure_delay: fraction of `num_inference_steps` by which structure is denoised later than dynamics, so
-                that content is decided to suit the motion; as many steps are added.
+                that content is decided to suit the motion. It adds that fraction of steps.
             kept_frames: frames whose `dynamics` are kept at any strength; the others are generated around them.
             history_noise: noise level at which the transformer sees kept frames, from 0, clean, to below 1, for a
                 model trained with `diffusion.frame_timesteps`; None: the level of the other frames, as in RePaint.
