@@ -62,7 +62,7 @@ class StreamSchedule:
         return self._squeeze([padded[indices] for indices in self._indices()])
 
     def target_timesteps(self, clean: int) -> torch.Tensor:
-        """The timestep that each step leads to, as `model_timesteps`; a stream that waits stays at its own.
+        """The timestep that each step leads to, as `model_timesteps`; a stream that waits stays where it is.
 
         Args:
             clean: the timestep of clean latents, after the last step.
