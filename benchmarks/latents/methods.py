@@ -106,6 +106,12 @@ SINGLE_RATES = {
     "low": {"structure_channels": 12, "dynamics_channels": 4},
     "high": {"structure_channels": 36, "dynamics_channels": 12},
 }
+# The preset `fast`: patches of two frames, with twice the channels of the dynamics latent.
+FAST = {"hidden_size": 160, "temporal_patch_size": 2, **TWIN}
+FAST_RATES = {
+    "low": {"structure_channels": 3, "dynamics_channels": 8},
+    "high": {"structure_channels": 12, "dynamics_channels": 12},
+}
 EMU_PATCHES = {"structure_patch_size": (1, 2, 2)}  # as the transformers of Wan and CogVideoX
 
 METHODS: dict[str, dict[str, Method]] = {
@@ -169,6 +175,7 @@ METHODS: dict[str, dict[str, Method]] = {
             optimizer="muon",
             learning_rates=(2e-3, 5e-3, 1e-2),
         ),
+        "vidtwin_fast": Method("VidTwin, patches of two frames", 16, FAST, FAST_RATES, patches=TWIN_PATCHES),
     },
 }
 PRESET = {"smoke": "tiny-test", "cpu": "tiny"}  # of VidTwin, under the overrides

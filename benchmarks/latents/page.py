@@ -20,7 +20,7 @@ PAPER_ROWS = {VIDTWIN: "VidTwin", "wan": "EMU-3", "magvit": "MAGVIT-v2"}
 PAPER_LABELS = {"wan": "CV-VAE"}  # a second row of the same family
 REFERENCES = {"block_pca": "block PCA (linear)", "downsample": "rate-matched downsampling"}
 METRICS = {"psnr": ("PSNR", "dB", 2, 1), "ssim": ("SSIM", "", 3, 1), "lpips_squeeze": ("LPIPS", "", 3, -1)}
-COLORS = [BLUE, LIGHT_BLUE, ORANGE, TEAL, "#b91c1c", DARK_BLUE]
+COLORS = [BLUE, LIGHT_BLUE, ORANGE, TEAL, "#b91c1c", DARK_BLUE, "#7c3aed"]
 NO_DIT: dict[str, Any] = {"fvd": {}}
 
 
@@ -271,11 +271,11 @@ def plot(results: Results) -> Figure:
                 percent = rate_of(results, rate) * 1.02 ** (number - len(labels) / 2)  # beside each other
                 figures = method["figures"]["psnr"]
                 if figures["low"] is not None:
-                    axes.plot([percent] * 2, [figures["low"], figures["high"]], color=COLORS[number % 6], lw=1)
+                    axes.plot([percent] * 2, [figures["low"], figures["high"]], color=COLORS[number % len(COLORS)], lw=1)
                 seeds = [run["psnr"] for run in method["runs"]]
                 legend = None if label else method["label"]
                 label = method["label"]
-                axes.plot([percent] * len(seeds), seeds, "o", color=COLORS[number % 6], ms=5, label=legend)
+                axes.plot([percent] * len(seeds), seeds, "o", color=COLORS[number % len(COLORS)], ms=5, label=legend)
     ticks = [rate_of(results, rate) for rate in results["rates"].values()]
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator(ticks))
