@@ -265,17 +265,17 @@ def plot(results: Results) -> Figure:
         axes.plot(*zip(*points, strict=True), style, color=GRAY, lw=1.5, label=REFERENCES[name])
     labels = dict.fromkeys(name for rate in results["rates"].values() for name in rate["methods"])
     for number, name in enumerate(labels):
-        label = None
+        label, color = None, COLORS[number % len(COLORS)]
         for rate in results["rates"].values():
             if method := rate["methods"].get(name):
                 percent = rate_of(results, rate) * 1.02 ** (number - len(labels) / 2)  # beside each other
                 figures = method["figures"]["psnr"]
                 if figures["low"] is not None:
-                    axes.plot([percent] * 2, [figures["low"], figures["high"]], color=COLORS[number % len(COLORS)], lw=1)
+                    axes.plot([percent] * 2, [figures["low"], figures["high"]], color=color, lw=1)
                 seeds = [run["psnr"] for run in method["runs"]]
                 legend = None if label else method["label"]
                 label = method["label"]
-                axes.plot([percent] * len(seeds), seeds, "o", color=COLORS[number % len(COLORS)], ms=5, label=legend)
+                axes.plot([percent] * len(seeds), seeds, "o", color=color, ms=5, label=legend)
     ticks = [rate_of(results, rate) for rate in results["rates"].values()]
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator(ticks))
