@@ -51,6 +51,16 @@ class DataConfig(PathConfig):
         minimum=0,
         below=1,
     )
+    background_swap: float = key(
+        0.0,
+        "fraction of clips whose moving parts are put before the background of another video, for a static camera; "
+        "DiT: with latents.crops",
+        minimum=0,
+        maximum=1,
+    )
+    motion_classes: list[str] = key(  # noqa: RUF009
+        list, "classes that are motions, the only ones with background_swap; empty: all clips"
+    )
     clips_per_video: int = key(1, "clips cut from each video per epoch", minimum=1)
 
     def __post_init__(self) -> None:

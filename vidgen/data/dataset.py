@@ -16,10 +16,11 @@ import torch
 from einops import rearrange
 from torch.utils.data import Dataset
 
+from ..common.errors import UserError
 from ..common.io import atomic_write
 from .decoders import ClipReader
 from .listing import list_videos
-from .transforms import crop, frames_to_clip, jitter_color, resize_to_cover
+from .transforms import crop, frames_to_clip, jitter_color, resize_to_cover, swap_background
 from .types import VideoFile, VideoSource
 from .video import VideoError, probe
 
@@ -45,11 +46,13 @@ class ClipDataset(Dataset):
         zoom: enlarge frames by a factor from 1 to this before the crop.
         speed: play clips at 1 / this to this times their speed; a short video limits how fast.
         color: change contrast, color balance and brightness by up to this, as in `jitter_color`.
+        background_swap: put this fraction of the clips before the backgrounds of other videos, as in `swap_background`.
+        motion_classes: of classes that are motions, the only ones of which backgrounds are swapped; empty: all clips.
         clips_per_video: how often each video is visited; without `train`, at evenly spaced starts.
         decoder: one of `vidgen.data.decoders.DECODERS`.
 
     Raises:
-        UserError: the errors of `list_videos` and `ClipReader`.
+        UserError: the errors of `list_videos` and `ClipReader`, or an unknown class in `motion_classes`.
         VideoError: if no video is readable.
     """
 
@@ -65,6 +68,8 @@ class ClipDataset(Dataset):
         zoom: float = 1.0,
         speed: float = 1.0,
         color: float = 0.0,
+        background_swap: float = 0.0,
+        motion_classes: Sequence[str] = (),
         seed: int = 0,
         clips_per_video: int = 1,
         classes: Sequence[str] = (),
@@ -81,6 +86,8 @@ class ClipDataset(Dataset):
         self.size = (resolution, resolution) if isinstance(resolution, int) else tuple(resolution)
         self.train, self.seed = train, seed
         self.flip, self.zoom, self.speed, self.color = flip, zoom, speed, color
+        self.background_swap = background_swap
+        self._motions = find_classes(motion_classes, self.classes)
         self.clips_per_video = clips_per_video
         self._bad: dict[int, str] = {}  # number of a video -> reason; each process has a separate one
         if not any(self._probe(number) for number in range(len(self.files))):
@@ -145,15 +152,12 @@ class ClipDataset(Dataset):
             zoom = rng.uniform(1, self.zoom)
         if self.train and self.speed > 1:
             speed = min(self.speed ** rng.uniform(-1, 1), self._fastest(path))
-        fps = self.fps / speed
-        start = time * probe(path).latest_start(fps=fps, num_frames=self.num_frames)
-        frames, fallback = self.reader.read(path, start=start, fps=fps, num_frames=self.num_frames)
-        # Resize bytes, which is within one gray level of resizing floats, and at least five times as fast.
-        covered = tuple(round(side * zoom) for side in self.size)
-        pixels = crop(resize_to_cover(rearrange(frames, "t h w c -> c t h w"), covered), self.size, down, across)
+        pixels, start, fallback = self._cut(path, time, down, across, zoom, speed)
         if self.train and self.flip and rng.random() < 0.5:
             pixels = pixels.flip(-1)
         video = frames_to_clip(rearrange(pixels.contiguous(), "c t h w -> t h w c"))
+        if self.train and self.background_swap > 0 and (not self._motions or label in self._motions):
+            video = self._swap_background(video, number, rng)
         if self.train and self.color > 0:
             video = jitter_color(video, self.color, rng.random(5))
         return {
@@ -165,10 +169,46 @@ class ClipDataset(Dataset):
             "fallbacks": [] if fallback is None else [(str(path), fallback)],
         }
 
+    def _cut(
+        self, path: VideoSource, time: float, down: float, across: float, zoom: float = 1.0, speed: float = 1.0
+    ) -> tuple[torch.Tensor, float, str | None]:
+        """Read a clip, uint8 (3, T, H, W), with its start in seconds, and the reason if another decoder read it.
+
+        `time`, `down` and `across` run from 0, the first possible place, to 1, the last.
+        """
+        fps = self.fps / speed
+        start = time * probe(path).latest_start(fps=fps, num_frames=self.num_frames)
+        frames, fallback = self.reader.read(path, start=start, fps=fps, num_frames=self.num_frames)
+        # Resize bytes, which is within one gray level of resizing floats, and at least five times as fast.
+        covered = tuple(round(side * zoom) for side in self.size)
+        pixels = crop(resize_to_cover(rearrange(frames, "t h w c -> c t h w"), covered), self.size, down, across)
+        return pixels, start, fallback
+
+    def _swap_background(self, video: torch.Tensor, number: int, rng: np.random.Generator) -> torch.Tensor:
+        """Put a fraction of the clips before the background of another video, unless that video is unreadable."""
+        chosen, other, *place = rng.random(5)
+        other = (number + 1 + int(other * (len(self.files) - 1))) % len(self.files)  # never the same video
+        if chosen >= self.background_swap or other == number or not self._probe(other):
+            return video
+        try:
+            pixels, _, _ = self._cut(self.files[other].path, *place)
+        except VideoError:
+            return video
+        return swap_background(video, frames_to_clip(rearrange(pixels.contiguous(), "c t h w -> t h w c")))
+
     def _fastest(self, path: VideoSource) -> float:
         """The highest speed at which a video is long enough for a clip."""
         span = (self.num_frames - 1) / self.fps
         return 1 + probe(path).latest_start(fps=self.fps, num_frames=self.num_frames) / span if span else self.speed
+
+
+def find_classes(names: Sequence[str], classes: Sequence[str]) -> set[int]:
+    """The ids of `data.motion_classes`. Raises a `UserError` for a name that is not among the classes."""
+    if unknown := sorted(set(names) - set(classes)):
+        raise UserError(
+            f"data.motion_classes: {', '.join(unknown)} is not among the classes of the videos: {', '.join(classes)}."
+        )
+    return {classes.index(name) for name in names}
 
 
 def collate_clips(samples: Sequence[dict]) -> dict:

@@ -42,7 +42,7 @@ from .types import VideoFile
 
 INDEX, BAD_VIDEOS = "index.json", "bad_videos.jsonl"
 # Settings of the random changes of a clip that change nothing; caches of earlier versions do not state them.
-NO_AUGMENTATION = {"zoom": 1.0, "speed": 1.0, "color": 0.0}
+NO_AUGMENTATION = {"zoom": 1.0, "speed": 1.0, "color": 0.0, "background_swap": 0.0, "motion_classes": []}
 
 
 class LatentCache(Dataset):
@@ -278,7 +278,7 @@ def check_latents(config: EncodingConfig, vae: VideoAutoencoder) -> None:
             )
 
 
-def augmentation(data: DataConfig) -> dict[str, float]:
+def augmentation(data: DataConfig) -> dict[str, Any]:
     """The settings of the random changes of a clip, by the names of `NO_AUGMENTATION`."""
     return {name: getattr(data, name) for name in NO_AUGMENTATION}
 

@@ -9,6 +9,8 @@ from einops import rearrange
 
 from ..common.images import to_uint8
 
+CHANGE_RANGE = (0.08, 0.2)  # differences to the background, in [0, 2], from which a pixel begins to move, and moves
+
 
 def frames_to_clip(frames: torch.Tensor) -> torch.Tensor:
     """uint8 (..., T, H, W, 3) in [0, 255] to float32 (..., 3, T, H, W) in [-1, 1]."""
@@ -35,6 +37,26 @@ def jitter_color(clip: torch.Tensor, strength: float, random: np.ndarray) -> tor
     contrast, *balance, brightness = 2 * torch.as_tensor(random, dtype=clip.dtype) - 1
     gain = (1 - strength) ** -torch.stack(balance).view(3, 1, 1, 1)
     return (((clip + 1) * gain - 1) * (1 - strength) ** -contrast + strength / 2 * brightness).clamp(-1, 1)
+
+
+def swap_background(clip: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Put what moves in one clip before the background of another, both (3, T, H, W) in [-1, 1], and return a new clip.
+
+    The background of a clip is its median over time. What differs from it by more than a tenth of the range moves; the
+    edges of that region are soft. It is meant for clips of a camera that hardly moves, as an augmentation.
+    """
+    background = clip.median(dim=1, keepdim=True).values
+    change = (clip - background).abs().amax(dim=0)[:, None]  # (T, 1, H, W)
+    size = max(1, min(clip.shape[-2:]) // 32)
+
+    def average(mask: torch.Tensor, radius: int) -> torch.Tensor:
+        return F.avg_pool2d(mask, 2 * radius + 1, stride=1, padding=radius, count_include_pad=False)
+
+    low, high = CHANGE_RANGE
+    moving = ((average(change, size) - low) / (high - low)).clamp(0, 1)
+    moving = F.max_pool2d(moving, size + 1 + size % 2, stride=1, padding=(size + size % 2) // 2)
+    moving = average(moving, max(1, size // 2)).transpose(0, 1)
+    return torch.lerp(other.median(dim=1, keepdim=True).values.expand_as(clip), clip, moving)
 
 
 def resize_to_cover(clip: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

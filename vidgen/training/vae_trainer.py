@@ -114,6 +114,8 @@ def build_datasets(
         zoom=data.zoom,
         speed=data.speed,
         color=data.color,
+        background_swap=data.background_swap,
+        motion_classes=data.motion_classes,
         seed=config.seed,
         clips_per_video=data.clips_per_video,
         **shape,

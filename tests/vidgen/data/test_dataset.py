@@ -10,16 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
+from vidgen.common.errors import UserError
 from vidgen.data import dataset as module
 from vidgen.data.dataset import BadVideos, ClipDataset, collate_clips
 from vidgen.data.listing import list_videos
 from vidgen.data.splits import split_validation
 from vidgen.data.sprites import MOTIONS
-from vidgen.data.transforms import clip_to_frames, frames_to_clip
+from vidgen.data.transforms import clip_to_frames, frames_to_clip, swap_background
 from vidgen.data.types import VideoFile
 from vidgen.data.video import VideoError, read_clip, write_video
 
@@ -280,6 +282,68 @@ def test_color_changes_the_levels_of_a_whole_clip(tmp_path):
     assert same(changed[3, 0], changed[3, 0]) and not torch.equal(changed[3, 0]["video"], changed[4, 0]["video"])
     still = ClipDataset(tmp_path, 8, 8, 32, train=False, color=0.4)
     assert torch.equal(still[0]["video"], plain[0]["video"])
+
+
+def moving_square(level: int, path: list[int]) -> np.ndarray:
+    """A video (16, 64, 64, 3) of a gray level, in which a white square of 16 pixels moves through these columns."""
+    frames = np.full((16, 64, 64, 3), level, dtype=np.uint8)
+    for frame, column in zip(frames, path, strict=True):
+        frame[24:40, column : column + 16] = 255
+    return frames
+
+
+def test_a_swapped_background_keeps_what_moves():
+    walk = moving_square(40, list(range(0, 48, 3)))
+    clip, other = (
+        frames_to_clip(torch.from_numpy(frames)) for frames in (walk, moving_square(120, [0] * 8 + [48] * 8))
+    )
+    other[:, :, :8] = -1.0  # a stripe that stands still, above what moves
+    swapped = swap_background(clip, other)
+    assert swapped.shape == clip.shape and swapped.abs().max() <= 1
+    square = clip > 0.99
+    assert (swapped - clip)[square].abs().mean() < 0.02
+    far = F.max_pool3d(square.float()[None], (1, 15, 15), 1, (0, 7, 7))[0] == 0
+    still = torch.full((), 120 / 127.5 - 1)
+    assert torch.allclose(swapped[:, :, 8:][far[:, :, 8:]], still, atol=0.01)  # without the other square
+    assert (swapped[:, :, :8] < -0.99).all()
+    same_clip = swap_background(clip, clip)
+    assert (same_clip - clip).abs().max() < 0.11  # within the tenth of the range that counts as still
+
+
+@pytest.mark.parametrize("classes", [(), ("walk",)])
+def test_backgrounds_are_swapped_for_classes_of_motion(tmp_path, classes):
+    for name, level in (("walk", 40), ("room", 120)):
+        (tmp_path / name).mkdir()
+        write_video(tmp_path / name / "a.mp4", moving_square(level, list(range(0, 48, 3))), 8)
+    how = dict(num_frames=16, fps=8, resolution=64)
+    data = ClipDataset(tmp_path, **how, background_swap=0.5, motion_classes=classes)
+    plain = ClipDataset(tmp_path, **how)
+    names = [data.classes[data[i]["label"]] for i in range(2)]
+    levels = {name: 127.5 + 127.5 * plain[i]["video"][:, :, :8].mean() for i, name in enumerate(names)}
+    for i, (name, other) in enumerate(zip(names, names[::-1], strict=True)):
+        found = [(127.5 + 127.5 * data[epoch, i]["video"][:, :, :8].mean()) for epoch in range(16)]
+        swapped = [abs(level - levels[other]) < 2 for level in found]
+        assert all(
+            is_swapped or abs(level - levels[name]) < 2 for is_swapped, level in zip(swapped, found, strict=True)
+        )
+        assert 3 <= sum(swapped) <= 13 if name == "walk" or not classes else not any(swapped)
+    assert same(data[3, 0], data[3, 0])
+    fixed = ClipDataset(tmp_path, **how, train=False, background_swap=1.0)
+    assert all(same(fixed[i], ClipDataset(tmp_path, **how, train=False)[i]) for i in range(2))
+
+
+def test_a_background_of_an_unreadable_video_is_not_taken(tmp_path):
+    write_video(tmp_path / "a.mp4", moving_square(40, list(range(0, 48, 3))), 8)
+    (tmp_path / "b.mp4").write_bytes(b"not a video")
+    data = ClipDataset(tmp_path, 16, 8, 64, background_swap=1.0)
+    assert same(data[0], ClipDataset(tmp_path, 16, 8, 64)[0])
+
+
+def test_an_unknown_motion_class_is_refused(tmp_path):
+    (tmp_path / "walk").mkdir()
+    write_video(tmp_path / "walk" / "a.mp4", moving_square(40, [0] * 16), 8)
+    with pytest.raises(UserError, match=r"data\.motion_classes: run is not among the classes of the videos: walk"):
+        ClipDataset(tmp_path, 16, 8, 64, background_swap=0.5, motion_classes=["run"])
 
 
 def test_several_clips_per_video(clips):

@@ -178,7 +178,7 @@ def test_crops_are_different_clips_of_a_video_drawn_by_seed(prepare):
     assert not torch.equal(other[0]["mean"], cache[0]["mean"])
 
 
-@pytest.mark.parametrize("setting", ["data.zoom=2", "data.speed=2", "data.color=0.5"])
+@pytest.mark.parametrize("setting", ["data.zoom=2", "data.speed=2", "data.color=0.5", "data.background_swap=1"])
 def test_augmentations_change_the_crops_and_belong_to_the_cache(prepare, setting):
     plain = prepare("latents.crops=2")
     changed = prepare("latents.crops=2", setting, name="changed")
