@@ -46,7 +46,7 @@ class ClipDataset(Dataset):
         zoom: enlarge frames by a factor from 1 to this before the crop.
         speed: play clips at 1 / this to this times their speed; a short video limits how fast.
         color: change contrast, color balance and brightness by up to this, as in `jitter_color`.
-        background_swap: put this fraction of the clips before the backgrounds of other videos, as in `swap_background`.
+        background_swap: put this fraction of clips before the backgrounds of other videos, as in `swap_background`.
         motion_classes: of classes that are motions, the only ones of which backgrounds are swapped; empty: all clips.
         clips_per_video: how often each video is visited; without `train`, at evenly spaced starts.
         decoder: one of `vidgen.data.decoders.DECODERS`.

@@ -40,10 +40,10 @@ def jitter_color(clip: torch.Tensor, strength: float, random: np.ndarray) -> tor
 
 
 def swap_background(clip: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """Put what moves in one clip before the background of another, both (3, T, H, W) in [-1, 1], and return a new clip.
+    """Put what moves in one clip before the background of another, both (3, T, H, W) in [-1, 1]; returns a new clip.
 
-    The background of a clip is its median over time. What differs from it by more than a tenth of the range moves; the
-    edges of that region are soft. It is meant for clips of a camera that hardly moves, as an augmentation.
+    The background of a clip is its median over time. What differs from it by more than a tenth of the range moves;
+    the edges of that region are soft. It is meant for clips of a camera that hardly moves, as an augmentation.
     """
     background = clip.median(dim=1, keepdim=True).values
     change = (clip - background).abs().amax(dim=0)[:, None]  # (T, 1, H, W)
