@@ -252,6 +252,8 @@ class ConditioningMixin:
             has_dynamics = self.autoencoder.has_dynamics
             remedy = "pass structure instead" if has_dynamics else "train one that has it"
             raise ValueError(f"image: this pipeline's transformer has no image_conditioning; {remedy}.")
+        if "dynamics" in conditions and not self.autoencoder.has_dynamics:
+            raise ValueError("dynamics: this pipeline's autoencoder has no dynamics latent; pass structure instead.")
         vae, encoded = self.autoencoder, {}
         for name, value in conditions.items():
             stream, is_image = ("structure", True) if name == "image" else (name, False)

@@ -219,7 +219,7 @@ def interpolate(
     weights = torch.tensor(list(shares), dtype=torch.float32, device=device)[:, None]
     latents = {}
     for stream in STREAMS:
-        ends = [encode_conditioning(end, stream, vae, device) for end in (a, b)]
+        ends = [encode_conditioning(end, stream, vae, device, name=name) for name, end in (("a", a), ("b", b))]
         if any(len(end) != 1 for end in ends):
             raise ValueError(f"a and b must be one clip each, not {len(ends[0])} and {len(ends[1])}.")
         interpolated = torch.lerp(*ends, weights if stream in streams else torch.zeros_like(weights))

@@ -253,3 +253,5 @@ def test_invalid_interpolations_are_refused(pipe, ends):
         interpolate(pipe, *ends, [0.5], streams=["motion"])
     with pytest.raises(ValueError, match="one clip each, not 2 and 1"):
         interpolate(pipe, torch.rand(2, FRAMES, 3, 32, 32), ends[1], [0.5])
+    with pytest.raises(ValueError, match=r"^b: a list must hold PIL images"):
+        interpolate(pipe, ends[0], [3], [0.5])

@@ -134,6 +134,8 @@ def check_conditioning(pipeline: VidTwinPipeline, model: str, folder: Path) -> N
     torch.testing.assert_close(kept, expected, atol=1e-4, rtol=1e-4)
     with pytest.raises(ValueError, match="image: this pipeline's transformer has no image_conditioning; train one"):
         pipeline(image=clip[:, :1])
+    with pytest.raises(ValueError, match="dynamics: this pipeline's autoencoder has no dynamics latent"):
+        pipeline(dynamics=clip)
     Image.new("RGB", (16, 16)).save(folder / "image.png")
     with pytest.raises(UserError, match=r"--image requires a DiT trained with model\.overrides\.image_conditioning"):
         generate(str(folder / "still.mp4"), model=model, image=str(folder / "image.png"))

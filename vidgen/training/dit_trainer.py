@@ -50,6 +50,7 @@ from .freezing import describe_parameters, freeze_modules
 from .held_out_loss import held_out_names, measure_held_out_loss
 from .latent_statistics import Statistics, check_statistics, choose_statistics
 from .lora import add_lora, check_lora, write_lora
+from .optimizers import check_optimizer
 from .pretrained import (
     Parent,
     build_transformer_from,
@@ -85,6 +86,7 @@ def train_dit(config: DiTTrainingConfig) -> Path:
     # Check the config before the latents are encoded, which may take hours.
     accelerator = build_accelerator(config)
     check_diffusion(config.diffusion)
+    check_optimizer(config.optim, config.train.max_train_steps)
     check_text(config)
     if config.lora.rank:
         check_lora(config, accelerator.distributed_type)

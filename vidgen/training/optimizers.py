@@ -6,7 +6,6 @@ import importlib
 from typing import Any
 
 import torch
-from diffusers import ModelMixin
 from diffusers.optimization import get_scheduler
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
@@ -101,7 +100,7 @@ def orthogonalize(
 def build_optimizer(
     groups: dict[str, tuple[list[nn.Parameter], float]],
     config: OptimConfig,
-    model: ModelMixin | None = None,
+    model: nn.Module | None = None,
     mixed_precision: str = "bf16",
 ) -> torch.optim.Optimizer:
     """Create the optimizer of a config.
@@ -214,9 +213,17 @@ def configured_settings(group: dict[str, Any], config: OptimConfig) -> dict[str,
     return {name: group[name] for name in ("lr", "initial_lr", *config.kwargs) if name in group}
 
 
-def block_matrices(model: ModelMixin) -> list[nn.Parameter]:
+def check_optimizer(config: OptimConfig, max_train_steps: int) -> None:
+    """Raise the errors of `build_optimizer` and `build_lr_scheduler`, before there is a model."""
+    parameter = nn.Parameter(torch.zeros(1, 1))
+    optimizer = build_optimizer({"parameters": ([parameter], 1.0)}, config, nn.Identity())
+    build_lr_scheduler(optimizer, config, max_train_steps)
+
+
+def block_matrices(model: nn.Module) -> list[nn.Parameter]:
     """Weights of the linear layers in a model's blocks, except those of adaLN modulations."""
-    blocks = [module for module in model.modules() if type(module).__name__ in model._no_split_modules]
+    names = getattr(model, "_no_split_modules", ())
+    blocks = [module for module in model.modules() if type(module).__name__ in names]
     return [
         layer.weight
         for block in blocks

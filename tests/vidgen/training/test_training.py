@@ -245,6 +245,21 @@ def test_vae_mistakes_get_one_sentence(vae_config, tmp_path, settings, sentence)
     assert sentence in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ("optim.lr_scheduler=square", "optim.lr_scheduler"),
+        ("optim.name=muom", "optim.name must be one of adamw, muon"),
+        ("optim.name=torch.optim.Adammm", "has no optimizer class 'Adammm'"),
+        ("data.motion_classes=[dance]", "data.motion_classes: dance is not among the classes"),
+    ],
+)
+def test_dit_mistakes_are_found_before_the_clips_are_encoded(dit_config, tmp_path, setting, sentence):
+    with pytest.raises(UserError) as caught:
+        train_dit(dit_config(tmp_path, "train.max_train_steps=1", "latents.crops=2", setting))
+    assert sentence in str(caught.value) and not list(tmp_path.rglob("latents-*"))
+
+
 def test_a_damaged_checkpoint_is_named(vae_config, tmp_path):
     train_vae(vae_config(tmp_path, "train.max_train_steps=1"))
     weights = tmp_path / "checkpoint-1" / "model.safetensors"
