@@ -112,6 +112,13 @@ FAST_RATES = {
     "low": {"structure_channels": 3, "dynamics_channels": 8},
     "high": {"structure_channels": 12, "dynamics_channels": 12},
 }
+# As configs/vae/real.yaml: a linear path around the network, and most of the values in the structure latent.
+LINEAR = {"hidden_size": 144, **TWIN, "structure_downsamples": 1, "linear_path": 6}
+LINEAR_RATES = {
+    "low": {"structure_channels": 18, "dynamics_channels": 1, "linear_path_experts": 2},
+    "high": {"structure_channels": 54, "dynamics_channels": 3},
+}
+LINEAR_PATCHES = {"structure_patch_size": (2, 1, 1), "dynamics_patch_size": (1, 8)}
 EMU_PATCHES = {"structure_patch_size": (1, 2, 2)}  # as the transformers of Wan and CogVideoX
 
 METHODS: dict[str, dict[str, Method]] = {
@@ -176,6 +183,15 @@ METHODS: dict[str, dict[str, Method]] = {
             learning_rates=(2e-3, 5e-3, 1e-2),
         ),
         "vidtwin_fast": Method("VidTwin, patches of two frames", 16, FAST, FAST_RATES, patches=TWIN_PATCHES),
+        "vidtwin_linear": Method(
+            "VidTwin with Muon and a linear path",
+            16,
+            LINEAR,
+            LINEAR_RATES,
+            patches=LINEAR_PATCHES,
+            optimizer="muon",
+            learning_rates=(2e-3, 5e-3, 1e-2),
+        ),
     },
 }
 PRESET = {"smoke": "tiny-test", "cpu": "tiny"}  # of VidTwin, under the overrides

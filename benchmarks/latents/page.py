@@ -20,7 +20,7 @@ PAPER_ROWS = {VIDTWIN: "VidTwin", "wan": "EMU-3", "magvit": "MAGVIT-v2"}
 PAPER_LABELS = {"wan": "CV-VAE"}  # a second row of the same family
 REFERENCES = {"block_pca": "block PCA (linear)", "downsample": "rate-matched downsampling"}
 METRICS = {"psnr": ("PSNR", "dB", 2, 1), "ssim": ("SSIM", "", 3, 1), "lpips_squeeze": ("LPIPS", "", 3, -1)}
-COLORS = [BLUE, LIGHT_BLUE, ORANGE, TEAL, "#b91c1c", DARK_BLUE, "#7c3aed"]
+COLORS = [BLUE, LIGHT_BLUE, ORANGE, TEAL, "#b91c1c", DARK_BLUE, "#7c3aed", "#a16207"]
 NO_DIT: dict[str, Any] = {"fvd": {}}
 
 
