@@ -35,7 +35,9 @@ def build_results(lists: dict[str, Path], options: argparse.Namespace) -> Result
         "real_vs_real": read_record(folder, "scores/real_vs_real"),
         "curves": read_record(folder, "scores/curves"),
         "learning_rates": {
-            name: collect_learning_rates(folder, name, options.scale) for name in METHODS[options.scale]
+            name: found
+            for name in METHODS[options.scale]
+            if (found := collect_learning_rates(folder, name, options.scale))
         },
         "rates": {
             rate: collected
