@@ -136,7 +136,7 @@ def cost_table(results: Results) -> str:
                     f"{trained['seconds'] / 60:.0f}",
                     *(None if value is None else f"{value:.3f}" for value in seconds),
                     None if "memory_mib" not in cost else f"{cost['memory_mib']:.0f}",
-                    dit.get("parameters"),
+                    f"{dit['parameters']:,}" if "parameters" in dit else None,
                     dit.get("steps"),
                 ]
             )
