@@ -152,10 +152,9 @@ class ClipDataset(Dataset):
             zoom = rng.uniform(1, self.zoom)
         if self.train and self.speed > 1:
             speed = min(self.speed ** rng.uniform(-1, 1), self._fastest(path))
-        pixels, start, fallback = self._cut(path, time, down, across, zoom, speed)
+        video, start, fallback = self._cut(path, time, down, across, zoom, speed)
         if self.train and self.flip and rng.random() < 0.5:
-            pixels = pixels.flip(-1)
-        video = frames_to_clip(rearrange(pixels.contiguous(), "c t h w -> t h w c"))
+            video = video.flip(-1)
         if self.train and self.background_swap > 0 and (not self._motions or label in self._motions):
             video = self._swap_background(video, number, rng)
         if self.train and self.color > 0:
@@ -172,7 +171,7 @@ class ClipDataset(Dataset):
     def _cut(
         self, path: VideoSource, time: float, down: float, across: float, zoom: float = 1.0, speed: float = 1.0
     ) -> tuple[torch.Tensor, float, str | None]:
-        """Read a clip, uint8 (3, T, H, W), with its start in seconds, and the reason if another decoder read it.
+        """Read a clip (3, T, H, W) in [-1, 1], its start in seconds, and the reason if another decoder read it.
 
         `time`, `down` and `across` run from 0, the first possible place, to 1, the last.
         """
@@ -182,7 +181,7 @@ class ClipDataset(Dataset):
         # Resize bytes, which is within one gray level of resizing floats, and at least five times as fast.
         covered = tuple(round(side * zoom) for side in self.size)
         pixels = crop(resize_to_cover(rearrange(frames, "t h w c -> c t h w"), covered), self.size, down, across)
-        return pixels, start, fallback
+        return frames_to_clip(rearrange(pixels.contiguous(), "c t h w -> t h w c")), start, fallback
 
     def _swap_background(self, video: torch.Tensor, number: int, rng: np.random.Generator) -> torch.Tensor:
         """Put a fraction of the clips before the background of another video, unless that video is unreadable."""
@@ -191,10 +190,10 @@ class ClipDataset(Dataset):
         if chosen >= self.background_swap or other == number or not self._probe(other):
             return video
         try:
-            pixels, _, _ = self._cut(self.files[other].path, *place)
+            before, _, _ = self._cut(self.files[other].path, *place)
         except VideoError:
             return video
-        return swap_background(video, frames_to_clip(rearrange(pixels.contiguous(), "c t h w -> t h w c")))
+        return swap_background(video, before)
 
     def _fastest(self, path: VideoSource) -> float:
         """The highest speed at which a video is long enough for a clip."""
