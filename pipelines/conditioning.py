@@ -170,6 +170,18 @@ def encode_conditioning(
     return getattr(vae.unpack(latents), stream).float().flatten(1)
 
 
+def decode_first_frames(condition: ConditioningInput, vae: VideoAutoencoder) -> ConditioningInput:
+    """First frames of the given structure: latents are decoded, (B, 1, 3, H, W) in [0, 1]; clips are unchanged."""
+    if isinstance(condition, TwinLatents):
+        condition = condition.structure
+    if not isinstance(condition, torch.Tensor) or tuple(condition.shape[1:]) != tuple(vae.structure_shape):
+        return condition
+    dynamics = condition.new_zeros(len(condition), *vae.dynamics_shape)
+    latents = TwinLatents(condition, dynamics).pack().to(vae.device, vae.dtype)
+    clips = vae.decode(latents, components="structure" if vae.has_dynamics else "both").sample
+    return (clips[:, :, :1].transpose(1, 2).float() / 2 + 0.5).clamp(0, 1)
+
+
 def prepare_clips(condition: ConditioningInput, stream: str, vae: VideoAutoencoder, name: str) -> torch.Tensor:
     """Convert images, arrays or tensors to clips (B, C, T, H, W) in [-1, 1]; see `encode_conditioning`."""
     channels, frames, height, width = vae.clip_shape
@@ -255,6 +267,8 @@ class ConditioningMixin:
         if "dynamics" in conditions and not self.autoencoder.has_dynamics:
             raise ValueError("dynamics: this pipeline's autoencoder has no dynamics latent; pass structure instead.")
         vae, encoded = self.autoencoder, {}
+        if self.transformer.config.image_residual and "structure" in conditions:
+            conditions = {"image": decode_first_frames(conditions["structure"], vae)} | conditions
         for name, value in conditions.items():
             stream, is_image = ("structure", True) if name == "image" else (name, False)
             encoded[name] = encode_conditioning(value, stream, vae, device, is_image, name)

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 
 if TYPE_CHECKING:
     from autoencoder.video_autoencoder import VideoAutoencoder
@@ -28,6 +29,26 @@ def spread_streams(values: torch.Tensor, sizes: tuple[int, int], channels: int =
     rows = values.shape[1] - 1
     dynamics = values[:, None, 1:, None].expand(-1, channels, -1, sizes[1] // (channels * rows))
     return torch.cat([values[:, :1].expand(-1, sizes[0]), dynamics.flatten(1)], dim=1)
+
+
+def split_stages(latents: torch.Tensor, image: torch.Tensor, has_image: torch.Tensor | None = None) -> torch.Tensor:
+    """The latents (B, L) that a transformer with `image_residual` models in its stages.
+
+    With an image the structure latent is replaced by its difference from that of the image. Without one, the latents
+    are those of a still: the structure latent of the image, and zeros as the dynamics latent.
+
+    Args:
+        latents: of clips (B, L), normalized.
+        image: structure latents of their first frames (B, L_S), normalized.
+        has_image: (B,) bool; None: all.
+    """
+    still = F.pad(image, (0, latents.shape[1] - image.shape[1]))
+    return latents - still if has_image is None else torch.where(has_image[:, None], latents - still, still)
+
+
+def join_stages(latents: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+    """Invert `split_stages` for clips with an image."""
+    return latents + F.pad(image, (0, latents.shape[1] - image.shape[1]))
 
 
 def frames_per_position(vae: VideoAutoencoder | None) -> int:

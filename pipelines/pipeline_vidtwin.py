@@ -43,7 +43,7 @@ from .guiders import check_guider, check_no_guidance, predict_with_guider
 from .history import History
 from .hub import SafeDownloadMixin
 from .inputs import CheckInputsMixin, Generator, as_generators, check_generators
-from .latents import STREAMS, denormalize_latents, frames_per_position, spread_streams
+from .latents import STREAMS, denormalize_latents, frames_per_position, join_stages, split_stages, spread_streams
 from .lora import LoraPipelineMixin
 from .options import OptionsMixin
 from .pipeline_output import VidTwinPipelineOutput
@@ -320,7 +320,8 @@ class VidTwinPipeline(
                 model trained with `diffusion.frame_timesteps`; None: the level of the other frames, as in RePaint.
             history_guidance_scale: guidance by kept frames above 1, which costs a third batch row (arXiv 2502.06764).
             image: the first frame: an image, a clip or the structure latents of an image, one or one per class or
-                prompt; see `encode_conditioning`.
+                prompt; see `encode_conditioning`. Without it a model with `image_residual` generates the first frame,
+                in as many further steps, or takes that of `structure`.
             prompt: what the videos show, one text or a list, for a transformer with `caption_channels`. Prompts and
                 classes can be combined.
             negative_prompt: what guidance leads away from; None: the learned token for "no caption".
@@ -332,7 +333,8 @@ class VidTwinPipeline(
             latents: standard normal noise (B, L) to start from.
             output_type: "pil", "np", "pt" or "latent"; see `VidTwinPipelineOutput`.
             return_dict: whether to return a `VidTwinPipelineOutput` or a tuple.
-            callback_on_step_end: (pipeline, step, timestep, tensors by name) -> dict of tensors to continue with.
+            callback_on_step_end: (pipeline, step, timestep, tensors by name) -> dict of tensors to continue with; not
+                called for the steps of a first frame.
             callback_on_step_end_tensor_inputs: names of the tensors passed to it; only "latents".
 
         Raises:
@@ -407,7 +409,7 @@ class VidTwinPipeline(
                 label_ids = self.draw_subclasses(label_ids, generator)
             labels = torch.tensor(label_ids, device=device)
 
-        # 3. Prepare timesteps, and the steps with guidance.
+        # 3. Prepare timesteps.
         timesteps = retrieve_timesteps(self.scheduler, num_inference_steps, timesteps, sigmas)
         schedule = StreamSchedule(timesteps)
         if clean is not None:
@@ -421,48 +423,126 @@ class VidTwinPipeline(
         if any(schedule.waits):
             check_streams_can_wait(self.scheduler)
             warn_of_shared_timesteps(self.transformer, schedule)
+        if has_intervals:
+            check_jumps(self.scheduler, eta)
         self._num_timesteps = len(schedule)
-        guided_steps = schedule.is_any(find_guided_steps(self.scheduler, timesteps, guidance_interval))
-        if self.do_classifier_free_guidance and len(set(guided_steps)) > 1:
-            self.transformer.check_cache_can_restart()
-        extra_step_kwargs = self.prepare_extra_step_kwargs(generator, eta)
 
-        # 4. Prepare noise.
+        # 4. Generate the first frame, if that is a stage of the model and none is given.
         batch_size = count * num_videos_per_prompt
-        latents = self.prepare_latents(batch_size, generator, latents, device)
-        latents = latents * getattr(self.scheduler, "init_noise_sigma", 1.0)  # schedulers for flow matching have none
+        denoise = partial(
+            self._denoise,
+            labels=labels,
+            text_inputs=text_inputs,
+            guidance_interval=guidance_interval,
+            extra_step_kwargs=self.prepare_extra_step_kwargs(generator, eta),
+        )
+        if image_latents is not None:
+            image_latents = image_latents.repeat_interleave(num_videos_per_prompt, dim=0)
+        elif self.transformer.config.image_residual:
+            noise = self.prepare_latents(batch_size, generator, None, device)
+            still = denoise(noise, StreamSchedule(timesteps), copy.deepcopy(self.scheduler))
+            image_latents = still[:, : sizes[0]]
 
-        # 5. Prepare the streams: both start from noise at once, or at separate steps, from noise or conditioning.
-        conditioning, history, noise = None, None, latents
-        # Solvers depend on their previous steps, which differ where one stream starts later.
-        is_split = len(schedule.waits) > 1
-        solvers = [self.scheduler, copy.deepcopy(self.scheduler)] if is_split else [self.scheduler]
-        solver_sizes = sizes if is_split else (sum(sizes),)
+        # 5. Prepare noise, and the given streams.
+        noise = self.prepare_latents(batch_size, generator, latents, device)
+        conditioning = history = None
         if clean is not None:
             clean = clean.repeat_interleave(num_videos_per_prompt, dim=0)
+            if self.transformer.config.image_residual:
+                clean = split_stages(clean, image_latents)
             shapes = self.transformer.structure_shape, self.transformer.dynamics_shape
             group = frames_per_position(self.autoencoder)
             keep = get_keep_mask(kept_frames, *shapes, device, group)
             conditioning = StreamConditioning(clean, schedule, sizes, keep, shapes[1][0])
-            latents = conditioning.initialize(self.scheduler, noise)
             if history_noise is not None:
                 positions = [frame // group for frame in kept_frames]
                 levels = history_noise, history_guidance_scale
                 history = History(self.transformer, self.scheduler, positions, *levels)
+
+        # 6. Denoise.
+        def call_back(step: int, t: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+            if callback_on_step_end is None:
+                return latents
+            tensors = {"latents": latents} if callback_on_step_end_tensor_inputs else {}
+            outputs = callback_on_step_end(self, step, t, tensors)
+            if not isinstance(outputs, dict):
+                raise ValueError(f"callback_on_step_end must return a dict of tensors, not {type(outputs).__name__}.")
+            return outputs.pop("latents", latents)
+
+        stages = {"image_latents": image_latents, "conditioning": conditioning, "history": history}
+        latents = denoise(noise, schedule, self.scheduler, **stages, on_step_end=call_back)
+        if self.transformer.config.image_residual:
+            latents = join_stages(latents, image_latents)
+
+        # 7. Decode.
+        frames = latents
+        if self.vae is not None:
+            frames = denormalize_latents(latents, self.autoencoder, *self.latent_statistics)
+        if output_type == "latent":
+            check_finite_output("the transformer", latents, self.transformer)
+        else:
+            clips = self.autoencoder.decode(frames.to(self.vae.dtype), return_dict=False)[0]
+            if not clips.isfinite().all():  # a single wait for the device, unless an error has to be located
+                check_finite_output("the transformer", latents, self.transformer)
+                check_finite_output("the autoencoder", clips, self.vae)
+            frames = self.video_processor.postprocess_video(clips, output_type=output_type)
+
+        # 8. Offload all models.
+        self.maybe_free_model_hooks()
+        return VidTwinPipelineOutput(frames=frames) if return_dict else (frames,)
+
+    def _denoise(
+        self,
+        noise: torch.Tensor,
+        schedule: StreamSchedule,
+        scheduler: KarrasDiffusionSchedulers,
+        *,
+        labels: torch.Tensor | None,
+        text_inputs: dict[str, dict[str, torch.Tensor]],
+        guidance_interval: tuple[float, float],
+        extra_step_kwargs: dict[str, Any],
+        image_latents: torch.Tensor | None = None,
+        conditioning: StreamConditioning | None = None,
+        history: History | None = None,
+        on_step_end: Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """Denoise noise (B, L) to clean latents (B, L). No step waits for a GPU: schedulers count on the CPU.
+
+        Args:
+            noise: standard normal.
+            schedule: of the streams.
+            scheduler: whose timesteps are set.
+            labels, text_inputs, image_latents: as in `Denoiser`.
+            guidance_interval: as in the pipeline.
+            extra_step_kwargs: arguments of the scheduler's `step`.
+            conditioning: streams that are given; None: both are generated.
+            history: kept frames with a noise level for themselves.
+            on_step_end: (step, timestep, latents) -> latents to continue with.
+        """
+        batch_size, sizes = len(noise), self._stream_sizes
+        has_intervals = self.transformer.config.interval_conditioning
+        guided_steps = schedule.is_any(find_guided_steps(scheduler, schedule.timesteps, guidance_interval))
+        if self.do_classifier_free_guidance and len(set(guided_steps)) > 1:
+            self.transformer.check_cache_can_restart()
+
+        # Solvers depend on their previous steps, which differ where one stream starts later.
+        is_split = len(schedule.waits) > 1
+        solvers = [scheduler, copy.deepcopy(scheduler)] if is_split else [scheduler]
+        solver_sizes = sizes if is_split else (sum(sizes),)
+
+        # Start from noise, or from given streams.
+        noise = noise * getattr(scheduler, "init_noise_sigma", 1.0)  # schedulers for flow matching have none
+        latents = noise if conditioning is None else conditioning.initialize(scheduler, noise)
         model_timesteps, target_timesteps = schedule.model_timesteps(), None
         if has_intervals:
-            check_jumps(self.scheduler, eta)
-            target_timesteps = schedule.target_timesteps(clean_timestep(self.scheduler))
+            target_timesteps = schedule.target_timesteps(clean_timestep(scheduler))
             target_timesteps = target_timesteps if history is None else history.spread_timesteps(target_timesteps)
         model_timesteps = model_timesteps if history is None else history.spread_timesteps(model_timesteps)
         modulations = self.prepare_modulations(model_timesteps, labels, target_timesteps)
-        model_timesteps = model_timesteps.to(device)
-        target_timesteps = None if target_timesteps is None else target_timesteps.to(device)
+        model_timesteps = model_timesteps.to(noise.device)
+        target_timesteps = None if target_timesteps is None else target_timesteps.to(noise.device)
 
-        # 6. Denoising loop. No step waits for a GPU: schedulers count on the CPU.
         estimate = None  # of the clean latents, for self-conditioning
-        if image_latents is not None:
-            image_latents = image_latents.repeat_interleave(num_videos_per_prompt, dim=0)
         denoiser = Denoiser(self.transformer, labels, text_inputs, modulations, image_latents)
         with self.progress_bar(total=len(schedule)) as progress_bar:
             for i in range(len(schedule)):
@@ -470,16 +550,16 @@ class VidTwinPipeline(
                     break
                 self._current_timestep = t = schedule.latest(i)
                 if conditioning is not None:
-                    latents = conditioning.restore_kept(self.scheduler, model_timesteps[i], latents, noise)
+                    latents = conditioning.restore_kept(scheduler, model_timesteps[i], latents, noise)
 
-                # 6.1 Prepare the inputs of the transformer.
+                # 1. Prepare the inputs of the transformer.
                 model_input = latents
-                if hasattr(self.scheduler, "scale_model_input"):
-                    model_input = self.scheduler.scale_model_input(latents, t)
+                if hasattr(scheduler, "scale_model_input"):
+                    model_input = scheduler.scale_model_input(latents, t)
                 timestep = model_timesteps[i].expand(batch_size, *model_timesteps.shape[1:])
                 target = None if target_timesteps is None else target_timesteps[i].expand(timestep.shape)
 
-                # 6.2 Predict, and apply guidance.
+                # 2. Predict, and apply guidance.
                 inputs = {"latents": model_input, "timestep": timestep, "target_timestep": target}
                 predict = partial(denoiser, step=i, self_condition=estimate, **inputs)
                 if self.guider is not None:
@@ -498,14 +578,14 @@ class VidTwinPipeline(
                     prediction = history.guide(prediction, *tensors, sizes, target_timestep=target, **history_inputs)
                 prediction = prediction.to(latents.dtype)
 
-                # 6.3 Estimate the clean latents for self-conditioning, which jumps are trained without.
+                # 3. Estimate the clean latents for self-conditioning, which jumps are trained without.
                 if self.transformer.config.self_conditioning and not has_intervals:
                     levels = timestep
                     if is_split:
                         levels = spread_streams(timestep, sizes, self.transformer.dynamics_shape[0])
-                    estimate = estimate_clean(self.scheduler, prediction, levels, model_input)
+                    estimate = estimate_clean(scheduler, prediction, levels, model_input)
 
-                # 6.4 Compute the previous noisy latents x_t -> x_t-1 of every stream that does not wait.
+                # 4. Compute the previous noisy latents x_t -> x_t-1 of every stream that does not wait.
                 streams = list(latents.split(solver_sizes, dim=1))
                 for j, stream_prediction in enumerate(prediction.split(solver_sizes, dim=1)):
                     if (stream_timestep := schedule.at(j, i)) is not None:
@@ -514,33 +594,10 @@ class VidTwinPipeline(
                         streams[j] = solvers[j].step(*args, **extra_step_kwargs, return_dict=False)[0].squeeze(-1)
                 latents = torch.cat(streams, dim=1)
 
-                # 6.5 Call the callback.
                 progress_bar.update()
-                if callback_on_step_end is not None:
-                    tensors = {"latents": latents} if callback_on_step_end_tensor_inputs else {}
-                    outputs = callback_on_step_end(self, i, t, tensors)
-                    if not isinstance(outputs, dict):
-                        raise ValueError(
-                            f"callback_on_step_end must return a dict of tensors, not {type(outputs).__name__}."
-                        )
-                    latents = outputs.pop("latents", latents)
+                if on_step_end is not None:
+                    latents = on_step_end(i, t, latents)
         if conditioning is not None:
-            latents = conditioning.restore_kept(self.scheduler, None, latents, noise)
+            latents = conditioning.restore_kept(scheduler, None, latents, noise)
         self._current_timestep = None
-
-        # 7. Decode.
-        frames = latents
-        if self.vae is not None:
-            frames = denormalize_latents(latents, self.autoencoder, *self.latent_statistics)
-        if output_type == "latent":
-            check_finite_output("the transformer", latents, self.transformer)
-        else:
-            clips = self.autoencoder.decode(frames.to(self.vae.dtype), return_dict=False)[0]
-            if not clips.isfinite().all():  # a single wait for the device, unless an error has to be located
-                check_finite_output("the transformer", latents, self.transformer)
-                check_finite_output("the autoencoder", clips, self.vae)
-            frames = self.video_processor.postprocess_video(clips, output_type=output_type)
-
-        # 8. Offload all models.
-        self.maybe_free_model_hooks()
-        return VidTwinPipelineOutput(frames=frames) if return_dict else (frames,)
+        return latents

@@ -15,7 +15,7 @@ from torch import nn
 
 from pipelines import VidTwinTransformer3DModel
 from pipelines.classes import superclass_ids
-from pipelines.latents import spread_streams
+from pipelines.latents import split_stages, spread_streams
 from pipelines.schedulers import PREDICTION_TYPES, estimate_clean, noise_levels, prediction_type_of
 from pipelines.text import embed_tokens, join_streams
 
@@ -55,7 +55,8 @@ class DiffusionLoss(nn.Module):
     classifier-free guidance, and a fraction `subclass_dropout` the superclass of their class (`jump` for `jump/dog`).
     With self-conditioning (Chen et al., arXiv 2208.04202) the DiT sees its estimate of the clean latents on half of
     the clips. The estimate is computed for all clips, so that a clip's loss does not depend on its batch. A DiT with
-    image conditioning sees the first frame, except for a fraction `image_dropout`. Captions are dropped from a
+    image conditioning sees the first frame, except for a fraction `image_dropout`; with `image_residual` that fraction
+    trains the stage that generates the first frame. Captions are dropped from a
     fraction `caption_dropout`, and from one stream only with `stream_dropout` for each.
 
     In a fraction `frame_timesteps` of the clips the rows of dynamics frames have different timesteps
@@ -160,7 +161,10 @@ class DiffusionLoss(nn.Module):
         null_class = self.transformer.config.num_classes
         conditions = {"class_labels": None if null_class is None else self._drop_labels(labels, dropped, null_class)}
         if image is not None:
-            conditions |= {"image_latents": image, "image_mask": imageless >= self.config.image_dropout}
+            has_image = imageless >= self.config.image_dropout
+            conditions |= {"image_latents": image, "image_mask": has_image}
+            if self.transformer.config.image_residual:
+                latents = split_stages(latents, image, has_image)
         if text is not None:
             conditions |= self._text_conditions(text, uniform[:, DRAWS])
 
@@ -192,21 +196,25 @@ class DiffusionLoss(nn.Module):
         labels: torch.Tensor | None,
         noise: torch.Tensor,
         timestep: torch.Tensor,
+        image: torch.Tensor | None = None,
         text: Text | None = None,
     ) -> Losses:
         """The unweighted mean squared error (B,) of each stream that is not empty, at given timesteps.
 
         No class or caption is dropped, and a DiT with self-conditioning sees its estimate, as it does when it samples.
-        It sees no image.
+        It sees no image, unless it has `image_residual`: then the errors are those of the stage that is given it.
 
         Args:
             latents: normalized and packed, (B, L).
             labels: class ids (B,); ignored by an unconditional transformer.
             noise: standard normal (B, L).
             timestep: of both streams, (B,), from `scale_timesteps`.
-            text: as in `forward`.
+            image, text: as in `forward`.
         """
         conditions = {"class_labels": None if self.transformer.config.num_classes is None else labels}
+        if self.transformer.config.image_residual:
+            conditions["image_latents"] = image
+            latents = split_stages(latents, image)
         if text is not None:
             conditions |= self._text_conditions(text)
         conditioned = torch.ones_like(timestep, dtype=torch.bool)

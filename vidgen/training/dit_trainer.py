@@ -47,7 +47,7 @@ from .best_model import check_keep_best
 from .config import DiTTrainingConfig
 from .failures import skip_non_finite_images
 from .freezing import describe_parameters, freeze_modules
-from .held_out_loss import held_out_names, measure_held_out_loss
+from .held_out_loss import Prepared, held_out_names, measure_held_out_loss
 from .latent_statistics import Statistics, check_statistics, choose_statistics
 from .lora import add_lora, check_lora, write_lora
 from .optimizers import check_optimizer
@@ -409,19 +409,19 @@ class DiTTrainer(Trainer):
         )
 
     def compute_losses(self, batch: Batch) -> Losses:
-        image = self._prepare_image(batch["image"]) if self.model.config.image_conditioning else None
-        latents, labels, noise, text = self._prepare_batch(batch)
+        latents, labels, noise, image, text = self._prepare_batch(batch)
         return self.objective(latents, labels, noise, batch["uniform"], image, text)
 
-    def _prepare_batch(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Text | None]:
-        """The normalized latents (B, L), the ids of their classes (B,), the noise to add (B, L), and the captions."""
+    def _prepare_batch(self, batch: Batch) -> Prepared:
+        """The normalized latents (B, L), the ids of their classes (B,), the noise to add (B, L), images, captions."""
         latents, noise = batch["mean"], batch["noise"]
         if self.config.latents.sample:
             noise, posterior_noise = noise.chunk(2, dim=1)
             latents = latents + TwinPosterior(latents, batch["logvar"]).std * posterior_noise
         labels = self.label_ids[batch["label"]]
         text = (batch["text"], batch["text_mask"]) if self.text_encoder is not None else None
-        return normalize_latents(latents, self.vae, *self.statistics), labels, noise, text
+        image = self._prepare_image(batch["image"]) if self.model.config.image_conditioning else None
+        return normalize_latents(latents, self.vae, *self.statistics), labels, noise, image, text
 
     def _prepare_image(self, image: torch.Tensor) -> torch.Tensor:
         """The normalized structure latents (B, L_S) of first frames."""

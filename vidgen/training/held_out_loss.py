@@ -23,8 +23,9 @@ from .sampler import derive_seed
 DOMAIN = 0x48454C44  # separates these random numbers from those of the training samples
 
 # Maps a batch of cached clips with normal `noise` (B, noise_size) to the normalized latents (B, L), the labels (B,),
-# the noise to add, (B, L), and the captions.
-PrepareBatch = Callable[[dict[str, Any]], tuple[torch.Tensor, torch.Tensor, torch.Tensor, Text | None]]
+# the noise to add, (B, L), the images (B, L_S) and the captions.
+Prepared = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None, Text | None]
+PrepareBatch = Callable[[dict[str, Any]], Prepared]
 
 
 def held_out_names(streams: Sequence[str], num_bins: int, num_timesteps: int) -> list[str]:
@@ -67,9 +68,9 @@ def measure_held_out_loss(
     for index in indices[accelerator.process_index :: accelerator.num_processes]:
         noise, fractions = _draw(seed, index, num_bins, noise_size)
         batch = {**default_collate([cache[index]] * num_bins), "noise": noise}
-        latents, labels, noise, text = prepare(send_to_device(batch, accelerator.device))
+        latents, labels, noise, image, text = prepare(send_to_device(batch, accelerator.device))
         timestep = objective.scale_timesteps(fractions.to(accelerator.device))
-        by_stream = objective.stream_errors(latents, labels, noise, timestep, text)
+        by_stream = objective.stream_errors(latents, labels, noise, timestep, image, text)
         errors.append((index, {name: values.tolist() for name, values in by_stream.items()}))
 
     # Average in the order of the clips, so that the sums of any number of processes are equal.

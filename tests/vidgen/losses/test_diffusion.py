@@ -29,7 +29,7 @@ class Oracle(nn.Module):
     def __init__(self, clean: torch.Tensor, scheduler, self_conditioning: bool = False, error=0.0) -> None:
         super().__init__()
         self.clean, self.scheduler, self.error = clean, scheduler, error
-        self.config = SimpleNamespace(num_classes=3, self_conditioning=self_conditioning)
+        self.config = SimpleNamespace(num_classes=3, self_conditioning=self_conditioning, image_residual=False)
         self.images: list[dict[str, torch.Tensor]] = []
         self.labels: list[torch.Tensor] = []
         self.timesteps: list[torch.Tensor] = []
@@ -368,6 +368,28 @@ def test_a_fraction_of_the_clips_has_no_image():
     assert objective.transformer.images[-1] == {}
 
 
+def test_a_model_in_stages_learns_the_first_frame_or_the_difference_from_it():
+    objective, latents, labels = make("sample", batch=64, image_dropout=0.5)
+    objective.transformer.config.image_residual = True
+    image = torch.randn(len(latents), SIZES[0])
+    structure, dynamics = latents.split(SIZES, dim=1)
+    uniform = torch.rand(len(latents), DRAWS)
+    losses = objective(latents, labels, None, uniform, image)
+    has_image = objective.transformer.images[0]["image_mask"]
+    assert torch.equal(has_image, uniform[:, 5] >= 0.5) and 10 < has_image.sum() < 54
+    given = objective.transformer.clean  # what the oracle answers: the latents of the clip
+    motion = (structure - image - given[:, : SIZES[0]]).square().mean(dim=1)
+    still = (image - given[:, : SIZES[0]]).square().mean(dim=1)
+    torch.testing.assert_close(losses["structure"], torch.where(has_image, motion, still).mean())
+    zero = given[:, SIZES[0] :].square().mean()
+    torch.testing.assert_close(losses["dynamics"], torch.where(has_image, torch.zeros_like(zero), zero).mean())
+
+    errors = objective.stream_errors(latents, labels, torch.randn_like(latents), torch.full((64,), 500), image)
+    torch.testing.assert_close(errors["structure"], motion)
+    torch.testing.assert_close(errors["dynamics"], torch.zeros(64))
+    assert objective.transformer.images[-1] == {"image_latents": image}
+
+
 # --- captions -------------------------------------------------------------------------------------------------------
 
 
@@ -434,7 +456,7 @@ def test_a_loss_sees_the_captions_that_are_not_dropped(monkeypatch):
     assert seen[0]["encoder_attention_mask"].any(dim=2).tolist() == [
         [False, False], [False, True], [True, False], [True, True]
     ]  # fmt: skip
-    errors = objective.stream_errors(latents, labels, noise, torch.full((4,), 500), (embeddings, mask))
+    errors = objective.stream_errors(latents, labels, noise, torch.full((4,), 500), text=(embeddings, mask))
     assert seen[1]["encoder_attention_mask"].all() and set(errors) == {"structure", "dynamics"}
     plain = DiffusionLoss(model, default_scheduler("sample"), DiffusionConfig())
     torch.manual_seed(0)

@@ -30,7 +30,7 @@ class Denoiser(torch.nn.Module):
 
     def __init__(self, scale: float) -> None:
         super().__init__()
-        self.config = SimpleNamespace(num_classes=None, self_conditioning=False)
+        self.config = SimpleNamespace(num_classes=None, self_conditioning=False, image_residual=False)
         self.scale, self.timesteps = scale, []
 
     def forward(self, noisy, timestep, class_labels, self_condition=None):
@@ -52,7 +52,7 @@ def measure(denoiser: Denoiser, num_clips: int = 7, seed: int = 0, **scheduler) 
     return measure_held_out_loss(
         objective,
         Cache(),
-        lambda batch: (batch["mean"], batch["label"], batch["noise"], None),
+        lambda batch: (batch["mean"], batch["label"], batch["noise"], None, None),
         Accelerator(cpu=True),
         noise_size=11,
         num_clips=num_clips,
