@@ -35,7 +35,7 @@ from ..data.latent_cache import LatentCache, prepare_cache, prepare_validation_c
 from ..data.splits import list_videos_to_encode
 from ..losses import Losses
 from ..losses.config import DiffusionConfig
-from ..losses.diffusion import DiffusionLoss, Text, check_diffusion
+from ..losses.diffusion import DiffusionLoss, check_diffusion
 from ..losses.frame_timesteps import check_frame_timesteps
 from ..losses.self_alignment import choose_layers
 from ..losses.shortcut import check_shortcut

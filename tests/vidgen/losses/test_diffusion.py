@@ -372,7 +372,7 @@ def test_a_model_in_stages_learns_the_first_frame_or_the_difference_from_it():
     objective, latents, labels = make("sample", batch=64, image_dropout=0.5)
     objective.transformer.config.image_residual = True
     image = torch.randn(len(latents), SIZES[0])
-    structure, dynamics = latents.split(SIZES, dim=1)
+    structure = latents[:, : SIZES[0]]
     uniform = torch.rand(len(latents), DRAWS)
     losses = objective(latents, labels, None, uniform, image)
     has_image = objective.transformer.images[0]["image_mask"]

@@ -313,8 +313,8 @@ def test_a_dit_is_trained_on_first_frames(dit_config, tmp_path, monkeypatch):
     assert animated.shape == (1, 4, 3, 32, 32) and not torch.equal(free, animated)
 
     # In stages: as parent and child they have the same weights at first, and other targets.
-    staged = ["model.preset=null", "model.overrides={image_residual: true}", f"model.pretrained={final}", "latents.images=true"]
-    config = dit_config(tmp_path / "staged", *settings[:1], *staged)
+    staged = ["model.preset=null", f"model.pretrained={final}", "model.overrides={image_residual: true}"]
+    config = dit_config(tmp_path / "staged", *settings[:1], *staged, "latents.images=true")
     child = VidTwinPipeline.from_pretrained(train_dit(config))
     assert child.transformer.config.image_residual and not pipeline.transformer.config.image_residual
     assert child("orbit", num_inference_steps=2, output_type="pt").frames.isfinite().all()
