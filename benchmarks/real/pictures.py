@@ -7,7 +7,14 @@ from pathlib import Path
 import torch
 
 from autoencoder import AutoencoderKLVidTwin, TwinLatents
-from vidgen.common.images import comparison_grid, component_grid, reenactment_grid, save_clip_grid_video
+from vidgen.common.images import (
+    comparison_grid,
+    component_grid,
+    describe_contrast,
+    raise_contrast,
+    reenactment_grid,
+    save_clip_grid_video,
+)
 from vidgen.metrics.reconstruction import downsample_baseline
 
 from .clips import Clips, to_float
@@ -15,7 +22,6 @@ from .components import COMPONENTS
 
 SHOWN = 3  # clips of each data set
 ANIMATED = 6  # clips of the gestures
-ROWS = ("real", *COMPONENTS)
 
 
 def spread(values: torch.Tensor, count: int) -> torch.Tensor:
@@ -31,7 +37,9 @@ def save_component_pictures(vae: AutoencoderKLVidTwin, test: Clips, folder: Path
         latents = vae.unpack(vae.encode(video.to(vae.device, vae.dtype)).latent_dist.mode())
         decoded = [vae.decode(latents, part).sample.float().cpu() for part in COMPONENTS]
         component_grid(folder / f"real-components-{name}.png", video, *decoded)
-        labels = [row for row in ROWS for _ in video]
+        decoded[-1], factor = raise_contrast(decoded[-1])
+        rows = ("real", "both", "structure only", describe_contrast("dynamics only", factor))
+        labels = [row for row in rows for _ in video]
         moving = torch.cat([video, *decoded])
         save_clip_grid_video(folder / f"real-components-{name}.gif", moving, fps, columns=len(video), labels=labels)
 

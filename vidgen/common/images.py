@@ -25,6 +25,8 @@ from .video_writing import write_video
 FRAME_SIDE = 96  # pixels: a short side below it is enlarged, one above twice this is reduced
 GAP = 6  # pixels between cells
 TEXT_COLOR, BACKGROUND = (31, 41, 55), (255, 255, 255)
+VISIBLE = 0.2  # standard deviation of pixels in [-1, 1] to which faint clips are raised
+MAX_FACTOR = 10
 Cell = Image.Image | None
 
 
@@ -106,11 +108,31 @@ def component_grid(
     both: torch.Tensor,
     structure: torch.Tensor,
     dynamics: torch.Tensor,
-    num_frames: int = 4,
 ) -> Path:
-    """`comparison_grid` of original clips and their decodings from both latents, structure only and dynamics only."""
-    columns = {"original": originals, "both": both, "structure only": structure, "dynamics only": dynamics}
-    return comparison_grid(path, columns, num_frames)
+    """`comparison_grid` of original clips and their decodings from both latents, structure only and dynamics only.
+
+    Faint dynamics are drawn with more contrast, which the heading says.
+    """
+    visible, factor = raise_contrast(dynamics)
+    heading = describe_contrast("dynamics only", factor)
+    return comparison_grid(path, {"original": originals, "both": both, "structure only": structure, heading: visible})
+
+
+def raise_contrast(clips: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """Multiply faint clips (B, C, T, H, W) by a whole factor around the mean color of each, so that they are visible.
+
+    Returns:
+        The clips, and the factor: 1 if their standard deviation is more than half of `VISIBLE`, at most `MAX_FACTOR`.
+    """
+    difference = clips - clips.mean(dim=(2, 3, 4), keepdim=True)
+    deviation = difference.std().item()
+    factor = max(1, min(int(VISIBLE / deviation), MAX_FACTOR)) if deviation > 0 else 1  # NaN is reported when drawn
+    return clips + (factor - 1) * difference, factor
+
+
+def describe_contrast(name: str, factor: int) -> str:
+    """The heading of clips drawn with a contrast."""
+    return name if factor == 1 else f"{name}, contrast x {factor}"
 
 
 def comparison_grid(path: str | os.PathLike, columns: dict[str, torch.Tensor], num_frames: int = 4) -> Path:

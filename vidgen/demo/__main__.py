@@ -38,7 +38,14 @@ from ..metrics.detectors import get_detector
 from ..metrics.frechet import FeatureStatistics, frechet_distance, quiet_about_rank
 from ..metrics.reconstruction import ReconstructionMetrics, downsample_baseline, mean_color_baseline
 from ..training.config import DiTTrainingConfig
-from .bundled import FPS, load_for_sampling, sample_clips, sample_real_video, sample_sprites
+from .bundled import (
+    FPS,
+    decompose_real_video,
+    load_for_sampling,
+    sample_clips,
+    sample_real_video,
+    sample_sprites,
+)
 from .launch import launch_training
 from .report import write_report
 
@@ -49,7 +56,7 @@ VALIDATION_PER_CLASS = 8
 VAE_SETTINGS = ["train.max_train_steps=500", "train.validation_steps=250"]
 DIT_SETTINGS = ["train.max_train_steps=3000"]
 REPORT_MEDIA = (
-    *("photo.mp4", "photo.png", "gestures.mp4"),
+    *("real.mp4", "real.png", "real_swaps.png", "photo.mp4", "photo.png", "gestures.mp4"),
     *("pretrained.mp4", "pretrained.png", "generated.mp4", "generated.png", "components.mp4", "components.png"),
     *("reenactment.png", "sprites.png", "vae_curves.png", "dit_curves.png"),
 )
@@ -71,8 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     def announce(step: str) -> None:
         console.print(f"\n[bold]{step}[/bold]  [dim]{time.monotonic() - started:.0f} s[/dim]")
 
-    announce("1/7  Sampling from the bundled model of real video, pretrained/real")
-    console.print(f"First picture: {sample_real_video(root)}")
+    announce("1/7  The bundled model of real video, pretrained/real: its two latents, and samples")
+    console.print(f"First picture: {decompose_real_video(root)}")
+    console.print(f"A photo animated: {sample_real_video(root)}")
 
     announce("2/7  Sampling from the bundled model of sprites, pretrained/sprites")
     console.print(f"Picture: {sample_sprites(root)}")

@@ -1,4 +1,4 @@
-"""Samples of the bundled models: real video by class and from a photo, and sprites by class."""
+"""The bundled models: the two latents of real video, a photo animated, gestures, and sprites by class."""
 
 from __future__ import annotations
 
@@ -7,13 +7,24 @@ from typing import Any
 
 import torch
 
+from autoencoder import TwinLatents
 from pipelines import VidTwinPipeline
 
-from ..common.images import class_grid, read_image, save_clip_grid_video
-from ..common.loading import REAL_MODEL, SPRITES_MODEL
+from ..common.images import (
+    class_grid,
+    component_grid,
+    describe_contrast,
+    raise_contrast,
+    read_image,
+    reenactment_grid,
+    save_clip_grid_video,
+)
+from ..common.loading import PRETRAINED, REAL_MODEL, SPRITES_MODEL
 from ..common.precision import place_model
+from ..data.dataset import ClipDataset
 
 FPS = 8
+CLIPS = PRETRAINED.parent / "examples" / "clips"  # held-out, in other rooms than those of the training
 PHOTO = REAL_MODEL / "photo.jpg"  # a first frame of a held-out clip
 PHOTO_PROMPTS = ("Pick up the mug", "Move the mug left", "Take out the marker")
 SETTINGS = {"guidance_scale": 3.0, "num_inference_steps": 25}
@@ -45,6 +56,32 @@ def sample_sprites(root: Path) -> Path:
     labels = [name for name in names for _ in range(4)]
     save_clip_grid_video(root / "pretrained.mp4", clips, FPS, columns=8, labels=labels)
     return class_grid(root / "pretrained.png", clips[::4], names)
+
+
+@torch.no_grad()
+def decompose_real_video(root: Path) -> Path:
+    """Write held-out clips, decoded from both latents and from each alone, and latent swaps; return the picture."""
+    pipeline = load_for_sampling(REAL_MODEL)
+    vae = pipeline.vae
+    _, num_frames, *size = vae.clip_shape
+    dataset = ClipDataset(CLIPS, num_frames=num_frames, fps=FPS, resolution=tuple(size), train=False)
+    clips = torch.stack([dataset[index]["video"] for index in range(len(dataset))])
+    latents = vae.unpack(vae.encode(clips.to(vae.device, vae.dtype)).latent_dist.mode())
+    both, structure, dynamics = (
+        vae.decode(latents, part).sample.float().cpu() for part in ("both", "structure", "dynamics")
+    )
+    visible, factor = raise_contrast(dynamics)
+    rows = {"real": clips, "both latents": both, "structure only": structure}
+    rows[describe_contrast("dynamics only", factor)] = visible
+    labels = [name for name in rows for _ in clips]
+    save_clip_grid_video(root / "real.mp4", torch.cat([*rows.values()]), FPS, columns=len(clips), labels=labels)
+
+    swapped = [
+        vae.decode(TwinLatents(latents.structure[[i] * len(clips)], latents.dynamics)).sample
+        for i in range(len(clips))
+    ]
+    reenactment_grid(root / "real_swaps.png", clips, clips, torch.stack(swapped).float().cpu(), num_frames=3)
+    return component_grid(root / "real.png", clips, both, structure, dynamics)
 
 
 def sample_real_video(root: Path) -> Path:

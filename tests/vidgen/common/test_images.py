@@ -9,6 +9,8 @@ from vidgen.common.images import (
     class_grid,
     clip_strip,
     component_grid,
+    describe_contrast,
+    raise_contrast,
     reenactment_grid,
     save_clip_grid_video,
     to_uint8,
@@ -114,6 +116,20 @@ def test_component_grid_has_a_row_per_clip_and_the_columns_in_order(tmp_path):
     assert layout(image) == [["red", "blue", "cyan", "black"], ["green", "yellow", "magenta", "gray"]]
     assert np.asarray(image)[:25].min() < 100  # headings
     assert [p.name for p in path.parent.iterdir()] == ["grid.png"]
+
+
+def test_faint_clips_are_drawn_with_more_contrast():
+    """By one whole factor around the mean color of each clip; visible clips, flat clips and NaN are unchanged."""
+    faint = flat("red", "gray") + 0.02 * torch.randn(2, 3, 5, 16, 16)
+    raised, factor = raise_contrast(faint)
+    assert factor in (9, 10) and describe_contrast("dynamics", factor) == f"dynamics, contrast x {factor}"
+    mean = faint.mean(dim=(2, 3, 4), keepdim=True)
+    torch.testing.assert_close(raised - mean, factor * (faint - mean))
+    for clips in (torch.randn(2, 3, 5, 16, 16), flat("red", "blue"), flat("red") * float("nan")):
+        unchanged, factor = raise_contrast(clips)
+        assert (factor == 1 and torch.equal(unchanged, clips)) or clips.isnan().all()
+    assert describe_contrast("dynamics", 1) == "dynamics"
+    assert raise_contrast(0.001 * torch.randn(1, 3, 5, 16, 16))[1] == 10
 
 
 def test_component_grid_refuses_unequal_shapes(tmp_path):
