@@ -320,8 +320,8 @@ class VidTwinPipeline(
                 model trained with `diffusion.frame_timesteps`; None: the level of the other frames, as in RePaint.
             history_guidance_scale: guidance by kept frames above 1, which costs a third batch row (arXiv 2502.06764).
             image: the first frame: an image, a clip or the structure latents of an image, one or one per class or
-                prompt; see `encode_conditioning`. Without it a model with `image_residual` takes that of `structure`, or
-                generates it first, with the same number of steps.
+                prompt; see `encode_conditioning`. Without it a model with `image_residual` takes that of
+                `structure`, or generates it first, with the same number of steps.
             prompt: what the videos show, one text or a list, for a transformer with `caption_channels`. Prompts and
                 classes can be combined.
             negative_prompt: what guidance leads away from; None: the learned token for "no caption".
