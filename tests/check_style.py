@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 CHECKED = ("*.md", "*.py", "*.yaml", "*.html", "*.cff", "*.txt", "*.ipynb", "Makefile", "Dockerfile", "examples/*")
-EXEMPT = re.compile(r"tests/|constraints\.txt|docs/results/.*\.json")
+EXEMPT = re.compile(r"tests/|constraints\.txt|docs/results/.*\.json|.*\.mp4")
 IDIOMS = {
     "likewise": "the same",
     "as many": "the same number of",
