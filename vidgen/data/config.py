@@ -59,7 +59,7 @@ class DataConfig(PathConfig):
         maximum=1,
     )
     motion_classes: list[str] = key(  # noqa: RUF009
-        list, "classes that are motions, the only ones with background_swap; empty: all clips"
+        list, "classes that are motions, the only ones with background_swap and latents.image_swap; empty: all clips"
     )
     clips_per_video: int = key(1, "clips cut from each video per epoch", minimum=1)
 
@@ -87,6 +87,13 @@ class LatentsConfig:
     flips: bool = key(False, "also encode every clip flipped horizontally")
     images: bool = key(
         False, "also encode the first frame of every clip, for a DiT with model.overrides.image_conditioning"
+    )
+    image_swap: float = key(
+        0.0,
+        "fraction of clips of data.motion_classes that are trained with the first frame of another of them, for a DiT "
+        "with model.overrides.image_residual",
+        minimum=0,
+        maximum=1,
     )
     batch_size: int = key(8, "clips encoded at a time", minimum=1)
     shard_size: int = key(256, "clips per file; at most this many are encoded again after an interruption", minimum=1)

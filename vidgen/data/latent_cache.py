@@ -33,8 +33,9 @@ from ..common.loading import encoder_hash, weights_hash
 from .cache_source import Source, describe_difference
 from .caption_cache import SMALL, CaptionCache, prepare_captions
 from .config import DataConfig, EncodingConfig, LatentsConfig
-from .dataset import BadVideos, ClipDataset
+from .dataset import BadVideos, ClipDataset, find_classes
 from .decoders import describe_fallbacks
+from .image_swap import ImageSwap
 from .latent_encoding import compute_statistics, encode_clips, split_evenly, sum_latents
 from .listing import data_hash, relative_path
 from .splits import list_videos_to_encode
@@ -50,7 +51,8 @@ class LatentCache(Dataset):
 
     Items are selected by index, or by (epoch, index): the latents are the same in every epoch. An item is a dict:
     `mean` (L,), float32, as encoded (not normalized); with `with_logvar` also `logvar` (L,); `label`, -1 where there
-    is none; `index`, its number, for `describe`; in a cache with images also `image` (L_S,); with `captions` also
+    is none; `index`, its number, for `describe`; in a cache with images also `image` (L_S,), with `image_swap` also
+    `shown_image` (L_S,), that or the image of another clip, drawn by (epoch, index); with `captions` also
     `text` and `text_mask` (`CaptionCache.read`) of a caption drawn by (epoch, index). Shards are mapped into memory,
     so a cache may be larger than the memory, and the workers of a loader share the data that was read.
 
@@ -60,6 +62,7 @@ class LatentCache(Dataset):
         source: everything that the latents depend on.
         bad_videos: (path, reason) of the videos that could not be read.
         captions: those of the videos; None for a DiT without captions.
+        image_swap: draws the first frames that are shown; None: those of the clips.
     """
 
     def __init__(self, folder: str | Path, index: dict[str, Any], with_logvar: bool = False) -> None:
@@ -71,6 +74,7 @@ class LatentCache(Dataset):
         self.source: Source = index["source"]
         self.bad_videos = list(BadVideos(self.folder / BAD_VIDEOS).reasons.items())
         self.captions: CaptionCache | None = None
+        self.image_swap: ImageSwap | None = None
         self._videos = index["videos"]
         self._files = [shard["file"] for shard in index["shards"]]
         self._starts = [0, *accumulate(shard["clips"] for shard in index["shards"])]
@@ -108,9 +112,25 @@ class LatentCache(Dataset):
         item = {"mean": tensors["mean"][row], "label": -1 if label is None else label, "index": index}
         if "image" in tensors:
             item["image"] = tensors["image"][row]
+            if self.image_swap is not None:
+                others, other = self._find_row(self.image_swap.draw(epoch, index))
+                item["shown_image"] = others["image"][other]
         if self.captions is not None:
             item |= self.captions.sample(video, epoch, index)
         return {**item, "logvar": tensors["logvar"][row]} if self.with_logvar else item
+
+    def swap_images(self, fraction: float, motion_classes: Sequence[str], seed: int) -> None:
+        """Show a fraction of the clips the first frames of others, as `ImageSwap` draws them.
+
+        Raises:
+            UserError: if a class is unknown.
+        """
+        videos = []
+        for name in self._files:
+            with safe_open(self.folder / name, "pt") as file:
+                videos += file.get_tensor("video").tolist()
+        labels = [self._videos[video][1] for video in videos]
+        self.image_swap = ImageSwap(fraction, labels, find_classes(motion_classes, self.classes), seed)
 
     def measure_statistics(self, vae: VideoAutoencoder, by: str) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of all means, of each part of `split_latents`: stream, channel or query."""
@@ -167,7 +187,11 @@ def prepare_cache(
         )
     files, _, classes = list_videos_to_encode(data, config.seed, accelerator.print)
     folder = cache_folder(config)
-    return _prepare(folder, files, classes, config, vae, accelerator, num_workers, text_encoder, needs_captions=True)
+    prepare = (files, classes, config, vae, accelerator, num_workers, text_encoder)
+    cache = _prepare(folder, *prepare, needs_captions=True)
+    if config.latents.image_swap:
+        cache.swap_images(config.latents.image_swap, data.motion_classes, config.seed)
+    return cache
 
 
 def prepare_validation_cache(
@@ -268,7 +292,7 @@ def check_latents(config: EncodingConfig, vae: VideoAutoencoder) -> None:
             "leave data.flip out, and set latents.flips=true to encode every clip flipped as well."
         )
     for name, value in augmentation(config.data).items():
-        if value != NO_AUGMENTATION[name] and config.latents.crops == 1:
+        if name != "motion_classes" and value != NO_AUGMENTATION[name] and config.latents.crops == 1:
             raise UserError(f"data.{name} changes clips at random, so it needs several: set latents.crops above 1.")
     for name, value in clip_settings(vae).items():
         if getattr(config.data, name) not in (None, value):

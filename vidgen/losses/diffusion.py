@@ -127,6 +127,7 @@ class DiffusionLoss(nn.Module):
         uniform: torch.Tensor | None = None,
         image: torch.Tensor | None = None,
         text: Text | None = None,
+        shown_image: torch.Tensor | None = None,
     ) -> Losses:
         """The loss on a batch. All randomness comes from `noise` and `uniform`, which are drawn here if not given.
 
@@ -139,6 +140,7 @@ class DiffusionLoss(nn.Module):
             image: structure latents of the first frames (B, L_S), normalized, for a DiT with image conditioning.
             text: of the captions: embeddings (B, N, C), or ids (B, N) for a trained encoder, and bool mask (B, N).
                 With a caption for each stream these are (B, 2, N, C) or (B, 2, N), and (B, 2, N).
+            shown_image: as `image`, what a DiT with `image_residual` is given in its place; None: `image`.
 
         Returns:
             `loss`, and the unweighted mean squared error of each stream, detached: `structure`, `dynamics`; with
@@ -162,7 +164,7 @@ class DiffusionLoss(nn.Module):
         conditions = {"class_labels": None if null_class is None else self._drop_labels(labels, dropped, null_class)}
         if image is not None:
             has_image = imageless >= self.config.image_dropout
-            conditions |= {"image_latents": image, "image_mask": has_image}
+            conditions |= {"image_latents": image if shown_image is None else shown_image, "image_mask": has_image}
             if self.transformer.config.image_residual:
                 latents = split_stages(latents, image, has_image)
         if text is not None:

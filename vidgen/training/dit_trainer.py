@@ -292,6 +292,11 @@ def build_dit(
         raise UserError("A DiT with caption_channels is trained on captions: set text.encoder.")
     if transformer.config.image_conditioning and not config.latents.images:
         raise UserError("A DiT with image_conditioning is trained on the first frames too: set latents.images=true.")
+    if config.latents.image_swap and not transformer.config.image_residual:
+        raise UserError(
+            "latents.image_swap shows a clip the first frame of another, which only the difference of a clip from its "
+            "first frame is independent of: set model.overrides.image_residual=true, or leave it out."
+        )
     if config.lora.rank:
         add_lora(transformer, config.lora)
         return transformer, []
@@ -410,7 +415,8 @@ class DiTTrainer(Trainer):
 
     def compute_losses(self, batch: Batch) -> Losses:
         latents, labels, noise, image, text = self._prepare_batch(batch)
-        return self.objective(latents, labels, noise, batch["uniform"], image, text)
+        shown_image = self._prepare_image(batch["shown_image"]) if "shown_image" in batch else None
+        return self.objective(latents, labels, noise, batch["uniform"], image, text, shown_image)
 
     def _prepare_batch(self, batch: Batch) -> Prepared:
         """The normalized latents (B, L), the ids of their classes (B,), the noise to add (B, L), images, captions."""

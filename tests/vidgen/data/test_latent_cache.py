@@ -115,6 +115,25 @@ def test_images_are_the_structure_of_first_frames(prepare, vae_folder, videos):
         prepare("latents.images=true", name="other")
 
 
+def test_first_frames_are_exchanged_among_motions(prepare):
+    """By (epoch, index); the image of the clip itself stays beside that which is shown. The cache is the same."""
+    plain = prepare("latents.images=true")
+    motions = ("latents.images=true", "data.motion_classes=[orbit, spin]")
+    swapped = prepare(*motions, "latents.image_swap=1", name="other")
+    assert prepare(*motions, name="other").image_swap is None
+    images = torch.stack([plain[i]["image"] for i in range(len(plain))])
+    members = [i for i in range(len(plain)) if plain.classes[plain[i]["label"]] in ("orbit", "spin")]
+    for epoch in range(3):
+        for i in range(len(plain)):
+            item = swapped[epoch, i]
+            other = swapped.image_swap.draw(epoch, i)
+            assert torch.equal(item["image"], images[i]) and torch.equal(item["shown_image"], images[other])
+            assert other in members if i in members else other == i
+    assert any(swapped.image_swap.draw(epoch, i) != i for epoch in range(3) for i in members)
+    with pytest.raises(UserError, match=r"data\.motion_classes: run is not among"):
+        prepare("latents.image_swap=1", "data.motion_classes=[run]", name="third")
+
+
 @torch.no_grad()
 def test_latents_are_those_of_the_encoder_in_data_order(prepare, vae_folder, videos):
     cache, vae = prepare("latents.sample=true"), load_vae(str(vae_folder))

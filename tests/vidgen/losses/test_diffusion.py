@@ -384,6 +384,11 @@ def test_a_model_in_stages_learns_the_first_frame_or_the_difference_from_it():
     zero = given[:, SIZES[0] :].square().mean()
     torch.testing.assert_close(losses["dynamics"], torch.where(has_image, torch.zeros_like(zero), zero).mean())
 
+    shown = torch.randn_like(image)  # of other clips: the input changes, and no target
+    swapped = objective(latents, labels, None, uniform, image, shown_image=shown)
+    assert objective.transformer.images[-1]["image_latents"] is shown
+    torch.testing.assert_close(swapped["structure"], losses["structure"])
+
     errors = objective.stream_errors(latents, labels, torch.randn_like(latents), torch.full((64,), 500), image)
     torch.testing.assert_close(errors["structure"], motion)
     torch.testing.assert_close(errors["dynamics"], torch.zeros(64))

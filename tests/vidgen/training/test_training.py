@@ -286,9 +286,9 @@ def test_a_dit_is_trained_on_first_frames(dit_config, tmp_path, monkeypatch):
     """The images are normalized like the structure of the clips, and the trained pipeline animates one."""
     seen, forward = [], DiffusionLoss.forward
 
-    def spy(self, latents, labels, noise, uniform, image, text):
-        seen.append((latents, image))
-        return forward(self, latents, labels, noise, uniform, image, text)
+    def spy(self, latents, labels, noise, uniform, image, text, shown_image):
+        seen.append((latents, image, shown_image))
+        return forward(self, latents, labels, noise, uniform, image, text, shown_image)
 
     monkeypatch.setattr(DiffusionLoss, "forward", spy)
     settings = ["train.max_train_steps=4", "model.overrides={image_conditioning: true}", "diffusion.image_dropout=0"]
@@ -296,7 +296,8 @@ def test_a_dit_is_trained_on_first_frames(dit_config, tmp_path, monkeypatch):
         train_dit(dit_config(tmp_path, *settings))
     assert not (tmp_path / "latents").exists(), "refused before the latents are encoded"
     final = train_dit(dit_config(tmp_path, *settings, "latents.images=true"))
-    latents, image = seen[0]
+    latents, image, shown_image = seen[0]
+    assert shown_image is None
     cache = LatentCache.load(tmp_path / "latents", {})
     vae = load_vae(str(final))
     raw, stored = (torch.stack([cache[i][name] for i in range(len(cache))]) for name in ("image", "mean"))
@@ -313,9 +314,13 @@ def test_a_dit_is_trained_on_first_frames(dit_config, tmp_path, monkeypatch):
     assert animated.shape == (1, 4, 3, 32, 32) and not torch.equal(free, animated)
 
     # In stages: as parent and child they have the same weights at first, and other targets.
-    staged = ["model.preset=null", f"model.pretrained={final}", "model.overrides={image_residual: true}"]
-    config = dit_config(tmp_path / "staged", *settings[:1], *staged, "latents.images=true")
+    staged = ["model.preset=null", f"model.pretrained={final}", "latents.images=true", "latents.image_swap=0.9"]
+    with pytest.raises(UserError, match=r"latents\.image_swap .* set model\.overrides\.image_residual=true"):
+        train_dit(dit_config(tmp_path / "staged", *settings[:1], *staged))
+    config = dit_config(tmp_path / "staged", *settings[:1], *staged, "model.overrides={image_residual: true}")
     child = VidTwinPipeline.from_pretrained(train_dit(config))
+    _, image, shown_image = seen[-1]
+    assert torch.cdist(shown_image, expected).amin(dim=1).max() < 1e-3 and not torch.equal(image, shown_image)
     assert child.transformer.config.image_residual and not pipeline.transformer.config.image_residual
     assert child("orbit", num_inference_steps=2, output_type="pt").frames.isfinite().all()
 
