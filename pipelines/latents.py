@@ -31,24 +31,31 @@ def spread_streams(values: torch.Tensor, sizes: tuple[int, int], channels: int =
     return torch.cat([values[:, :1].expand(-1, sizes[0]), dynamics.flatten(1)], dim=1)
 
 
-def split_stages(latents: torch.Tensor, image: torch.Tensor, has_image: torch.Tensor | None = None) -> torch.Tensor:
+def split_stages(
+    latents: torch.Tensor, image: torch.Tensor, deviation: float, has_image: torch.Tensor | None = None
+) -> torch.Tensor:
     """The latents (B, L) that a transformer with `image_residual` models in its stages.
 
-    With an image the structure latent is replaced by its difference from that of the image. Without one, the latents
-    are those of a still: the structure latent of the image, and zeros as the dynamics latent.
+    With an image the structure latent is replaced by its difference from that of the image, divided by `deviation`.
+    Without one, the latents are those of a still: the structure latent of the image, and zeros as dynamics latent.
 
     Args:
         latents: of clips (B, L), normalized.
         image: structure latents of their first frames (B, L_S), normalized.
+        deviation: `image_residual`.
         has_image: (B,) bool; None: all.
     """
-    still = F.pad(image, (0, latents.shape[1] - image.shape[1]))
-    return latents - still if has_image is None else torch.where(has_image[:, None], latents - still, still)
+    structure, dynamics = latents.tensor_split([image.shape[1]], dim=1)
+    motion = torch.cat([(structure - image) / deviation, dynamics], dim=1)
+    if has_image is None:
+        return motion
+    return torch.where(has_image[:, None], motion, F.pad(image, (0, dynamics.shape[1])))
 
 
-def join_stages(latents: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+def join_stages(latents: torch.Tensor, image: torch.Tensor, deviation: float) -> torch.Tensor:
     """Invert `split_stages` for clips with an image."""
-    return latents + F.pad(image, (0, latents.shape[1] - image.shape[1]))
+    structure, dynamics = latents.tensor_split([image.shape[1]], dim=1)
+    return torch.cat([deviation * structure + image, dynamics], dim=1)
 
 
 def frames_per_position(vae: VideoAutoencoder | None) -> int:

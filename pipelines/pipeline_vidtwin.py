@@ -449,7 +449,7 @@ class VidTwinPipeline(
         if clean is not None:
             clean = clean.repeat_interleave(num_videos_per_prompt, dim=0)
             if self.transformer.config.image_residual:
-                clean = split_stages(clean, image_latents)
+                clean = split_stages(clean, image_latents, self.transformer.config.image_residual)
             shapes = self.transformer.structure_shape, self.transformer.dynamics_shape
             group = frames_per_position(self.autoencoder)
             keep = get_keep_mask(kept_frames, *shapes, device, group)
@@ -472,7 +472,7 @@ class VidTwinPipeline(
         stages = {"image_latents": image_latents, "conditioning": conditioning, "history": history}
         latents = denoise(noise, schedule, self.scheduler, **stages, on_step_end=call_back)
         if self.transformer.config.image_residual:
-            latents = join_stages(latents, image_latents)
+            latents = join_stages(latents, image_latents, self.transformer.config.image_residual)
 
         # 7. Decode.
         frames = latents

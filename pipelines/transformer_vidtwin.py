@@ -62,9 +62,9 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
         self_conditioning: whether the previous estimate of the clean latents is an input (Chen et al., arXiv
             2208.04202).
         image_conditioning: whether the structure latent of an image, such as the first frame, can be an input.
-        image_residual: whether the model generates a video in two stages, as in Emu Video (Girdhar et al., arXiv
+        image_residual: above 0, the model generates a video in two stages, as in Emu Video (Girdhar et al., arXiv
             2311.10709): without an image the structure latent of the first frame, and given it the difference of the
-            video's structure latent from that of the image. It changes no weight.
+            video's structure latent from that of the image, divided by this number, its usual deviation.
         caption_channels: size of a text encoder's token embeddings, to which every block attends; None: no captions.
         caption_pooling: whether the mean of a caption's token embeddings is added to the vector of the timestep too
             (Podell et al., arXiv 2307.01952, Section 2.1).
@@ -101,7 +101,7 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
         qk_norm: str | None = "rms_norm",
         self_conditioning: bool = False,
         image_conditioning: bool = False,
-        image_residual: bool = False,
+        image_residual: float = 0.0,
         caption_channels: int | None = None,
         caption_pooling: bool = False,
         interval_conditioning: bool = False,
@@ -115,6 +115,8 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
             raise ValueError(f'class_conditioning must be "adaln" or "cross_attention", not {class_conditioning!r}.')
         if qk_norm not in ("rms_norm", None):
             raise ValueError(f'qk_norm must be "rms_norm" or None, not {qk_norm!r}.')
+        if image_residual < 0:
+            raise ValueError(f"image_residual must be 0 or more, not {image_residual}.")
         if image_residual and not image_conditioning:
             raise ValueError("image_residual requires image_conditioning: the second stage is given the image.")
         if caption_pooling and caption_channels is None:

@@ -28,7 +28,7 @@ class StubTransformer(ModelMixin, ConfigMixin, CacheMixin):
         interval_conditioning: bool = False,
         caption_pooling: bool = False,
         independent_timesteps: bool | None = None,
-        image_residual: bool = False,
+        image_residual: float = 0.0,
     ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(()))

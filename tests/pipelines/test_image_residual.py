@@ -12,12 +12,13 @@ from pipelines import VidTwinPipeline, default_scheduler
 from pipelines.latents import join_stages, normalize_latents, split_stages
 
 SIZES = (48, 128)  # of the latents of the tiny autoencoder
+DEVIATION = 0.5
 
 
 @pytest.fixture
 def staged(vae, make_transformer, monkeypatch):
     """A pipeline whose transformer knows the clean latents of both stages, and the calls that it gets."""
-    transformer = make_transformer(image_conditioning=True, image_residual=True)
+    transformer = make_transformer(image_conditioning=True, image_residual=DEVIATION)
     pipeline = VidTwinPipeline(vae, transformer, default_scheduler("sample"))
     pipeline.set_progress_bar_config(disable=True)
     known = SimpleNamespace(still=torch.randn(1, sum(SIZES)), motion=torch.randn(1, sum(SIZES)), calls=[])
@@ -46,10 +47,10 @@ def structure_of(vae, clips):
 def test_stages_are_split_and_joined():
     latents, image = torch.randn(5, 9), torch.randn(5, 6)
     has_image = torch.tensor([True, False, True, False, False])
-    split = split_stages(latents, image, has_image)
-    assert torch.equal(split[0], torch.cat([latents[0, :6] - image[0], latents[0, 6:]]))
+    split = split_stages(latents, image, DEVIATION, has_image)
+    assert torch.equal(split[0], torch.cat([(latents[0, :6] - image[0]) / DEVIATION, latents[0, 6:]]))
     assert torch.equal(split[1], torch.cat([image[1], torch.zeros(3)]))
-    torch.testing.assert_close(join_stages(split_stages(latents, image), image), latents)
+    torch.testing.assert_close(join_stages(split_stages(latents, image, DEVIATION), image, DEVIATION), latents)
 
 
 def test_without_an_image_the_first_frame_is_generated_and_then_the_difference(staged):
@@ -58,14 +59,16 @@ def test_without_an_image_the_first_frame_is_generated_and_then_the_difference(s
     assert [call is None for call in known.calls] == [True] * 3 + [False] * 3
     still = known.still[:, : SIZES[0]]
     torch.testing.assert_close(known.calls[-1], still.expand(8, -1))  # four videos, guided
-    torch.testing.assert_close(latents, join_stages(known.motion, still).expand(4, -1))
+    torch.testing.assert_close(latents, join_stages(known.motion, still, DEVIATION).expand(4, -1))
 
 
 def test_a_given_image_is_not_generated(staged, vae):
     pipeline, known = staged
     clips = torch.rand(2, *[vae.clip_shape[i] for i in (1, 0, 2, 3)])
     image = structure_of(vae, clips[:, :1].expand_as(clips))
-    torch.testing.assert_close(sample(pipeline, image=clips[:, :1]), join_stages(known.motion, image))
+    torch.testing.assert_close(
+        sample(pipeline, image=clips[:, :1]), join_stages(known.motion.expand(2, -1), image, DEVIATION)
+    )
     assert all(call is not None for call in known.calls)
 
 
@@ -94,7 +97,7 @@ def test_given_dynamics_are_kept_in_the_second_stage(staged, vae):
     latents = sample(pipeline, dynamics=given)
     expected = normalize_latents(given.pack(), vae)[:, SIZES[0] :]
     torch.testing.assert_close(latents[:, SIZES[0] :], expected)
-    torch.testing.assert_close(latents[:, : SIZES[0]], (known.still + known.motion)[:, : SIZES[0]])
+    torch.testing.assert_close(latents[:, : SIZES[0]], (known.still + DEVIATION * known.motion)[:, : SIZES[0]])
     assert [call is None for call in known.calls] == [True] * 3 + [False] * 3
 
 
@@ -103,7 +106,7 @@ def test_the_second_stage_does_not_continue_the_solver_of_the_first(vae, make_tr
     """The first frame given as latents leads to the same video as the first frame generated."""
     import diffusers
 
-    transformer = make_transformer(image_conditioning=True, image_residual=True)
+    transformer = make_transformer(image_conditioning=True, image_residual=DEVIATION)
     scheduler = getattr(diffusers, solver).from_config(default_scheduler("sample").config)
     pipeline = VidTwinPipeline(vae, transformer, scheduler, latents_mean=[0.0, 0.0], latents_std=[1.0, 1.0])
     pipeline.set_progress_bar_config(disable=True)
@@ -122,6 +125,8 @@ def test_a_callback_sees_the_second_stage_only(staged):
     assert steps == [(0, 3), (1, 3), (2, 3)] and len(known.calls) == 6
 
 
-def test_stages_require_image_conditioning(make_transformer):
+def test_wrong_deviations_are_refused(make_transformer):
     with pytest.raises(ValueError, match="image_residual requires image_conditioning"):
-        make_transformer(image_residual=True)
+        make_transformer(image_residual=DEVIATION)
+    with pytest.raises(ValueError, match="image_residual must be 0 or more, not -1"):
+        make_transformer(image_conditioning=True, image_residual=-1.0)

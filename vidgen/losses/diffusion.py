@@ -165,8 +165,8 @@ class DiffusionLoss(nn.Module):
         if image is not None:
             has_image = imageless >= self.config.image_dropout
             conditions |= {"image_latents": image if shown_image is None else shown_image, "image_mask": has_image}
-            if self.transformer.config.image_residual:
-                latents = split_stages(latents, image, has_image)
+            if deviation := self.transformer.config.image_residual:
+                latents = split_stages(latents, image, deviation, has_image)
         if text is not None:
             conditions |= self._text_conditions(text, uniform[:, DRAWS])
 
@@ -214,9 +214,9 @@ class DiffusionLoss(nn.Module):
             image, text: as in `forward`.
         """
         conditions = {"class_labels": None if self.transformer.config.num_classes is None else labels}
-        if self.transformer.config.image_residual:
+        if deviation := self.transformer.config.image_residual:
             conditions["image_latents"] = image
-            latents = split_stages(latents, image)
+            latents = split_stages(latents, image, deviation)
         if text is not None:
             conditions |= self._text_conditions(text)
         conditioned = torch.ones_like(timestep, dtype=torch.bool)

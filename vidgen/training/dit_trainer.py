@@ -295,7 +295,7 @@ def build_dit(
     if config.latents.image_swap and not transformer.config.image_residual:
         raise UserError(
             "latents.image_swap shows a clip the first frame of another, which only the difference of a clip from its "
-            "first frame is independent of: set model.overrides.image_residual=true, or leave it out."
+            "first frame is independent of: set model.overrides.image_residual above 0, or leave it out."
         )
     if config.lora.rank:
         add_lora(transformer, config.lora)

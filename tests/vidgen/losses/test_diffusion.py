@@ -29,7 +29,7 @@ class Oracle(nn.Module):
     def __init__(self, clean: torch.Tensor, scheduler, self_conditioning: bool = False, error=0.0) -> None:
         super().__init__()
         self.clean, self.scheduler, self.error = clean, scheduler, error
-        self.config = SimpleNamespace(num_classes=3, self_conditioning=self_conditioning, image_residual=False)
+        self.config = SimpleNamespace(num_classes=3, self_conditioning=self_conditioning, image_residual=0.0)
         self.images: list[dict[str, torch.Tensor]] = []
         self.labels: list[torch.Tensor] = []
         self.timesteps: list[torch.Tensor] = []
@@ -370,7 +370,7 @@ def test_a_fraction_of_the_clips_has_no_image():
 
 def test_a_model_in_stages_learns_the_first_frame_or_the_difference_from_it():
     objective, latents, labels = make("sample", batch=64, image_dropout=0.5)
-    objective.transformer.config.image_residual = True
+    objective.transformer.config.image_residual = 0.5
     image = torch.randn(len(latents), SIZES[0])
     structure = latents[:, : SIZES[0]]
     uniform = torch.rand(len(latents), DRAWS)
@@ -378,7 +378,7 @@ def test_a_model_in_stages_learns_the_first_frame_or_the_difference_from_it():
     has_image = objective.transformer.images[0]["image_mask"]
     assert torch.equal(has_image, uniform[:, 5] >= 0.5) and 10 < has_image.sum() < 54
     given = objective.transformer.clean  # what the oracle answers: the latents of the clip
-    motion = (structure - image - given[:, : SIZES[0]]).square().mean(dim=1)
+    motion = ((structure - image) / 0.5 - given[:, : SIZES[0]]).square().mean(dim=1)
     still = (image - given[:, : SIZES[0]]).square().mean(dim=1)
     torch.testing.assert_close(losses["structure"], torch.where(has_image, motion, still).mean())
     zero = given[:, SIZES[0] :].square().mean()

@@ -30,7 +30,7 @@ class Denoiser(torch.nn.Module):
 
     def __init__(self, scale: float) -> None:
         super().__init__()
-        self.config = SimpleNamespace(num_classes=None, self_conditioning=False, image_residual=False)
+        self.config = SimpleNamespace(num_classes=None, self_conditioning=False, image_residual=0.0)
         self.scale, self.timesteps = scale, []
 
     def forward(self, noisy, timestep, class_labels, self_condition=None):

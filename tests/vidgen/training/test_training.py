@@ -315,9 +315,9 @@ def test_a_dit_is_trained_on_first_frames(dit_config, tmp_path, monkeypatch):
 
     # In stages: as parent and child they have the same weights at first, and other targets.
     staged = ["model.preset=null", f"model.pretrained={final}", "latents.images=true", "latents.image_swap=0.9"]
-    with pytest.raises(UserError, match=r"latents\.image_swap .* set model\.overrides\.image_residual=true"):
+    with pytest.raises(UserError, match=r"latents\.image_swap .* set model\.overrides\.image_residual above 0"):
         train_dit(dit_config(tmp_path / "staged", *settings[:1], *staged))
-    config = dit_config(tmp_path / "staged", *settings[:1], *staged, "model.overrides={image_residual: true}")
+    config = dit_config(tmp_path / "staged", *settings[:1], *staged, "model.overrides={image_residual: 0.5}")
     child = VidTwinPipeline.from_pretrained(train_dit(config))
     _, image, shown_image = seen[-1]
     assert torch.cdist(shown_image, expected).amin(dim=1).max() < 1e-3 and not torch.equal(image, shown_image)
