@@ -59,28 +59,38 @@ def sample_sprites(root: Path) -> Path:
 
 
 @torch.no_grad()
-def decompose_real_video(root: Path) -> Path:
-    """Write held-out clips, decoded from both latents and from each alone, and latent swaps; return the picture."""
+def decompose_real_video(root: Path, name: str = "real.mp4") -> Path:
+    """Write what each latent of held-out clips holds: a moving grid and two pictures, of which the first is returned.
+
+    Rows of the grid: the clips, decoded from both latents, from one, with the dynamics of the next clip, and sampled
+    from the first frame.
+    """
     pipeline = load_for_sampling(REAL_MODEL)
     vae = pipeline.vae
     _, num_frames, *size = vae.clip_shape
     dataset = ClipDataset(CLIPS, num_frames=num_frames, fps=FPS, resolution=tuple(size), train=False)
     clips = torch.stack([dataset[index]["video"] for index in range(len(dataset))])
     latents = vae.unpack(vae.encode(clips.to(vae.device, vae.dtype)).latent_dist.mode())
-    both, structure, dynamics = (
-        vae.decode(latents, part).sample.float().cpu() for part in ("both", "structure", "dynamics")
-    )
-    visible, factor = raise_contrast(dynamics)
-    rows = {"real": clips, "both latents": both, "structure only": structure}
-    rows[describe_contrast("dynamics only", factor)] = visible
-    labels = [name for name in rows for _ in clips]
-    save_clip_grid_video(root / "real.mp4", torch.cat([*rows.values()]), FPS, columns=len(clips), labels=labels)
 
-    swapped = [
-        vae.decode(TwinLatents(latents.structure[[i] * len(clips)], latents.dynamics)).sample
-        for i in range(len(clips))
-    ]
-    reenactment_grid(root / "real_swaps.png", clips, clips, torch.stack(swapped).float().cpu(), num_frames=3)
+    def decode(structure: torch.Tensor, dynamics: torch.Tensor, components: str = "both") -> torch.Tensor:
+        return vae.decode(TwinLatents(structure, dynamics), components).sample.float().cpu()
+
+    streams = latents.structure, latents.dynamics
+    both, structure, dynamics = (decode(*streams, part) for part in ("both", "structure", "dynamics"))
+    swapped = torch.stack([decode(latents.structure[[i] * len(clips)], latents.dynamics) for i in range(len(clips))])
+    first_frames = clips[:, :, :1].transpose(1, 2) / 2 + 0.5
+    visible, factor = raise_contrast(dynamics)
+    rows = {
+        "real": clips,
+        "both latents": both,
+        "structure only": structure,
+        describe_contrast("dynamics only", factor): visible,
+        "dynamics of the next clip": torch.stack([row.roll(-i - 1, 0)[0] for i, row in enumerate(swapped)]),
+        "first frame, animated": sample_clips(pipeline, None, image=first_frames, **SETTINGS),
+    }
+    labels = [label for label in rows for _ in clips]
+    save_clip_grid_video(root / name, torch.cat([*rows.values()]), FPS, columns=len(clips), labels=labels)
+    reenactment_grid(root / "real_swaps.png", clips, clips, swapped, num_frames=3)
     return component_grid(root / "real.png", clips, both, structure, dynamics)
 
 
