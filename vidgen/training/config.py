@@ -76,6 +76,12 @@ class OptimConfig:
     adam_beta2: float = key(0.99, "Adam beta2", minimum=0, below=1)
     adam_weight_decay: float = key(1e-4, "decoupled weight decay, multiplied by the learning rate", minimum=0)
     adam_epsilon: float = key(1e-8, "Adam epsilon", minimum=0)
+    adamw_lr_scale: float = key(
+        1.0,
+        "muon only: factor on the learning rate of the parameters that AdamW trains, such as embeddings and adaLN "
+        "modulations",
+        above=0,
+    )
     linear_path_lr_scale: float = key(
         0.01, "VAE only: factor on the learning rate of the projections of a model's `linear_path`", minimum=0
     )

@@ -107,7 +107,8 @@ def build_optimizer(
 
     An optimizer class given by its path has the learning rate and `optim.kwargs` as its arguments. With "muon", the
     parameters that `block_matrices` returns form the group `matrices` instead of their own. Muon's updates are scaled
-    to the length of AdamW's (Liu et al., arXiv 2502.16982), so one learning rate serves both.
+    to the length of AdamW's (Liu et al., arXiv 2502.16982), so one learning rate can serve both. Where it is high for
+    AdamW, whose parameters include the embeddings of timestep and class, `adamw_lr_scale` lowers it for them.
 
     Args:
         groups: by name, the parameters and their factor on the learning rate.
@@ -126,6 +127,8 @@ def build_optimizer(
             f"optim.kwargs are arguments of an optimizer class such as torch.optim.RAdam; optim.name={config.name} "
             "is configured by the keys optim.adam_* instead."
         )
+    if config.name == "adamw" and config.adamw_lr_scale != 1:
+        raise UserError("optim.adamw_lr_scale is a factor beside Muon; with optim.name=adamw set optim.learning_rate.")
     if config.name == "muon" and not hasattr(torch.optim, "Muon"):
         raise UserError(f"optim.name=muon needs torch 2.9 or newer; this is torch {torch.__version__}.")
     matrices = block_matrices(model) if config.name == "muon" else []
@@ -134,7 +137,7 @@ def build_optimizer(
         {
             "name": name,
             "params": [p for p in parameters if id(p) not in matrix_ids],
-            "lr": factor * config.learning_rate,
+            "lr": factor * config.adamw_lr_scale * config.learning_rate,
         }
         for name, (parameters, factor) in groups.items()
     ]

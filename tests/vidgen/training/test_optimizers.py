@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -129,6 +130,16 @@ def test_muon_has_the_matrices_of_blocks_and_adamw_the_rest():
     assert matrices == [f"transformer_blocks.{i}.{layer}.weight" for i in blocks for layer in per_block]
     rest = [names[id(parameter)] for parameter in groups["model"]["params"]]
     assert sorted(matrices + rest) == sorted(names.values()) and groups["other"]["params"] == [other]
+
+
+def test_adamw_has_a_learning_rate_beside_muons():
+    trained, other = model(), nn.Parameter(torch.ones(3))
+    config = replace(MUON, learning_rate=0.1, adamw_lr_scale=0.2)
+    optimizer = build_optimizer({"model": (list(trained.parameters()), 1.0), "other": ([other], 0.5)}, config, trained)
+    rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
+    assert rates == pytest.approx({"matrices": 0.1, "model": 0.02, "other": 0.01})
+    with pytest.raises(UserError, match="adamw_lr_scale is a factor beside Muon"):
+        build_optimizer(groups(), OptimConfig(adamw_lr_scale=0.2))
 
 
 def test_an_autoencoders_matrices_are_those_of_its_blocks_and_of_the_q_former():
