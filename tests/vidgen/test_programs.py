@@ -89,6 +89,6 @@ def test_the_demo_runs(tmp_path, monkeypatch):
     assert summary["psnr_mean_color"] < summary["psnr_downsample"]
     assert {"psnr", "ssim", "frechet_generated", "frechet_real_vs_real", "seconds"} <= set(summary)
     page = (tmp_path / "report.html").read_text()
-    assert page.count("data:video/mp4") == 5
-    assert page.count("data:image/png") == 8
+    assert page.count("data:video/mp4") == 6
+    assert page.count("data:image/png") == 10
     assert (tmp_path / "dit" / "final" / "model_index.json").exists()

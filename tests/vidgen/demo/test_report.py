@@ -83,7 +83,7 @@ def test_everything_is_inside_the_page(write, media, tmp_path):
 
 def test_clips_play_silently_in_a_loop(write):
     videos = write().all("video")
-    assert len(videos) == 5
+    assert len(videos) == 6
     assert all({"autoplay", "loop", "muted", "playsinline"} <= video.keys() for video in videos)
 
 
