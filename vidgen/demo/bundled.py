@@ -24,7 +24,7 @@ from ..common.precision import place_model
 from ..data.dataset import ClipDataset
 
 FPS = 8
-CLIPS = PRETRAINED.parent / "examples" / "clips"  # held-out, in other rooms than those of the training
+CLIPS = PRETRAINED.parent / "examples" / "clips"  # of videos that the model was not trained on
 PHOTO = REAL_MODEL / "photo.jpg"  # a first frame of a held-out clip
 PHOTO_PROMPTS = ("Pick up the mug", "Move the mug left", "Take out the marker")
 SETTINGS = {"guidance_scale": 3.0, "num_inference_steps": 25}
@@ -85,7 +85,7 @@ def decompose_real_video(root: Path, name: str = "real.mp4") -> Path:
         "both latents": both,
         "structure only": structure,
         describe_contrast("dynamics only", factor): visible,
-        "dynamics of the next clip": torch.stack([row.roll(-i - 1, 0)[0] for i, row in enumerate(swapped)]),
+        "dynamics of the next clip": decode(latents.structure, latents.dynamics.roll(-1, 0)),
         "first frame, animated": sample_clips(pipeline, None, image=first_frames, **SETTINGS),
     }
     labels = [label for label in rows for _ in clips]

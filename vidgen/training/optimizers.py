@@ -120,6 +120,8 @@ def build_optimizer(
         UserError: if a value of the config is wrong, torch is too old for Muon, or there is no such class.
     """
     check_config(config, "optim")
+    if config.name != "muon" and config.adamw_lr_scale != 1:
+        raise UserError("optim.adamw_lr_scale is a factor beside Muon; without it set optim.learning_rate.")
     if config.name not in OWN_OPTIMIZERS:
         return _build_by_path(groups, config)
     if config.kwargs:
@@ -127,8 +129,6 @@ def build_optimizer(
             f"optim.kwargs are arguments of an optimizer class such as torch.optim.RAdam; optim.name={config.name} "
             "is configured by the keys optim.adam_* instead."
         )
-    if config.name == "adamw" and config.adamw_lr_scale != 1:
-        raise UserError("optim.adamw_lr_scale is a factor beside Muon; with optim.name=adamw set optim.learning_rate.")
     if config.name == "muon" and not hasattr(torch.optim, "Muon"):
         raise UserError(f"optim.name=muon needs torch 2.9 or newer; this is torch {torch.__version__}.")
     matrices = block_matrices(model) if config.name == "muon" else []

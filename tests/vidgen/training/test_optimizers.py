@@ -138,8 +138,9 @@ def test_adamw_has_a_learning_rate_beside_muons():
     optimizer = build_optimizer({"model": (list(trained.parameters()), 1.0), "other": ([other], 0.5)}, config, trained)
     rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
     assert rates == pytest.approx({"matrices": 0.1, "model": 0.02, "other": 0.01})
-    with pytest.raises(UserError, match="adamw_lr_scale is a factor beside Muon"):
-        build_optimizer(groups(), OptimConfig(adamw_lr_scale=0.2))
+    for name in ("adamw", "torch.optim.RAdam"):
+        with pytest.raises(UserError, match="adamw_lr_scale is a factor beside Muon"):
+            build_optimizer(groups(), OptimConfig(name=name, adamw_lr_scale=0.2))
 
 
 def test_an_autoencoders_matrices_are_those_of_its_blocks_and_of_the_q_former():
