@@ -59,7 +59,7 @@ def sample_sprites(root: Path) -> Path:
 
 
 @torch.no_grad()
-def decompose_real_video(root: Path, name: str = "real.mp4") -> Path:
+def decompose_real_video(root: Path) -> Path:
     """Write what each latent of held-out clips holds: a moving grid and two pictures, of which the first is returned.
 
     Rows of the grid: the clips, decoded from both latents, from one, with the dynamics of the next clip, and sampled
@@ -89,7 +89,7 @@ def decompose_real_video(root: Path, name: str = "real.mp4") -> Path:
         "first frame, animated": sample_clips(pipeline, None, image=first_frames, **SETTINGS),
     }
     labels = [label for label in rows for _ in clips]
-    save_clip_grid_video(root / name, torch.cat([*rows.values()]), FPS, columns=len(clips), labels=labels)
+    save_clip_grid_video(root / "real.mp4", torch.cat([*rows.values()]), FPS, columns=len(clips), labels=labels)
     reenactment_grid(root / "real_swaps.png", clips, clips, swapped, num_frames=3)
     return component_grid(root / "real.png", clips, both, structure, dynamics)
 
