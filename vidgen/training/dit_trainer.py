@@ -60,6 +60,7 @@ from .pretrained import (
     transformer_arguments,
 )
 from .random_state import keep_random_state
+from .saturation import describe_saturation, measure_saturation
 from .text import (
     caption_channels,
     check_parent,
@@ -476,8 +477,13 @@ class DiTTrainer(Trainer):
         return (model["transformer"], model["text_encoder"]) if isinstance(model, nn.ModuleDict) else (model, None)
 
     def validate(self, model: DiT) -> dict[str, float]:
-        """Measure the loss on held-out clips and the FVD; draw samples of classes or captions with a fixed seed."""
+        """Measure the loss on held-out clips, the FVD and the saturation; draw samples with a fixed seed."""
         values = self._held_out_loss(model) if self.validation_cache is not None else {}
+        transformer, _ = self._split(model)
+        saturation = measure_saturation(transformer, self.scheduler.config.num_train_timesteps)
+        if warning := describe_saturation(saturation):
+            self.accelerator.print(f"warning: {warning}")
+        values["saturation"] = saturation
         if self.fvd is not None:
             diffusion = self.config.diffusion
             sampling = Sampling(self.config.seed, diffusion.guidance_scale, diffusion.num_inference_steps)
