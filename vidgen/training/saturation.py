@@ -1,8 +1,8 @@
 """How much of the DiT's conditioning vector the blocks cannot see.
 
-The vector of timestep and class passes a SiLU before the modulations of adaLN. Where it is far below zero, the SiLU and
-its gradient are nearly zero, so what the vector says there is lost, and does not come back. Too high a learning rate
-drives it there; the loss falls on, and only the classes are ignored.
+The vector of timestep and class passes a SiLU before the modulations of adaLN. Where it is far below zero, the SiLU
+and its gradient are nearly zero, so what the vector says there is lost, and does not come back. Too high a learning
+rate drives it there; the loss falls on, and only the classes are ignored.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def describe_saturation(saturation: float) -> str | None:
     if saturation <= MAX_SATURATION:
         return None
     return (
-        f"{saturation:.0%} of the vector of timestep and class is below {SATURATION_BOUND:g}, where the SiLU before the "
-        "modulations is nearly zero: the model hardly knows its class. Start again with a lower optim.learning_rate, "
-        "or beside Muon with a lower optim.adamw_lr_scale."
+        f"{saturation:.0%} of the vector of timestep and class is below {SATURATION_BOUND:g}, where the SiLU before "
+        "the modulations is nearly zero: the model hardly knows its class. Start again with a lower "
+        "optim.learning_rate, or beside Muon with a lower optim.adamw_lr_scale."
     )
