@@ -82,6 +82,9 @@ class OptimConfig:
         "modulations",
         above=0,
     )
+    muon_modulations: bool = key(
+        False, "muon only: Muon trains the matrices of adaLN modulations in the blocks too, in place of AdamW"
+    )
     linear_path_lr_scale: float = key(
         0.01, "VAE only: factor on the learning rate of the projections of a model's `linear_path`", minimum=0
     )

@@ -122,6 +122,8 @@ def build_optimizer(
     check_config(config, "optim")
     if config.name != "muon" and config.adamw_lr_scale != 1:
         raise UserError("optim.adamw_lr_scale is a factor beside Muon; without it set optim.learning_rate.")
+    if config.name != "muon" and config.muon_modulations:
+        raise UserError(f"optim.muon_modulations chooses what Muon trains; optim.name is {config.name}: leave it out.")
     if config.name not in OWN_OPTIMIZERS:
         return _build_by_path(groups, config)
     if config.kwargs:
@@ -131,7 +133,7 @@ def build_optimizer(
         )
     if config.name == "muon" and not hasattr(torch.optim, "Muon"):
         raise UserError(f"optim.name=muon needs torch 2.9 or newer; this is torch {torch.__version__}.")
-    matrices = block_matrices(model) if config.name == "muon" else []
+    matrices = block_matrices(model, config.muon_modulations) if config.name == "muon" else []
     matrix_ids = set(map(id, matrices))
     adamw_groups = [
         {
@@ -223,15 +225,15 @@ def check_optimizer(config: OptimConfig, max_train_steps: int) -> None:
     build_lr_scheduler(optimizer, config, max_train_steps)
 
 
-def block_matrices(model: nn.Module) -> list[nn.Parameter]:
-    """Weights of the linear layers in a model's blocks, except those of adaLN modulations."""
+def block_matrices(model: nn.Module, modulations: bool = False) -> list[nn.Parameter]:
+    """Weights of the linear layers in a model's blocks, with or without those of adaLN modulations."""
     names = getattr(model, "_no_split_modules", ())
     blocks = [module for module in model.modules() if type(module).__name__ in names]
     return [
         layer.weight
         for block in blocks
         for name, layer in block.named_modules()
-        if isinstance(layer, nn.Linear) and layer.weight.requires_grad and "modulation" not in name
+        if isinstance(layer, nn.Linear) and layer.weight.requires_grad and (modulations or "modulation" not in name)
     ]
 
 

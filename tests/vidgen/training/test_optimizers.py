@@ -143,6 +143,25 @@ def test_adamw_has_a_learning_rate_beside_muons():
             build_optimizer(groups(), OptimConfig(name=name, adamw_lr_scale=0.2))
 
 
+def test_muon_can_train_the_modulations_too():
+    trained = model()
+    names = {id(parameter): name for name, parameter in trained.named_parameters()}
+    groups_of = {
+        setting: {
+            group["name"]: {names[id(p)] for p in group["params"]}
+            for group in build_optimizer(
+                {"model": (list(trained.parameters()), 1.0)}, replace(MUON, muon_modulations=setting), trained
+            ).param_groups
+        }
+        for setting in (False, True)
+    }
+    moved = {f"transformer_blocks.{i}.modulation.1.weight" for i in range(len(trained.transformer_blocks))}
+    assert groups_of[True]["matrices"] == groups_of[False]["matrices"] | moved
+    assert groups_of[True]["model"] == groups_of[False]["model"] - moved
+    with pytest.raises(UserError, match="muon_modulations chooses what Muon trains"):
+        build_optimizer(groups(), OptimConfig(name="adamw", muon_modulations=True))
+
+
 def test_an_autoencoders_matrices_are_those_of_its_blocks_and_of_the_q_former():
     vae = AutoencoderKLVidTwin.from_preset("tiny-test", bottleneck="residual")
     matrices = {id(weight) for weight in block_matrices(vae)}
