@@ -58,6 +58,8 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
         class_conditioning: "adaln" adds a class vector to that of the timestep (DiT); in "cross_attention" every block
             attends to a class vector of `class_embed_dim` numbers (the paper).
         class_embed_dim: size of that vector.
+        class_embed_std: deviation of the class vectors of a new model. From few videos a larger one lets the model
+            depend on the class sooner; the vectors of timesteps have about 0.7.
         qk_norm: "rms_norm" per head, or None.
         self_conditioning: whether the previous estimate of the clean latents is an input (Chen et al., arXiv
             2208.04202).
@@ -98,6 +100,7 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
         num_classes: int | None = None,
         class_conditioning: str = "adaln",
         class_embed_dim: int = 256,
+        class_embed_std: float = 0.02,
         qk_norm: str | None = "rms_norm",
         self_conditioning: bool = False,
         image_conditioning: bool = False,
@@ -223,7 +226,7 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)
+                nn.init.normal_(module.weight, std=self.config.class_embed_std)
         time_embedder = self.condition_embed.time_embedder
         for weight in (time_embedder.linear_1.weight, time_embedder.linear_2.weight):
             nn.init.normal_(weight, std=0.02)

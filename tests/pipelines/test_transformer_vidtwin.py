@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from diffusers import PyramidAttentionBroadcastConfig
@@ -409,3 +411,11 @@ def test_intervals_that_do_not_fit_are_errors(make_transformer, transformer, inp
         transformer(**inputs, target_timestep=inputs["timestep"])
     with pytest.raises(ValueError, match="target_timestep must be"):
         make_transformer(interval_conditioning=True)(**inputs, target_timestep=torch.zeros(7))
+
+
+@pytest.mark.parametrize("kind", ["adaln", "cross_attention"])
+def test_new_class_vectors_have_the_configured_deviation(kind):
+    build = partial(VidTwinTransformer3DModel.from_preset, "tiny-test", num_classes=400, class_conditioning=kind)
+    for model, deviation in ((build(), 0.02), (build(class_embed_std=0.5), 0.5)):
+        embed = model.class_embed if kind == "cross_attention" else model.condition_embed.class_embed
+        assert embed.weight.std().item() == pytest.approx(deviation, rel=0.05)
