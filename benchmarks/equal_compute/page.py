@@ -29,11 +29,12 @@ def tables(results: Results) -> str:
 
 
 def describe_budget(variants: dict[str, Runs], vaes: dict[str, Runs]) -> str:
-    """Steps and FLOPs of the trainings, which are those of every variant."""
+    """Steps and FLOPs of the trainings; every variant has these FLOPs."""
     vae, dit = (next(iter(next(iter(runs.values())).values())) for runs in (vaes, variants))
     return (
         f"Every VAE is trained for {vae['steps']:,} steps, {vae['flops']:.3g} FLOPs, every DiT for {dit['steps']:,} "
-        f"steps, {dit['flops']:.3g} FLOPs on {dit['tokens']} tokens. Seconds are of the last start."
+        f"steps, {dit['flops']:.3g} FLOPs on {dit['tokens']} tokens; a DiT with Muon makes fewer steps, by the FLOPs "
+        "of its updates. Seconds are of the last start."
     )
 
 
@@ -56,8 +57,8 @@ def sample_table(variants: dict[str, Runs], detectors: Sequence[str]) -> str:
         if has_accuracy:
             kinds = ("generated", "reconstructed", "real")
             row += [spread(run["accuracy"][kind]["value"] for run in runs.values()) for kind in kinds]
-        rows.append([*row, seconds(runs)])
-    return markdown_table([*header, "s of the DiT"], rows)
+        rows.append([*row, first({name: runs})["steps"], seconds(runs)])
+    return markdown_table([*header, "steps of the DiT", "s"], rows)
 
 
 def latent_table(vaes: dict[str, Runs]) -> str:

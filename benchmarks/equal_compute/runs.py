@@ -15,18 +15,19 @@ from typing import Any
 
 from accelerate import Accelerator, PartialState
 
-from pipelines import VidTwinPipeline
+from pipelines import VidTwinPipeline, VidTwinTransformer3DModel
 from vidgen.common.config import load_config
 from vidgen.common.loading import load_vae
 from vidgen.common.precision import place_model
 from vidgen.data.sprites import MOTIONS
 from vidgen.metrics.detectors import Detector
 from vidgen.metrics.evaluation import evaluate_reconstruction
-from vidgen.metrics.flops import decode_flops, encode_flops, transformer_flops
+from vidgen.metrics.flops import decode_flops, encode_flops, muon_flops, transformer_flops
 from vidgen.metrics.fvd import Sampling, evaluate_pipeline
 from vidgen.metrics.latent_diagnostics import diagnose_latents
 from vidgen.training.config import DiTTrainingConfig, VAETrainingConfig
-from vidgen.training.dit_trainer import train_dit
+from vidgen.training.dit_trainer import build_transformer, train_dit
+from vidgen.training.optimizers import block_matrices
 from vidgen.training.vae_trainer import train_vae
 
 from ..common import generation, vae_runs
@@ -37,7 +38,7 @@ from .variants import VAES, Variant
 
 SPRITES = "sprites"
 SCORE = "score.json"
-# Optimizer steps by default. No option adds FLOPs to a step, so equal steps are equal FLOPs.
+# Optimizer steps by default. Only Muon adds FLOPs to a step, for which it makes fewer steps.
 VAE_STEPS = {"smoke": 2, "cpu": 1500}
 DIT_STEPS = {"smoke": 2, "cpu": 3000}
 SAMPLES = {"smoke": 4, "cpu": 256}  # generated and real clips of a distance
@@ -192,12 +193,13 @@ def train_and_score_dit(
         reconstructed and other real clips.
     """
     scale = options.scale
-    steps = options.dit_steps or DIT_STEPS[scale]
-    settings = [*SHARED, *DIT_SETTINGS[scale], f"data.root={data.train}"]
-    settings += [f"train.max_train_steps={steps}", f"seed={seed}", *variant.dit]
     folder, vae = dit_folder(data, name, seed, options), vae_folder(data, variant.vae, seed, options)
     paths = [f"vae={vae / 'final'}", f"output_dir={folder}", f"latent_cache={vae / 'latents'}", "resume=latest"]
     path = str(REPOSITORY / "configs" / "dit" / "sprites.yaml")
+    settings = [*SHARED, *DIT_SETTINGS[scale], f"data.root={data.train}"]
+    planned = load_config(DiTTrainingConfig, ["--config", path, *settings, *variant.dit, *paths])
+    steps = plan_steps(planned, options.dit_steps or DIT_STEPS[scale])
+    settings += [f"train.max_train_steps={steps}", f"seed={seed}", *variant.dit]
 
     def compute() -> dict[str, Any]:
         config = load_config(DiTTrainingConfig, ["--config", path, *settings, *paths])
@@ -207,7 +209,7 @@ def train_and_score_dit(
         pipeline = generation.load_placed_pipeline(final, PartialState(), options.dtype)
         return {
             "steps": steps,
-            "flops": 3 * transformer_flops(pipeline.transformer) * config.train.train_batch_size * steps,
+            "flops": sum(step_flops(pipeline.transformer, config)) * steps,
             "seconds": seconds,
             "tokens": sum(pipeline.transformer.num_tokens),
             "accuracy": score_motions(pipeline, options) if data.name == SPRITES else None,
@@ -222,6 +224,19 @@ def train_and_score_dit(
         lambda: measure_distances(folder / "final", data, detectors, options),
     )
     return score | {"distances": distances}
+
+
+def plan_steps(config: DiTTrainingConfig, steps: int) -> int:
+    """As many steps of a config as cost the FLOPs of `steps` with AdamW, whose update costs next to nothing."""
+    model, update = step_flops(build_transformer(config, load_vae(config.vae), num_classes=1), config)
+    return round(steps * model / (model + update))
+
+
+def step_flops(transformer: VidTwinTransformer3DModel, config: DiTTrainingConfig) -> tuple[float, float]:
+    """FLOPs of a training step of a DiT: those of the model, and those of the optimizer."""
+    optim = config.optim
+    update = muon_flops(block_matrices(transformer, optim.muon_modulations)) if optim.name == "muon" else 0
+    return 3 * transformer_flops(transformer) * config.train.train_batch_size, update
 
 
 def measure_distances(

@@ -19,6 +19,14 @@ VAE_LABELS = {
     "equivariance_nested_dropout": "both",
 }
 SELF_ALIGNMENT = ("diffusion.self_alignment=0.2",)
+CLASS_VECTORS = ("model.overrides.class_embed_std=0.5",)
+# The learning rates were chosen on gestures (docs/results/real.md): 0.004 for Muon, 0.0016 for AdamW.
+MUON = (
+    "optim.name=muon",
+    "optim.muon_modulations=true",
+    "optim.learning_rate=4.0e-3",
+    "optim.adamw_lr_scale=0.4",
+)
 LOGIT_NORMAL = ("diffusion.timestep_sampling=logit_normal", "diffusion.logit_mean=0.5")
 
 
@@ -43,6 +51,9 @@ VARIANTS = {
     "nested_dropout": Variant("nested dropout", "nested_dropout"),
     "self_alignment": Variant("self-alignment", dit=SELF_ALIGNMENT),
     "logit_normal": Variant("timesteps toward noise", dit=LOGIT_NORMAL),
+    "class_vectors": Variant("larger class vectors", dit=CLASS_VECTORS),
+    "muon": Variant("Muon", dit=MUON),
+    "muon_class_vectors": Variant("Muon, larger class vectors", dit=MUON + CLASS_VECTORS),
     "combined": Variant("all four", "equivariance_nested_dropout", SELF_ALIGNMENT + LOGIT_NORMAL),
 }
 SMOKE = (BASELINE, "combined")

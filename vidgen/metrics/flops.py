@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
@@ -61,6 +62,15 @@ def transformer_flops(
         embedding += 2 * math.prod(transformer.structure_shape) * dim
     ends = num_timesteps * (2 * (256 * dim + 2 * dim**2) + 2 * 2 * dim**2)  # timesteps; last modulation
     return c.num_layers * (tokens * per_token + per_sample) + embedding + captions + ends
+
+
+def muon_flops(matrices: Iterable[torch.Tensor]) -> float:
+    """Return the FLOPs in which Muon orthogonalizes the updates of matrices at each step, whatever the batch.
+
+    Five steps of Newton-Schulz (Jordan et al. 2024), each with three products on the shorter side.
+    """
+    sides = [sorted(matrix.shape) for matrix in matrices]
+    return sum(5 * (4 * short**2 * long + 2 * short**3) for short, long in sides)
 
 
 def matmul_rate(device: torch.device | str, dtype: torch.dtype, size: int | None = None, repeats: int = 5) -> float:

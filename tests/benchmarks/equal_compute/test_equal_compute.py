@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.equal_compute import page, runs
 from benchmarks.equal_compute.__main__ import BENCHMARK
-from benchmarks.equal_compute.variants import BASELINE, VAE_LABELS, VAES, VARIANTS
+from benchmarks.equal_compute.variants import BASELINE, MUON, VAE_LABELS, VAES, VARIANTS
 from vidgen.common.config import load_config
 from vidgen.losses.diffusion import check_diffusion
 from vidgen.losses.latent_regularization import LatentRegularization
@@ -87,6 +87,21 @@ def test_every_variant_trains_at_scale_cpu():
         check_diffusion(config.diffusion)
         choose_layers(config.diffusion.self_alignment_layers, config.model.overrides["num_layers"])
     assert not VARIANTS[BASELINE].dit and not VAES[VARIANTS[BASELINE].vae]
+
+
+def test_muon_makes_as_many_fewer_steps_as_its_updates_cost(work_dir):
+    folder = runs.REPOSITORY / "configs"
+    settings = ["--config", str(folder / "vae" / "sprites.yaml"), "data.root=x"]
+    vae = build_vae(load_config(VAETrainingConfig, settings).model, 16, 64, 64)
+    vae.save_pretrained(work_dir / "vae")
+    settings = ["--config", str(folder / "dit" / "sprites.yaml"), "data.root=x", f"vae={work_dir / 'vae'}"]
+    plain, muon = (load_config(DiTTrainingConfig, [*settings, *dit]) for dit in ((), MUON))
+    transformer = runs.build_transformer(plain, vae, num_classes=1)
+    (model, none), (same, update) = (runs.step_flops(transformer, config) for config in (plain, muon))
+    assert same == model and none == 0 < update
+    assert runs.plan_steps(plain, 3000) == 3000
+    steps = runs.plan_steps(muon, 3000)
+    assert steps < 2500 and steps * (model + update) == pytest.approx(3000 * model, rel=1e-3)
 
 
 @pytest.mark.parametrize(

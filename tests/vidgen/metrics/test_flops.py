@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from autoencoder import AutoencoderKLVidTwin
@@ -13,6 +14,7 @@ from vidgen.metrics.flops import (
     decode_flops,
     encode_flops,
     matmul_rate,
+    muon_flops,
     transformer_flops,
 )
 
@@ -99,3 +101,12 @@ def test_one_thread_is_timed_by_cpu_time(monkeypatch):
     assert clock("cpu") == 1.0
     monkeypatch.setattr("torch.get_num_threads", lambda: 2)
     assert clock("cpu") == 2.0
+
+
+def test_muons_count_is_that_of_its_products():
+    matrices = [nn.Parameter(torch.randn(shape)) for shape in ((4, 8), (24, 6), (5, 5))]
+    for matrix in matrices:
+        matrix.grad = torch.randn(matrix.shape)
+    with FlopCounterMode(display=False) as counter:
+        torch.optim.Muon(matrices).step()
+    assert muon_flops(matrices) == counter.get_total_flops() > 0
