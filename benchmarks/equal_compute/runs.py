@@ -227,7 +227,7 @@ def train_and_score_dit(
 
 
 def plan_steps(config: DiTTrainingConfig, steps: int) -> int:
-    """As many steps of a config as cost the FLOPs of `steps` with AdamW, whose update costs next to nothing."""
+    """The number of steps of a config with the FLOPs of `steps` with AdamW, whose update costs next to nothing."""
     model, update = step_flops(build_transformer(config, load_vae(config.vae), num_classes=1), config)
     return round(steps * model / (model + update))
 
