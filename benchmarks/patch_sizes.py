@@ -30,7 +30,7 @@ from .common import generation
 from .common.figures import BLUE, GRAY, ORANGE, errors, new_figure, set_log_axes
 from .common.harness import REPOSITORY, Benchmark, Results, compute_once
 from .common.tables import distance_cell, markdown_table
-from .common.vae_runs import sprite_data
+from .common.vae_runs import sprite_folders
 
 PatchSizes = tuple[tuple[int, int, int], tuple[int, int]]  # (query, row, column), and (frame, position)
 # Settings for a training of two steps; without warm-up and EMA the steps change the weights.
@@ -115,7 +115,8 @@ def config_of(sizes: dict[str, Sequence[int]], options: argparse.Namespace, *set
     if options.scale == "paper":
         data = [f"data.root={options.data}", "data.ucf101_split=1"]
     else:
-        data = sprite_data(options)
+        train, _ = sprite_folders(options)
+        data = [f"data.root={train}"]
     paths = [f"vae={options.pipeline}", f"latent_cache={options.work_dir / 'patch_sizes' / 'latents'}"]
     rare = ["train.validation_steps=1000000", "train.checkpointing_steps=1000000", "train.report_to=none"]
     patches = [f"model.overrides.{key}={list(size)}" for key, size in sizes.items()]

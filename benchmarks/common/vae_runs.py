@@ -80,25 +80,29 @@ def data_sets(options: argparse.Namespace) -> dict[str, list[str]]:
         if options.data is None:
             raise UserError("--scale paper trains on UCF-101: give its folder as --data FOLDER.")
         return {"ucf101": [f"data.root={options.data}", "data.ucf101_split=1", "data.num_validation_videos=500"]}
-    folder = options.work_dir / "data"
-    with PartialState().main_process_first():
-        small = dict(resolution=32) if options.scale == "smoke" else {}
-        for part, count, seed in zip(("train", "test"), SPRITES_PER_CLASS[options.scale], (0, 1), strict=True):
-            if not (folder / "sprites" / part).exists():
-                write_sprites(folder / "sprites" / part, count, seed=seed, **small)
-        settings = {"sprites": _train_and_test(folder / "sprites" / "train", folder / "sprites" / "test")}
-        if options.clips is not None:
+    settings = {"sprites": _train_and_test(*sprite_folders(options))}
+    if options.clips is not None:
+        with PartialState().main_process_first():
             test = held_out_videos(options.clips)
             train = [video for video in find_videos(options.clips) if video not in test]
-            tables = [_write_list(folder / f"clips-{part}.csv", v) for part, v in (("train", train), ("test", test))]
-            settings["clips"] = _train_and_test(*tables)
-            settings["clips"] += [f"data.clips_per_video={CLIPS_PER_VIDEO}", "data.flip=true"]
+            tables = [
+                _write_list(options.work_dir / "data" / f"clips-{part}.csv", videos)
+                for part, videos in (("train", train), ("test", test))
+            ]
+        settings["clips"] = _train_and_test(*tables)
+        settings["clips"] += [f"data.clips_per_video={CLIPS_PER_VIDEO}", "data.flip=true"]
     return settings
 
 
-def sprite_data(options: argparse.Namespace) -> list[str]:
-    """Config settings of the training sprites alone."""
-    return data_sets(argparse.Namespace(**{**vars(options), "clips": None}))["sprites"][:1]
+def sprite_folders(options: argparse.Namespace) -> tuple[Path, Path]:
+    """The folders of training and of test sprites of a scale, which are written if they are missing."""
+    train, test = (options.work_dir / "data" / "sprites" / part for part in ("train", "test"))
+    small = dict(resolution=32) if options.scale == "smoke" else {}
+    with PartialState().main_process_first():
+        for seed, (folder, count) in enumerate(zip((train, test), SPRITES_PER_CLASS[options.scale], strict=True)):
+            if not folder.exists():
+                write_sprites(folder, count, seed=seed, **small)
+    return train, test
 
 
 def held_out_videos(clips: Path) -> list[Path]:

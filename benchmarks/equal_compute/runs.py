@@ -83,10 +83,8 @@ def list_data_sets(options: argparse.Namespace) -> list[DataSet]:
 
     Sprites are compared with sprites of a seed that no training uses, real clips with their training list.
     """
-    settings = vae_runs.data_sets(argparse.Namespace(**{**vars(options), "clips": None}))[SPRITES]
-    train, test = (Path(setting.partition("=")[2]) for setting in settings)
     reference = generation.write_reference_sprites(options.work_dir, options.scale)
-    sets = [DataSet(SPRITES, train, test, reference)]
+    sets = [DataSet(SPRITES, *vae_runs.sprite_folders(options), reference)]
     if options.train:
         sets.append(DataSet("real", options.train, options.test, options.train))
     return sets
