@@ -11,6 +11,7 @@ reconstruction and the latents are measured.
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--groups", nargs="+", type=Path, default=[], metavar="CSV", help="groups: path,group")
     parser.add_argument("--motion", metavar="NAME", help="data set whose class is the motion (default: the last one)")
     parser.add_argument("--guidance", type=float, default=3.0, help="classifier-free guidance scale (default: 3)")
+    parser.add_argument(
+        "--guidance-interval",
+        nargs=2,
+        type=float,
+        default=(0.0, 1.0),
+        metavar=("LOWER", "UPPER"),
+        help="noise levels with guidance, from 0 to 1 (default: all)",
+    )
     parser.add_argument("--training-clips", type=int, help="the most clips of each list for block PCA and distances")
     vae_runs.add_lpips_options(parser)
     pipelines.add_detector_options(parser, default="pooled_pixels; scale cpu also squeezenet")
@@ -111,7 +120,12 @@ def run(options: argparse.Namespace) -> Results:
     fvd = {"train": pictures.spread(training.pixels, len(test)), "reconstruction": reconstructed}
     if pipeline:
         generation.check_classes(pipeline, test)
-        sampling = Sampling(guidance_scale=options.guidance, num_inference_steps=STEPS[scale])
+        sampling = Sampling(
+            guidance_scale=options.guidance,
+            guidance_interval=tuple(options.guidance_interval),
+            num_inference_steps=STEPS[scale],
+        )
+        results["sampling"] = asdict(sampling)
         fvd["generated"] = generation.generate(pipeline, test, sampling, own / "generated.safetensors")
         animated = generation.generate(pipeline, gestures, sampling, own / "animated.safetensors", True)
         sets |= {"generated": fvd["generated"][is_motion], "image-to-video": animated}
@@ -212,6 +226,7 @@ def describe_settings(
     settings |= {"test": digest([test.paths, test.labels, test.groups]), "training": digest(training.paths)}
     if pipeline:
         settings |= {"transformer": weights_hash(pipeline.transformer), "guidance": options.guidance}
+        settings |= {"guidance_interval": list(options.guidance_interval)}
     return settings
 
 

@@ -31,6 +31,12 @@ def tables(results: Results) -> str:
         f"Accuracy of the class of motion ({results['motion']}, {results['classes']} classes) by a classifier"
     )
     parts.append(markdown_table(["clips", "accuracy"], list(accuracy.items())))
+    if sampling := results.get("sampling"):
+        low, high = sampling["guidance_interval"]
+        parts.append(
+            f"Clips are generated in {sampling['num_inference_steps']} steps with guidance "
+            f"{sampling['guidance_scale']:g}, at noise levels {low:g} to {high:g}."
+        )
     for name, rows in results["components"].items():
         parts.append(f"Decoded from one latent, and latent swaps (structure of A, dynamics of B), {name}:")
         parts.append(components_table(rows))

@@ -52,6 +52,12 @@ def test_smoke_and_a_second_run_computes_nothing(work_dir, lpips_weights, monkey
     assert again["distances"]["pooled_pixels"]["generated"] != results["distances"]["pooled_pixels"]["generated"]
     assert again["reconstruction"] == results["reconstruction"]
 
+    # So has another guidance.
+    real.BENCHMARK.main([*arguments, "--guidance", "6", "--guidance-interval", "0.3", "0.8"])
+    guided = json.loads((work_dir / "smoke" / "real.json").read_text())["results"]
+    assert guided["distances"]["pooled_pixels"]["generated"] != again["distances"]["pooled_pixels"]["generated"]
+    assert "with guidance 6, at noise levels 0.3 to 0.8" in (work_dir / "real.md").read_text()
+
 
 def test_missing_models_and_lists_are_one_sentence(tmp_path, capsys):
     for arguments, message in (
