@@ -106,6 +106,7 @@ class CheckInputsMixin:
         structure_strength: float,
         dynamics_strength: float,
         structure_delay: float,
+        temperature: float,
         structure: Any,
         dynamics: Any,
         kept_frames: Sequence[int],
@@ -120,7 +121,9 @@ class CheckInputsMixin:
         strengths = {"structure_strength": structure_strength, "dynamics_strength": dynamics_strength}
         check_whole_numbers(**counts, kept_frames=kept_frames)
         fractions = {**strengths, "structure_delay": structure_delay, "eta": eta}
-        check_numbers(guidance_scale=guidance_scale, guidance_interval=guidance_interval, **fractions)
+        check_numbers(
+            guidance_scale=guidance_scale, guidance_interval=guidance_interval, temperature=temperature, **fractions
+        )
         for name, value in counts.items():
             if not 1 <= value < math.inf:
                 raise ValueError(f"{name} must be at least 1, not {value}.")
@@ -142,6 +145,8 @@ class CheckInputsMixin:
         for name, value in fractions.items():
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} must be between 0 and 1, not {value}.")
+        if not 0 <= temperature < math.inf:
+            raise ValueError(f"temperature must be a finite number of at least 0, not {temperature}.")
         if structure_delay and not (structure is None and dynamics is None):
             given = "dynamics" if structure is None else "structure"
             raise ValueError(f"structure_delay orders the generation of both streams, but `{given}` is given.")

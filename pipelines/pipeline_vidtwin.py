@@ -266,6 +266,7 @@ class VidTwinPipeline(
         structure_strength: float = 0.0,
         dynamics_strength: float = 0.0,
         structure_delay: float = 0.0,
+        temperature: float = 1.0,
         kept_frames: Sequence[int] = (),
         history_noise: float | None = None,
         history_guidance_scale: float = 1.0,
@@ -315,6 +316,9 @@ class VidTwinPipeline(
                 unchanged, 1: ignored), as in image-to-image pipelines.
             structure_delay: fraction of `num_inference_steps` by which structure is denoised later than dynamics, so
                 that content is decided to suit the motion. It adds that fraction of steps.
+            temperature: factor on the noise to start from. Below 1 clips are more alike and more typical: an animated
+                image moves as the class or prompt says, and its background stays; a generated first frame loses
+                detail.
             kept_frames: frames whose `dynamics` are kept at any strength; the others are generated around them.
             history_noise: noise level at which the transformer sees kept frames, from 0, clean, to below 1, for a
                 model trained with `diffusion.frame_timesteps`; None: the level of the other frames, as in RePaint.
@@ -366,6 +370,7 @@ class VidTwinPipeline(
             structure_strength,
             dynamics_strength,
             structure_delay,
+            temperature,
             structure,
             dynamics,
             kept_frames,
@@ -439,12 +444,12 @@ class VidTwinPipeline(
         if image_latents is not None:
             image_latents = image_latents.repeat_interleave(num_videos_per_prompt, dim=0)
         elif self.transformer.config.image_residual:
-            noise = self.prepare_latents(batch_size, generator, None, device)
+            noise = temperature * self.prepare_latents(batch_size, generator, None, device)
             still = denoise(noise, StreamSchedule(timesteps), copy.deepcopy(self.scheduler))
             image_latents = still[:, : sizes[0]]
 
         # 5. Prepare noise, and the given streams.
-        noise = self.prepare_latents(batch_size, generator, latents, device)
+        noise = temperature * self.prepare_latents(batch_size, generator, latents, device)
         conditioning = history = None
         if clean is not None:
             clean = clean.repeat_interleave(num_videos_per_prompt, dim=0)
@@ -509,7 +514,7 @@ class VidTwinPipeline(
         """Denoise noise (B, L) to clean latents (B, L). No step waits for a GPU: schedulers count on the CPU.
 
         Args:
-            noise: standard normal.
+            noise: standard normal, times the temperature.
             schedule: of the streams.
             scheduler: whose timesteps are set.
             labels, text_inputs, image_latents: as in `Denoiser`.

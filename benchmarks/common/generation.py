@@ -126,7 +126,9 @@ def sample_clips(pipeline: VidTwinPipeline, count: int, sampling: Sampling, **in
         frames = pipeline(
             guidance_scale=sampling.guidance_scale,
             num_inference_steps=sampling.num_inference_steps,
+            guidance_interval=sampling.guidance_interval,
             structure_delay=sampling.structure_delay,
+            temperature=sampling.temperature,
             generator=[torch.Generator().manual_seed(sampling.seed + i) for i in indices.tolist()],
             output_type="pt",
             **rows,

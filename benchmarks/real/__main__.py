@@ -60,6 +60,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar=("LOWER", "UPPER"),
         help="noise levels with guidance, from 0 to 1 (default: all)",
     )
+    parser.add_argument("--temperature", type=float, default=1.0, help="factor on the first noise (default: 1)")
     parser.add_argument("--training-clips", type=int, help="the most clips of each list for block PCA and distances")
     vae_runs.add_lpips_options(parser)
     pipelines.add_detector_options(parser, default="pooled_pixels; scale cpu also squeezenet")
@@ -123,6 +124,7 @@ def run(options: argparse.Namespace) -> Results:
         sampling = Sampling(
             guidance_scale=options.guidance,
             guidance_interval=tuple(options.guidance_interval),
+            temperature=options.temperature,
             num_inference_steps=STEPS[scale],
         )
         results["sampling"] = asdict(sampling)
@@ -226,7 +228,7 @@ def describe_settings(
     settings |= {"test": digest([test.paths, test.labels, test.groups]), "training": digest(training.paths)}
     if pipeline:
         settings |= {"transformer": weights_hash(pipeline.transformer), "guidance": options.guidance}
-        settings |= {"guidance_interval": list(options.guidance_interval)}
+        settings |= {"guidance_interval": list(options.guidance_interval), "temperature": options.temperature}
     return settings
 
 

@@ -35,7 +35,8 @@ def tables(results: Results) -> str:
         low, high = sampling["guidance_interval"]
         parts.append(
             f"Clips are generated in {sampling['num_inference_steps']} steps with guidance "
-            f"{sampling['guidance_scale']:g}, at noise levels {low:g} to {high:g}."
+            f"{sampling['guidance_scale']:g}, at noise levels {low:g} to {high:g}, and temperature "
+            f"{sampling['temperature']:g}."
         )
     for name, rows in results["components"].items():
         parts.append(f"Decoded from one latent, and latent swaps (structure of A, dynamics of B), {name}:")

@@ -21,10 +21,11 @@ def staged(vae, make_transformer, monkeypatch):
     transformer = make_transformer(image_conditioning=True, image_residual=DEVIATION)
     pipeline = VidTwinPipeline(vae, transformer, default_scheduler("sample"))
     pipeline.set_progress_bar_config(disable=True)
-    known = SimpleNamespace(still=torch.randn(1, sum(SIZES)), motion=torch.randn(1, sum(SIZES)), calls=[])
+    known = SimpleNamespace(still=torch.randn(1, sum(SIZES)), motion=torch.randn(1, sum(SIZES)), calls=[], inputs=[])
 
     def answer(latents, timestep, labels, *args, image_latents=None, **kwargs):
         known.calls.append(image_latents)
+        known.inputs.append(latents)
         return ((known.still if image_latents is None else known.motion).expand(len(latents), -1),)
 
     monkeypatch.setattr(transformer, "forward", answer)
@@ -60,6 +61,16 @@ def test_without_an_image_the_first_frame_is_generated_and_then_the_difference(s
     still = known.still[:, : SIZES[0]]
     torch.testing.assert_close(known.calls[-1], still.expand(8, -1))  # four videos, guided
     torch.testing.assert_close(latents, join_stages(known.motion, still, DEVIATION).expand(4, -1))
+
+
+def test_temperature_is_that_of_both_stages(staged):
+    pipeline, known = staged
+    sample(pipeline, temperature=0.5)
+    cold = known.inputs[::3]  # the first step of each stage
+    known.inputs.clear()
+    sample(pipeline)
+    for ours, theirs in zip(cold, known.inputs[::3], strict=True):
+        assert torch.equal(ours, 0.5 * theirs)
 
 
 def test_a_given_image_is_not_generated(staged, vae):

@@ -229,6 +229,21 @@ def test_invalid_guidance_intervals_are_refused(pipe, interval):
         sample(pipe, 0, guidance_interval=interval)
 
 
+def test_temperature_is_a_factor_on_the_noise(pipe):
+    noise = torch.randn(2, pipe.transformer.latent_size)
+    expected = sample(pipe, [0, 1], latents=0.4 * noise)
+    assert torch.equal(sample(pipe, [0, 1], latents=noise, temperature=0.4), expected)
+    assert torch.equal(sample(pipe, [0, 1], latents=noise), sample(pipe, [0, 1], latents=noise, temperature=1.0))
+    a, b = (sample(pipe, 0, temperature=0.0, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("temperature", [-0.1, float("nan"), float("inf"), "hot", None])
+def test_invalid_temperatures_are_refused(pipe, temperature):
+    with pytest.raises(ValueError, match="temperature must be"):
+        sample(pipe, 0, temperature=temperature)
+
+
 def test_no_class_is_one_unguided_video(pipe, batch_sizes):
     free = sample(pipe)
     assert batch_sizes == [1] * STEPS

@@ -71,6 +71,14 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         "motion of the prompt (default: 0)",
     )
     parser.add_argument(
+        "--temperature",
+        type=float,
+        default=1.0,
+        metavar="T",
+        help="factor on the noise to start from; below 1 clips are more typical, and an animated image's background "
+        "stays (default: 1)",
+    )
+    parser.add_argument(
         "--guider",
         metavar="NAME",
         help="class of diffusers.guiders, such as AdaptiveProjectedGuidance, in place of --guidance and its interval",

@@ -202,6 +202,7 @@ def generate(
     stream_guidance: tuple[float, float] | None = None,
     guidance_interval: tuple[float, float] = (0.0, 1.0),
     structure_delay: float = 0.0,
+    temperature: float = 1.0,
     guider: str | None = None,
     guider_options: list[str] | None = None,
     seed: int = 0,
@@ -220,6 +221,7 @@ def generate(
         prompt, structure_prompt, dynamics_prompt, negative_prompt: of the pipeline. Lists of one text serve those of
             any length.
         stream_guidance: guidance scales of structure and of dynamics, in place of `guidance`.
+        temperature: of the pipeline.
         structure_delay: of the pipeline; of long videos it concerns the first window.
         guider: class of `diffusers.guiders`, in place of guidance scales and their interval.
         guider_options: its arguments as key=value.
@@ -248,6 +250,8 @@ def generate(
         raise UserError(f"--guidance-interval must be two numbers from 0 to 1, the lower first, not {low:g} {high:g}.")
     if not 0 <= structure_delay <= 1:
         raise UserError(f"--structure-delay must be between 0 and 1, not {structure_delay:g}.")
+    if not 0 <= temperature < math.inf:
+        raise UserError(f"--temperature must be a finite number of at least 0, not {temperature:g}.")
     has_guidance = guidance is not None or stream_guidance is not None or (low, high) != (0, 1)
     if guider is not None and has_guidance:
         raise UserError(
@@ -317,6 +321,7 @@ def generate(
             "num_inference_steps": steps,
             "guidance_interval": guidance_interval,
             "structure_delay": structure_delay,
+            "temperature": temperature,
             "generator": [torch.Generator().manual_seed(seed + num_sampled[request] + i) for i in range(num)],
             "negative_prompt": negative_prompt,
             **texts,

@@ -58,7 +58,8 @@ class Sampling:
 
     Args:
         seed: random seed; with the number of a clip it determines the clip's noise and class.
-        guidance_scale, num_inference_steps, guidance_interval, structure_delay: as the pipeline takes them.
+        guidance_scale, num_inference_steps, guidance_interval, structure_delay, temperature: as the pipeline takes
+            them.
         class_sampling: "balanced" cycles through the classes, "uniform" draws them uniformly, "prior" draws them with
             their frequencies in the real clips, where long videos count more if a protocol takes several clips of one.
     """
@@ -69,6 +70,7 @@ class Sampling:
     class_sampling: str = "balanced"
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     structure_delay: float = 0.0
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         if self.class_sampling not in CLASS_SAMPLING:
@@ -426,6 +428,7 @@ def generate_clips(
                     num_inference_steps=sampling.num_inference_steps,
                     guidance_interval=sampling.guidance_interval,
                     structure_delay=sampling.structure_delay,
+                    temperature=sampling.temperature,
                     generator=[torch.Generator().manual_seed(_seed(sampling.seed, n, "noise")) for n in numbers],
                     output_type="pt",
                 ).frames

@@ -52,11 +52,16 @@ def test_smoke_and_a_second_run_computes_nothing(work_dir, lpips_weights, monkey
     assert again["distances"]["pooled_pixels"]["generated"] != results["distances"]["pooled_pixels"]["generated"]
     assert again["reconstruction"] == results["reconstruction"]
 
-    # So has another guidance.
-    real.BENCHMARK.main([*arguments, "--guidance", "6", "--guidance-interval", "0.3", "0.8"])
-    guided = json.loads((work_dir / "smoke" / "real.json").read_text())["results"]
-    assert guided["distances"]["pooled_pixels"]["generated"] != again["distances"]["pooled_pixels"]["generated"]
-    assert "with guidance 6, at noise levels 0.3 to 0.8" in (work_dir / "real.md").read_text()
+    # So have other ways to sample.
+    for option, text in (
+        (["--guidance", "6"], "with guidance 6, at noise levels 0 to 1, and temperature 1."),
+        (["--guidance-interval", "0.6", "1"], "at noise levels 0.6 to 1, and"),
+        (["--temperature", "0.5"], "and temperature 0.5."),
+    ):
+        real.BENCHMARK.main([*arguments, *option])
+        results = json.loads((work_dir / "smoke" / "real.json").read_text())["results"]
+        assert results["distances"]["pooled_pixels"]["generated"] != again["distances"]["pooled_pixels"]["generated"]
+        assert text in (work_dir / "real.md").read_text()
 
 
 def test_missing_models_and_lists_are_one_sentence(tmp_path, capsys):

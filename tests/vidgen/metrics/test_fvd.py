@@ -276,6 +276,7 @@ def test_other_sampling_settings_are_other_samples(evaluate, made):
         {"class_sampling": "prior"},
         {"guidance_interval": (0.0, 0.6)},
         {"structure_delay": 0.5},
+        {"temperature": 0.5},
     ):
         made.clear()
         [second] = evaluate(sampling=replace(SAMPLING, **change))
