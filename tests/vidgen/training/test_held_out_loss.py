@@ -124,8 +124,8 @@ def test_a_dit_run_is_bit_identical_with_and_without_validation(dit_config, spri
     assert_same_training(tmp_path / "without", tmp_path / "with", 4)
     entries = [entry for entry in logged(tmp_path / "with") if "validation/loss" in entry]
     assert [entry["step"] for entry in entries] == [1, 2, 3, 4]
-    names = ["step", *(f"validation/{name}" for name in held_out_names(["structure", "dynamics"], 2, 1000))]
-    assert list(entries[0]) == names
+    names = [*held_out_names(["structure", "dynamics"], 2, 1000), "saturation"]
+    assert list(entries[0]) == ["step", *(f"validation/{name}" for name in names)]
     best = json.loads((tmp_path / "with" / "best" / "best.json").read_text())
     assert best["value"] == min(entry["validation/structure"] for entry in entries)
     assert not (tmp_path / "without" / "best").exists()
