@@ -26,8 +26,9 @@ from ..data.dataset import ClipDataset
 FPS = 8
 CLIPS = PRETRAINED.parent / "examples" / "clips"  # of videos that the model was not trained on
 PHOTO = REAL_MODEL / "photo.jpg"  # a first frame of a held-out clip
-PHOTO_PROMPTS = ("Pick up the mug", "Move the mug left", "Take out the marker")
+PHOTO_PROMPTS = ("Pick up the mug, in a kitchen", "Move the mug left, in a kitchen", "Take out the marker, in a kitchen")
 SETTINGS = {"guidance_scale": 3.0, "num_inference_steps": 25}
+REAL_SETTINGS = {"guidance_scale": 4.0, "temperature": 0.4, "num_inference_steps": 25}
 GESTURES = ("circlecc", "del", "down", "left", "right", "square", "star", "up")
 
 
@@ -86,7 +87,7 @@ def decompose_real_video(root: Path) -> Path:
         "structure only": structure,
         describe_contrast("dynamics only", factor): visible,
         "dynamics of the next clip": decode(latents.structure, latents.dynamics.roll(-1, 0)),
-        "first frame, animated": sample_clips(pipeline, None, image=first_frames, **SETTINGS),
+        "first frame, animated": sample_clips(pipeline, None, image=first_frames, **REAL_SETTINGS),
     }
     labels = [label for label in rows for _ in clips]
     save_clip_grid_video(root / "real.mp4", torch.cat([*rows.values()]), FPS, columns=len(clips), labels=labels)
@@ -98,8 +99,8 @@ def sample_real_video(root: Path) -> Path:
     """Write videos of the photo animated by prompts and of gestures by class, and a picture of the first, returned."""
     pipeline = load_for_sampling(REAL_MODEL)
     image = read_image(PHOTO)
-    animated = sample_clips(pipeline, None, prompt=list(PHOTO_PROMPTS), image=image, **SETTINGS)
+    animated = sample_clips(pipeline, None, prompt=list(PHOTO_PROMPTS), image=image, **REAL_SETTINGS)
     save_clip_grid_video(root / "photo.mp4", animated, FPS, columns=len(animated), labels=PHOTO_PROMPTS)
-    gestures = sample_clips(pipeline, list(GESTURES), **SETTINGS)
+    gestures = sample_clips(pipeline, list(GESTURES), **REAL_SETTINGS)
     save_clip_grid_video(root / "gestures.mp4", gestures, FPS, columns=4, labels=GESTURES)
     return class_grid(root / "photo.png", animated, PHOTO_PROMPTS)
