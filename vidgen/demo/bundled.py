@@ -26,7 +26,7 @@ from ..data.dataset import ClipDataset
 FPS = 8
 CLIPS = PRETRAINED.parent / "examples" / "clips"  # of videos that the model was not trained on
 PHOTO = REAL_MODEL / "photo.jpg"  # a first frame of a held-out clip
-PHOTO_PROMPTS = tuple(f"{task}, in a kitchen" for task in ("Pick up the mug", "Move the mug left", "Take out the marker"))
+PHOTO_PROMPTS = (
     "Pick up the mug, in a kitchen",
     "Move the mug left, in a kitchen",
     "Take out the marker, in a kitchen",
