@@ -57,7 +57,7 @@ def sample_table(variants: dict[str, Runs], detectors: Sequence[str]) -> str:
         if has_accuracy:
             kinds = ("generated", "reconstructed", "real")
             row += [spread(run["accuracy"][kind]["value"] for run in runs.values()) for kind in kinds]
-        rows.append([*row, first({name: runs})["steps"], seconds(runs)])
+        rows.append([*row, next(iter(runs.values()))["steps"], seconds(runs)])
     return markdown_table([*header, "steps of the DiT", "s"], rows)
 
 

@@ -69,6 +69,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> Results:
     check_options(options)
+    sampling = Sampling(
+        guidance_scale=options.guidance,
+        guidance_interval=tuple(options.guidance_interval),
+        temperature=options.temperature,
+        num_inference_steps=STEPS[options.scale],
+    )
     scale, folder = options.scale, options.work_dir / "real"
     pipeline = pipelines.load_placed_pipeline(options.model, PartialState(), options.dtype) if options.model else None
     device = PartialState().device
@@ -121,12 +127,6 @@ def run(options: argparse.Namespace) -> Results:
     fvd = {"train": pictures.spread(training.pixels, len(test)), "reconstruction": reconstructed}
     if pipeline:
         generation.check_classes(pipeline, test)
-        sampling = Sampling(
-            guidance_scale=options.guidance,
-            guidance_interval=tuple(options.guidance_interval),
-            temperature=options.temperature,
-            num_inference_steps=STEPS[scale],
-        )
         results["sampling"] = asdict(sampling)
         fvd["generated"] = generation.generate(pipeline, test, sampling, own / "generated.safetensors")
         animated = generation.generate(pipeline, gestures, sampling, own / "animated.safetensors", True)

@@ -78,6 +78,11 @@ class Sampling:
         scales = self.guidance_scale if isinstance(self.guidance_scale, tuple) else (self.guidance_scale,)
         if not all(map(math.isfinite, scales)):
             raise UserError(f"guidance_scale must be a finite number, or one per stream, not {self.guidance_scale}.")
+        low, high = self.guidance_interval
+        if not 0 <= low <= high <= 1:
+            raise UserError(f"guidance_interval must be two numbers from 0 to 1, the lower first, not {low} {high}.")
+        if not 0 <= self.temperature < math.inf:
+            raise UserError(f"temperature must be a finite number of at least 0, not {self.temperature}.")
 
 
 @dataclass(frozen=True)

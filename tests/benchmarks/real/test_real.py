@@ -68,6 +68,8 @@ def test_missing_models_and_lists_are_one_sentence(tmp_path, capsys):
     for arguments, message in (
         (["--scale", "cpu"], "--vae FOLDER"),
         (["--scale", "cpu", "--vae", "x"], "--test LIST"),
+        (["--vae", "x", "--guidance-interval", "0.8", "0.3"], "two numbers from 0 to 1, the lower first, not 0.8 0.3"),
+        (["--vae", "x", "--temperature", "-1"], "temperature must be a finite number of at least 0, not -1"),
     ):
         with pytest.raises(SystemExit) as stopped:
             real.BENCHMARK.main([*arguments, "--work-dir", str(tmp_path)])
