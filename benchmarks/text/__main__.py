@@ -13,7 +13,7 @@ sprites and generated real clips are kept in WORK_DIR/text, by the weights: repe
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="classifier-free guidance scale, or one for structure and one for dynamics (default: 3)",
     )
     generation.add_structure_delay(parser)
+    parser.add_argument(
+        "--real-guidance",
+        type=float,
+        metavar="SCALE",
+        help="guidance of real video, without a delay (default: as of sprites)",
+    )
+    parser.add_argument(
+        "--real-temperature", type=float, default=1.0, help="factor on the first noise of real video (default: 1)"
+    )
     generation.add_detector_options(parser, default="squeezenet")
 
 
@@ -72,6 +81,14 @@ def run(options: argparse.Namespace) -> Results:
         results["sprites"] = measure_sprites(options)
     if options.train:
         results["real"] = measure_real(options)
+        if options.real:
+            sampling = real_sampling(options)
+            results["real"]["sampling"] = {
+                "steps": sampling.num_inference_steps,
+                "guidance": options.guidance if options.real_guidance is None else [options.real_guidance],
+                "structure_delay": sampling.structure_delay,
+                "temperature": sampling.temperature,
+            }
     return results
 
 
@@ -87,6 +104,7 @@ def check_options(options: argparse.Namespace) -> None:
         raise UserError("name a model of captioned sprites as --pipeline FOLDER, or lists of real videos as --train.")
     if len(options.guidance) > 2:
         raise UserError(f"--guidance takes one scale, or two for structure and dynamics, not {len(options.guidance)}.")
+    real_sampling(options)  # raises the errors of its values
     if bool(options.train) != bool(options.test) or (options.real and not options.train):
         raise UserError("real video requires both --train LIST ... and --test LIST ..., with the column caption.")
 
@@ -101,6 +119,14 @@ def sampling_of(options: argparse.Namespace) -> Sampling:
     )
 
 
+def real_sampling(options: argparse.Namespace) -> Sampling:
+    """How the options sample real video."""
+    sampling = replace(sampling_of(options), temperature=options.real_temperature)
+    if options.real_guidance is None:
+        return sampling
+    return replace(sampling, guidance_scale=options.real_guidance, structure_delay=0.0)
+
+
 def measure_sprites(options: argparse.Namespace) -> dict[str, Any]:
     """All scores of a model of captioned sprites."""
     scale = options.scale
@@ -108,7 +134,7 @@ def measure_sprites(options: argparse.Namespace) -> dict[str, Any]:
     sizes = sprite_sizes(pipeline.autoencoder)
     classifier = load_classifier(options.work_dir / "sprites" / "classifier", scale, **sizes)
     tasks = PromptTasks(pipeline, classifier, sampling_of(options), PER_MOTION[scale])
-    settings = describe_settings(pipeline, options)
+    settings = describe_settings(pipeline, options, sampling_of(options))
     folder = options.work_dir / "text" / f"scores-{digest(settings)}"
     computations = {
         "seen": lambda: tasks.compositions(held_out=False),
@@ -133,10 +159,11 @@ def measure_real(options: argparse.Namespace) -> dict[str, Any]:
     matcher = real.fit_matcher(training, detectors, folder)
     sets = {"real": test.clips.pixels}
     if pipeline:
-        key = digest([describe_settings(pipeline, options), test.clips.paths, test.first_captions])
+        sampling = real_sampling(options)
+        key = digest([describe_settings(pipeline, options, sampling), test.clips.paths, test.first_captions])
         sets["reconstruction"] = real.reconstruct_clips(pipeline, test)
         path = folder / f"generated-{key}.safetensors"
-        sets["generated"] = real.sample_captions(pipeline, test, sampling_of(options), path)
+        sets["generated"] = real.sample_captions(pipeline, test, sampling, path)
     names = [detector.name for detector in detectors]
     scores = real.measure_ranking(matcher, sets, test, detectors)
     return {"model": options.real, "detectors": names, "training_clips": len(training.clips), **scores}
@@ -154,12 +181,12 @@ def load_text_pipeline(folder: str | Path, dtype: str) -> VidTwinPipeline:
     return pipeline
 
 
-def describe_settings(pipeline: VidTwinPipeline, options: argparse.Namespace) -> dict[str, Any]:
+def describe_settings(pipeline: VidTwinPipeline, options: argparse.Namespace, sampling: Sampling) -> dict[str, Any]:
     """Everything that kept scores depend on."""
     encoder = TextEncoder(pipeline.tokenizer, pipeline.text_encoder)
     hashes = {"vae": weights_hash(pipeline.vae), "transformer": weights_hash(pipeline.transformer)}
     hashes["text_encoder"] = text_encoder_hash(encoder)
-    return hashes | {"scale": options.scale, "dtype": options.dtype} | asdict(sampling_of(options))
+    return hashes | {"scale": options.scale, "dtype": options.dtype} | asdict(sampling)
 
 
 def write_smoke_list(folder: Path, seed: int) -> Path:

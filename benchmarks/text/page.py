@@ -21,16 +21,21 @@ SWAPS = {
 
 
 def tables(results: Results) -> str:
-    sampling = results["sampling"]
-    guidance = " of structure and ".join(f"{scale:g}" for scale in sampling["guidance"])
-    guidance += " of dynamics" * (len(sampling["guidance"]) > 1)
-    steps = f"{sampling['steps']} steps{describe_delay(sampling)}"
-    parts = [f"{steps}, guidance {guidance}. Brackets are 95 % bootstrap intervals."]
+    parts = [f"{describe_sampling(results['sampling'])}. Brackets are 95 % bootstrap intervals."]
     if "sprites" in results:
         parts += sprites_text(results["sprites"])
     if "real" in results:
         parts += real_text(results["real"])
     return "\n\n".join(parts)
+
+
+def describe_sampling(sampling: dict[str, Any]) -> str:
+    """Steps, guidance and temperature of a record."""
+    guidance = " of structure and ".join(f"{scale:g}" for scale in sampling["guidance"])
+    guidance += " of dynamics" * (len(sampling["guidance"]) > 1)
+    temperature = sampling.get("temperature", 1)
+    lowered = "" if temperature == 1 else f", temperature {temperature:g}"
+    return f"{sampling['steps']} steps{describe_delay(sampling)}, guidance {guidance}{lowered}"
 
 
 def sprites_text(scores: dict[str, Any]) -> list[str]:
@@ -92,10 +97,11 @@ def real_text(scores: dict[str, Any]) -> list[str]:
         for name, found in scores["sets"].items()
     ]
     rows.append(["chance", *(f"{value:.3f}" for value in chance.values()), "0.00"])
+    sampled = f" Generated: {describe_sampling(scores['sampling'])}." if "sampling" in scores else ""
     return [
         f"Real video: rank of the right caption among {scores['candidates']}, for {scores['clips']} held-out clips of "
         f"{scores['groups']} groups, by a matcher fitted to {scores['training_clips']:,} training clips (features: "
-        f"{', '.join(scores['detectors'])}). The last column is 0 for chance and 1 for real clips.",
+        f"{', '.join(scores['detectors'])}). The last column is 0 for chance and 1 for real clips.{sampled}",
         markdown_table(["clips", "mean reciprocal rank", "top-1", "relative to real clips"], rows),
     ]
 

@@ -127,6 +127,19 @@ def test_guidance_reaches_the_pipeline(prompt_tasks):
     assert {call["structure_delay"] for call in stub.calls} == {0.5}
 
 
+def test_real_video_can_be_sampled_in_another_way():
+    options = SimpleNamespace(
+        guidance=[4.0], scale="smoke", structure_delay=0.3, real_guidance=None, real_temperature=0.5
+    )
+    sampling = text.real_sampling(options)
+    assert (sampling.guidance_scale, sampling.structure_delay, sampling.temperature) == (4.0, 0.3, 0.5)
+    options.real_guidance = 2.0
+    sampling = text.real_sampling(options)
+    assert (sampling.guidance_scale, sampling.structure_delay, sampling.temperature) == (2.0, 0.0, 0.5)
+    stated = text.page.describe_sampling({"steps": 2, "guidance": [2.0], "structure_delay": 0.0, "temperature": 0.5})
+    assert stated == "2 steps, guidance 2, temperature 0.5"
+
+
 @pytest.mark.parametrize(("guidance", "expected"), [([3.0], 3.0), ([3.0, 5.0], (3.0, 5.0))])
 def test_guidance_is_one_scale_or_one_per_stream(guidance, expected):
     options = SimpleNamespace(guidance=guidance, scale="smoke", structure_delay=0.3)
@@ -186,6 +199,7 @@ def test_smoke_and_a_second_run_computes_nothing(work_dir, monkeypatch):
         (["--scale", "cpu", "--train", "x"], "--test LIST"),
         (["--pipeline", "x", "--guidance", "1", "2", "3"], "two for structure and dynamics, not 3"),
         (["--pipeline", "x", "--guidance", "1", "nan"], "--guidance must be a finite number, not nan"),
+        (["--pipeline", "x", "--real-temperature", "-1"], "temperature must be a finite number of at least 0, not -1"),
     ],
 )
 def test_missing_options_are_one_sentence(arguments, message, tmp_path, capsys):
