@@ -51,12 +51,13 @@ class StreamConditioning:
     keep: torch.Tensor | None = None
     channels: int = 1
 
-    def initialize(self, scheduler: SchedulerMixin, noise: torch.Tensor) -> torch.Tensor:
+    def initialize(self, scheduler: SchedulerMixin, noise: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
         """Return the initial latents (B, L): each stream is noise, noisy conditioning or clean conditioning.
 
         Args:
             scheduler: states the noise levels.
             noise: standard normal (B, L).
+            temperature: factor on the noise of a stream that is noise; noisy conditioning has the noise of its level.
         """
         alpha, sigma = noise_levels(scheduler, self.schedule.model_timesteps()[0].to(noise.device))
         streams = []
@@ -67,7 +68,7 @@ class StreamConditioning:
             if 0 < wait < len(self.schedule):
                 streams.append(alpha[i] * clean + sigma[i] * stream_noise)
             else:
-                streams.append(clean if wait else stream_noise)
+                streams.append(clean if wait else temperature * stream_noise)
         return torch.cat(streams, dim=1)
 
     def restore_kept(

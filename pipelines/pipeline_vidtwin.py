@@ -316,7 +316,7 @@ class VidTwinPipeline(
                 unchanged, 1: ignored), as in image-to-image pipelines.
             structure_delay: fraction of `num_inference_steps` by which structure is denoised later than dynamics, so
                 that content is decided to suit the motion. It adds that fraction of steps.
-            temperature: factor on the noise to start from. Below 1 clips are more alike and more typical: an animated
+            temperature: factor on the noise that generated streams start from. Below 1 clips are more alike and more typical: an animated
                 image moves as the class or prompt says, and its background stays; a generated first frame loses
                 detail.
             kept_frames: frames whose `dynamics` are kept at any strength; the others are generated around them.
@@ -439,17 +439,18 @@ class VidTwinPipeline(
             labels=labels,
             text_inputs=text_inputs,
             guidance_interval=guidance_interval,
+            temperature=temperature,
             extra_step_kwargs=self.prepare_extra_step_kwargs(generator, eta),
         )
         if image_latents is not None:
             image_latents = image_latents.repeat_interleave(num_videos_per_prompt, dim=0)
         elif self.transformer.config.image_residual:
-            noise = temperature * self.prepare_latents(batch_size, generator, None, device)
+            noise = self.prepare_latents(batch_size, generator, None, device)
             still = denoise(noise, StreamSchedule(timesteps), copy.deepcopy(self.scheduler))
             image_latents = still[:, : sizes[0]]
 
         # 5. Prepare noise, and the given streams.
-        noise = temperature * self.prepare_latents(batch_size, generator, latents, device)
+        noise = self.prepare_latents(batch_size, generator, latents, device)
         conditioning = history = None
         if clean is not None:
             clean = clean.repeat_interleave(num_videos_per_prompt, dim=0)
@@ -505,6 +506,7 @@ class VidTwinPipeline(
         labels: torch.Tensor | None,
         text_inputs: dict[str, dict[str, torch.Tensor]],
         guidance_interval: tuple[float, float],
+        temperature: float,
         extra_step_kwargs: dict[str, Any],
         image_latents: torch.Tensor | None = None,
         conditioning: StreamConditioning | None = None,
@@ -514,11 +516,11 @@ class VidTwinPipeline(
         """Denoise noise (B, L) to clean latents (B, L). No step waits for a GPU: schedulers count on the CPU.
 
         Args:
-            noise: standard normal, times the temperature.
+            noise: standard normal.
             schedule: of the streams.
             scheduler: whose timesteps are set.
             labels, text_inputs, image_latents: as in `Denoiser`.
-            guidance_interval: as in the pipeline.
+            guidance_interval, temperature: as in the pipeline.
             extra_step_kwargs: arguments of the scheduler's `step`.
             conditioning: streams that are given; None: both are generated.
             history: kept frames with a noise level for themselves.
@@ -537,7 +539,9 @@ class VidTwinPipeline(
 
         # Start from noise, or from given streams.
         noise = noise * getattr(scheduler, "init_noise_sigma", 1.0)  # schedulers for flow matching have none
-        latents = noise if conditioning is None else conditioning.initialize(scheduler, noise)
+        latents = (
+            temperature * noise if conditioning is None else conditioning.initialize(scheduler, noise, temperature)
+        )
         model_timesteps, target_timesteps = schedule.model_timesteps(), None
         if has_intervals:
             target_timesteps = schedule.target_timesteps(clean_timestep(scheduler))

@@ -65,6 +65,16 @@ def test_a_conditioned_stream_is_unchanged(pipe, latents, timesteps, stream, sol
         assert (timestep[:, STREAMS.index(stream)] == 0).all() and (timestep[:, STREAMS.index(other)] == t).all()
 
 
+def test_temperature_is_of_generated_streams_only(pipe, latents):
+    def change(**given):
+        cool, warm = (generate(pipe, [0, 2], **given, temperature=temperature) for temperature in (0.4, 1.0))
+        return [(getattr(cool, stream) - getattr(warm, stream)).abs().max().item() for stream in STREAMS]
+
+    varied = {"structure_strength": 0.5, "dynamics_strength": 0.5}
+    assert change(structure=latents, dynamics=latents, **varied) == [0, 0]
+    assert min(change(structure=latents, structure_strength=0.5)) > 0.01
+
+
 def test_strength_one_equals_no_conditioning(pipe, latents):
     free = generate(pipe, [0, 2])
     ignored = generate(
