@@ -316,9 +316,9 @@ class VidTwinPipeline(
                 unchanged, 1: ignored), as in image-to-image pipelines.
             structure_delay: fraction of `num_inference_steps` by which structure is denoised later than dynamics, so
                 that content is decided to suit the motion. It adds that fraction of steps.
-            temperature: factor on the noise that generated streams start from. Below 1 clips are more alike and more typical: an animated
-                image moves as the class or prompt says, and its background stays; a generated first frame loses
-                detail.
+            temperature: factor on the noise that generated streams start from. Below 1 clips are more alike and more
+                typical: an animated image moves as the class or prompt says, and its background stays; a generated
+                first frame loses detail.
             kept_frames: frames whose `dynamics` are kept at any strength; the others are generated around them.
             history_noise: noise level at which the transformer sees kept frames, from 0, clean, to below 1, for a
                 model trained with `diffusion.frame_timesteps`; None: the level of the other frames, as in RePaint.

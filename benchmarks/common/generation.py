@@ -137,6 +137,11 @@ def sample_clips(pipeline: VidTwinPipeline, count: int, sampling: Sampling, **in
     return torch.cat(clips)
 
 
+def add_temperature(parser: argparse.ArgumentParser) -> None:
+    """Declare `--temperature`."""
+    parser.add_argument("--temperature", type=float, default=1.0, help="factor on the first noise (default: 1)")
+
+
 def add_structure_delay(parser: argparse.ArgumentParser) -> None:
     """Declare `--structure-delay`."""
     parser.add_argument(

@@ -60,7 +60,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar=("LOWER", "UPPER"),
         help="noise levels with guidance, from 0 to 1 (default: all)",
     )
-    parser.add_argument("--temperature", type=float, default=1.0, help="factor on the first noise (default: 1)")
+    pipelines.add_temperature(parser)
     parser.add_argument("--training-clips", type=int, help="the most clips of each list for block PCA and distances")
     vae_runs.add_lpips_options(parser)
     pipelines.add_detector_options(parser, default="pooled_pixels; scale cpu also squeezenet")

@@ -43,6 +43,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pipeline", metavar="FOLDER", help="model of sprites, trained with independent timesteps")
     parser.add_argument("--guidance", type=float, default=3.0, help="classifier-free guidance scale (default: 3)")
     parser.add_argument("--steps", type=int, metavar="N", help="denoising steps (default: 25)")
+    generation.add_temperature(parser)
 
 
 def run(options: argparse.Namespace) -> Results | None:
@@ -61,14 +62,16 @@ def run(options: argparse.Namespace) -> Results | None:
     sprites, others = (DrawnSprites(count, SEEDS[name], **sizes) for name in ("tested", "others"))
 
     options.steps = STEPS[scale] if options.steps is None else options.steps
+    sampling = Sampling(
+        guidance_scale=options.guidance, num_inference_steps=options.steps, temperature=options.temperature
+    )
     classifier = load_classifier(options.work_dir / "sprites" / "classifier", scale, **sizes)
     if not PartialState().is_main_process:
         return None
-    sampling = Sampling(guidance_scale=options.guidance, num_inference_steps=options.steps)
     tasks = SpriteTasks(pipeline, classifier, sprites, sampling)
     return {
         "pipeline": str(options.pipeline),
-        "sampling": {"steps": options.steps, "guidance": options.guidance},
+        "sampling": {"steps": options.steps, "guidance": options.guidance, "temperature": options.temperature},
         "classifier": score_factors(classifier.predict(others.clips()), others.targets),
         "generate": tasks.generate(),
         "animate": {str(strength): tasks.animate(strength) for strength in STRENGTHS},
@@ -92,6 +95,7 @@ def score_rollouts(
         overlap=OVERLAP,
         guidance_scale=options.guidance,
         num_inference_steps=options.steps,
+        temperature=options.temperature,
         generator=[torch.Generator().manual_seed(i) for i in range(len(labels))],
     )
     clips = 2 * videos.float().cpu().transpose(1, 2) - 1
@@ -111,7 +115,8 @@ def tables(results: Results) -> str:
         f"of the shape {_text(real, 'shape')}, of the texture {_text(real, 'texture')}; color error "
         f"{_text(real, 'colors')}, an RGB L2 distance of at most 441; position error {_text(real, 'position')} px. In "
         "the tables: 95 % bootstrap intervals in brackets, chance after the bar. "
-        f"{sampling['steps']} steps, guidance {sampling['guidance']:g}.",
+        f"{sampling['steps']} steps, guidance {sampling['guidance']:g}, temperature "
+        f"{sampling.get('temperature', 1):g}.",
         f"Reconstruction PSNR at a rate of {reconstruct['rate']:.2%}: {psnr['reconstructed']}; baselines: "
         f"rate-matched downsampling {psnr['downsample']}, per-clip mean color {psnr['color']}.",
         "Generation by class:",
