@@ -81,14 +81,6 @@ def run(options: argparse.Namespace) -> Results:
         results["sprites"] = measure_sprites(options)
     if options.train:
         results["real"] = measure_real(options)
-        if options.real:
-            sampling = real_sampling(options)
-            results["real"]["sampling"] = {
-                "steps": sampling.num_inference_steps,
-                "guidance": options.guidance if options.real_guidance is None else [options.real_guidance],
-                "structure_delay": sampling.structure_delay,
-                "temperature": sampling.temperature,
-            }
     return results
 
 
@@ -166,6 +158,13 @@ def measure_real(options: argparse.Namespace) -> dict[str, Any]:
         sets["generated"] = real.sample_captions(pipeline, test, sampling, path)
     names = [detector.name for detector in detectors]
     scores = real.measure_ranking(matcher, sets, test, detectors)
+    if pipeline:
+        scores["sampling"] = {
+            "steps": sampling.num_inference_steps,
+            "guidance": options.guidance if options.real_guidance is None else [options.real_guidance],
+            "structure_delay": sampling.structure_delay,
+            "temperature": sampling.temperature,
+        }
     return {"model": options.real, "detectors": names, "training_clips": len(training.clips), **scores}
 
 
