@@ -28,6 +28,7 @@ def rollout(
     history_noise: float | None = None,
     history_guidance_scale: float = 1.0,
     anchor_windows: int | None = None,
+    match_colors: bool = False,
     loop: bool = False,
     first: torch.Tensor | None = None,
     image: ConditioningInput | None = None,
@@ -48,7 +49,7 @@ def rollout(
         num_frames: of the videos.
         class_labels: as in the pipeline.
         overlap: frames that a window shares with the previous one, 1 to half a window, in whole positions of the
-            dynamics latent. None: 2, or one position if it has more frames; with history half a window.
+            dynamics latent. None: 2, or one position if it has more frames; with history a quarter of a window.
         structure_strength, dynamics_strength: fraction of denoising steps applied to each window, from 0, which plays
             the video back and forth, to 1, which makes windows independent; of dynamics by default 0.6. With history
             that of dynamics is by default 1, which generates from noise; 0 of structure keeps the anchor's.
@@ -57,6 +58,9 @@ def rollout(
         history_guidance_scale: guidance by the shared frames above 1, as in the pipeline.
         anchor_windows: with history, windows after which the latest window becomes the anchor; None: never, which
             keeps the content; 1: every window varies the previous one.
+        match_colors: give each color channel of every window the mean and the standard deviation that it has in the
+            first window, so that colors do not drift (adaptive instance normalization, arXiv 1703.06868, of RGB). For
+            videos of one view: a change of content would be recolored.
         loop: generate a seamless loop: the last window ends with the first frames of the first window.
         first: the first window (B, T, 3, H, W) in [0, 1], one per video or one for all; None: generated.
         image: the first frame of the video, for a transformer with `image_conditioning`; later windows are conditioned
@@ -80,7 +84,7 @@ def rollout(
     check_history(history_noise, history_guidance_scale, anchor_windows)
     length, group = pipeline.autoencoder.clip_shape[1], frames_per_position(pipeline.autoencoder)
     if overlap is None:
-        overlap = max(length // 2 // group * group, 1) if has_history else max(2, group)
+        overlap = max(length // 4 // group * group, group) if has_history else max(2, group)
     check_whole_numbers(num_frames=num_frames, overlap=overlap)
     step = length - overlap
     if not 0 < overlap <= length // 2:
@@ -125,7 +129,7 @@ def rollout(
     options |= {"structure_strength": structure_strength, "dynamics_strength": dynamics_strength}
     if has_history:
         options |= {"history_noise": history_noise, "history_guidance_scale": history_guidance_scale}
-    total, num_windows, anchor = num_frames + overlap * loop, 0, None
+    first_window, total, num_windows, anchor = video, num_frames + overlap * loop, 0, None
     while video.shape[1] < total:
         window = torch.cat([video[:, -overlap:], video[:, -length:-1].flip(1)[:, :step]], dim=1)
         kept_frames = list(range(overlap))
@@ -140,6 +144,7 @@ def rollout(
                 anchor = encode_structure(pipeline, video[:, -length:])
             structure = anchor
         window = pipeline(structure=structure, dynamics=window, kept_frames=kept_frames, **options).frames
+        window = match_color_statistics(window, first_window) if match_colors else window
         num_windows += 1
         video = crossfade(video, window.to(video), overlap)
     if loop:
@@ -182,6 +187,23 @@ def crossfade(before: torch.Tensor, after: torch.Tensor, overlap: int) -> torch.
     weight = torch.arange(1, overlap + 1, device=before.device, dtype=before.dtype) / (overlap + 1)
     shared = torch.lerp(before[:, -overlap:], after[:, :overlap], weight.view(-1, 1, 1, 1))
     return torch.cat([before[:, :-overlap], shared, after[:, overlap:]], dim=1)
+
+
+def match_color_statistics(video: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """Give each color channel of a video the mean and standard deviation, over frames and pixels, of a reference.
+
+    Args:
+        video, reference: (B, T, 3, H, W) in [0, 1]; the numbers of frames may differ.
+
+    Returns:
+        (B, T, 3, H, W), clipped to [0, 1]. A channel of equal values becomes the reference's mean.
+    """
+    axes = (1, 3, 4)
+    reference = reference.to(video)
+    deviation = video.std(axes, correction=0, keepdim=True)
+    scale = reference.std(axes, correction=0, keepdim=True) / deviation.clamp(min=1e-4)
+    centered = video - video.mean(axes, keepdim=True)
+    return (centered * scale + reference.mean(axes, keepdim=True)).clamp(0, 1)
 
 
 def interpolate(

@@ -27,7 +27,7 @@ from vidgen.metrics.detector_options import parse_detectors
 from vidgen.metrics.fvd import Sampling
 
 from ..common import generation
-from ..common.figures import BLUE, DARK_BLUE, GRAY, ORANGE, TEAL, new_figure
+from ..common.figures import BLUE, DARK_BLUE, GRAY, LIGHT_BLUE, ORANGE, TEAL, new_figure
 from ..common.harness import Benchmark, Results, compute_once, digest
 from ..common.tables import distance_cell, markdown_table, score_cell
 from ..real.generation import compute_statistics
@@ -40,7 +40,7 @@ VIDEOS = {"smoke": 8, "cpu": 128}
 WINDOWS = {"smoke": 2, "cpu": 16}  # of a video, without overlap: 256 frames of 16-frame windows
 STEPS = {"smoke": 1, "cpu": 25}
 DETECTOR = "pooled_pixels"
-COLORS = (GRAY, BLUE, TEAL, ORANGE, DARK_BLUE, "#dc2626")
+COLORS = (GRAY, LIGHT_BLUE, BLUE, TEAL, ORANGE, DARK_BLUE, "#7c3aed", "#dc2626")  # of at most eight methods
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -41,9 +41,11 @@ class Method:
 
 METHODS = (
     Method(TODAY, {}),
+    Method("varied windows, matched colors", {"match_colors": True}),
     Method("history", {"history_noise": 0.1}),
     Method("history, guidance 1.5", {"history_noise": 0.1, "history_guidance_scale": 1.5}),
     Method("history, anchor of 4 windows", {"history_noise": 0.1, "anchor_windows": 4}),
+    Method("history, matched colors", {"history_noise": 0.1, "match_colors": True}),
 )
 
 

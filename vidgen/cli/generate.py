@@ -109,6 +109,11 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--history-guidance", type=float, default=1.0, metavar="W", help="guidance scale of these frames (default: 1)"
     )
+    parser.add_argument(
+        "--match-colors",
+        action="store_true",
+        help="long videos: give every window the mean and the spread of each color channel of the first window",
+    )
     parser.set_defaults(run=run)
 
 

@@ -212,6 +212,7 @@ def generate(
     image: str | None = None,
     history_noise: float | None = None,
     history_guidance: float = 1.0,
+    match_colors: bool = False,
 ) -> list[Path]:
     """Generate `num` videos of each class or prompt with a trained pipeline.
 
@@ -230,8 +231,8 @@ def generate(
         loop: generate a seamless loop.
         image: file of an image to animate: the first frame for a model with `image_conditioning`, otherwise the
             structure, which requires an autoencoder with a dynamics latent.
-        history_noise, history_guidance: of long videos and loops, as `history_noise` and `history_guidance_scale` of
-            `pipelines.rollout.rollout`.
+        history_noise, history_guidance, match_colors: of long videos and loops, as `history_noise`,
+            `history_guidance_scale` and `match_colors` of `pipelines.rollout.rollout`.
     """
     # Check all options before anything is sampled.
     for option, value in (("--num", num), ("--steps", steps), ("--frames", 1 if frames is None else frames)):
@@ -331,8 +332,12 @@ def generate(
             settings["image"] = picture
         elif picture is not None:
             first = pipeline(label, structure=picture, output_type="pt", **settings).frames
-        history = {"history_noise": history_noise, "history_guidance_scale": history_guidance}
-        videos = rollout(pipeline, frames, label, loop=loop, first=first, **history, **settings)
+        windows = {
+            "history_noise": history_noise,
+            "history_guidance_scale": history_guidance,
+            "match_colors": match_colors,
+        }
+        videos = rollout(pipeline, frames, label, loop=loop, first=first, **windows, **settings)
         num_sampled[request] += num
         for video, writer in zip(videos.movedim(2, -1).float().cpu().numpy(), writers, strict=False):
             with writer:

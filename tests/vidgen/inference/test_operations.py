@@ -362,9 +362,11 @@ def test_generate_makes_videos_of_any_length_and_loops(model, tmp_path, capsys):
 def test_generate_continues_a_history(model, tmp_path, capsys):
     words = ["generate", "--model", str(model), "--steps", "2", "--class", "orbit", "--frames", "6"]
     main([*words, str(tmp_path / "varied")])
+    main([*words, str(tmp_path / "matched"), "--match-colors"])
     main([*words, str(tmp_path / "history"), "--history-noise", "0.1", "--history-guidance", "2"])
-    varied, history = (read_folder(tmp_path / name)[0] for name in ("varied", "history"))
+    varied, matched, history = (read_folder(tmp_path / name)[0] for name in ("varied", "matched", "history"))
     assert len(history) == 6 and not np.array_equal(varied, history)
+    assert np.array_equal(varied[:2], matched[:2]) and not np.array_equal(varied[4:], matched[4:])
     assert "below 1, not 1.0" in fail(capsys, *words, tmp_path / "x.mp4", "--history-noise", "1")
     assert "needs --history-noise" in fail(capsys, *words, tmp_path / "x.mp4", "--history-guidance", "2")
     assert "--frames must be at least 1" in fail(capsys, *words, tmp_path / "x.mp4", "--frames", "0")
