@@ -61,6 +61,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="classifier-free guidance scale, or one for structure and one for dynamics (default: 3)",
     )
     generation.add_structure_delay(parser)
+    generation.add_temperature(parser)
     parser.add_argument(
         "--real-guidance",
         type=float,
@@ -68,7 +69,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="guidance of real video, without a delay (default: as of sprites)",
     )
     parser.add_argument(
-        "--real-temperature", type=float, default=1.0, help="factor on the first noise of real video (default: 1)"
+        "--real-temperature", type=float, help="factor on the first noise of real video (default: as of sprites)"
     )
     generation.add_detector_options(parser, default="squeezenet")
 
@@ -76,7 +77,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> Results:
     check_options(options)
     sampling = {"steps": STEPS[options.scale], "guidance": options.guidance}
-    results: Results = {"sampling": sampling | {"structure_delay": options.structure_delay}}
+    sampling |= {"structure_delay": options.structure_delay, "temperature": options.temperature}
+    results: Results = {"sampling": sampling}
     if options.pipeline:
         results["sprites"] = measure_sprites(options)
     if options.train:
@@ -108,12 +110,15 @@ def sampling_of(options: argparse.Namespace) -> Sampling:
         guidance_scale=guidance,
         num_inference_steps=STEPS[options.scale],
         structure_delay=options.structure_delay,
+        temperature=options.temperature,
     )
 
 
 def real_sampling(options: argparse.Namespace) -> Sampling:
     """How the options sample real video."""
-    sampling = replace(sampling_of(options), temperature=options.real_temperature)
+    sampling = sampling_of(options)
+    if options.real_temperature is not None:
+        sampling = replace(sampling, temperature=options.real_temperature)
     if options.real_guidance is None:
         return sampling
     return replace(sampling, guidance_scale=options.real_guidance, structure_delay=0.0)

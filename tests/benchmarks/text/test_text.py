@@ -129,7 +129,7 @@ def test_guidance_reaches_the_pipeline(prompt_tasks):
 
 def test_real_video_can_be_sampled_in_another_way():
     options = SimpleNamespace(
-        guidance=[4.0], scale="smoke", structure_delay=0.3, real_guidance=None, real_temperature=0.5
+        guidance=[4.0], scale="smoke", structure_delay=0.3, temperature=0.8, real_guidance=None, real_temperature=0.5
     )
     sampling = text.real_sampling(options)
     assert (sampling.guidance_scale, sampling.structure_delay, sampling.temperature) == (4.0, 0.3, 0.5)
@@ -142,8 +142,8 @@ def test_real_video_can_be_sampled_in_another_way():
 
 @pytest.mark.parametrize(("guidance", "expected"), [([3.0], 3.0), ([3.0, 5.0], (3.0, 5.0))])
 def test_guidance_is_one_scale_or_one_per_stream(guidance, expected):
-    options = SimpleNamespace(guidance=guidance, scale="smoke", structure_delay=0.3)
-    assert text.sampling_of(options) == Sampling(0, expected, 2, structure_delay=0.3)
+    options = SimpleNamespace(guidance=guidance, scale="smoke", structure_delay=0.3, temperature=0.8)
+    assert text.sampling_of(options) == Sampling(0, expected, 2, structure_delay=0.3, temperature=0.8)
     stated = text.page.tables({"sampling": {"steps": 2, "guidance": guidance}})
     assert ("guidance 3 of structure and 5 of dynamics." if len(guidance) > 1 else "guidance 3.") in stated
     delayed = text.page.tables({"sampling": {"steps": 2, "guidance": guidance, "structure_delay": 0.3}})
