@@ -136,6 +136,8 @@ def test_real_video_can_be_sampled_in_another_way():
     options.real_guidance = 2.0
     sampling = text.real_sampling(options)
     assert (sampling.guidance_scale, sampling.structure_delay, sampling.temperature) == (2.0, 0.0, 0.5)
+    options.real_temperature = None
+    assert text.real_sampling(options).temperature == 0.8
     stated = text.page.describe_sampling({"steps": 2, "guidance": [2.0], "structure_delay": 0.0, "temperature": 0.5})
     assert stated == "2 steps, guidance 2, temperature 0.5"
 
