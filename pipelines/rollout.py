@@ -59,7 +59,7 @@ def rollout(
         anchor_windows: with history, windows after which the latest window becomes the anchor; None: never, which
             keeps the content; 1: every window varies the previous one.
         match_colors: give each color channel of every window the mean and the standard deviation that it has in the
-            first window, so that colors do not drift (adaptive instance normalization, arXiv 1703.06868, of RGB). For
+            first window, so that colors drift less (adaptive instance normalization, arXiv 1703.06868, of RGB). For
             videos of one view: a change of content would be recolored.
         loop: generate a seamless loop: the last window ends with the first frames of the first window.
         first: the first window (B, T, 3, H, W) in [0, 1], one per video or one for all; None: generated.
