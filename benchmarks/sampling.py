@@ -115,7 +115,7 @@ FEW_STEPS = tuple(
 SMOKE = (REFERENCE, SETTINGS[4], SETTINGS[13], SETTINGS[14])
 SMOKE_DIVISOR = 10  # of the steps
 SAMPLES = {"smoke": 24, "cpu": 256, "paper": None}
-TIMED_CLIPS = {"smoke": 2, "cpu": 8, "paper": 8}  # batch size of the cost measurement
+TIMED_CLIPS = {"smoke": 2, "cpu": 8, "paper": 8}  # batch size of the cost measurement; one clip is timed too
 ROUNDS = {"smoke": 2, "cpu": 7, "paper": 5}
 
 
@@ -244,7 +244,8 @@ def measure_costs(
     Returns:
         By name: `calls` of the transformer (NFE) and batch `rows` per clip; `flops` of the transformer per clip;
         `difference`, the largest from the reference's latents, in standard deviations; `seconds` per clip including
-        decoding, and `time`, relative to the reference: medians, with the `time_range`.
+        decoding, and `time`, relative to the reference: medians, with the `time_range`. `one_clip` has the three for
+        a batch of one clip.
     """
     costs: dict[str, Any] = {}
     expected = None
@@ -253,7 +254,20 @@ def measure_costs(
             latents, counts = _count_work(pipeline, sampling_for(setting, sampling), clips)
         expected = latents if expected is None else expected
         costs[setting.name] = {**counts, "difference": (latents - expected).abs().max().item()}
+    times = _measure_times(pipeline, settings, sampling, clips, rounds, few_steps)
+    one_clip = times if clips == 1 else _measure_times(pipeline, settings, sampling, 1, rounds, few_steps)
+    return {name: costs.get(name, {}) | time | {"one_clip": one_clip[name]} for name, time in times.items()}
 
+
+def _measure_times(
+    pipeline: VidTwinPipeline,
+    settings: Sequence[Setting],
+    sampling: Sampling,
+    clips: int,
+    rounds: int,
+    few_steps: VidTwinTransformer3DModel | None,
+) -> dict[str, Any]:
+    """`seconds`, `time` and `time_range` of each setting and of "reference_repeated", in batches of `clips`."""
     turns = {setting.name: setting for setting in settings} | {"reference_repeated": settings[0]}
     times: dict[str, list[float]] = {name: [] for name in turns}
     for _ in range(rounds):
@@ -263,11 +277,12 @@ def measure_costs(
                 _generate(pipeline, sampling_for(setting, sampling), clips, "pt")
                 times[name].append((clock(pipeline.device) - started) / clips)
     reference = times[settings[0].name]
+    medians = {}
     for name, seconds in times.items():
         ratios = [time / reference_time for time, reference_time in zip(seconds, reference, strict=True)]
         relative = {"time": statistics.median(ratios), "time_range": [min(ratios), max(ratios)]}
-        costs[name] = costs.get(name, {}) | {"seconds": statistics.median(seconds), **relative}
-    return costs
+        medians[name] = {"seconds": statistics.median(seconds), **relative}
+    return medians
 
 
 def _count_work(pipeline: VidTwinPipeline, sampling: Sampling, clips: int) -> tuple[torch.Tensor, dict[str, float]]:
@@ -307,9 +322,10 @@ def tables(results: Results) -> str:
     for name, setting in settings.items():
         low, high = setting["distance"]["interval"]
         row = [name, f"{setting['distance']['value']:.3g}", f"{low:.3g} to {high:.3g}", f"{setting['time']:.2f}"]
-        row += [f"{setting['flops'] / reference_flops:.2f}", setting["calls"], f"{setting['rows']:g}"]
+        row += [f"{setting['one_clip']['time']:.2f}", f"{setting['flops'] / reference_flops:.2f}"]
+        row += [setting["calls"], f"{setting['rows']:g}"]
         rows.append([*row, f"{setting['difference']:.2g}" if setting["family"] == "caches" else None])
-    header = ["setting", "Fréchet distance", "95 % interval", "relative time", "relative DiT FLOPs"]
+    header = ["setting", "Fréchet distance", "95 % interval", "relative time", "of one clip", "relative DiT FLOPs"]
     header += ["NFE", "batch rows per clip", "largest latent difference"]
     evaluation = results["evaluation"]
     if evaluation["generated"]["value"] >= evaluation["mean_color"]["value"]:
@@ -330,7 +346,8 @@ def _describe(results: Results) -> str:
         f"reconstructed {evaluation['reconstructed']['value']:.3g}. `{DEFAULT}` is the pipeline's "
         f"{results['solver']}. Relative time of a clip, with decoding, against {results['reference']} in the same "
         f"round ({reference['seconds']:.3g} s; batches of {results['clips_timed']} clips, median of "
-        f"{results['rounds']} rounds; the reference repeated: {low:.2f} to {high:.2f}). Latent differences are in "
+        f"{results['rounds']} rounds; the reference repeated: {low:.2f} to {high:.2f}), and in batches of one clip "
+        f"({reference['one_clip']['seconds']:.3g} s). Latent differences are in "
         "standard deviations."
     )
 

@@ -91,7 +91,7 @@ def test_flops_calls_and_latent_differences(pipeline):
     assert 0.5 * plain["flops"] < pyramid["flops"] < 0.95 * plain["flops"], "a cache skips attention"
     assert plain["difference"] == 0
     assert all(costs[setting.name]["difference"] > 1e-3 for setting in settings[1:])
-    assert plain["time"] == 1 and set(costs["reference_repeated"]) == {"seconds", "time", "time_range"}
+    assert plain["time"] == 1 and set(costs["reference_repeated"]) == {"seconds", "time", "time_range", "one_clip"}
 
 
 def test_times_are_relative_to_the_reference_of_the_same_round(pipeline, monkeypatch):
@@ -101,6 +101,20 @@ def test_times_are_relative_to_the_reference_of_the_same_round(pipeline, monkeyp
     costs = sampling.measure_costs(pipeline, settings, TWICE, clips=1, rounds=2)
     assert costs["UniPC 1"]["time"] == 0.375 and costs["UniPC 1"]["time_range"] == [0.25, 0.5]
     assert costs["reference_repeated"]["time_range"] == [1.0, 1.5] and costs["default 1"]["seconds"] == 3
+
+
+def test_one_clip_is_timed_too(pipeline, monkeypatch):
+    batches = []
+    monkeypatch.setattr(sampling, "_generate", lambda *arguments: batches.append(arguments[2]))
+    monkeypatch.setattr(sampling, "_count_work", lambda *_: (torch.zeros(3, 1), {}))
+    readings = iter([0, 6, 6, 9, 9, 15, 15, 17, 17, 18, 18, 20])  # three clips, then one
+    monkeypatch.setattr(sampling, "clock", lambda _: next(readings))
+    settings = [Setting("fewer steps", steps=1), Setting("UniPC", "UniPC", 1)]
+    costs = sampling.measure_costs(pipeline, settings, TWICE, clips=3, rounds=1)
+    assert batches == [3, 3, 3, 1, 1, 1]
+    assert (costs["UniPC 1"]["seconds"], costs["UniPC 1"]["time"]) == (1, 0.5)
+    assert costs["UniPC 1"]["one_clip"] == {"seconds": 1, "time": 0.5, "time_range": [0.5, 0.5]}
+    assert costs["default 1"]["one_clip"]["seconds"] == 2
 
 
 @pytest.mark.parametrize("cache", CACHES)
@@ -156,6 +170,7 @@ def figures(**found: tuple[str, float, float]) -> dict:
             "rows": 100.0,
             "difference": 0.25,
             "seconds": time,
+            "one_clip": {"seconds": time, "time": time / 2},
         }
         for name, (family, value, time) in settings.items()
     }
@@ -190,9 +205,9 @@ def test_verdicts():
 
 def test_table_of_relative_costs():
     text = sampling.tables(figures(a=("caches", 1.05, 0.5), b=("UniPC", 1.2, 0.25)))
-    assert "| default 50 | 1 | 0.9 to 1.1 | 1.00 | 1.00 | 50 | 100 |  |" in text
-    assert "| a | 1.05 | 0.95 to 1.15 | 0.50 | 0.50 | 50 | 100 | 0.25 |" in text
-    assert "| b | 1.2 | 1.1 to 1.3 | 0.25 | 0.25 | 50 | 100 |  |" in text
+    assert "| default 50 | 1 | 0.9 to 1.1 | 1.00 | 0.50 | 1.00 | 50 | 100 |  |" in text
+    assert "| a | 1.05 | 0.95 to 1.15 | 0.50 | 0.25 | 0.50 | 50 | 100 | 0.25 |" in text
+    assert "| b | 1.2 | 1.1 to 1.3 | 0.25 | 0.12 | 0.25 | 50 | 100 |  |" in text
     assert "the reference repeated: 0.98 to 1.02" in text and text.count("\n* ") == 3
 
 

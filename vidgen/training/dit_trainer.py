@@ -92,8 +92,8 @@ def train_dit(config: DiTTrainingConfig) -> Path:
     if config.lora.rank:
         check_lora(config, accelerator.distributed_type)
     files, held_out, names = list_videos_to_encode(config.data, config.seed)
-    superclasses = find_superclasses(config, names)
     parent = find_parent(config)
+    superclasses = find_superclasses(config, names, parent)
     check_statistics(config, parent)
     scheduler = build_scheduler(config.diffusion, parent)
     arguments = transformer_arguments(config.model, parent)
@@ -221,16 +221,19 @@ def list_validation_metrics(
     return [*held_out_names(streams, config.validation.timestep_bins, steps), *distances]
 
 
-def find_superclasses(config: DiTTrainingConfig, classes: Sequence[str]) -> list[str]:
-    """Superclasses of the dataset's classes that the DiT learns too; their ids come before those of the classes.
+def find_superclasses(config: DiTTrainingConfig, classes: Sequence[str], parent: Parent | None) -> list[str]:
+    """Superclasses of the dataset's classes that the DiT has too; their ids come before those of the classes.
+
+    With `subclass_dropout` they are all superclasses, without it those that the parent knows.
 
     Raises:
         UserError: if the config has `subclass_dropout` but the dataset has no subclasses.
     """
-    if not config.diffusion.subclass_dropout:
-        return []
     superclasses = superclass_names(classes)
-    if not superclasses:
+    if not config.diffusion.subclass_dropout:
+        known = parent.classes if parent is not None else ()
+        superclasses = [name for name in superclasses if name in known]
+    elif not superclasses:
         raise UserError(
             "diffusion.subclass_dropout needs classes with subclasses, such as jump/dog of jump: name them in a CSV "
             f"file (path,label); the classes of this dataset are {', '.join(classes[:4]) or 'none'}."

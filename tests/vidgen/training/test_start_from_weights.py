@@ -238,6 +238,23 @@ def class_table(transformer: VidTwinTransformer3DModel) -> torch.Tensor:
     return (transformer.class_embed or transformer.condition_embed.class_embed).weight.detach()
 
 
+def test_a_dit_keeps_the_superclasses_of_its_parent(dit_config, sprites, tmp_path):
+    """Also those that no clip trains; others than the data's are not in the DiT, as other classes."""
+    table = f"data.root={sprites / 'shapes.csv'}"
+    settings = [table, "train.max_train_steps=0", "diffusion.subclass_dropout=0.1"]
+    parent = train_dit(dit_config(tmp_path / "parent", *settings))
+    tuned = train_dit(dit_config(tmp_path / "tuned", *from_parent(parent, table, "train.max_train_steps=0")))
+    before, after = load_pipeline(str(parent)), load_pipeline(str(tuned))
+    assert after.config.id2label == before.config.id2label
+    assert torch.equal(class_table(after.transformer), class_table(before.transformer))
+
+    lines = [line for line in (sprites / "shapes.csv").read_text().splitlines() if "orbit" in line]
+    (tmp_path / "orbits.csv").write_text("\n".join(["path,label", *(f"{sprites}/{line}" for line in lines)]))
+    settings = from_parent(parent, f"data.root={tmp_path / 'orbits.csv'}", "train.max_train_steps=0")
+    orbits = load_pipeline(str(train_dit(dit_config(tmp_path / "orbits", *settings))))
+    assert list(orbits.labels) == ["orbit"] and all(name.startswith("orbit/") for name in orbits.subclasses)
+
+
 def test_data_without_classes_trains_no_class_and_keeps_those_of_the_parent(
     dit_config, trained_dit, sprites, tmp_path, monkeypatch
 ):
