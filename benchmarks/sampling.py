@@ -288,6 +288,7 @@ def _measure_times(
 def _count_work(pipeline: VidTwinPipeline, sampling: Sampling, clips: int) -> tuple[torch.Tensor, dict[str, float]]:
     """Normalized latents (B, L), and the transformer's work per clip."""
     rows: list[int] = []
+    pipeline.transformer.requires_grad_(False)  # the counter fails at a module that returns a view of a parameter
     hook = pipeline.transformer.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
     # PyTorch counts all attention kernels except the CPU's.
     cpu_kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu

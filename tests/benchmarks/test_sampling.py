@@ -94,6 +94,16 @@ def test_flops_calls_and_latent_differences(pipeline):
     assert plain["time"] == 1 and set(costs["reference_repeated"]) == {"seconds", "time", "time_range", "one_clip"}
 
 
+def test_flops_of_a_model_that_takes_prompts(pipeline):
+    transformer = VidTwinTransformer3DModel.from_preset(
+        "tiny-test", vae=pipeline.vae, num_classes=8, caption_channels=8
+    )
+    of_text = VidTwinPipeline(pipeline.vae, transformer.eval(), default_scheduler())
+    of_text.set_progress_bar_config(disable=True)
+    costs = sampling.measure_costs(of_text, [Setting("fewer steps", steps=2)], TWICE, clips=2, rounds=1)
+    assert costs["default 2"]["flops"] == pytest.approx(4 * transformer_flops(transformer))
+
+
 def test_times_are_relative_to_the_reference_of_the_same_round(pipeline, monkeypatch):
     readings = iter([0, 2, 2, 3, 3, 6, 6, 10, 10, 11, 11, 15])  # reference, UniPC, the reference again; twice
     monkeypatch.setattr(sampling, "clock", lambda _: next(readings))
