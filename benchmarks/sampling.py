@@ -377,9 +377,8 @@ def plot(results: Results) -> Figure:
     families: dict[str, list[dict]] = {}
     for setting in settings.values():
         families.setdefault(setting["family"], []).append(setting)
-    for color, (family, members) in zip(
-        (DARK_BLUE, BLUE, TEAL, ORANGE, "#7c3aed", "#dc2626"), families.items(), strict=False
-    ):
+    colors = (DARK_BLUE, BLUE, TEAL, ORANGE, "#7c3aed", "#dc2626", "#db2777")  # of at most seven families
+    for color, (family, members) in zip(colors[: len(families)], families.items(), strict=True):
         is_curve = len({setting["steps"] for setting in members}) > 1
         points = sorted((setting["time"], setting["distance"]["value"]) for setting in members)
         panels[0 if is_curve else 1].plot(

@@ -24,13 +24,11 @@ from vidgen.data.sprites import write_sprites
 from vidgen.training.config import DiTTrainingConfig, VAETrainingConfig
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", "CONTRIBUTING.md", "pretrained/sprites/README.md", "pretrained/real/README.md"]
-PAGES += sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
-NEEDS_MORE = [
-    "push_to_hub",
-    "vidtwin.ckpt",
-    "runs/forcing",
-]  # a Hub account; the authors' weights; a model to be trained
+PAGES = ["README.md", "CONTRIBUTING.md"]
+PAGES += sorted(
+    str(path.relative_to(ROOT)) for path in (*ROOT.glob("docs/*.md"), *ROOT.glob("pretrained/*/README.md"))
+)
+NEEDS_MORE = ["push_to_hub", "vidtwin.ckpt"]  # a Hub account; the authors' weights
 if importlib.util.find_spec("peft") is None:
     NEEDS_MORE.append("peft")
 PROGRAMS = {

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from benchmarks.sprites.classifier import DrawnSprites
 from pipelines import VidTwinPipeline
+from pipelines.rollout import rollout
 from vidgen.common.images import read_image
 from vidgen.common.loading import REAL_MODEL, SPRITES_MODEL
 from vidgen.data.dataset import ClipDataset
@@ -21,6 +22,8 @@ from vidgen.metrics.reconstruction import downsample_baseline, psnr
 UNSEEN = 5_000_000  # a seed of sprites that no model was trained on
 
 
+FEW_STEPS_MODEL = SPRITES_MODEL.parent / "sprites_few_steps"
+FORCING_MODEL = SPRITES_MODEL.parent / "sprites_forcing"
 GESTURES = {"down", "left", "right", "square", "star", "tick", "up"}
 
 
@@ -40,9 +43,11 @@ def real() -> VidTwinPipeline:
     return load(REAL_MODEL)
 
 
-@pytest.mark.parametrize(("folder", "size"), [(SPRITES_MODEL, 13e6), (REAL_MODEL, 14e6)])
+@pytest.mark.parametrize(
+    ("folder", "size"), [(SPRITES_MODEL, 13e6), (REAL_MODEL, 14e6), (FEW_STEPS_MODEL, 7e6), (FORCING_MODEL, 7e6)]
+)
 def test_weights_are_small_and_in_bfloat16(folder, size):
-    files = sorted(folder.rglob("*.safetensors"))
+    files = [path for path in sorted(folder.rglob("*.safetensors")) if not path.parent.is_symlink()]
     assert 1e6 < sum(file.stat().st_size for file in files) <= size
     for file in files:
         assert file.stat().st_size <= 4 * 2**20  # the repository's limit for a file
@@ -54,6 +59,8 @@ def test_weights_are_small_and_in_bfloat16(folder, size):
     [
         (SPRITES_MODEL, ["configs/vae/sprites_long.yaml", "configs/dit/sprites_text.yaml"]),
         (REAL_MODEL, ["configs/vae/real.yaml", "configs/dit/real.yaml", "CC BY 4.0", "2403.12945", "no license file"]),
+        (FEW_STEPS_MODEL, ["configs/dit/shortcut.yaml", "docs/results/sampling.md"]),
+        (FORCING_MODEL, ["configs/dit/sprites_forcing.yaml", "docs/results/drift.md"]),
     ],
 )
 def test_model_card_documents_the_training(folder, texts):
@@ -93,6 +100,26 @@ def test_prompts_and_classes_generate_different_videos(pipeline):
     by_class = pipeline("still", latents=latents, **options).frames
     assert (by_prompt[0] - by_prompt[1]).abs().mean() > 0.02
     assert (by_prompt[0] - by_class).abs().mean() > 0.02
+
+
+def test_few_steps_generate_every_class_without_guidance(pipeline):
+    few_steps = load(FEW_STEPS_MODEL)
+    assert few_steps.labels == pipeline.labels and few_steps.subclasses == pipeline.subclasses
+    made = few_steps([*MOTIONS], num_inference_steps=4, output_type="pt").frames
+    moved = made.diff(dim=1).abs().mean(dim=(1, 2, 3, 4))
+    assert moved.argmin() == MOTIONS.index("still")
+    assert made.flatten(1).std(dim=1).min() > 0.05  # neither gray nor of low contrast
+
+
+def test_history_continues_the_video(pipeline):
+    """The frames after the first window are nearer to it than to those of another video."""
+    forcing = load(FORCING_MODEL)
+    assert forcing.labels == pipeline.labels and forcing.subclasses == pipeline.subclasses
+    options = dict(history_noise=0.1, match_colors=True, guidance_scale=5.0, num_inference_steps=10)
+    videos = rollout(forcing, 40, ["orbit"] * 3, generator=torch.Generator().manual_seed(0), **options)
+    means = [videos[:, part].mean(dim=1) for part in (slice(16), slice(28, 40))]
+    off = (means[1][:, None] - means[0][None]).square().mean(dim=(2, 3, 4))
+    assert off.argmin(dim=1).tolist() == [0, 1, 2]
 
 
 # --- pretrained/real -----------------------------------------------------------------------------------------------

@@ -207,9 +207,10 @@ def window_table(results: Results, key: str) -> str:
 
 def plot(results: Results) -> Figure:
     headings = {**MEASURES, "fvd": "Fréchet distance"}
+    methods = results["methods"].items()
     figure, panels = new_figure(3.1 * len(headings), 3.4, columns=len(headings))
     for axes, (key, heading) in zip(panels[0], headings.items(), strict=True):
-        for (name, scores), color in zip(results["methods"].items(), COLORS, strict=False):
+        for (name, scores), color in zip(methods, COLORS[: len(methods)], strict=True):
             frames = [window["first_frame"] for window in scores["windows"]]
             found = [window[key] for window in scores["windows"]]
             style = "--" if name == REAL else "-"
@@ -220,7 +221,8 @@ def plot(results: Results) -> Figure:
         axes.set_title(heading, fontsize=9)
         axes.set_xlabel("first frame of the window", fontsize=8)
         axes.grid(alpha=0.25)
-    panels[0, 0].legend(fontsize=7, frameon=False)
+    handles = panels[0, 0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     return figure
 
 

@@ -213,6 +213,13 @@ def test_verdicts():
         assert verdicts[family] == nothing
 
 
+def test_every_family_is_in_the_plot():
+    names = [setting.family for setting in (*SETTINGS, *sampling.FEW_STEPS)]
+    found = figures(**{f"{family} {i}": (family, 1.0, 0.5) for i, family in enumerate(names)})
+    drawn = [label.get_text() for axes in sampling.plot(found).axes for label in axes.get_legend().get_texts()]
+    assert set(names) <= set(drawn)
+
+
 def test_table_of_relative_costs():
     text = sampling.tables(figures(a=("caches", 1.05, 0.5), b=("UniPC", 1.2, 0.25)))
     assert "| default 50 | 1 | 0.9 to 1.1 | 1.00 | 0.50 | 1.00 | 50 | 100 |  |" in text
