@@ -175,12 +175,24 @@ def decode_first_frames(condition: ConditioningInput, vae: VideoAutoencoder) -> 
     """First frames of the given structure: latents are decoded, (B, 1, 3, H, W) in [0, 1]; clips are unchanged."""
     if isinstance(condition, TwinLatents):
         condition = condition.structure
-    if not isinstance(condition, torch.Tensor) or tuple(condition.shape[1:]) != tuple(vae.structure_shape):
+    if not is_structure_latent(condition, vae):
         return condition
     dynamics = condition.new_zeros(len(condition), *vae.dynamics_shape)
     latents = TwinLatents(condition, dynamics).pack().to(vae.device, vae.dtype)
     clips = vae.decode(latents, components="structure" if vae.has_dynamics else "both").sample
     return (clips[:, :, :1].transpose(1, 2).float() / 2 + 0.5).clamp(0, 1)
+
+
+def get_first_frames(condition: ConditioningInput, vae: VideoAutoencoder, name: str) -> torch.Tensor | None:
+    """First frames of images or clips, (B, C, H, W) in [-1, 1]; None for latents."""
+    if isinstance(condition, TwinLatents) or is_structure_latent(condition, vae):
+        return None
+    return prepare_clips(condition, "structure", vae, name)[:, :, 0]
+
+
+def is_structure_latent(condition: ConditioningInput, vae: VideoAutoencoder) -> bool:
+    """Whether an input is a structure latent (B, *structure_shape)."""
+    return isinstance(condition, torch.Tensor) and tuple(condition.shape[1:]) == tuple(vae.structure_shape)
 
 
 def prepare_clips(condition: ConditioningInput, stream: str, vae: VideoAutoencoder, name: str) -> torch.Tensor:

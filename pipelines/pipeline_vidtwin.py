@@ -33,6 +33,7 @@ from .conditioning import (
     ConditioningMixin,
     StreamConditioning,
     check_streams_can_wait,
+    get_first_frames,
     get_keep_mask,
     warn_of_shared_timesteps,
 )
@@ -46,6 +47,7 @@ from .inputs import CheckInputsMixin, Generator, as_generators, check_generators
 from .latents import STREAMS, denormalize_latents, frames_per_position, join_stages, split_stages, spread_streams
 from .lora import LoraPipelineMixin
 from .options import OptionsMixin
+from .overlay import apply_overlay
 from .pipeline_output import VidTwinPipelineOutput
 from .schedulers import check_jumps, clean_timestep, estimate_clean, retrieve_timesteps
 from .stream_schedule import StreamSchedule
@@ -271,6 +273,7 @@ class VidTwinPipeline(
         history_noise: float | None = None,
         history_guidance_scale: float = 1.0,
         image: ConditioningInput | None = None,
+        overlay_image: bool = True,
         prompt: Prompt = None,
         negative_prompt: Prompt = None,
         structure_prompt: Prompt = None,
@@ -326,6 +329,8 @@ class VidTwinPipeline(
             image: the first frame: an image, a clip or the structure latents of an image, one or one per class or
                 prompt; see `encode_conditioning`. Without it a model with `image_residual` takes that of
                 `structure`, or generates it first, with the same number of steps.
+            overlay_image: whether a frame shows `image`, if that is given in pixels, where it differs little from the
+                first frame of the clip: the image is sharper than decoded frames. Latent output has no overlay.
             prompt: what the videos show, one text or a list, for a transformer with `caption_channels`. Prompts and
                 classes can be combined.
             negative_prompt: what guidance leads away from; None: the learned token for "no caption".
@@ -405,6 +410,9 @@ class VidTwinPipeline(
         conditioning_inputs = {name: value for name, value in conditioning_inputs.items() if value is not None}
         counts = {"class_labels": len(label_ids), "prompt": 1 if prompts is None else len(prompts[0].mask)}
         clean, image_latents, count = self.prepare_conditioning(conditioning_inputs, counts, device)
+        photos = None
+        if image is not None and overlay_image:
+            photos = get_first_frames(image, self.autoencoder, "image")
         text_inputs = self.get_text_inputs(prompts, count, num_videos_per_prompt)
         labels = None
         if null_class is not None:
@@ -491,6 +499,9 @@ class VidTwinPipeline(
             if not clips.isfinite().all():  # a single wait for the device, unless an error has to be located
                 check_finite_output("the transformer", latents, self.transformer)
                 check_finite_output("the autoencoder", clips, self.vae)
+            if photos is not None:
+                photos = photos.to(device).expand(count, -1, -1, -1).repeat_interleave(num_videos_per_prompt, dim=0)
+                clips = apply_overlay(clips, photos)
             frames = self.video_processor.postprocess_video(clips, output_type=output_type)
 
         # 8. Offload all models.

@@ -11,7 +11,7 @@ reconstruction and the latents are measured.
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="noise levels with guidance, from 0 to 1 (default: all)",
     )
     pipelines.add_temperature(parser)
+    for name in ("guidance", "temperature"):
+        parser.add_argument(
+            f"--image-{name}", type=float, metavar="X", help=f"--{name} of image-to-video (default: the same)"
+        )
     parser.add_argument("--training-clips", type=int, help="the most clips of each list for block PCA and distances")
     vae_runs.add_lpips_options(parser)
     pipelines.add_detector_options(parser, default="pooled_pixels; scale cpu also squeezenet")
@@ -75,6 +79,7 @@ def run(options: argparse.Namespace) -> Results:
         temperature=options.temperature,
         num_inference_steps=STEPS[options.scale],
     )
+    of_images = replace(sampling, guidance_scale=options.image_guidance, temperature=options.image_temperature)
     scale, folder = options.scale, options.work_dir / "real"
     pipeline = pipelines.load_placed_pipeline(options.model, PartialState(), options.dtype) if options.model else None
     device = PartialState().device
@@ -127,16 +132,20 @@ def run(options: argparse.Namespace) -> Results:
     fvd = {"train": pictures.spread(training.pixels, len(test)), "reconstruction": reconstructed}
     if pipeline:
         generation.check_classes(pipeline, test)
-        results["sampling"] = asdict(sampling)
+        results["sampling"] = {"generated": asdict(sampling), "animated": asdict(of_images)}
         fvd["generated"] = generation.generate(pipeline, test, sampling, own / "generated.safetensors")
-        animated = generation.generate(pipeline, gestures, sampling, own / "animated.safetensors", True)
-        sets |= {"generated": fvd["generated"][is_motion], "image-to-video": animated}
+        animated = {
+            name: generation.generate(pipeline, gestures, of_images, own / f"{name}.safetensors", True, overlay)
+            for name, overlay in (("animated", True), ("animated, without overlay", False))
+            if overlay or pipeline.transformer.config.image_conditioning
+        }
+        sets |= {"generated": fvd["generated"][is_motion], **animated}
         results["image_to_video"] = generation.measure_image_to_video(animated, gestures, reconstruct)
         features = [memorization.copy_features(clips.to_float(x)) for x in (fvd["generated"], test.pixels)]
         results["memorization"] = memorization.measure_memorization(
             *features, memorization.copy_features(training.videos)
         )
-        pictures.save_animated_pictures(gestures, animated, options.results, fps)
+        pictures.save_animated_pictures(gestures, animated["animated"], options.results, fps)
     results["accuracy"] = generation.measure_accuracy(sets, gestures, classify)
     results["classes"] = len(classifier.config.classes)
     results["distances"] = compute_once(
@@ -162,6 +171,9 @@ def check_options(options: argparse.Namespace) -> None:
         raise UserError("name a pipeline as --model FOLDER, or a VAE as --vae FOLDER.")
     if not (options.train and options.test):
         raise UserError("give the training videos as --train LIST ... and held-out ones as --test LIST ....")
+    for name in ("guidance", "temperature"):
+        if getattr(options, f"image_{name}") is None:
+            setattr(options, f"image_{name}", getattr(options, name))
 
 
 def score_reconstruction(
@@ -229,6 +241,7 @@ def describe_settings(
     if pipeline:
         settings |= {"transformer": weights_hash(pipeline.transformer), "guidance": options.guidance}
         settings |= {"guidance_interval": list(options.guidance_interval), "temperature": options.temperature}
+        settings |= {"image": [options.image_guidance, options.image_temperature]}
     return settings
 
 

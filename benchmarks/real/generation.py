@@ -34,19 +34,25 @@ def check_classes(pipeline: VidTwinPipeline, clips: Clips) -> None:
 
 @torch.no_grad()
 def generate(
-    pipeline: VidTwinPipeline, clips: Clips, sampling: Sampling, path: Path, first_frames: bool = False
+    pipeline: VidTwinPipeline,
+    clips: Clips,
+    sampling: Sampling,
+    path: Path,
+    first_frames: bool = False,
+    overlay_image: bool = True,
 ) -> torch.Tensor:
     """A clip of each clip's class, uint8 (N, 3, T, H, W), kept in a file.
 
     Args:
         first_frames: image-to-video from the clip's first frame. For a model without image conditioning it is
             repeated for the structure, and the dynamics latent of the first position in time is kept.
+        overlay_image: whether a model with image conditioning shows the first frame where nothing moves.
     """
     if not path.exists():
         conditioning = {}
         if first_frames:
             image = clips.pixels[:, :, :1].float().transpose(1, 2) / 255
-            conditioning = {"image": image}
+            conditioning = {"image": image, "overlay_image": overlay_image}
             if not pipeline.transformer.config.image_conditioning:
                 kept = tuple(range(frames_per_position(pipeline.autoencoder)))
                 conditioning = {"structure": image, "dynamics": image}
@@ -66,23 +72,28 @@ def measure_accuracy(sets: dict[str, torch.Tensor], clips: Clips, classify: Clas
 
 
 @torch.no_grad()
-def measure_image_to_video(animated: torch.Tensor, clips: Clips, reconstruct: Codec) -> dict[str, Any]:
-    """Background similarity and PSNR of the first frame, in dB, of animated clips and of reconstructions.
+def measure_image_to_video(
+    animated: dict[str, torch.Tensor], clips: Clips, reconstruct: Codec
+) -> dict[str, dict[str, Any]]:
+    """Background similarity and PSNR of the first frame, in dB, of sets of animated clips and of reconstructions.
 
     `relative_background`: the mean similarity divided by that of the reconstructions.
     """
     rows: dict[str, dict[str, list[float]]] = {}
     for indices in torch.arange(len(clips)).split(BATCH):
         original = to_float(clips.pixels[indices])
-        for name, video in {"animated": to_float(animated[indices]), "reconstruction": reconstruct(original)}.items():
+        videos = {name: to_float(pixels[indices]) for name, pixels in animated.items()}
+        for name, video in {**videos, "reconstruction": reconstruct(original)}.items():
             row = rows.setdefault(name, {"background": [], "first_frame_psnr": []})
             row["background"] += background_similarity(video, original).tolist()
             row["first_frame_psnr"] += psnr(video[:, :, :1], original[:, :, :1]).tolist()
-    scores: dict[str, Any] = {
+    scores: dict[str, dict[str, Any]] = {
         name: {key: interval(values, clips.groups) for key, values in row.items()} for name, row in rows.items()
     }
-    means = [scores[name]["background"]["mean"] for name in ("animated", "reconstruction")]
-    return scores | {"relative_background": means[0] / means[1]}
+    reconstructed = scores["reconstruction"]["background"]["mean"]
+    for row in scores.values():
+        row["relative_background"] = row["background"]["mean"] / reconstructed
+    return scores
 
 
 def measure_distances(

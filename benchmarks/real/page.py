@@ -31,10 +31,10 @@ def tables(results: Results) -> str:
         f"Accuracy of the class of motion ({results['motion']}, {results['classes']} classes) by a classifier"
     )
     parts.append(markdown_table(["clips", "accuracy"], list(accuracy.items())))
-    if sampling := results.get("sampling"):
+    for name, sampling in results.get("sampling", {}).items():
         low, high = sampling["guidance_interval"]
         parts.append(
-            f"Clips are generated in {sampling['num_inference_steps']} steps with guidance "
+            f"Clips are {name} in {sampling['num_inference_steps']} steps with guidance "
             f"{sampling['guidance_scale']:g}, at noise levels {low:g} to {high:g}, and temperature "
             f"{sampling['temperature']:g}."
         )
@@ -42,14 +42,21 @@ def tables(results: Results) -> str:
         parts.append(f"Decoded from one latent, and latent swaps (structure of A, dynamics of B), {name}:")
         parts.append(components_table(rows))
     if "image_to_video" in results:
-        rows = results["image_to_video"]
-        parts.append(f"Image-to-video: background relative to the reconstruction's {rows['relative_background']:.2f}")
+        parts.append(
+            "Image-to-video; the background is also relative to that of reconstructions. The overlay shows the first "
+            "frame where a clip does not move."
+        )
         keys = {"background": 2, "first_frame_psnr": 2}
         cells = [
-            [name, *(interval_cell(rows[name][key], digits) for key, digits in keys.items())]
-            for name in ("animated", "reconstruction")
+            [
+                name,
+                *(interval_cell(row[key], digits) for key, digits in keys.items()),
+                f"{row['relative_background']:.3f}",
+            ]
+            for name, row in results["image_to_video"].items()
         ]
-        parts.append(markdown_table(["clips", "background similarity", "PSNR of the first frame, dB"], cells))
+        heads = ["clips", "background similarity", "PSNR of the first frame, dB", "relative background"]
+        parts.append(markdown_table(heads, cells))
     parts += ["Fréchet distances to the test clips:", distances_table(results["distances"])]
     if "memorization" in results:
         parts.append(memorization_text(results["memorization"]))

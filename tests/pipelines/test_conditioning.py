@@ -13,6 +13,7 @@ from autoencoder.latents import TwinLatents
 from pipelines import VidTwinPipeline, default_scheduler
 from pipelines.conditioning import encode_conditioning
 from pipelines.guidance import apply_guidance
+from pipelines.overlay import apply_overlay
 from pipelines.schedulers import noise_levels, other_solver, retrieve_timesteps
 
 STEPS, SIZES = 4, (24, 16)
@@ -344,6 +345,33 @@ def test_the_image_is_the_normalized_structure_of_a_still_clip(image_pipe, clips
     torch.testing.assert_close(seen[0]["image_latents"], expected.expand(4, -1))  # two videos, guided
     encoded = generate(image_pipe, 1, image=image_pipe.vae.unpack(latents_of(image_pipe, still)).structure)
     assert torch.equal(encoded.pack(), generate(image_pipe, 1, image=clips[:1]).pack())
+
+
+def test_a_clip_shows_its_image_where_it_does_not_move(image_pipe, clips):
+    settings = dict(output_type="pt", num_videos_per_prompt=2, image=clips[:, :1])
+    shown = [
+        image_pipe([0, 2], num_inference_steps=STEPS, generator=torch.Generator().manual_seed(0), **settings, **option)
+        for option in ({}, {"overlay_image": False})
+    ]
+    overlaid, decoded = (output.frames for output in shown)
+    images = clips[:, 0].repeat_interleave(2, dim=0)
+    torch.testing.assert_close(overlaid[:, 0], images)
+    assert (decoded[:, 0] - images).abs().mean() > 0.01
+    expected = apply_overlay(2 * decoded.transpose(1, 2) - 1, 2 * images - 1).transpose(1, 2) / 2 + 0.5
+    torch.testing.assert_close(overlaid, expected, atol=2e-3, rtol=0)  # decoded frames were limited to [0, 1]
+
+
+def test_one_image_serves_all_clips_and_latents_are_not_shown(image_pipe, clips):
+    settings = dict(output_type="pt", num_inference_steps=STEPS, generator=torch.Generator().manual_seed(0))
+    frames = image_pipe([0, 1, 2], image=clips[:1, :1], **settings).frames
+    torch.testing.assert_close(frames[:, 0], clips[:1, 0].expand(3, -1, -1, -1))
+    still = clips[:1, :1].expand_as(clips[:1]).transpose(1, 2) * 2 - 1
+    latent = image_pipe.vae.unpack(latents_of(image_pipe, still)).structure
+    by_latent = [
+        image_pipe(1, image=latent, **{**settings, "generator": torch.Generator().manual_seed(0)}, **option).frames
+        for option in ({}, {"overlay_image": False})
+    ]
+    assert torch.equal(*by_latent)
 
 
 def latents_of(pipe: VidTwinPipeline, video: torch.Tensor) -> torch.Tensor:

@@ -11,12 +11,14 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.real import __main__ as real
 from benchmarks.real.classifier import augment
-from benchmarks.real.clips import read_clips
+from benchmarks.real.clips import Clips, read_clips
 from benchmarks.real.components import background_similarity, motion_correlation, pair_classes
+from benchmarks.real.generation import measure_image_to_video
 from benchmarks.real.memorization import copy_features, measure_memorization
 from benchmarks.real.reconstruction import METRICS, summarize
 from pipelines import VidTwinPipeline
 from vidgen.common.errors import UserError
+from vidgen.common.images import to_uint8
 from vidgen.common.video_writing import write_video
 
 
@@ -33,7 +35,7 @@ def test_smoke_and_a_second_run_computes_nothing(work_dir, lpips_weights, monkey
     arguments = ["--work-dir", str(work_dir), lpips_weights]
     real.BENCHMARK.main(arguments)
     results = json.loads((work_dir / "smoke" / "real.json").read_text())["results"]
-    assert {"reconstruction", "generated", "image-to-video", "real"} == set(results["accuracy"])
+    assert {"reconstruction", "generated", "animated", "real"} == set(results["accuracy"])
     assert set(results["distances"]["pooled_pixels"]) == {"train", "reconstruction", "generated"}
     assert "model minus block_pca_4x8x8" in (work_dir / "real.md").read_text()
     with monkeypatch.context() as patch:  # the fixture's patch stays
@@ -57,6 +59,7 @@ def test_smoke_and_a_second_run_computes_nothing(work_dir, lpips_weights, monkey
         (["--guidance", "6"], "with guidance 6, at noise levels 0 to 1, and temperature 1."),
         (["--guidance-interval", "0.6", "1"], "at noise levels 0.6 to 1, and"),
         (["--temperature", "0.5"], "and temperature 0.5."),
+        (["--guidance", "4", "--image-guidance", "2"], "Clips are animated in 2 steps with guidance 2,"),
     ):
         real.BENCHMARK.main([*arguments, *option])
         results = json.loads((work_dir / "smoke" / "real.json").read_text())["results"]
@@ -70,6 +73,7 @@ def test_missing_models_and_lists_are_one_sentence(tmp_path, capsys):
         (["--scale", "cpu", "--vae", "x"], "--test LIST"),
         (["--vae", "x", "--guidance-interval", "0.8", "0.3"], "two numbers from 0 to 1, the lower first, not 0.8 0.3"),
         (["--vae", "x", "--temperature", "-1"], "temperature must be a finite number of at least 0, not -1"),
+        (["--vae", "x", "--image-temperature", "-1"], "temperature must be a finite number of at least 0, not -1"),
     ):
         with pytest.raises(SystemExit) as stopped:
             real.BENCHMARK.main([*arguments, "--work-dir", str(tmp_path)])
@@ -112,6 +116,17 @@ def test_background_and_motion():
     assert torch.allclose(motion_correlation(moving, moving), torch.ones(2, dtype=torch.float64))
     assert motion_correlation(still, moving).abs().max() == 0
     assert (motion_correlation(moving.flip(2), moving) < 0.9).all()
+
+
+def test_background_is_relative_to_that_of_reconstructions():
+    pixels = to_uint8(random_clips(4))
+    clips = Clips(pixels, ["x"] * 4, list("abcd"), list("aabb"), ["data"] * 4)
+    sets = {"original": pixels, "noise": to_uint8(random_clips(4, seed=1))}
+    rows = measure_image_to_video(sets, clips, lambda clips: 0.5 * clips)
+    assert list(rows) == ["original", "noise", "reconstruction"]
+    assert rows["reconstruction"]["relative_background"] == 1
+    assert rows["original"]["relative_background"] == pytest.approx(1 / rows["reconstruction"]["background"]["mean"])
+    assert rows["noise"]["relative_background"] < 0.3
 
 
 def test_pairs_have_other_classes_and_use_each_clip_once():
