@@ -24,6 +24,7 @@ UNSEEN = 5_000_000  # a seed of sprites that no model was trained on
 
 FEW_STEPS_MODEL = SPRITES_MODEL.parent / "sprites_few_steps"
 FORCING_MODEL = SPRITES_MODEL.parent / "sprites_forcing"
+ROBOT_MODEL = SPRITES_MODEL.parent / "real_robot"
 GESTURES = {"down", "left", "right", "square", "star", "tick", "up"}
 
 
@@ -44,7 +45,8 @@ def real() -> VidTwinPipeline:
 
 
 @pytest.mark.parametrize(
-    ("folder", "size"), [(SPRITES_MODEL, 13e6), (REAL_MODEL, 14e6), (FEW_STEPS_MODEL, 7e6), (FORCING_MODEL, 7e6)]
+    ("folder", "size"),
+    [(SPRITES_MODEL, 13e6), (REAL_MODEL, 14e6), (FEW_STEPS_MODEL, 7e6), (FORCING_MODEL, 7e6), (ROBOT_MODEL, 7e6)],
 )
 def test_weights_are_small_and_in_bfloat16(folder, size):
     files = [path for path in sorted(folder.rglob("*.safetensors")) if not path.parent.is_symlink()]
@@ -61,6 +63,7 @@ def test_weights_are_small_and_in_bfloat16(folder, size):
         (REAL_MODEL, ["configs/vae/real.yaml", "configs/dit/real.yaml", "CC BY 4.0", "2403.12945", "no license file"]),
         (FEW_STEPS_MODEL, ["configs/dit/shortcut.yaml", "docs/results/sampling.md"]),
         (FORCING_MODEL, ["configs/dit/sprites_forcing.yaml", "docs/results/drift.md"]),
+        (ROBOT_MODEL, ["configs/dit/real_robot.yaml", "docs/results/text.md", "CC BY 4.0", "2403.12945"]),
     ],
 )
 def test_model_card_documents_the_training(folder, texts):
@@ -109,6 +112,22 @@ def test_few_steps_generate_every_class_without_guidance(pipeline):
     moved = made.diff(dim=1).abs().mean(dim=(1, 2, 3, 4))
     assert moved.argmin() == MOTIONS.index("still")
     assert made.flatten(1).std(dim=1).min() > 0.05  # neither gray nor of low contrast
+
+
+def test_robot_scenes_follow_the_room_of_the_prompt():
+    """The same noise gives other scenes for other prompts, and a photo remains the first frame."""
+    robot = load(ROBOT_MODEL)
+    options = dict(num_inference_steps=4, guidance_scale=3.0, temperature=0.4, output_type="pt")
+    noise = torch.randn(1, robot.vae.latent_size, generator=torch.Generator().manual_seed(0))
+    prompts = ("Put the pen in the bowl, in a kitchen", "Put the pen in the bowl, in an office")
+    scenes = [
+        robot(prompt=text, latents=noise, generator=torch.Generator().manual_seed(0), **options).frames
+        for text in prompts
+    ]
+    assert (scenes[0] - scenes[1]).abs().mean() > 0.02
+    photo = read_image(REAL_MODEL / "photo.jpg")
+    animated = robot(prompt=prompts[0], image=photo, generator=torch.Generator().manual_seed(0), **options).frames
+    assert animated.shape == scenes[0].shape and (animated[:, -1] - animated[:, 0]).abs().mean() > 0.001
 
 
 def test_history_continues_the_video(pipeline):

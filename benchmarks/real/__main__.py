@@ -208,7 +208,7 @@ def load_classifier(motion: str, shape: tuple, folder: Path, options: argparse.N
     lists = [root for root in options.train if clips.name_of(root) == motion]
     if not lists:
         raise UserError(f"--train has no list of the data set {motion}.")
-    videos = [[str(file.path), file.label] for root in lists for file in list_videos(root)[0]]
+    videos = [[resolve(file.path), file.label] for root in lists for file in list_videos(root)[0]]
     settings = [videos, shape, FPS[scale], WINDOWS[scale], CLASSIFIER[scale], AUGMENTATION]
     path = folder / f"classifier-{motion}-{digest(settings)}"
     if not (path / "config.json").exists():
@@ -220,6 +220,11 @@ def load_classifier(motion: str, shape: tuple, folder: Path, options: argparse.N
         with atomic_dir(path) as unfinished:
             classifier.save_pretrained(unfinished)
     return MotionClassifier.from_pretrained(path).eval()
+
+
+def resolve(path: str | Path) -> str:
+    """The absolute path, so that kept scores and classifiers do not depend on how a list is named."""
+    return str(Path(path).resolve())
 
 
 def classify_with(classifier: MotionClassifier) -> components.Classify:
@@ -237,7 +242,8 @@ def describe_settings(
 ) -> dict[str, Any]:
     """Everything that kept scores depend on."""
     settings = {"vae": weights_hash(vae), "scale": options.scale, "dtype": options.dtype}
-    settings |= {"test": digest([test.paths, test.labels, test.groups]), "training": digest(training.paths)}
+    tested, trained = ([resolve(path) for path in found.paths] for found in (test, training))
+    settings |= {"test": digest([tested, test.labels, test.groups]), "training": digest(trained)}
     if pipeline:
         settings |= {"transformer": weights_hash(pipeline.transformer), "guidance": options.guidance}
         settings |= {"guidance_interval": list(options.guidance_interval), "temperature": options.temperature}
