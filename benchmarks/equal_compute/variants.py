@@ -28,6 +28,7 @@ MUON = (
     "optim.adamw_lr_scale=0.4",
 )
 LOGIT_NORMAL = ("diffusion.timestep_sampling=logit_normal", "diffusion.logit_mean=0.5")
+HIGH_NOISE = ("diffusion.timestep_sampling=logit_normal", "diffusion.logit_mean=1.0")
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ VARIANTS = {
     "nested_dropout": Variant("nested dropout", "nested_dropout"),
     "self_alignment": Variant("self-alignment", dit=SELF_ALIGNMENT),
     "logit_normal": Variant("timesteps toward noise", dit=LOGIT_NORMAL),
+    "high_noise": Variant("timesteps further toward noise", dit=HIGH_NOISE),
     "class_vectors": Variant("larger class vectors", dit=CLASS_VECTORS),
     "muon": Variant("Muon", dit=MUON),
     "muon_class_vectors": Variant("Muon, larger class vectors", dit=MUON + CLASS_VECTORS),
