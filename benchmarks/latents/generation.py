@@ -39,8 +39,9 @@ SAMPLING = {
     "cpu": Sampling(guidance_scale=2.0, num_inference_steps=25, class_sampling="prior"),
 }
 TIMED_SAMPLES = {"smoke": 1, "cpu": 8}
-# The schedule of configs/dit/sprites.yaml.
+# The schedule of configs/dit/sprites.yaml, with uniform timesteps.
 SETTINGS = [f"train.train_batch_size={BATCH_SIZE}", "train.checkpointing_steps=250", "train.validation_steps=1000000"]
+SETTINGS += ["diffusion.timestep_sampling=uniform"]
 SETTINGS += ["train.mixed_precision=bf16", "train.report_to=none", "train.dataloader_num_workers=0"]
 SMOKE_SETTINGS = ["train.mixed_precision=no", "train.train_batch_size=4", "optim.lr_warmup_steps=0"]
 DISTANCES = ("generated", "reconstructed", "real_vs_real", "mean_color")
