@@ -11,7 +11,6 @@ from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import nn
 
 from autoencoder import AutoencoderKLVidTwin
@@ -34,7 +33,9 @@ class VAELoss(nn.Module):
     `l1` is the mean absolute error per value of clips in [-1, 1]. `l2`, the mean squared error, is an addition for
     short trainings: L1 alone ignores small objects for a long time. `lpips` is the mean over frames. `kl` is the KL
     divergence summed over a clip's latent and divided by the number of the clip's values (nats per value), so that
-    the weights have the same meaning for all sizes of clip and latent. The released code sums both absolute errors and
+    the weights have the same meaning for all sizes of clip and latent. With `loss.motion_weight`, `l1` and `l2` are
+    weighted means in which moving pixels count more (`motion_weights`): a small hand or arm is a small part of the
+    error, but most of what a clip shows. The released code sums both absolute errors and
     KL over a clip; its gradients are ours times the number of values, so its `kl_weight` is ours.
 
     `gan_weight` is `gan.weight` times the warmup factor of the step and, with `gan.adaptive`, times the ratio of two
@@ -116,8 +117,9 @@ class VAELoss(nn.Module):
         fake = reconstruction.detach()
 
         # Sum the terms of the reconstruction, and their gradients at it.
-        l1, l1_gradient = value_and_gradient(lambda x: F.l1_loss(x, video), fake)
-        l2, l2_gradient = value_and_gradient(lambda x: F.mse_loss(x, video), fake)
+        weights = motion_weights(video, self.loss.motion_weight)
+        l1, l1_gradient = value_and_gradient(lambda x: (weights * (x - video).abs()).mean(), fake)
+        l2, l2_gradient = value_and_gradient(lambda x: (weights * (x - video).square()).mean(), fake)
         kl = posterior.kl().float().mean() / video[0].numel()
         losses = {"l1": l1, "l2": l2, "kl": kl.detach()}
         value = self.loss.l1_weight * l1 + self.loss.l2_weight * l2
@@ -204,6 +206,21 @@ class VAELoss(nn.Module):
         with torch.autocast(gradient.device.type, enabled=False):
             inputs = self._last_layer_input[0].float().flatten(0, -2)
             return torch.stack([g.flatten(0, -2).T @ inputs for g in tokens])
+
+
+def motion_weights(video: torch.Tensor, weight: float) -> torch.Tensor | float:
+    """Weight of each pixel's error: 1 + weight * its distance from its mean over time.
+
+    Args:
+        video: clips (B, C, T, H, W) in [-1, 1].
+        weight: 0 or more; 0 gives the weight 1 for all pixels.
+
+    Returns:
+        (B, 1, T, H, W), at least 1; the distance is the mean over channels of the absolute differences.
+    """
+    if weight == 0:
+        return 1.0
+    return 1 + weight * (video - video.mean(dim=2, keepdim=True)).abs().mean(dim=1, keepdim=True)
 
 
 def value_and_gradient(
