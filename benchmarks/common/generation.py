@@ -16,7 +16,6 @@ from vidgen.common.errors import UserError
 from vidgen.common.loading import load_pipeline
 from vidgen.common.precision import place_model
 from vidgen.common.progress import progress
-from vidgen.data.sprites import write_sprites
 from vidgen.metrics.detector_options import parse_detectors
 from vidgen.metrics.detectors import Detector
 from vidgen.metrics.fvd import CLASS_SAMPLING, CLASS_SAMPLING_OF, FVDResult, Sampling, evaluate_pipeline
@@ -24,6 +23,8 @@ from vidgen.metrics.protocols import PROTOCOLS, Protocol, get_protocol
 from vidgen.training.config import DiTTrainingConfig, VAETrainingConfig
 from vidgen.training.dit_trainer import train_dit
 from vidgen.training.vae_trainer import train_vae
+
+from .harness import write_sprites_once
 
 SAMPLES = {"smoke": 24, "cpu": 512, "paper": None}  # None: the protocol's
 SPRITES_PER_CLASS = {"smoke": 6, "cpu": 128}  # twice the samples, because real against real takes others
@@ -185,11 +186,8 @@ def detectors_of(options: argparse.Namespace, protocol: Protocol) -> list[Detect
 def write_reference_sprites(work_dir: Path, scale: str) -> Path:
     """Write sprites of a seed that no training uses, unless they exist; returns their folder."""
     folder = work_dir / "data" / "sprites" / "fvd"
-    with PartialState().main_process_first():
-        if not folder.exists():
-            small = dict(resolution=32, num_frames=8) if scale == "smoke" else {}
-            write_sprites(folder, SPRITES_PER_CLASS[scale], seed=2, show_progress=True, **small)
-    return folder
+    small = dict(resolution=32, num_frames=8) if scale == "smoke" else {}
+    return write_sprites_once(folder, SPRITES_PER_CLASS[scale], seed=2, show_progress=True, **small)
 
 
 def train_tiny_pipeline(folder: Path) -> Path:
@@ -197,10 +195,7 @@ def train_tiny_pipeline(folder: Path) -> Path:
     final = folder / "dit" / "final"
     if (final / "model_index.json").exists():
         return final
-    data = folder / "sprites"
-    with PartialState().main_process_first():
-        if not data.exists():
-            write_sprites(data, 2, seed=0, resolution=32)
+    data = write_sprites_once(folder / "sprites", 2, seed=0, resolution=32)
     shared = [f"data.root={data}", "data.fps=4", "model.preset=tiny-test", "train.max_train_steps=4"]
     shared += ["train.train_batch_size=4", "train.mixed_precision=no", "train.report_to=none", "train.ema_decay=0"]
     shared += ["train.dataloader_num_workers=0"]

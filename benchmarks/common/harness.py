@@ -27,10 +27,11 @@ from rich.markdown import Markdown
 
 from vidgen.common.environment import environment, set_cpu_threads
 from vidgen.common.errors import UserError, run_program
-from vidgen.common.io import atomic_write
+from vidgen.common.io import atomic_dir, atomic_write
 from vidgen.common.options import check_options
 from vidgen.common.precision import DTYPES
 from vidgen.data.cache_source import describe_difference
+from vidgen.data.sprites import write_sprites
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RESULTS = REPOSITORY / "docs" / "results"
@@ -186,6 +187,15 @@ def compute_once(path: Path, settings: Any, compute: Callable[[], Any]) -> Any:
                 unfinished.write_text(json.dumps({"settings": settings, "score": score}, indent=1))
         PartialState().wait_for_everyone()
     return json.loads(path.read_text())["score"]
+
+
+def write_sprites_once(folder: Path, clips_per_class: int, **options: Any) -> Path:
+    """Write sprites on the main process with `write_sprites`, unless the folder exists; returns it."""
+    with PartialState().main_process_first():
+        if not folder.exists():
+            with atomic_dir(folder) as unfinished:
+                write_sprites(unfinished, clips_per_class, **options)
+    return folder
 
 
 def digest(values: Any) -> str:

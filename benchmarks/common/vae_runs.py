@@ -25,13 +25,12 @@ from vidgen.common.io import atomic_write
 from vidgen.data.dataset import ClipDataset
 from vidgen.data.listing import find_videos
 from vidgen.data.splits import list_train_and_validation
-from vidgen.data.sprites import write_sprites
 from vidgen.losses.lpips import LPIPS
 from vidgen.metrics.evaluation import evaluate_reconstruction
 from vidgen.training.config import VAETrainingConfig
 from vidgen.training.vae_trainer import train_vae
 
-from .harness import REPOSITORY, compute_once
+from .harness import REPOSITORY, compute_once, write_sprites_once
 
 # Config in configs/vae, and settings on top of it.
 CONFIGS = {
@@ -98,10 +97,8 @@ def sprite_folders(options: argparse.Namespace) -> tuple[Path, Path]:
     """The folders of training and of test sprites of a scale, which are written if they are missing."""
     train, test = (options.work_dir / "data" / "sprites" / part for part in ("train", "test"))
     small = dict(resolution=32) if options.scale == "smoke" else {}
-    with PartialState().main_process_first():
-        for seed, (folder, count) in enumerate(zip((train, test), SPRITES_PER_CLASS[options.scale], strict=True)):
-            if not folder.exists():
-                write_sprites(folder, count, seed=seed, **small)
+    for seed, (folder, count) in enumerate(zip((train, test), SPRITES_PER_CLASS[options.scale], strict=True)):
+        write_sprites_once(folder, count, seed=seed, **small)
     return train, test
 
 

@@ -12,8 +12,9 @@ from vidgen.common.errors import UserError
 from vidgen.common.io import atomic_write
 from vidgen.data.dataset import ClipDataset
 from vidgen.data.listing import list_videos
-from vidgen.data.sprites import write_sprites
 from vidgen.data.video import VideoError, probe
+
+from ..common.harness import write_sprites_once
 
 FPS = {"smoke": 4, "cpu": 8, "paper": 25}
 SIDE = {"smoke": 32, "cpu": 64, "paper": 224}
@@ -85,10 +86,8 @@ def write_list(table: Path, rows: Rows) -> None:
 def write_smoke_videos(folder: Path) -> tuple[list[Path], list[Path]]:
     """Write a few sprites for training and for the scores, unless they exist; returns their roots."""
     roots = [folder / "sprites" / part for part in ("train", "test")]
-    with PartialState().main_process_first():
-        for seed, (root, count) in enumerate(zip(roots, (2, 1), strict=True)):
-            if not root.exists():
-                write_sprites(root, count, seed=seed, resolution=32)
+    for seed, (root, count) in enumerate(zip(roots, (2, 1), strict=True)):
+        write_sprites_once(root, count, seed=seed, resolution=32)
     return [roots[0]], [roots[1]]
 
 

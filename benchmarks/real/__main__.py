@@ -96,6 +96,7 @@ def run(options: argparse.Namespace) -> Results:
     gestures = test.of(motion)
     reconstruct = reconstruction.reconstruct_with(vae)
     settings = describe_settings(vae, pipeline, test, training, options)
+    settings |= {"motion": motion, "detectors": {detector.name: detector.sha256 for detector in detectors}}
     own = folder / f"scores-{digest(settings)}"
 
     # Reconstruction and the references.
@@ -169,6 +170,8 @@ def check_options(options: argparse.Namespace) -> None:
             options.train, options.test = write_smoke_videos(options.work_dir / "real" / "data")
     if not (options.model or options.vae):
         raise UserError("name a pipeline as --model FOLDER, or a VAE as --vae FOLDER.")
+    if options.training_clips is not None and options.training_clips < 1:
+        raise UserError(f"--training-clips must be at least 1, not {options.training_clips}.")
     if not (options.train and options.test):
         raise UserError("give the training videos as --train LIST ... and held-out ones as --test LIST ....")
     for name in ("guidance", "temperature"):
@@ -240,7 +243,7 @@ def describe_settings(
     training: clips.Clips,
     options: argparse.Namespace,
 ) -> dict[str, Any]:
-    """Everything that kept scores depend on."""
+    """What kept scores depend on, besides the motions that are classified and the detectors."""
     settings = {"vae": weights_hash(vae), "scale": options.scale, "dtype": options.dtype}
     tested, trained = ([resolve(path) for path in found.paths] for found in (test, training))
     settings |= {"test": digest([tested, test.labels, test.groups]), "training": digest(trained)}

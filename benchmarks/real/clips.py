@@ -102,6 +102,8 @@ def read_clips(
             paths.append(sample["path"])
             names.append((groups or {}).get(str(Path(sample["path"]).resolve()), sample["path"]))
             data.append(name_of(root))
+    if not pixels:
+        raise UserError(f"{', '.join(map(str, lists))}: no video could be read.")
     return Clips(torch.stack(pixels), labels, paths, names, data)
 
 
@@ -114,14 +116,16 @@ def read_groups(tables: Sequence[Path]) -> dict[str, str]:
     """Groups by absolute path, from CSV tables with the columns `path` (relative to the table) and `group`.
 
     Raises:
-        UserError: if a table has no such columns.
+        UserError: if a table cannot be read or has no such columns.
     """
     groups: dict[str, str] = {}
     for table in tables:
-        with Path(table).open(newline="", encoding="utf-8") as file:
-            rows = csv.DictReader(file)
-            if not {"path", "group"} <= set(rows.fieldnames or ()):
-                raise UserError(f"{table} needs a first line with the columns path and group.")
-            folder = Path(table).resolve().parent
-            groups |= {str((folder / row["path"]).resolve()): f"{name_of(table)}/{row['group']}" for row in rows}
+        try:
+            rows = csv.DictReader(Path(table).read_text(encoding="utf-8").splitlines())
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{table}: the table of groups cannot be read ({error}).") from error
+        if not {"path", "group"} <= set(rows.fieldnames or ()):
+            raise UserError(f"{table} needs a first line with the columns path and group.")
+        folder = Path(table).resolve().parent
+        groups |= {str((folder / row["path"]).resolve()): f"{name_of(table)}/{row['group']}" for row in rows}
     return groups

@@ -57,7 +57,8 @@ def score_codec(codec: Codec, clips: Clips, network: LPIPS) -> Scores:
     scores: Scores = {name: [] for name in METRICS}
     for pixels in progress(clips.pixels.split(BATCH), "reconstructing"):
         video = to_float(pixels)
-        measured = clip_metrics(codec(video), video, [network])
+        pair = [clip.to(network.shift.device) for clip in (codec(video), video)]
+        measured = clip_metrics(*pair, [network])
         for name, values in scores.items():
             values += measured[name].double().tolist()
     return scores

@@ -63,7 +63,8 @@ class CaptionedClips:
 def fit_matcher(training: CaptionedClips, detectors: Sequence[Detector], folder: Path) -> VideoTextMatcher:
     """Fit the matcher to all captions of the training clips; features are kept in a file of the folder."""
     pixels = training.clips.pixels
-    key = digest([training.clips.paths, list(pixels.shape), [detector.name for detector in detectors]])
+    networks = [(detector.name, detector.sha256) for detector in detectors]
+    key = digest([training.clips.paths, list(pixels.shape), networks])
     path = folder / f"features-{key}.safetensors"
     if not path.exists():
         with atomic_write(path) as unfinished:

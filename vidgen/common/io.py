@@ -37,7 +37,8 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
 def atomic_dir(folder: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary folder path beside `folder`; it replaces `folder` at the end of the block.
 
-    The former folder is renamed before it is deleted, so a process that is killed leaves no part of it behind.
+    The former folder is renamed before it is deleted, so a process that is killed leaves no part of it behind. If the
+    block raises or is interrupted, `folder` is unchanged.
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -51,6 +52,8 @@ def atomic_dir(folder: str | os.PathLike) -> Iterator[Path]:
             folder.rename(replaced)
         unfinished.rename(folder)
     finally:
+        if replaced.is_dir() and not folder.exists():  # interrupted between the two
+            replaced.rename(folder)
         for leftover in (unfinished, replaced):
             shutil.rmtree(leftover, ignore_errors=True)
 

@@ -12,7 +12,6 @@ import importlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from functools import lru_cache
 from itertools import pairwise
 
@@ -74,16 +73,6 @@ def check_package(decoder: str) -> None:
             f"data.decoder={decoder}: the package is installed but cannot be loaded ({reason.rstrip('.:')}); choose "
             "data.decoder=pyav."
         ) from error
-
-
-def installed_decoders() -> list[str]:
-    """The names of the decoders whose packages are installed, PyAV first."""
-    usable = ["pyav"]
-    for name in DECODERS[1:]:
-        with suppress(UserError):
-            check_package(name)
-            usable.append(name)
-    return usable
 
 
 def find_obstacle(path: VideoSource, decoder: str) -> str | None:

@@ -34,8 +34,8 @@ class VAELoss(nn.Module):
     short trainings: L1 alone ignores small objects for a long time. `lpips` is the mean over frames. `kl` is the KL
     divergence summed over a clip's latent and divided by the number of the clip's values (nats per value), so that
     the weights have the same meaning for all sizes of clip and latent. With `loss.motion_weight`, `l1` and `l2` are
-    weighted means in which moving pixels count more (`motion_weights`): a small hand or arm is a small part of the
-    error, but most of what a clip shows. The released code sums both absolute errors and
+    means of each pixel's error times its weight, 1 or more and more where it moves (`motion_weights`): a small hand or
+    arm is a small part of the error, but most of what a clip shows. The released code sums both absolute errors and
     KL over a clip; its gradients are ours times the number of values, so its `kl_weight` is ours.
 
     `gan_weight` is `gan.weight` times the warmup factor of the step and, with `gan.adaptive`, times the ratio of two

@@ -83,6 +83,10 @@ class Sampling:
             raise UserError(f"guidance_interval must be two numbers from 0 to 1, the lower first, not {low} {high}.")
         if not 0 <= self.temperature < math.inf:
             raise UserError(f"temperature must be a finite number of at least 0, not {self.temperature}.")
+        if not 0 <= self.structure_delay <= 1:
+            raise UserError(f"structure_delay must be between 0 and 1, not {self.structure_delay}.")
+        if self.num_inference_steps < 1:
+            raise UserError(f"num_inference_steps must be 1 or more, not {self.num_inference_steps}.")
 
 
 @dataclass(frozen=True)
@@ -172,7 +176,6 @@ def evaluate_pipeline(
     sampling = sampling or Sampling()
     for name, value, minimum in (
         ("samples", samples, 1),
-        ("num_inference_steps", sampling.num_inference_steps, 1),
         ("batch_size", batch_size, 1),
         ("shard_size", shard_size, 1),
         ("num_workers", num_workers, 0),

@@ -45,9 +45,6 @@ class FlowMeasures:
     occlusion: float
 
 
-FLOW_MEASURES = tuple(FlowMeasures.__dataclass_fields__)
-
-
 def has_optical_flow() -> bool:
     """Whether OpenCV is installed."""
     return importlib.util.find_spec("cv2") is not None

@@ -148,8 +148,8 @@ def clip_metrics(
 class ReconstructionMetrics:
     """Means of `clip_metrics` over many clips, independent of batching.
 
-    `totals` holds the sums and the number of clips in float64. Several processes add theirs:
-    `metrics.totals = accelerator.reduce(metrics.totals, "sum")`.
+    `totals` holds the sums and the number of clips in float64. They are on the CPU. Several processes add theirs:
+    `metrics.totals = reduce_sum(metrics.totals)`, of `vidgen.metrics.frechet`.
 
     Args:
         lpips: LPIPS network, or several, on the clips' device.

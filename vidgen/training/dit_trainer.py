@@ -505,7 +505,7 @@ class DiTTrainer(Trainer):
             DiffusionLoss(
                 transformer,
                 self.scheduler,
-                replace(self.config.diffusion, shortcut=0.0),
+                replace(self.config.diffusion, shortcut=0.0, shortcut_teacher=False),
                 self.classes,
                 self.config.text,
                 text_encoder,

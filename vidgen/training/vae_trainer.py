@@ -28,6 +28,7 @@ from ..losses.adversarial import DiscriminatorLoss, PatchDiscriminator, gan_scal
 from ..losses.lpips import LPIPS
 from ..losses.vae import VAELoss
 from ..metrics.flops import decode_flops, encode_flops
+from ..metrics.frechet import reduce_sum
 from ..metrics.reconstruction import ReconstructionMetrics, downsample_baseline, mean_color_baseline
 from ..metrics.validation_fvd import distance_names
 from .accelerator import build_accelerator
@@ -213,7 +214,7 @@ class VAETrainer(Trainer):
             metrics["_mean_color"].update(mean_color_baseline(video), video)
             metrics["_downsample"].update(downsample_baseline(video, model.latent_size), video)
         for metric in metrics.values():
-            metric.totals = self.accelerator.reduce(metric.totals, reduction="sum")
+            metric.totals = reduce_sum(metric.totals)
         if self.accelerator.is_main_process:
             with skip_non_finite_images(self.state.step, self.accelerator.print):
                 self._draw_grids(model)
@@ -297,4 +298,5 @@ class VAETrainer(Trainer):
         batches = split_evenly(indices, self.config.train.train_batch_size)
         workers = self.config.train.dataloader_num_workers
         encoded = encode_clips(model, clips, accelerator.device, batches, workers)
-        return compute_statistics(gather_object([sum_latents(posterior.mean, model) for posterior, _ in encoded]))
+        sums = [sum_latents(posterior.mean[batch["own"]], model) for posterior, batch in encoded]
+        return compute_statistics(gather_object(sums))

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.real import __main__ as real
 from benchmarks.real.classifier import augment
-from benchmarks.real.clips import Clips, read_clips
+from benchmarks.real.clips import Clips, read_clips, read_groups
 from benchmarks.real.components import background_similarity, motion_correlation, pair_classes
 from benchmarks.real.generation import measure_image_to_video
 from benchmarks.real.memorization import copy_features, measure_memorization
@@ -73,6 +73,7 @@ def test_missing_models_and_lists_are_one_sentence(tmp_path, capsys):
         (["--scale", "cpu", "--vae", "x"], "--test LIST"),
         (["--vae", "x", "--guidance-interval", "0.8", "0.3"], "two numbers from 0 to 1, the lower first, not 0.8 0.3"),
         (["--vae", "x", "--temperature", "-1"], "temperature must be a finite number of at least 0, not -1"),
+        (["--vae", "x", "--train", "x", "--test", "x", "--training-clips", "0"], "clips must be at least 1"),
         (["--vae", "x", "--image-temperature", "-1"], "temperature must be a finite number of at least 0, not -1"),
     ):
         with pytest.raises(SystemExit) as stopped:
@@ -85,6 +86,13 @@ def test_videos_that_are_too_short_are_one_sentence(tmp_path):
     write_video(tmp_path / "left" / "a.mp4", np.zeros((3, 32, 48, 3), np.uint8), 8)
     with pytest.raises(UserError, match="no readable video"):
         read_clips([tmp_path], (3, 16, 32, 48), 8.0, 1)
+
+
+def test_groups_that_cannot_be_read_are_one_sentence(tmp_path):
+    (tmp_path / "bytes.csv").write_bytes(b"\xff\xfe")
+    for name in ("missing.csv", "bytes.csv"):
+        with pytest.raises(UserError, match=f"{name}: the table of groups cannot be read"):
+            read_groups([tmp_path / name])
 
 
 def test_copies_of_training_clips_are_found():

@@ -1,5 +1,7 @@
 """Atomic file writing."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -27,6 +29,24 @@ def test_folders_are_created(tmp_path):
     with atomic_write(tmp_path / "x" / "y" / "a.txt") as unfinished:
         unfinished.write_text("here")
     assert (tmp_path / "x" / "y" / "a.txt").read_text() == "here"
+
+
+def test_a_folder_whose_replacement_is_interrupted_stays(tmp_path, monkeypatch):
+    """Between the two renames."""
+    folder = tmp_path / "a"
+    folder.mkdir()
+    (folder / "old").touch()
+    rename = Path.rename
+
+    def interrupt(path: Path, target: Path) -> Path:
+        if target == folder and not (path / "old").exists():
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", interrupt)
+    with pytest.raises(KeyboardInterrupt), atomic_dir(folder) as unfinished:
+        unfinished.mkdir()
+    assert [path.name for path in tmp_path.rglob("*")] == ["a", "old"]
 
 
 def test_others_can_read_safetensors_as_any_other_file(tmp_path):

@@ -521,6 +521,8 @@ def test_invalid_evaluations_are_refused(evaluate, tmp_path):
             evaluate(**wrong)
     with pytest.raises(UserError, match="num_inference_steps must be 1 or more, not 0"):
         evaluate(sampling=replace(SAMPLING, num_inference_steps=0))
+    with pytest.raises(UserError, match="structure_delay must be between 0 and 1, not 2"):
+        evaluate(sampling=replace(SAMPLING, structure_delay=2.0))
     with pytest.raises(UserError, match="no dataset at"):
         evaluate(root=tmp_path / "nothing")
     with pytest.raises(UserError, match="no split files"):

@@ -286,6 +286,7 @@ def test_a_dit_gains_steps_of_any_length_and_resumes(dit_config, trained_dit, tm
     settings = ["model.overrides={interval_conditioning: true}", "diffusion.shortcut=0.75", "train.ema_decay=0.9"]
     settings = from_parent(trained_dit, *settings, "diffusion.shortcut_guidance=2", "train.checkpointing_steps=2")
     settings += ["optim.lr_scheduler=constant_with_warmup", f"diffusion.shortcut_teacher={has_teacher}"]
+    settings += ["data.hold_out=true", "train.validation_steps=2"]
     whole = train_dit(dit_config(tmp_path / "whole", *settings, "train.max_train_steps=4"))
     train_dit(dit_config(tmp_path / "cut", *settings, "train.max_train_steps=2"))
     shutil.rmtree(tmp_path / "cut" / "final")

@@ -16,8 +16,10 @@ from pipelines import VidTwinPipeline
 from runs import FULL, WEIGHTS, assert_same_tensors, logged, losses, numbers
 from vidgen.common.errors import UserError
 from vidgen.common.loading import load_vae
+from vidgen.data.dataset import ClipDataset
 from vidgen.data.latent_cache import LatentCache
 from vidgen.data.listing import list_videos
+from vidgen.data.splits import split_validation
 from vidgen.data.sprites import MOTIONS
 from vidgen.losses.diffusion import DiffusionLoss
 from vidgen.training import trainer
@@ -42,15 +44,15 @@ def test_a_vae_run_writes_its_files(trained_vae):
     assert not list(run.glob(".*")), "something half-written was left"
 
 
-@torch.no_grad()
 def test_statistics_are_those_of_the_training_set(trained_vae, sprites):
-    from vidgen.data.dataset import ClipDataset
-    from vidgen.data.listing import list_videos
-    from vidgen.data.splits import split_validation
-
-    model = AutoencoderKLVidTwin.from_pretrained(trained_vae)
     files, classes = list_videos(sprites)
-    files, _ = split_validation(files, 2, 0)
+    assert_statistics(trained_vae, split_validation(files, 2, 0)[0], classes)
+
+
+@torch.no_grad()
+def assert_statistics(vae: Path, files: list, classes: list[str]) -> None:
+    """The VAE's config has the statistics of the latents of one clip of each video."""
+    model = AutoencoderKLVidTwin.from_pretrained(vae)
     clips = ClipDataset(files, 4, 4, 32, train=False, classes=classes)
     latents = model.unpack(
         torch.cat([model.encode(clips[i]["video"][None]).latent_dist.mode() for i in range(len(files))])
@@ -148,6 +150,7 @@ def test_broken_videos_are_skipped_counted_and_listed(vae_config, sprites, tmp_p
     assert {Path(entry["path"]).name for entry in listed} == {"broken.mp4", "empty.mp4", "cut.mp4"}
     assert all(entry["reason"] for entry in listed)
     assert "3 videos skipped" in capsys.readouterr().out
+    assert_statistics(tmp_path / "run" / "final", *list_videos(sprites))  # without the clips that replaced them
 
     (tmp_path / "held-out" / "cut.mp4").unlink()  # the clip that replaced it was not counted twice
     train_vae(vae_config(tmp_path / "sound", f"data.root={data}", *settings))
