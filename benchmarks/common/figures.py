@@ -40,10 +40,11 @@ def errors(distances: Iterable[dict[str, Any]]) -> list[list[float]]:
     return [[value - low for value, (low, _) in pairs], [high - value for value, (_, high) in pairs]]
 
 
-def dot_chart(groups: dict[str, dict[str, Sequence[float]]]) -> Figure:
+def dot_chart(groups: dict[str, dict[str, Sequence[float]]], from_zero: bool = False) -> Figure:
     """One panel per group: a row per name, with a dot for each value and a bar at the mean.
 
-    All panels have the same span, so that equal distances are equal differences.
+    All panels have the same span, so that equal distances are equal differences; with `from_zero` every panel begins
+    at 0 instead, for values of different units.
     """
     ranges = [[value for values in rows.values() for value in values] for rows in groups.values()]
     span = 1.25 * max(max(values) - min(values) for values in ranges) or 1.0
@@ -58,7 +59,7 @@ def dot_chart(groups: dict[str, dict[str, Sequence[float]]]) -> Figure:
         axes.set_yticks(range(len(rows)), [] if labels == labels_before else labels)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         center = (max(values) + min(values)) / 2
-        axes.set_xlim(center - span / 2, center + span / 2)
+        axes.set_xlim((0, 1.1 * max(values)) if from_zero else (center - span / 2, center + span / 2))
         axes.set_title(title, fontsize=10)
         axes.grid(alpha=0.25)
         labels_before = labels

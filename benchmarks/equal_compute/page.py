@@ -18,8 +18,8 @@ Runs = dict[str, dict[str, Any]]  # records by seed
 def tables(results: Results) -> str:
     parts = [
         "Mean ± half the range over seeds. A verdict needs every seed of a variant on one side of every seed of the "
-        "baseline. Fréchet distances compare generated sprites with sprites that no training uses, and generated "
-        "real clips with the training videos."
+        "baseline; the change is the mean over seeds that both have. Fréchet distances compare generated sprites with "
+        "sprites that no training uses, and generated real clips with the training videos."
     ]
     for name, variants in results["data"].items():
         vaes = results["vaes"][name]
@@ -100,7 +100,7 @@ def plot(results: Results) -> Figure:
         for name, variants in results["data"].items()
         for detector in results["detectors"]
     }
-    return dot_chart(groups)
+    return dot_chart(groups, from_zero=True)
 
 
 # --- figures of runs -------------------------------------------------------------------------------------------------

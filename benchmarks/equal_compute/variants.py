@@ -51,12 +51,12 @@ VARIANTS = {
     "equivariance": Variant("scale equivariance", "equivariance"),
     "nested_dropout": Variant("nested dropout", "nested_dropout"),
     "self_alignment": Variant("self-alignment", dit=SELF_ALIGNMENT),
-    "logit_normal": Variant("timesteps toward noise", dit=LOGIT_NORMAL),
-    "high_noise": Variant("timesteps further toward noise", dit=HIGH_NOISE),
+    "logit_normal": Variant("timesteps toward noise, logit_mean 0.5", dit=LOGIT_NORMAL),
+    "high_noise": Variant("timesteps toward noise, logit_mean 1", dit=HIGH_NOISE),
     "class_vectors": Variant("larger class vectors", dit=CLASS_VECTORS),
     "muon": Variant("Muon", dit=MUON),
     "muon_class_vectors": Variant("Muon, larger class vectors", dit=MUON + CLASS_VECTORS),
-    "combined": Variant("all four", "equivariance_nested_dropout", SELF_ALIGNMENT + LOGIT_NORMAL),
+    "combined": Variant("first three, logit_mean 0.5", "equivariance_nested_dropout", SELF_ALIGNMENT + LOGIT_NORMAL),
 }
 SMOKE = (BASELINE, "combined")
 
