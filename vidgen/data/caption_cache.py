@@ -205,13 +205,16 @@ def encode_distinct(
         lengths += mask.sum(dim=1).tolist()
         num_cut += len(cut)
     if num_cut:
-        accelerator.print(warn_of_cut(num_cut, len(texts) - 1, config.max_length))
+        accelerator.print(warn_of_cut(num_cut, len(texts) - 1, config, encoder.tokenizer))
     return torch.cat(rows), lengths
 
 
-def warn_of_cut(num_cut: int, total: int, max_length: int) -> str:
-    """A warning that captions are cut."""
-    return f"warning: {num_cut:,} of {total:,} captions are cut at text.max_length={max_length} tokens."
+def warn_of_cut(num_cut: int, total: int, config: TextConfig, tokenizer: PreTrainedTokenizerBase) -> str:
+    """A warning that captions are cut, which names the limit that applies: of the config or of the tokenizer."""
+    limit = f"text.max_length={config.max_length} tokens"
+    if tokenizer.model_max_length < config.max_length:
+        limit = f"{tokenizer.model_max_length} tokens, the maximum of the text encoder"
+    return f"warning: {num_cut:,} of {total:,} captions are cut at {limit}."
 
 
 def _read_index(folder: Path) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -24,6 +25,7 @@ from .types import ArrayVideo, ShardMember, VideoFile
 
 SEPARATOR = "|"  # of captions in a field of a CSV
 MAX_CAPTION_FILE = 1 << 20  # bytes; a longer .txt is no list of captions
+SURROGATE = re.compile(r"[\ud800-\udfff]")  # half of a pair, which no encoding of text can hold
 
 # Captions of a video: none if it has no source of captions; one empty text if the source is empty.
 Captions = tuple[str, ...]
@@ -36,7 +38,8 @@ def read_captions(root: str | os.PathLike, files: Sequence[VideoFile]) -> list[C
         root, files: a data set and its videos, as `list_videos` takes and returns them.
 
     Raises:
-        UserError: if a source of captions is not UTF-8, or a CSV, a shard or a .json in it cannot be read.
+        UserError: if a source of captions is not valid Unicode in UTF-8, a CSV, a shard or a .json in it cannot be
+            read, or the `caption` of a .json is neither a text nor a list of texts.
     """
     table = Path(expand_home(root))
     if table.is_file() and table.suffix.lower() in TABLE_SUFFIXES:
@@ -56,7 +59,7 @@ def read_shard_captions(shard: Path) -> dict[str, Captions]:
     """The captions in a tar file by key: the path of a member up to the first dot of its name.
 
     A .txt holds one caption per line, a .json one text or a list under `caption`; the .txt has priority. Raises
-    `UserError` if one of them, or the tar file, cannot be read.
+    `UserError` if one of them holds something else, or the tar file cannot be read.
     """
     captions: dict[str, Captions] = {}
     try:
@@ -164,15 +167,23 @@ def _decode(content: bytes, name: str) -> str:
 
 
 def _parse_json(content: bytes, name: str) -> Captions | None:
-    """The text or list under `caption`; None without one."""
+    """The text or list under `caption`; None without one, or if it is null."""
     try:
         metadata = json.loads(content)
     except ValueError as error:
         raise UserError(f"{name} cannot be read as JSON in UTF-8 ({error}); correct it, or remove it") from error
-    captions = metadata.get("caption") if isinstance(metadata, dict) else None
-    captions = [captions] if isinstance(captions, str) else captions
-    if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
+    content = metadata.get("caption") if isinstance(metadata, dict) else None
+    if content is None:
         return None
+    captions = [content] if isinstance(content, str) else content
+    if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
+        raise UserError(f"{name}: caption must be a text or a list of texts, not {json.dumps(content):.60}")
+    # UTF-8 excludes surrogates in the other sources; the escapes of a .json, and Python's reader of it, allow them.
+    if half := SURROGATE.search("".join(captions)):
+        raise UserError(
+            f"{name}: a caption contains {half[0]!a}, which is half of a surrogate pair and no character: write the "
+            r"character itself in UTF-8, or the escapes of both halves, such as \ud83d\ude42"
+        )
     return _clean(captions)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -192,9 +192,11 @@ def _find_in_folder(root: Path) -> _Found:
             if not is_hidden(name) and os.path.realpath(os.path.join(folder, name)) not in seen
         )
         folders.append(Path(folder))
-        for path in (Path(folder, name) for name in sorted(names) if not is_hidden(name)):
-            if ignored.accept(path.name, lambda path=path: path.open("rb")):
-                videos.append(path)
+        paths = [Path(folder, name) for name in sorted(names) if not is_hidden(name)]
+        accepted = [path for path in paths if ignored.accept(path.name, lambda path=path: path.open("rb"))]
+        captions = {path.with_suffix(".txt") for path in accepted}.intersection(paths)
+        ignored.extensions -= Counter(path.suffix for path in captions)
+        videos += accepted
     videos.sort()
     names = [None if path.parent == root else path.parent.name for path in videos]
     return _Found(videos, names, [], _note_layout(root, videos, folders, unreadable), ignored)

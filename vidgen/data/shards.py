@@ -17,6 +17,7 @@ import json
 import os
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -209,12 +210,13 @@ def _read_index(index: Path) -> tuple[list[Member], list[str]]:
 def search_shard(shard: Path, ignored: IgnoredFiles | None = None) -> list[Member]:
     """The videos in a tar file, with the classes stated in a .json (`class`, `label`) or .cls with the same key.
 
-    Hidden files are left out, as in folders; other files are added to `ignored`. Raises `UserError` for a file that is
-    not an uncompressed tar file, or is cut off.
+    Hidden files are left out, as in folders; other files but captions are added to `ignored`. Raises `UserError` for a
+    file that is not an uncompressed tar file, or is cut off.
     """
     ignored = IgnoredFiles() if ignored is None else ignored
     videos: list[tuple[str, ShardMember]] = []
     names: dict[str, str] = {}
+    texts: list[str] = []  # keys of .txt files
     places: dict[str, tuple[int, int]] = {}  # offset and size, for hard links
     try:
         size = shard.stat().st_size
@@ -242,6 +244,8 @@ def search_shard(shard: Path, ignored: IgnoredFiles | None = None) -> list[Membe
                 elif ignored.accept(name, lambda entry=entry: tar.extractfile(entry)):
                     place = places[entry.name if entry.isfile() else entry.linkname]
                     videos.append((key, ShardMember(shard, entry.name, *place)))
+                elif extension == "txt":
+                    texts.append(key)
             file.seek(max(0, size - len(END_OF_TAR)))
             if file.read() != END_OF_TAR:
                 raise tarfile.ReadError("its end is missing")
@@ -249,6 +253,8 @@ def search_shard(shard: Path, ignored: IgnoredFiles | None = None) -> list[Membe
         raise UserError(f"{shard} is not a whole, uncompressed tar file ({error}); make or copy it again") from error
     except OSError as error:
         raise UserError(f"{shard} cannot be read ({error.strerror or error})") from error
+    with_video = {key for key, _ in videos}
+    ignored.extensions -= Counter(".txt" for key in texts if key in with_video)
     return [(member, names.get(key)) for key, member in videos]
 
 

@@ -142,10 +142,10 @@ def train_dit(config: DiTTrainingConfig) -> Path:
     # Create the text encoder that is trained, and tokenize the captions for it.
     if config.text.encoder == SMALL:
         text_encoder = prepare_small_encoder(config, text_encoder, cache.captions, accelerator)
-        max_length = min(config.text.max_length, text_encoder.tokenizer.model_max_length)  # of the parent's encoder
+        tokenizer = text_encoder.tokenizer
         for part in filter(None, (cache, validation_cache)):
-            if num_cut := part.captions.tokenize(text_encoder.tokenizer, max_length):
-                accelerator.print(warn_of_cut(num_cut, len(part.captions.texts) - 1, max_length))
+            if num_cut := part.captions.tokenize(tokenizer, config.text.max_length):
+                accelerator.print(warn_of_cut(num_cut, len(part.captions.texts) - 1, config.text, tokenizer))
 
     # Train.
     statistics = choose_statistics(config, vae, cache, parent)

@@ -25,7 +25,9 @@ PAD, END = "<pad>", "</s>"
 
 
 def load_frozen_encoder(config: TextConfig, device: torch.device | str) -> TextEncoder | None:
-    """Load the frozen text encoder of a config, whose tokenizer cuts at `max_length`; None for `small` and for none.
+    """Load the frozen text encoder of a config; None for `small` and for none.
+
+    Its tokenizer cuts at `max_length`, or at the maximum of the encoder if that is smaller.
 
     Raises:
         UserError: if it cannot be loaded.
@@ -33,9 +35,21 @@ def load_frozen_encoder(config: TextConfig, device: torch.device | str) -> TextE
     if config.encoder in (None, SMALL):
         return None
     encoder = load_text_encoder(config.encoder)
-    encoder.tokenizer.model_max_length = min(config.max_length, encoder.tokenizer.model_max_length)
+    encoder.tokenizer.model_max_length = min(config.max_length, find_max_length(encoder))
     encoder.model.to(device)
     return encoder
+
+
+def find_max_length(encoder: TextEncoder) -> int:
+    """The maximum of tokens of a text encoder: that of its tokenizer, or of its position embeddings if smaller."""
+    max_length = encoder.tokenizer.model_max_length  # huge if the tokenizer states none
+    positions = getattr(encoder.model.config, "max_position_embeddings", None)
+    if positions is None or positions < 1:  # relative positions, as in T5 and XLNet
+        return max_length
+    # The positions of RoBERTa and its relatives begin after the row for padding.
+    table = getattr(getattr(encoder.model, "embeddings", None), "position_embeddings", None)
+    padding = getattr(table, "padding_idx", None)
+    return min(max_length, positions if padding is None else positions - padding - 1)
 
 
 def load_encoder(config: DiTTrainingConfig, parent: Parent | None, device: torch.device | str) -> TextEncoder | None:
@@ -61,6 +75,7 @@ def load_encoder(config: DiTTrainingConfig, parent: Parent | None, device: torch
                 f"text.encoder=small trains a DistilBertModel, but that of {parent.name} is a "
                 f"{type(encoder.model).__name__}: set text.encoder={parent.name}, which keeps it frozen."
             )
+        encoder.tokenizer.model_max_length = find_max_length(encoder)
         check_parent_sizes(config.text, encoder, parent.name)
         encoder.model.requires_grad_(True)
         return encoder
