@@ -42,6 +42,7 @@ CLASSIFIER = {"smoke": dict(steps=2, batch_size=4, width=8, dim=8), "cpu": dict(
 WINDOWS = {"smoke": 1, "cpu": 20}  # of each training video of the classifier
 DETECTORS = {"smoke": ["pooled_pixels"], "cpu": ["pooled_pixels", "squeezenet"]}
 STEPS = {"smoke": 2, "cpu": 25}
+IMAGE_OPTIONS = ("guidance", "steps", "temperature")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -60,10 +61,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar=("LOWER", "UPPER"),
         help="noise levels with guidance, from 0 to 1 (default: all)",
     )
+    parser.add_argument("--steps", type=int, metavar="N", help="denoising steps (default: 25, smoke 2)")
     pipelines.add_temperature(parser)
-    for name in ("guidance", "temperature"):
+    for name in IMAGE_OPTIONS:
+        kind = int if name == "steps" else float
         parser.add_argument(
-            f"--image-{name}", type=float, metavar="X", help=f"--{name} of image-to-video (default: the same)"
+            f"--image-{name}", type=kind, metavar="X", help=f"--{name} of image-to-video (default: the same)"
         )
     parser.add_argument("--training-clips", type=int, help="the most clips of each list for block PCA and distances")
     vae_runs.add_lpips_options(parser)
@@ -77,9 +80,14 @@ def run(options: argparse.Namespace) -> Results:
         guidance_scale=options.guidance,
         guidance_interval=tuple(options.guidance_interval),
         temperature=options.temperature,
-        num_inference_steps=STEPS[options.scale],
+        num_inference_steps=options.steps,
     )
-    of_images = replace(sampling, guidance_scale=options.image_guidance, temperature=options.image_temperature)
+    of_images = replace(
+        sampling,
+        guidance_scale=options.image_guidance,
+        num_inference_steps=options.image_steps,
+        temperature=options.image_temperature,
+    )
     scale, folder = options.scale, options.work_dir / "real"
     pipeline = pipelines.load_placed_pipeline(options.model, PartialState(), options.dtype) if options.model else None
     device = PartialState().device
@@ -174,7 +182,8 @@ def check_options(options: argparse.Namespace) -> None:
         raise UserError(f"--training-clips must be at least 1, not {options.training_clips}.")
     if not (options.train and options.test):
         raise UserError("give the training videos as --train LIST ... and held-out ones as --test LIST ....")
-    for name in ("guidance", "temperature"):
+    options.steps = STEPS[options.scale] if options.steps is None else options.steps
+    for name in IMAGE_OPTIONS:
         if getattr(options, f"image_{name}") is None:
             setattr(options, f"image_{name}", getattr(options, name))
 
@@ -250,7 +259,9 @@ def describe_settings(
     if pipeline:
         settings |= {"transformer": weights_hash(pipeline.transformer), "guidance": options.guidance}
         settings |= {"guidance_interval": list(options.guidance_interval), "temperature": options.temperature}
-        settings |= {"image": [options.image_guidance, options.image_temperature]}
+        settings |= {"steps": options.steps} | {
+            f"image_{name}": getattr(options, f"image_{name}") for name in IMAGE_OPTIONS
+        }
     return settings
 
 

@@ -60,6 +60,7 @@ def test_smoke_and_a_second_run_computes_nothing(work_dir, lpips_weights, monkey
         (["--guidance-interval", "0.6", "1"], "at noise levels 0.6 to 1, and"),
         (["--temperature", "0.5"], "and temperature 0.5."),
         (["--guidance", "4", "--image-guidance", "2"], "Clips are animated in 2 steps with guidance 2,"),
+        (["--steps", "4", "--image-steps", "3"], "Clips are animated in 3 steps with guidance 3,"),
     ):
         real.BENCHMARK.main([*arguments, *option])
         results = json.loads((work_dir / "smoke" / "real.json").read_text())["results"]
@@ -74,6 +75,7 @@ def test_missing_models_and_lists_are_one_sentence(tmp_path, capsys):
         (["--vae", "x", "--guidance-interval", "0.8", "0.3"], "two numbers from 0 to 1, the lower first, not 0.8 0.3"),
         (["--vae", "x", "--temperature", "-1"], "temperature must be a finite number of at least 0, not -1"),
         (["--vae", "x", "--train", "x", "--test", "x", "--training-clips", "0"], "clips must be at least 1"),
+        (["--vae", "x", "--image-steps", "0"], "num_inference_steps must be 1 or more, not 0"),
         (["--vae", "x", "--image-temperature", "-1"], "temperature must be a finite number of at least 0, not -1"),
     ):
         with pytest.raises(SystemExit) as stopped:
