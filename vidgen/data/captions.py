@@ -172,12 +172,12 @@ def _parse_json(content: bytes, name: str) -> Captions | None:
         metadata = json.loads(content)
     except ValueError as error:
         raise UserError(f"{name} cannot be read as JSON in UTF-8 ({error}); correct it, or remove it") from error
-    content = metadata.get("caption") if isinstance(metadata, dict) else None
-    if content is None:
+    value = metadata.get("caption") if isinstance(metadata, dict) else None
+    if value is None:
         return None
-    captions = [content] if isinstance(content, str) else content
+    captions = [value] if isinstance(value, str) else value
     if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
-        raise UserError(f"{name}: caption must be a text or a list of texts, not {json.dumps(content):.60}")
+        raise UserError(f"{name}: caption must be a text or a list of texts, not {json.dumps(value):.60}")
     # UTF-8 excludes surrogates in the other sources; the escapes of a .json, and Python's reader of it, allow them.
     if half := SURROGATE.search("".join(captions)):
         raise UserError(

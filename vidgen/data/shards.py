@@ -244,7 +244,7 @@ def search_shard(shard: Path, ignored: IgnoredFiles | None = None) -> list[Membe
                 elif ignored.accept(name, lambda entry=entry: tar.extractfile(entry)):
                     place = places[entry.name if entry.isfile() else entry.linkname]
                     videos.append((key, ShardMember(shard, entry.name, *place)))
-                elif extension == "txt":
+                elif extension == "txt" and entry.isfile():
                     texts.append(key)
             file.seek(max(0, size - len(END_OF_TAR)))
             if file.read() != END_OF_TAR:

@@ -97,6 +97,16 @@ def test_captions_of_an_encoder_in_training_are_kept_as_text(prepare, encoder, t
     assert cache.tokenize(encoder.tokenizer, 3) == 3 and cache.max_tokens == 3
 
 
+@pytest.mark.parametrize(
+    ("max_length", "limit"),
+    [(128, "24 tokens, the maximum of the text encoder"), (24, "text.max_length=24 tokens"), (5, "text.max_length=5")],
+)
+def test_cut_captions_are_counted_with_the_limit_that_cuts(prepare, encoder, capsys, max_length, limit):
+    cache = prepare(encoder, captions=[("a red disc " * 20,), ("a disc",)], max_length=max_length)
+    assert f"warning: 1 of 2 captions are cut at {limit}" in capsys.readouterr().out
+    assert cache.max_tokens == min(max_length, 24)
+
+
 def test_another_encoder_length_or_data_is_refused(prepare, encoder):
     prepare(encoder)
     other = tiny_text_encoder(("other", "words"))

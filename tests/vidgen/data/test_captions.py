@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import tarfile
 from pathlib import Path
 
@@ -111,13 +112,15 @@ def test_shards_have_captions_as_text_or_json(folder):
         "y/b.mp4": b"c",
         "y/b.json": b"[1]",
         "y/d.mp4": b"d",
-        "y/d.json": json.dumps({"caption": {"of": "another kind"}}).encode(),
-        "y/e.mp4": b"d",
+        "y/d.json": json.dumps({"caption": None}).encode(),
+        "y/e.mp4": b"e",
         "y/e.json": json.dumps({"caption": ""}).encode(),
+        "y/f.mp4": b"f",
+        "y/f.json": json.dumps({"label": "y"}).encode(),
     }
     shard = write_tar(folder / "shard.tar", members)
     files, _ = list_videos(shard)
-    assert read_captions(shard, files) == [("one", UNICODE), ("first", "second"), (), (), ("",)]
+    assert read_captions(shard, files) == [("one", UNICODE), ("first", "second"), (), (), ("",), ()]
 
 
 def write_tar(path: Path, members: dict[str, bytes]) -> Path:
@@ -142,6 +145,43 @@ def test_a_broken_json_of_a_shard_is_named(tmp_path, content):
     shard = write_tar(tmp_path / "shard.tar", {"x/a.mp4": b"a", "x/a.json": content})
     with pytest.raises(UserError, match=r"shard\.tar/x/a\.json cannot be read as JSON in UTF-8 \(.*correct it"):
         read_shard_captions(shard)
+
+
+@pytest.mark.parametrize("value", [5, 0, False, {"a": 1}, [1, "x"], [None]])
+def test_a_json_caption_of_another_type_is_named(tmp_path, value):
+    content = json.dumps({"caption": value}).encode()
+    shard = write_tar(tmp_path / "shard.tar", {"x/a.mp4": b"a", "x/a.json": content})
+    expected = f"shard.tar/x/a.json: caption must be a text or a list of texts, not {json.dumps(value)}"
+    with pytest.raises(UserError, match=re.escape(expected)):
+        read_captions(shard, list_videos(shard)[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("shard.tar/a.json", rb'{"caption": "hi \ud800 there"}'),
+        ("shard.tar/a.json", rb'{"caption": ["fine", "\udc00\ud800"]}'),
+        ("shard.tar/a.json", b'{"caption": "hi \xed\xa0\x80 there"}'),
+        ("shard.tar/a.txt", b"hi \xed\xa0\x80 there"),
+        ("a.txt", b"hi \xed\xa0\x80 there"),
+        ("list.csv", b"path,caption\na.mp4,hi \xed\xa0\x80 there"),
+    ],
+)
+def test_half_of_a_surrogate_pair_is_refused(folder, name, content):
+    root = folder / Path(name).parts[0]
+    if root.suffix == ".tar":
+        write_tar(root, {"a.mp4": b"a", Path(name).name: content})
+    else:
+        root.write_bytes(content)
+    root = folder if root.suffix == ".txt" else root
+    reason = "half of a surrogate pair .* in UTF-8, or" if name.endswith(".json") else r"UTF-8 .*; save it in that"
+    with pytest.raises(UserError, match=rf"{re.escape(name)}.* {reason}"):
+        read_captions(root, list_videos(root)[0])
+
+
+def test_both_halves_of_a_surrogate_pair_are_one_character(tmp_path):
+    shard = write_tar(tmp_path / "shard.tar", {"a.mp4": b"a", "a.json": rb'{"caption": "\ud83d\ude42"}'})
+    assert read_captions(shard, list_videos(shard)[0]) == [("🙂",)]
 
 
 def test_written_shards_keep_captions(folder, tmp_path_factory):

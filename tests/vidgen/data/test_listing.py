@@ -145,6 +145,24 @@ def test_summary_notes_everything_unexpected(tmp_path):
     assert "videos outside the class folders, without class: 2 of 14 (stray.mp4, stray2.mp4)" in summary(root)
 
 
+def test_captions_of_videos_are_not_ignored_files(tmp_path):
+    captions = ["run/1.txt", "run/2.b.txt"]
+    root = touch(tmp_path / "data", "run/1.mp4", "run/2.b.mp4", *captions)
+    assert summary(root) == ["2 videos, 1 class (run)"]
+    touch(root, "1.txt", "run/1.txt.bak", "run/2.txt", "run/1.md", "run/3.gif", "run/3.txt")
+    (root / "run" / "3.gif").write_bytes(images("GIF")["still"])
+    assert summary(root)[1] == "ignored files with other extensions: 5 (.txt, .bak, .md)"
+
+    root = touch(tmp_path / "members", "run/1.mp4", "run/2.mp4", "run/1.txt", "run/2.TXT", "run/3.txt", "run/1.b.txt")
+    with tarfile.open(tmp_path / "shard.tar", "w") as tar:
+        for path in sorted(root.rglob("*.*"), reverse=True):  # texts before and after their videos
+            tar.add(path, path.relative_to(root))
+        tar.add(root / "run" / "2.TXT", "run/4.txt")
+        tar.add(root / "run" / "2.mp4", "run/4.mp4")
+    ignored = "ignored files with other extensions: 2 (.txt)"
+    assert summary(tmp_path / "shard.tar") == ["3 videos, 1 class (run)", ignored]
+
+
 def test_unreadable_folders_are_noted(tmp_path, monkeypatch):
     root = touch(tmp_path, "a/1.mp4", "b/2.mp4")
     scandir = os.scandir

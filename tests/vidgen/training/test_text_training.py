@@ -7,21 +7,24 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 from test_processes import assert_near, finish, start
 from tiny_text import tiny_text_encoder
 
 from pipelines import VidTwinPipeline
+from pipelines.text import encode_captions
 from runs import assert_same_run, assert_same_tensors, from_parent, numbers
 from vidgen.common.config import load_config
 from vidgen.common.errors import UserError
 from vidgen.common.loading import SPRITES_MODEL, load_pipeline, load_text_encoder, text_encoder_hash
 from vidgen.data.captions import read_captions
+from vidgen.data.config import TextConfig
 from vidgen.data.listing import list_videos
 from vidgen.training.config import DiTTrainingConfig
 from vidgen.training.dit_trainer import DiTTrainer, encode_latents, train_dit
 from vidgen.training.pretrained import Parent, read_pipeline
-from vidgen.training.text import check_parent, check_parent_sizes, load_encoder
+from vidgen.training.text import check_parent, check_parent_sizes, load_encoder, load_frozen_encoder
 
 SMALL = ["text.encoder=small", "text.hidden_size=16", "text.num_layers=1", "text.num_attention_heads=2"]
 STEADY = "optim.lr_scheduler=constant_with_warmup"
@@ -166,6 +169,30 @@ def test_a_frozen_encoder_is_cached_and_saved(text_config, tmp_path):
         train_dit(config(3, "other", "other-cache"))
 
 
+@pytest.mark.parametrize(
+    ("family", "positions", "max_length"),
+    [("Bert", 32, 32), ("Roberta", 32, 31), ("CLIPText", 16, 16), ("T5Encoder", None, 128)],
+)
+def test_captions_are_cut_at_the_positions_of_a_frozen_encoder(tmp_path, family, positions, max_length):
+    """For a tokenizer without a maximum; the positions of RoBERTa begin after that of padding."""
+    sizes = dict(vocab_size=300, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+    sizes |= dict(max_position_embeddings=positions, pad_token_id=0)
+    if positions is None:
+        sizes = dict(vocab_size=300, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    config = getattr(transformers, f"{family.removesuffix('Encoder')}Config")(**sizes)
+    getattr(transformers, f"{family}Model")(config).save_pretrained(tmp_path)
+    tokenizer = tiny_text_encoder().tokenizer
+    tokenizer.model_max_length = transformers.tokenization_utils_base.VERY_LARGE_INTEGER
+    tokenizer.save_pretrained(tmp_path)
+
+    encoder = load_frozen_encoder(TextConfig(str(tmp_path)), "cpu")
+    assert encoder.tokenizer.model_max_length == max_length
+    embeddings, mask, cut = encode_captions(["a red disc orbits " * 100], encoder, 128)
+    assert embeddings.shape == (1, max_length, 16) and embeddings.isfinite().all() and mask.all() and len(cut) == 1
+    encoder = load_frozen_encoder(TextConfig(str(tmp_path), max_length=9), "cpu")
+    assert encoder.tokenizer.model_max_length == 9
+
+
 def test_captions_can_be_added_to_a_class_only_parent(text_config, trained_dit, tmp_path):
     parent = load_pipeline(str(trained_dit))
     settings = from_parent(trained_dit, "train.max_train_steps=0", "train.ema_decay=0")
@@ -176,8 +203,9 @@ def test_captions_can_be_added_to_a_class_only_parent(text_config, trained_dit, 
     assert torch.equal(sample(start, class_labels="orbit", prompt="a shape"), sample(parent, class_labels="orbit"))
 
 
-def test_a_parent_with_captions_keeps_its_encoder(text_config, trained, dit_config, tmp_path):
+def test_a_parent_with_captions_keeps_its_encoder(text_config, trained, dit_config, tmp_path, capsys):
     start = train_dit(text_config(tmp_path / "start", *from_parent(trained, "train.max_train_steps=0")))
+    assert "captions are cut at 5 tokens, the maximum of the text encoder." in capsys.readouterr().out
     for part in ("text_encoder", "transformer"):
         assert_same_tensors(trained / part, start / part)
     with pytest.raises(UserError, match=r"A DiT with caption_channels is trained on captions: set text\.encoder"):
