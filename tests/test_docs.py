@@ -95,7 +95,7 @@ def test_vidgen_commands_run(page, line, folder, monkeypatch):
     if ABSENT.search(line):
         return
     if arguments[0] == "decode":  # what the command before it in the guide writes
-        vidgen(["encode", "in.mp4", "latents.safetensors", "--model", "MODEL"])
+        vidgen(["encode", "in.mp4", arguments[1], "--model", arguments[arguments.index("--model") + 1]])
     vidgen([*arguments, *(["--steps", "2"] if arguments[0] == "generate" else [])])
 
 
