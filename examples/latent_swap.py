@@ -9,7 +9,8 @@ import argparse
 
 import torch
 
-from vidgen import AutoencoderKLVidTwin, TwinLatents
+from vidgen import TwinLatents
+from vidgen.common.loading import load_vae
 from vidgen.common.video_writing import write_video
 from vidgen.data.transforms import clip_to_frames, crop, frames_to_clip, resize_to_cover
 from vidgen.data.video import read_clip
@@ -21,7 +22,7 @@ parser.add_argument("--model", default="pretrained/sprites", help="VAE or pipeli
 parser.add_argument("--output", default="runs/examples/swap.mp4")
 arguments = parser.parse_args()
 
-vae = AutoencoderKLVidTwin.from_pretrained(arguments.model, subfolder="vae").eval()
+vae = load_vae(arguments.model)
 _, num_frames, *size = vae.clip_shape
 
 

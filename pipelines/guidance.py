@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from diffusers import SchedulerMixin
 
 from .schedulers import prediction_type_of
+
+logger = logging.getLogger(__name__)
 
 
 def apply_guidance(
@@ -52,3 +56,15 @@ def find_guided_steps(scheduler: SchedulerMixin, timesteps: torch.Tensor, interv
     first = 0 if flow else 1
     levels = [round((t + first) / scheduler.config.num_train_timesteps, 6) for t in timesteps.tolist()]
     return [lower < level <= upper for level in levels]
+
+
+def warn_of_added_guidance() -> None:
+    """Warn of guidance of a transformer with interval conditioning.
+
+    Its config does not say whether it was trained with guidance (`diffusion.shortcut_guidance` other than 1).
+    """
+    logger.warning(
+        "The denoising steps of a transformer with interval_conditioning include the guidance of its training "
+        "(diffusion.shortcut_guidance); unless that was 1, further guidance distorts the clips: use guidance_scale=1 "
+        "and no guider."
+    )

@@ -29,8 +29,7 @@ class History:
         guidance_scale: of the prediction with history over the one without; 1 needs only the former.
 
     Raises:
-        ValueError: if the transformer was not trained with timesteps that differ between frames or has a single one
-            for all dynamics frames, or kept and other positions share a patch.
+        ValueError: as `find_kept_rows`.
     """
 
     def __init__(
@@ -42,25 +41,8 @@ class History:
         guidance_scale: float = 1.0,
     ) -> None:
         self.transformer, self.scheduler, self.guidance_scale = transformer, scheduler, guidance_scale
-        num_rows, num_positions = transformer.num_frame_rows, transformer.dynamics_shape[1]
-        patch = num_positions // num_rows
-        rows = sorted({position // patch for position in kept_positions})
-        if num_rows < 2:
-            raise ValueError(
-                "history_noise requires a transformer with a timestep per frame, but the dynamics patches of this one "
-                "cover all frames."
-            )
-        if not transformer.config.frame_timesteps:
-            raise ValueError(
-                "history_noise requires a transformer trained with diffusion.frame_timesteps, and the config of this "
-                "one says that it was not; its videos would show ghosts. Leave history_noise out, or train it so."
-            )
-        if len(set(kept_positions)) != len(rows) * patch:
-            raise ValueError(
-                f"kept_frames must be whole patches of {patch} positions of the dynamics latent, which share a "
-                f"timestep, not the positions {sorted(set(kept_positions))}."
-            )
-        self.is_kept = torch.zeros(1 + num_rows, dtype=torch.bool)  # of structure and every row
+        rows = find_kept_rows(transformer, kept_positions)
+        self.is_kept = torch.zeros(1 + transformer.num_frame_rows, dtype=torch.bool)  # of structure and every row
         self.is_kept[[1 + row for row in rows]] = True
         self.timestep = fraction_to_timestep(scheduler, noise_level)
         self.noise_timestep = fraction_to_timestep(scheduler, 1.0)
@@ -118,6 +100,34 @@ class History:
             levels = spread_streams(timestep, sizes, channels)
             self.estimate = estimate_clean(self.scheduler, without, levels, latents)
         return guided + (self.guidance_scale - 1) * (conditional - without)
+
+
+def find_kept_rows(transformer: VidTwinTransformer3DModel, kept_positions: Sequence[int]) -> list[int]:
+    """Return the rows of dynamics patches with the kept positions in time.
+
+    Raises:
+        ValueError: if the transformer was not trained with timesteps that differ between frames or has a single one
+            for all dynamics frames, or kept and other positions share a patch.
+    """
+    num_rows, num_positions = transformer.num_frame_rows, transformer.dynamics_shape[1]
+    if num_rows < 2:
+        raise ValueError(
+            "history_noise requires a transformer with a timestep per frame, but the dynamics patches of this one "
+            "cover all frames."
+        )
+    if not transformer.config.frame_timesteps:
+        raise ValueError(
+            "history_noise requires a transformer trained with diffusion.frame_timesteps, and the config of this "
+            "one says that it was not; its videos would show ghosts. Leave history_noise out, or train it so."
+        )
+    patch = num_positions // num_rows
+    rows = sorted({position // patch for position in kept_positions})
+    if len(set(kept_positions)) != len(rows) * patch:
+        raise ValueError(
+            f"kept_frames must be whole patches of {patch} positions of the dynamics latent, which share a "
+            f"timestep, not the positions {sorted(set(kept_positions))}."
+        )
+    return rows
 
 
 def fraction_to_timestep(scheduler: SchedulerMixin, fraction: float) -> float | int:

@@ -39,7 +39,7 @@ from .conditioning import (
 )
 from .denoiser import Denoiser
 from .finite import check_finite_output, check_finite_tensor
-from .guidance import apply_guidance, find_guided_steps
+from .guidance import apply_guidance, find_guided_steps, warn_of_added_guidance
 from .guiders import check_guider, check_no_guidance, predict_with_guider
 from .history import History
 from .hub import SafeDownloadMixin
@@ -307,8 +307,9 @@ class VidTwinPipeline(
             num_videos_per_prompt: videos per class and prompt, consecutive in the result.
             guidance_scale: classifier-free guidance above 1 (the paper: 5); or (structure, dynamics), which guide
                 content and motion separately. None: 5, or 1 for a transformer with interval conditioning, whose
-                training includes guidance (`diffusion.shortcut_guidance`), or a pipeline with a guider.
-            num_inference_steps: denoising steps.
+                training includes guidance (`diffusion.shortcut_guidance`), or a pipeline with a guider. Further
+                guidance distorts the clips of such a transformer, unless it was trained with a guidance of 1.
+            num_inference_steps: denoising steps; with interval conditioning four or fewer suffice.
             timesteps, sigmas: a custom schedule, for schedulers that support it.
             eta: noise of DDIM's steps, 0 to 1.
             guidance_interval: noise levels (lower, upper] with guidance, as fractions of the training timesteps: 0 is
@@ -333,7 +334,8 @@ class VidTwinPipeline(
                 first frame of the clip: the image is sharper than decoded frames. Latent output has no overlay.
             prompt: what the videos show, one text or a list, for a transformer with `caption_channels`. Prompts and
                 classes can be combined.
-            negative_prompt: what guidance leads away from; None: the learned token for "no caption".
+            negative_prompt: what guidance leads away from; None: the learned token for "no caption". It has no
+                effect without guidance, as in Diffusers.
             structure_prompt, dynamics_prompt: for content and motion, in place of `prompt`.
             prompt_embeds, prompt_attention_mask, negative_prompt_embeds, negative_prompt_attention_mask: embeddings
                 instead of prompts, from `encode_prompt`.
@@ -406,6 +408,8 @@ class VidTwinPipeline(
             max_sequence_length=max_sequence_length,
         )
         self._is_conditional = class_labels is not None or prompts is not None
+        if has_intervals and (self.do_classifier_free_guidance or self.guider is not None):
+            warn_of_added_guidance()
         conditioning_inputs = {"structure": structure, "dynamics": dynamics, "image": image}
         conditioning_inputs = {name: value for name, value in conditioning_inputs.items() if value is not None}
         counts = {"class_labels": len(label_ids), "prompt": 1 if prompts is None else len(prompts[0].mask)}
@@ -439,6 +443,10 @@ class VidTwinPipeline(
         if has_intervals:
             check_jumps(self.scheduler, eta)
         self._num_timesteps = len(schedule)
+        group, history = frames_per_position(self.autoencoder), None
+        if history_noise is not None:
+            positions = [frame // group for frame in kept_frames]
+            history = History(self.transformer, self.scheduler, positions, history_noise, history_guidance_scale)
 
         # 4. Generate the first frame, if that is a stage of the model and none is given.
         batch_size = count * num_videos_per_prompt
@@ -459,19 +467,14 @@ class VidTwinPipeline(
 
         # 5. Prepare noise, and the given streams.
         noise = self.prepare_latents(batch_size, generator, latents, device)
-        conditioning = history = None
+        conditioning = None
         if clean is not None:
             clean = clean.repeat_interleave(num_videos_per_prompt, dim=0)
             if self.transformer.config.image_residual:
                 clean = split_stages(clean, image_latents, self.transformer.config.image_residual)
             shapes = self.transformer.structure_shape, self.transformer.dynamics_shape
-            group = frames_per_position(self.autoencoder)
             keep = get_keep_mask(kept_frames, *shapes, device, group)
             conditioning = StreamConditioning(clean, schedule, sizes, keep, shapes[1][0])
-            if history_noise is not None:
-                positions = [frame // group for frame in kept_frames]
-                levels = history_noise, history_guidance_scale
-                history = History(self.transformer, self.scheduler, positions, *levels)
 
         # 6. Denoise.
         def call_back(step: int, t: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:

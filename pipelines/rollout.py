@@ -11,6 +11,7 @@ from autoencoder.latents import TwinLatents
 
 from .conditioning import ConditioningInput, encode_conditioning
 from .finite import check_finite_number, check_finite_output, check_finite_tensor
+from .history import find_kept_rows
 from .inputs import check_whole_numbers, common_length
 from .latents import STREAMS, frames_per_position
 from .pipeline_vidtwin import VidTwinPipeline
@@ -73,7 +74,7 @@ def rollout(
 
     Raises:
         ValueError: if the overlap, the length of a loop, the number of first windows or an argument of history is
-            invalid, or the pipeline refuses an argument.
+            invalid, the model was not trained for history, or the pipeline refuses an argument.
     """
     # Check inputs.
     has_history = history_noise is not None
@@ -91,6 +92,8 @@ def rollout(
         raise ValueError(f"overlap must be 1 to {length // 2} for windows of {length} frames, not {overlap}.")
     if overlap % group:
         raise ValueError(f"overlap must be a multiple of {group}, the frames of a dynamics position, not {overlap}.")
+    if has_history:
+        find_kept_rows(pipeline.transformer, [frame // group for frame in range(overlap)])
     if num_frames < 1:
         raise ValueError(f"num_frames must be at least 1, not {num_frames}.")
     if loop and (num_frames % step or num_frames < 2 * step):

@@ -6,6 +6,7 @@ Latents are packed (B, L) tensors, so every Diffusers scheduler works on them el
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, SchedulerM
 
 PREDICTION_TYPES = ("sample", "epsilon", "v_prediction", "flow_prediction")
 JUMP_TYPES = ("v_prediction", "flow_prediction")  # of models that can learn steps of any length
+DEFAULT_STEPS, FEW_STEPS = 50, 4  # denoising steps without and with interval conditioning
 
 
 def default_scheduler(
@@ -152,6 +154,11 @@ def jump_coefficients(
     if prediction_type == "flow_prediction":
         return torch.ones_like(sigma), sigma - target_sigma
     return alpha * target_alpha + sigma * target_sigma, sigma * target_alpha - alpha * target_sigma
+
+
+def default_steps(transformer_config: Mapping[str, Any]) -> int:
+    """Return the number of denoising steps to sample with if none is chosen, few with interval conditioning."""
+    return FEW_STEPS if transformer_config.get("interval_conditioning") else DEFAULT_STEPS
 
 
 def check_jumps(scheduler: SchedulerMixin, eta: float = 0.0) -> None:

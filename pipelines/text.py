@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SHOWN_CHARACTERS = 200  # of a prompt in a warning
+SHOWN_CHARACTERS = 200  # of a prompt in a message
 PROMPT_ARGUMENTS = (  # of the pipeline, with a row per video
     "prompt",
     "negative_prompt",
@@ -94,8 +94,13 @@ class TextConditions(NamedTuple):
 def tokenize_captions(
     captions: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int | None = None
 ) -> CaptionTokens:
-    """Tokenize captions; longer ones than `max_length` tokens are cut, by default at the tokenizer's maximum."""
+    """Tokenize captions; longer ones than `max_length` tokens are cut, by default at the tokenizer's maximum.
+
+    Raises:
+        ValueError: if a caption is not valid Unicode, such as a command's argument in another encoding than UTF-8.
+    """
     captions = list(captions)
+    check_unicode(captions)
     max_length = min(max_length or tokenizer.model_max_length, tokenizer.model_max_length)
     full = tokenizer(captions, verbose=False)["input_ids"]
     cut = [tokenizer.decode(ids[max_length - 1 : -1]) for ids in full if len(ids) > max_length]
@@ -103,6 +108,18 @@ def tokenize_captions(
     tokens = tokenizer(captions, padding="longest", return_tensors="pt", **limit)
     has_text = torch.tensor([not is_empty(caption) for caption in captions])
     return CaptionTokens(tokens["input_ids"], tokens["attention_mask"].bool() & has_text[:, None], cut)
+
+
+def check_unicode(texts: Sequence[str]) -> None:
+    """Raise a `ValueError` for a text with surrogates, which are no characters and which tokenizers do not take."""
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"The text {text[:SHOWN_CHARACTERS]!r} is not valid Unicode: its character {error.start + 1} is the "
+                f"surrogate {text[error.start]!r}."
+            ) from error
 
 
 def is_empty(caption: str) -> bool:
@@ -187,7 +204,8 @@ class PromptMixin:
 
         Args:
             prompt: of both streams, one or a list.
-            negative_prompt: guided away from, one or a list; None: the learned token for "no caption".
+            negative_prompt: guided away from, one or a list; None: the learned token for "no caption". It has no
+                effect without guidance.
             do_classifier_free_guidance: whether to encode negative prompts.
             num_videos_per_prompt: times that each row is repeated.
             structure_prompt, dynamics_prompt: of one stream, in place of `prompt`.
@@ -203,8 +221,8 @@ class PromptMixin:
             `negative_prompt_attention_mask` (B, 2, N'); None where there is none.
 
         Raises:
-            ValueError: if the model takes no prompts, an argument has a wrong type, shape or length, or embeddings
-                and a prompt are passed at once.
+            ValueError: if the model takes no prompts, an argument has a wrong type, shape or length, a prompt is not
+                valid Unicode, or embeddings and a prompt are passed at once.
         """
         device = self._execution_device if device is None else device
         texts = {
@@ -331,8 +349,11 @@ class PromptMixin:
 def _as_prompts(name: str, prompt: Any) -> list[str]:
     """One or several prompts as a list."""
     prompts = [prompt] if isinstance(prompt, str) else prompt
-    if not isinstance(prompts, list | tuple) or not all(isinstance(text, str) for text in prompts):
+    if not isinstance(prompts, list | tuple):
         raise ValueError(f"{name} must be a text or a list of texts, not {type(prompt).__name__}.")
+    for i, text in enumerate(prompts):
+        if not isinstance(text, str):
+            raise ValueError(f"{name} must be a text or a list of texts, but {name}[{i}] is {text!r:.100}.")
     if not prompts:
         raise ValueError(f"{name} is empty: pass at least one text, or None.")
     return list(prompts)

@@ -55,9 +55,10 @@ def test_scripts_write_their_videos(script, files, run, tmp_path):
     assert {path.name: count_frames(path) for path in (tmp_path / "out").iterdir()} == files
 
 
-def test_latent_swap_shows_four_clips_side_by_side(run, tmp_path):
+@pytest.mark.parametrize("model", ["pretrained/sprites", "pretrained/sprites/vae"])
+def test_latent_swap_shows_four_clips_side_by_side(run, tmp_path, model):
     clips = write_sprites(tmp_path / "clips", 1, seed=0)
-    run("latent_swap.py", str(clips[0]), str(clips[-1]), "--output=swap.mp4")
+    run("latent_swap.py", str(clips[0]), str(clips[-1]), f"--model={model}", "--output=swap.mp4")
     with av.open(str(tmp_path / "swap.mp4")) as container:
         assert (container.streams.video[0].width, container.streams.video[0].height) == (256, 64)
 

@@ -7,6 +7,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from diffusers.guiders import ClassifierFreeGuidance
 from stub import denoise
 
 from autoencoder.latents import TwinLatents
@@ -435,10 +436,18 @@ def test_a_stream_that_waits_has_no_interval(jumps, latents):
     assert calls == [(2, [999, 0], [-1, 0])]
 
 
-def test_guidance_of_jumps_is_possible(jumps):
+def test_guidance_of_jumps_is_possible_with_a_warning(jumps, caplog):
+    """Jumps may have been trained without guidance, which the config does not say."""
     pipeline, calls = jumps
+    generate(pipeline, [0, 1], num_inference_steps=1)
+    generate(pipeline, [0, 1], num_inference_steps=1, guidance_scale=1.0)
+    assert not caplog.records
     generate(pipeline, [0, 1], num_inference_steps=1, guidance_scale=2.0)
-    assert calls == [(4, 999, -1)]
+    assert calls[-1] == (4, 999, -1)
+    pipeline.register_modules(guider=ClassifierFreeGuidance(guidance_scale=2.0))
+    generate(pipeline, [0, 1], num_inference_steps=1)
+    messages = [record.getMessage() for record in caplog.records if record.name == "pipelines.guidance"]
+    assert len(messages) == 2 and all("further guidance distorts the clips" in message for message in messages)
 
 
 def test_jumps_refuse_other_solvers(jumps):

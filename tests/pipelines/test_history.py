@@ -165,3 +165,10 @@ def test_a_transformer_without_frame_timesteps_is_refused(pipe, latents):
     with pytest.raises(ValueError, match=r"trained with diffusion.frame_timesteps, and the config of this one"):
         generate(pipe, latents)
     generate(pipe, latents, history_noise=None)
+
+
+def test_it_is_refused_before_a_first_frame_is_generated(vae, make_transformer, latents, calls):
+    pipe = VidTwinPipeline(vae, make_transformer(image_conditioning=True, image_residual=0.5), default_scheduler())
+    with pytest.raises(ValueError, match=r"trained with diffusion\.frame_timesteps"):
+        pipe([0, 2], dynamics=latents.dynamics, kept_frames=KEPT, history_noise=0.0, output_type="latent")
+    assert not calls

@@ -213,6 +213,13 @@ def test_the_anchor_is_renewed_after_some_windows(pipe, windows):
     assert torch.equal(fourth.structure, fifth.structure)
 
 
+def test_a_model_without_history_is_refused_before_it_samples(pipe, windows):
+    pipe.transformer.register_to_config(frame_timesteps=False)
+    with pytest.raises(ValueError, match=r"requires a transformer trained with diffusion\.frame_timesteps"):
+        rollout(pipe, 9, 0, history_noise=0.1, **options())
+    assert not windows
+
+
 def test_structure_strength_zero_keeps_the_anchor(pipe, monkeypatch):
     decoded = []
     decode = type(pipe.vae).decode

@@ -321,7 +321,9 @@ def test_a_long_prompt_is_cut_with_a_warning(pipe, caplog):
     ("options", "message"),
     [
         ({"prompt": 3}, "prompt must be a text or a list of texts, not int"),
-        ({"prompt": ["a", None]}, "prompt must be a text or a list of texts"),
+        ({"prompt": ["a", None]}, r"prompt must be a text or a list of texts, but prompt\[1\] is None"),
+        ({"negative_prompt": ["a", 3]}, r"negative_prompt must be .*, but negative_prompt\[1\] is 3\."),
+        ({"prompt": "a \udcff star"}, r"The text 'a \\udcff star' is not valid Unicode: its character 3 is the surr"),
         ({"prompt": "a", "max_sequence_length": 0}, "max_sequence_length must be at least 1, not 0"),
         ({"prompt": "a", "max_sequence_length": 2.5}, "max_sequence_length must be a whole number"),
         ({"prompt": []}, "prompt is empty: pass at least one text"),
@@ -384,6 +386,11 @@ def test_the_tokenizer_ignores_case_and_blanks(encoder):
     assert torch.equal(ids[0], ids[1])
     ids, mask, _ = tokenize_captions(["星 🙂"], encoder.tokenizer)
     assert encoder.tokenizer.decode(ids[0], skip_special_tokens=True).strip() == "星 🙂" and mask.all()
+
+
+def test_captions_with_surrogates_are_refused(encoder):
+    with pytest.raises(ValueError, match=r"'two \\ud800' is not valid Unicode: its character 5 is the surrogate"):
+        encode_captions(["a ring", "two \ud800"], encoder)
 
 
 def test_a_saved_pipeline_has_its_text_encoder(pipe, tmp_path):

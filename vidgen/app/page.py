@@ -28,6 +28,7 @@ from .uploads import UploadLimits
 MAX_QUEUED_RUNS = 32
 FILE_LIFETIME = 3600  # seconds for which uploads and results are kept
 MAX_PROMPT = 2000  # characters
+DEFAULT_GUIDANCE = 3  # the cards of the bundled models use 3 to 5
 EXAMPLE_MOTIONS = ("orbit", "bounce", "spin", "swap")
 
 STYLE = """
@@ -93,7 +94,7 @@ def _add_generate_tab(service: InferenceService) -> None:
                 structure = _prompt_input("Structure prompt", service.takes_prompts, "content, in place of the prompt")
                 dynamics = _prompt_input("Dynamics prompt", service.takes_prompts, "motion, in place of the prompt")
                 negative = _prompt_input("Negative prompt", service.takes_prompts, "what to avoid")
-            settings = _sampling_settings(bool(service.classes) or service.takes_prompts)
+            settings = _sampling_settings(service)
             buttons = _buttons("generate")
         with gr.Column(scale=3):
             result = _video_output("generate-result")
@@ -121,7 +122,7 @@ def _add_animate_tab(service: InferenceService, images: list[str]) -> None:
                 info="0: the structure is unchanged, 1: it is ignored",
                 visible=not service.animates_images,
             )
-            settings = _sampling_settings(bool(service.classes) or service.takes_prompts)
+            settings = _sampling_settings(service, has_delay=service.animates_images)
             buttons = _buttons("animate")
         with gr.Column(scale=3):
             result = _video_output("animate-result")
@@ -169,15 +170,39 @@ def _class_input(classes: list[tuple[str, int]], several: bool, preselect: bool)
     return gr.Dropdown(classes, value=value, multiselect=several, label=label, visible=bool(classes))
 
 
-def _sampling_settings(conditional: bool) -> list[gr.components.Component]:
-    """Fields for `count`, `steps`, `guidance` and `seed`; guidance is hidden for an unconditional model."""
+def _sampling_settings(service: InferenceService, has_delay: bool = True) -> list[gr.components.Component]:
+    """Fields for count, steps, guidance, temperature, structure delay and seed; those without effect are hidden.
+
+    Args:
+        service: of the model.
+        has_delay: whether both latents are generated, so that structure can be delayed.
+    """
     with gr.Row():
         count = gr.Slider(1, 4, 2, step=1, label="Videos per class")
-        steps = gr.Slider(1, 200, 50, step=1, label="Steps")
+        steps = gr.Slider(1, 200, service.default_steps, step=1, label="Steps")
     with gr.Row():
-        guidance = gr.Slider(1, 15, 3, step=0.1, label="Guidance", info="1: no guidance", visible=conditional)
+        guidance = gr.Slider(
+            1,
+            15,
+            DEFAULT_GUIDANCE,
+            step=0.1,
+            label="Guidance",
+            info="1: no guidance",
+            visible=service.takes_guidance,
+        )
+        temperature = gr.Slider(0, 1.5, 1, step=0.05, label="Temperature", info="below 1: more typical videos")
+    with gr.Row():
+        delay = gr.Slider(
+            0,
+            1,
+            0,
+            step=0.01,
+            label="Structure delay",
+            info="fraction of the steps by which content follows motion",
+            visible=has_delay,
+        )
         seed = gr.Number(0, minimum=0, maximum=2**32 - 1, precision=0, label="Random seed")
-    return [count, steps, guidance, seed]
+    return [count, steps, guidance, temperature, delay, seed]
 
 
 def _buttons(command: str) -> tuple[str, gr.Button, gr.Button]:

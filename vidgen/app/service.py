@@ -27,6 +27,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from autoencoder.video_autoencoder import VideoAutoencoder
 from pipelines import VidTwinPipeline
+from pipelines.schedulers import default_steps
 
 from ..common.errors import UserError
 from ..common.images import to_uint8
@@ -180,6 +181,18 @@ class InferenceService:
         """Whether the model generates videos by prompts."""
         return self.pipeline is not None and self.pipeline.takes_prompts and self.pipeline.text_encoder is not None
 
+    @property
+    def takes_guidance(self) -> bool:
+        """Whether guidance can be set: neither few steps nor a guider of the pipeline include it."""
+        is_conditional = bool(self.classes) or self.takes_prompts
+        has_guidance = self.pipeline.transformer.config.interval_conditioning or self.pipeline.guider is not None
+        return is_conditional and not has_guidance
+
+    @property
+    def default_steps(self) -> int:
+        """The number of denoising steps of the model, as in `vidgen generate`."""
+        return default_steps(self.pipeline.transformer.config)
+
     def generate(
         self,
         labels: list[int],
@@ -190,6 +203,8 @@ class InferenceService:
         count: int,
         steps: int,
         guidance: float,
+        temperature: float,
+        structure_delay: float,
         seed: int,
         request: gr.Request,
         progress: gr.Progress = gr.Progress(),
@@ -203,7 +218,8 @@ class InferenceService:
             labels = labels if names else []
             if count * max(1, len(labels)) > MAX_VIDEOS:
                 raise UserError(f"At most {MAX_VIDEOS} videos per run: choose fewer classes, or fewer videos of each.")
-            options = {"num_inference_steps": steps, "guidance_scale": guidance, **prompts}
+            options = self._sampling_options(steps, guidance, temperature) | prompts
+            options["structure_delay"] = structure_delay
             clips = self._sample(run, progress, labels or None, count, seed, **options)
             captions = [names[label] for label in labels for _ in range(count)] or [_describe(prompts)] * count
             return self._write(run, progress, [tuple(clips)], GENERATED_FPS, clips.shape[1], captions, columns=count)
@@ -222,22 +238,25 @@ class InferenceService:
         count: int,
         steps: int,
         guidance: float,
+        temperature: float,
+        structure_delay: float,
         seed: int,
         request: gr.Request,
         progress: gr.Progress = gr.Progress(),
     ) -> str:
         """Generate `count` videos that begin with an image or the first frame of a video.
 
-        Without `animates_images` the image or video gives the structure; `strength` 0 keeps it, 1 ignores it.
+        Without `animates_images` the image or video gives the structure, which is not delayed; `strength` 0 keeps it,
+        1 ignores it.
         """
         with self._run(request, "animate") as run:
             if source is None:
                 raise UserError("Choose an image or a video first.")
             images = self._read_clip(source)
             prompts = self._read_prompts(prompt)
-            options = {"num_inference_steps": steps, "guidance_scale": guidance, **prompts}
+            options = self._sampling_options(steps, guidance, temperature) | prompts
             if self.animates_images:
-                options |= {"image": images[:1]}
+                options |= {"image": images[:1], "structure_delay": structure_delay}
             else:
                 options |= {"structure": images, "structure_strength": strength}
             clips = self._sample(run, progress, label, count, seed, **options)
@@ -264,6 +283,11 @@ class InferenceService:
         names = ("prompt", "structure_prompt", "dynamics_prompt", "negative_prompt")
         fields = {name: text for name, text in zip(names, texts, strict=False) if text and text.strip()}
         return fields if self.takes_prompts else {}
+
+    def _sampling_options(self, steps: int, guidance: float, temperature: float) -> dict[str, Any]:
+        """The fields that every generation has, by the pipeline's arguments."""
+        guidance_scale = guidance if self.takes_guidance else None
+        return {"num_inference_steps": steps, "guidance_scale": guidance_scale, "temperature": temperature}
 
     @contextmanager
     def _run(self, request: gr.Request, command: str) -> Iterator[Run]:

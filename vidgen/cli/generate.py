@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
+from pathlib import Path
+from typing import Any
 
 from .options import VIDEO_OUT, add_command, add_model_options
 
@@ -38,16 +41,21 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--dynamics-prompt", action="append", metavar="TEXT", help="its motion alone, in place of --prompt"
     )
-    parser.add_argument("--negative-prompt", metavar="TEXT", help="what guidance leads away from")
-    parser.add_argument("--num", type=int, default=1, metavar="N", help="videos per class and prompt")
-    parser.add_argument("--steps", type=int, default=50, metavar="N", help="denoising steps")
     parser.add_argument(
+        "--negative-prompt", metavar="TEXT", help="what guidance leads away from; without guidance it has no effect"
+    )
+    parser.add_argument("--num", type=int, default=1, metavar="N", help="videos per class and prompt")
+    parser.add_argument(
+        "--steps", type=int, metavar="N", help="denoising steps (default: 50, or 4 for a few-step model)"
+    )
+    guidance = parser.add_mutually_exclusive_group()
+    guidance.add_argument(
         "--guidance",
         type=float,
         metavar="W",
-        help="guidance scale (default: 5; 1 for a model of few steps, which includes guidance)",
+        help="guidance scale (default: 5; a few-step model includes guidance and takes no other than 1)",
     )
-    parser.add_argument(
+    guidance.add_argument(
         "--stream-guidance",
         type=float,
         nargs=2,
@@ -119,6 +127,40 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Generate the videos."""
+    from pipelines.schedulers import default_steps
+
     from ..inference.operations import generate
 
+    config = read_transformer_config(options.model)
+    if config.get("interval_conditioning"):
+        check_no_guidance(options)
+    if options.steps is None:
+        options.steps = default_steps(config)
     generate(**vars(options))
+
+
+def read_transformer_config(model: str) -> dict[str, Any]:
+    """Read the config of a pipeline's transformer; empty if the model cannot be loaded, which `generate` reports."""
+    from autoencoder.hub import download
+
+    from ..common.loading import is_pipeline
+
+    if not is_pipeline(model):
+        return {}
+    folder = Path(model) if Path(model).exists() else download(model, ["transformer/config.json"])
+    try:
+        return json.loads((folder / "transformer" / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def check_no_guidance(options: argparse.Namespace) -> None:
+    """Raise a `UserError` for an option of guidance, which the denoising steps of a few-step model include."""
+    from ..common.errors import UserError
+
+    scales = {options.guidance, *(options.stream_guidance or ())} - {None, 1}
+    if scales or options.guider or tuple(options.guidance_interval) != (0, 1):
+        raise UserError(
+            f"{options.model} is a few-step model, which includes the guidance of its training: leave --guidance, "
+            "--stream-guidance, --guidance-interval and --guider out."
+        )

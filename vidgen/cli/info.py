@@ -17,6 +17,8 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Print the facts about a model."""
+    from pipelines.schedulers import default_steps
+
     from ..common.loading import is_pipeline, load_pipeline, load_vae, public_config, weights_hash
     from ..metrics.flops import decode_flops, encode_flops
 
@@ -41,9 +43,19 @@ def run(options: argparse.Namespace) -> None:
         facts["DiT parameters"] = pipeline.transformer.num_parameters()
         facts["DiT tokens"] = " + ".join(map(str, pipeline.transformer.num_tokens))
         facts["scheduler"] = type(pipeline.scheduler).__name__
-        facts["classes"] = ", ".join(pipeline.labels) or pipeline.transformer.config.num_classes or "unconditional"
+        config = pipeline.transformer.config
+        no_class = "none" if pipeline.takes_prompts else "unconditional"
+        facts["classes"] = ", ".join(pipeline.labels) or config.num_classes or no_class
         if pipeline.subclasses:
             facts["subclasses"] = ", ".join(pipeline.subclasses)
+        if pipeline.takes_prompts:
+            encoder = pipeline.text_encoder
+            facts["prompts"] = "as embeddings only" if encoder is None else f"encoded by {type(encoder).__name__}"
+        if config.image_conditioning or (vae.has_dynamics and config.independent_timesteps is not False):
+            facts["images"] = "as the first frame" if config.image_conditioning else "as the structure"
+        facts["denoising steps"] = default_steps(config)
+        if config.interval_conditioning:
+            facts["guidance"] = "included (few-step model)"
     for name, value in facts.items():
         print(f"{name:17} {value:,}" if isinstance(value, int) else f"{name:17} {value}")
     print("config           ", json.dumps(public_config(vae)))

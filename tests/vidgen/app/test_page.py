@@ -239,8 +239,9 @@ def pixels_of(clip: torch.Tensor) -> np.ndarray:
 
 
 TEXTS = ("", "", "", "")  # prompts: of both streams, of each, and the negative one
-GENERATE = ([0], *TEXTS, 1, 4, 1.0, 0)  # classes, prompts, count, steps, guidance, seed
-ANIMATE = (0, "", 0, 1, 4, 1.0, 0)  # class, prompt, change, count, steps, guidance, seed
+SETTINGS = (1.0, 1.0, 0.0)  # guidance, temperature, structure delay
+GENERATE = ([0], *TEXTS, 1, 4, *SETTINGS, 0)  # classes, prompts, count, steps, settings, seed
+ANIMATE = (0, "", 0, 1, 4, *SETTINGS, 0)  # class, prompt, change, count, steps, settings, seed
 
 
 # --- functions ------------------------------------------------------------------------------------------------------
@@ -281,7 +282,7 @@ def test_reenact_shows_both_videos_and_the_latent_swap(visitor, video, pipeline,
 
 
 def test_generate_equals_the_pipeline_with_the_same_seed(visitor, pipeline):
-    (result,) = visitor.outputs_of("generate", [0, 1], *TEXTS, 2, 4, 1.0, 7)
+    (result,) = visitor.outputs_of("generate", [0, 1], *TEXTS, 2, 4, 1.0, 0.5, 0.25, 7)
     shown = visitor.frames_of(result)
     side, columns = pipeline.vae.clip_shape[3], 2
     enlarged = shown.shape[2] // columns
@@ -291,6 +292,8 @@ def test_generate_equals_the_pipeline_with_the_same_seed(visitor, pipeline):
         num_videos_per_prompt=2,
         num_inference_steps=4,
         guidance_scale=1.0,
+        temperature=0.5,
+        structure_delay=0.25,
         generator=[torch.Generator().manual_seed(seed) for seed in (7, 8, 7, 8)],
         output_type="np",
     ).frames
@@ -316,7 +319,7 @@ def test_prompts_are_fields_of_models_with_text_and_stay_text(pipeline):
         prompt = "<img src=x onerror=alert(1)> a red\ndisc " * 20
         videos = []
         for texts in ((prompt, "", "", ""), ("", "a ring", "spins", "a dog"), TEXTS):
-            visitor.click("generate", [], *texts, 1, 4, 3.0, 0)
+            visitor.click("generate", [], *texts, 1, 4, 3.0, 1.0, 0.0, 0)
             messages = list(visitor.messages())
             ending = next(message for message in messages if message["msg"] == "process_completed")
             videos.append(visitor.frames_of(ending["output"]["data"][0]))
@@ -324,12 +327,48 @@ def test_prompts_are_fields_of_models_with_text_and_stay_text(pipeline):
         assert not np.array_equal(videos[0][:, CAPTION:], videos[1][:, CAPTION:])
 
 
+def sliders_of(visitor: Visitor) -> dict[str, list[dict]]:
+    """The sliders of the tabs Generate and Animate, by label, in this order."""
+    sliders: dict[str, list[dict]] = {}
+    for part in visitor.config["components"]:
+        if part["type"] == "slider":
+            sliders.setdefault(part["props"]["label"], []).append(part["props"])
+    return sliders
+
+
+def test_settings_follow_the_model(visitor, pipeline, video, monkeypatch):
+    """A few-step model has four steps and no guidance; an animated structure is not delayed."""
+    calls = []
+    sample = VidTwinPipeline.__call__
+    monkeypatch.setattr(VidTwinPipeline, "__call__", lambda *a, **k: calls.append(k) or sample(*a, **k))
+    settings = (3.0, 0.5, 0.25)
+    sliders = sliders_of(visitor)
+    assert [slider["value"] for slider in sliders["Steps"]] == [50, 50]
+    assert [slider["visible"] for slider in sliders["Guidance"]] == [True, True]
+    assert [slider["visible"] for slider in sliders["Structure delay"]] == [True, False]
+    visitor.outputs_of("animate", visitor.upload(video), 0, "", 0, 1, 4, *settings, 0)
+    assert (calls[-1]["guidance_scale"], calls[-1]["temperature"]) == (3.0, 0.5)
+
+    options = {"num_classes": 2, "interval_conditioning": True, "image_conditioning": True}
+    transformer = VidTwinTransformer3DModel.from_preset("tiny-test", vae=pipeline.vae, **options)
+    with served(VidTwinPipeline(pipeline.vae, transformer.eval(), default_scheduler("v_prediction"))) as page:
+        sliders = sliders_of(Visitor(page))
+        assert [slider["value"] for slider in sliders["Steps"]] == [4, 4]
+        assert [slider["visible"] for slider in sliders["Guidance"]] == [False, False]
+        assert [slider["visible"] for slider in sliders["Structure delay"]] == [True, True]
+        visitor = Visitor(page)
+        visitor.outputs_of("generate", [0], *TEXTS, 1, 4, *settings, 0)
+        visitor.outputs_of("animate", visitor.upload(video), 0, "", 0, 1, 4, *settings, 0)
+        for call in calls[-2:]:
+            assert call["guidance_scale"] is None and (call["temperature"], call["structure_delay"]) == (0.5, 0.25)
+
+
 def test_animate_takes_an_image_or_a_video(visitor, video, frames, tmp_path, pipeline):
     Image.fromarray(frames[0]).save(tmp_path / "still.png")
     still, clip = visitor.upload(tmp_path / "still.png"), visitor.upload(video)
     side, length = pipeline.vae.clip_shape[3], pipeline.vae.clip_shape[1]
     for given in (still, clip):
-        (result,) = visitor.outputs_of("animate", given, 1, "", 0, 2, 4, 1.0, 0)
+        (result,) = visitor.outputs_of("animate", given, 1, "", 0, 2, 4, *SETTINGS, 0)
         parts = cells(visitor.frames_of(result), 3, side)
         assert len(parts[0]) == length
         moved = np.abs(parts[0][0].astype(int) - parts[0][-1]).mean()
@@ -417,9 +456,9 @@ def test_bad_images_and_fields_are_refused_with_one_sentence(visitor, video, tmp
     assert "not a whole PNG" in visitor.error_of("animate", visitor.upload(no_image), *ANIMATE)
     assert visitor.error_of("animate", None, *ANIMATE) == "Choose an image or a video first."
     assert visitor.error_of("generate", [], *GENERATE[1:]) == "Choose at least one class."
-    for wrong in ([5], 1, 4, 1.0, 0), ([0], 99, 4, 1.0, 0), ([0], 1, 10**6, 1.0, 0), ([0], 1, 4, 1.0, -1):
-        assert visitor.error_of("generate", wrong[0], *TEXTS, *wrong[1:])
-    assert "At most" in visitor.error_of("generate", [0, 1] * 4, *TEXTS, 4, 4, 1.0, 0)
+    for label, count, steps, seed in (5, 1, 4, 0), (0, 99, 4, 0), (0, 1, 10**6, 0), (0, 1, 4, -1):
+        assert visitor.error_of("generate", [label], *TEXTS, count, steps, *SETTINGS, seed)
+    assert "At most" in visitor.error_of("generate", [0, 1] * 4, *TEXTS, 4, 4, *SETTINGS, 0)
     visitor.outputs_of("generate", *GENERATE)
 
 
@@ -487,7 +526,7 @@ def test_progress_is_reported(visitor, page, monkeypatch):
 
     def waits(run: service.Run) -> None:
         """Gradio reports progress from time to time; wait until it has."""
-        number, steps = next(checks), GENERATE[-3]
+        number, steps = next(checks), GENERATE[-5]
         if number > 0:  # when the run takes its turn there is nothing to tell
             page.awaits(lambda: ("steps" if number <= steps else "frames") in told)
 

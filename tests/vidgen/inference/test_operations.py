@@ -47,6 +47,18 @@ def model(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="module")
+def few_steps_model(model, tmp_path_factory) -> str:
+    """A pipeline with interval conditioning and prompts."""
+    folder, encoder = tmp_path_factory.mktemp("few_steps"), tiny_text_encoder()
+    vae = AutoencoderKLVidTwin.from_pretrained(model, subfolder="vae")
+    options = {"num_classes": 2, "caption_channels": 16, "interval_conditioning": True}
+    transformer = VidTwinTransformer3DModel.from_preset("tiny-test", vae=vae, **options)
+    parts = {"text_encoder": encoder.model, "tokenizer": encoder.tokenizer}
+    VidTwinPipeline(vae, transformer, default_scheduler("v_prediction"), **parts).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
 def video(tmp_path_factory) -> str:
     """11 frames of 48 x 40 at 29.97 fps."""
     clip = render_sprite(sample_factors(np.random.default_rng(0), "orbit", resolution=48, num_frames=11))
@@ -227,6 +239,62 @@ def test_generate_uses_a_guider(model, tmp_path, capsys):
     layers = ["--guider", "AutoGuidance", "--guider-options", "auto_guidance_layers=[9]", "dropout=1"]
     words = ["generate", tmp_path / "x.gif", "--model", model, *layers]
     assert "layers of AutoGuidance must be in 0 to 1, not [9]" in fail(capsys, *words)
+
+
+def test_a_few_steps_model_takes_four_steps_and_no_guidance(few_steps_model, model, tmp_path, capsys, monkeypatch):
+    calls = []
+    sample = VidTwinPipeline.__call__
+    monkeypatch.setattr(VidTwinPipeline, "__call__", lambda *a, **k: calls.append(k) or sample(*a, **k))
+    words = ["generate", "--model", few_steps_model, "--class", "0"]
+    for options in (
+        ["--guidance", "3"],
+        ["--stream-guidance", "4", "4"],
+        ["--guidance-interval", "0.2", "0.8"],
+        ["--guider", "AutoGuidance", "--guider-options", "auto_guidance_layers=[1]", "dropout=1"],
+    ):
+        assert "few-step model, which includes the guidance" in fail(capsys, *words, tmp_path / "x.mp4", *options)
+    assert not calls and not any(tmp_path.iterdir())
+    for options in ([], ["--steps", "2", "--guidance", "1"], ["--stream-guidance", "1", "1"]):
+        main([*words, str(tmp_path / "x.gif"), *options])
+    main(["generate", "--model", model, "--class", "0", str(tmp_path / "x.gif")])
+    assert [call["num_inference_steps"] for call in calls] == [4, 2, 4, 50]
+
+
+def test_guidance_and_stream_guidance_exclude_each_other(model, tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["generate", "x.mp4", "--model", model, "--guidance", "3", "--stream-guidance", "2", "4"])
+    assert end.value.code == 2
+    assert "--stream-guidance: not allowed with argument --guidance" in capsys.readouterr().err
+
+
+def test_a_prompt_that_is_no_unicode_ends_with_one_sentence(few_steps_model, tmp_path, capsys):
+    words = ["generate", tmp_path / "x.mp4", "--model", few_steps_model, "--prompt", "a \udcff star"]
+    assert r"'a \udcff star' is not valid Unicode" in fail(capsys, *words)
+    assert not any(tmp_path.iterdir())
+
+
+def test_info_says_what_a_pipeline_takes(few_steps_model, model, tmp_path, capsys):
+    main(["info", few_steps_model])
+    facts = capsys.readouterr().out
+    for line in (
+        "prompts           encoded by DistilBertModel",
+        "images            as the structure",
+        "denoising steps   4",
+        "guidance          included (few-step model)",
+    ):
+        assert f"\n{line}\n" in facts
+    main(["info", model])
+    facts = capsys.readouterr().out
+    assert "\ndenoising steps   50\n" in facts and "\nprompts" not in facts and "\nguidance" not in facts
+
+    vae = AutoencoderKLVidTwin.from_pretrained(model, subfolder="vae")
+    options = {"image_conditioning": True, "caption_channels": 16}
+    transformer = VidTwinTransformer3DModel.from_preset("tiny-test", vae=vae, **options)
+    VidTwinPipeline(vae, transformer, default_scheduler()).save_pretrained(tmp_path)
+    main(["info", str(tmp_path)])
+    facts = capsys.readouterr().out
+    assert "images            as the first frame" in facts and "prompts           as embeddings only" in facts
+    assert "classes           none" in facts
 
 
 def test_generate_animates_an_image(model, tmp_path, capsys):
