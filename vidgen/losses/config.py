@@ -15,7 +15,8 @@ class VAELossConfig:
     l2_weight: float = key(0.0, "weight of the mean squared error per value")
     motion_weight: float = key(
         0.0,
-        "l1 and l2 of a pixel are multiplied by 1 + this times its distance from its mean over the clip's frames",
+        "weight of motion in l1 and l2: a pixel counts 1 + this times its distance from its mean over time, relative "
+        "to the clip's mean distance",
         minimum=0,
     )
     kl_weight: float = key(1e-3, "weight of the KL divergence, in nats per value of the clip")

@@ -23,6 +23,7 @@ from .config import GANConfig, PerceptualConfig, VAELossConfig
 from .latent_regularization import LatentRegularization
 
 MAX_ADAPTIVE_WEIGHT = 1e4
+MIN_MOTION = 1e-3  # mean distance of pixels from their mean over time, below which a clip is a still
 
 
 class VAELoss(nn.Module):
@@ -34,8 +35,8 @@ class VAELoss(nn.Module):
     short trainings: L1 alone ignores small objects for a long time. `lpips` is the mean over frames. `kl` is the KL
     divergence summed over a clip's latent and divided by the number of the clip's values (nats per value), so that
     the weights have the same meaning for all sizes of clip and latent. With `loss.motion_weight`, `l1` and `l2` are
-    means of each pixel's error times its weight, 1 or more and more where it moves (`motion_weights`): a small hand or
-    arm is a small part of the error, but most of what a clip shows. The released code sums both absolute errors and
+    weighted means in which moving pixels count more (`motion_weights`): a small hand or arm is a small part of the
+    error, but most of what a clip shows. The released code sums both absolute errors and
     KL over a clip; its gradients are ours times the number of values, so its `kl_weight` is ours.
 
     `gan_weight` is `gan.weight` times the warmup factor of the step and, with `gan.adaptive`, times the ratio of two
@@ -209,18 +210,24 @@ class VAELoss(nn.Module):
 
 
 def motion_weights(video: torch.Tensor, weight: float) -> torch.Tensor | float:
-    """Weight of each pixel's error: 1 + weight * its distance from its mean over time.
+    """Weight of each pixel's error: (1 + weight * m) / (1 + weight), where m is the pixel's relative motion.
+
+    m is the pixel's distance from its mean over time, relative to the mean distance of the clip's pixels, so the
+    weights of a clip have the mean 1, whether its moving parts have much or little contrast.
 
     Args:
         video: clips (B, C, T, H, W) in [-1, 1].
         weight: 0 or more; 0 gives the weight 1 for all pixels.
 
     Returns:
-        (B, 1, T, H, W), at least 1; the distance is the mean over channels of the absolute differences.
+        (B, 1, T, H, W), 0 or more; distances are means over channels of the absolute differences.
     """
     if weight == 0:
         return 1.0
-    return 1 + weight * (video - video.mean(dim=2, keepdim=True)).abs().mean(dim=1, keepdim=True)
+    distance = (video - video.mean(dim=2, keepdim=True)).abs().mean(dim=1, keepdim=True)
+    mean = distance.mean(dim=(1, 2, 3, 4), keepdim=True)
+    motion = torch.where(mean > MIN_MOTION, distance / mean, 1.0)
+    return (1 + weight * motion) / (1 + weight)
 
 
 def value_and_gradient(

@@ -94,13 +94,20 @@ def test_motion_weight_counts_the_error_of_moving_pixels_more():
     clips[:, :, :, :16] = clips[:, :, :1, :16]  # half of the picture stands still
     terms, expected = run(objective, clips), by_hand(objective, clips)
     error = expected["reconstruction"] - clips
-    weights = 1 + 4 * (clips - clips.mean(dim=2, keepdim=True)).abs().mean(dim=1, keepdim=True)
+    weights = motion_weights(clips, 4.0)
     torch.testing.assert_close(terms["l1"], (weights * error.abs()).mean())
     torch.testing.assert_close(terms["l2"], (weights * error.square()).mean())
-    # Still pixels have the weight 1; the weighted mean is between the smallest and the largest weight.
-    assert torch.all(motion_weights(clips, 4.0)[..., :16, :] == 1)
-    assert expected["l1"] < terms["l1"] < 5 * expected["l1"]
     torch.testing.assert_close(run(build(judges=False), clips)["l2"], expected["l2"])
+
+    # Still pixels have the smallest weight; the mean of each clip is 1, at any contrast, and stills have no others.
+    assert weights.shape == (2, 1, 4, 32, 32)
+    torch.testing.assert_close(weights[..., :16, :], torch.full((2, 1, 4, 16, 32), 1 / 5))
+    torch.testing.assert_close(weights.mean(dim=(1, 2, 3, 4)), torch.ones(2))
+    torch.testing.assert_close(motion_weights(0.1 * clips - 0.5, 4.0), weights)
+    assert torch.all(motion_weights(clips[:, :, :1].expand(-1, -1, 4, -1, -1), 4.0) == 1)
+    distance = (clips - clips.mean(dim=2, keepdim=True)).abs().mean(dim=1, keepdim=True)
+    motion = distance / distance.mean(dim=(1, 2, 3, 4), keepdim=True)
+    torch.testing.assert_close(weights, (1 + 4 * motion) / 5)
 
 
 @pytest.mark.parametrize("chunk_size", [1, 3, 100])
