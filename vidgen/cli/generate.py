@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-from pathlib import Path
-from typing import Any
 
 from .options import VIDEO_OUT, add_command, add_model_options
 
@@ -127,40 +124,6 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Generate the videos."""
-    from pipelines.schedulers import default_steps
-
     from ..inference.operations import generate
 
-    config = read_transformer_config(options.model)
-    if config.get("interval_conditioning"):
-        check_no_guidance(options)
-    if options.steps is None:
-        options.steps = default_steps(config)
     generate(**vars(options))
-
-
-def read_transformer_config(model: str) -> dict[str, Any]:
-    """Read the config of a pipeline's transformer; empty if the model cannot be loaded, which `generate` reports."""
-    from autoencoder.hub import download
-
-    from ..common.loading import is_pipeline
-
-    if not is_pipeline(model):
-        return {}
-    folder = Path(model) if Path(model).exists() else download(model, ["transformer/config.json"])
-    try:
-        return json.loads((folder / "transformer" / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-
-
-def check_no_guidance(options: argparse.Namespace) -> None:
-    """Raise a `UserError` for an option of guidance, which the denoising steps of a few-step model include."""
-    from ..common.errors import UserError
-
-    scales = {options.guidance, *(options.stream_guidance or ())} - {None, 1}
-    if scales or options.guider or tuple(options.guidance_interval) != (0, 1):
-        raise UserError(
-            f"{options.model} is a few-step model, which includes the guidance of its training: leave --guidance, "
-            "--stream-guidance, --guidance-interval and --guider out."
-        )

@@ -23,6 +23,7 @@ from autoencoder.tiling import ClipGeometry
 from autoencoder.video_autoencoder import VideoAutoencoder
 from pipelines.guiders import create_guider
 from pipelines.rollout import rollout
+from pipelines.schedulers import default_steps
 
 from ..common.config import parse_values
 from ..common.errors import UserError
@@ -197,7 +198,7 @@ def generate(
     dynamics_prompt: list[str] | None = None,
     negative_prompt: str | None = None,
     num: int = 1,
-    steps: int = 50,
+    steps: int | None = None,
     guidance: float | None = None,
     stream_guidance: tuple[float, float] | None = None,
     guidance_interval: tuple[float, float] = (0.0, 1.0),
@@ -221,6 +222,7 @@ def generate(
             of it. An unconditional pipeline takes none.
         prompt, structure_prompt, dynamics_prompt, negative_prompt: of the pipeline. Lists of one text serve those of
             any length.
+        steps: denoising steps; None: 50, or 4 of a few-step model.
         stream_guidance: guidance scales of structure and of dynamics, in place of `guidance`.
         temperature: of the pipeline.
         structure_delay: of the pipeline; of long videos it concerns the first window.
@@ -235,8 +237,8 @@ def generate(
             `history_guidance_scale` and `match_colors` of `pipelines.rollout.rollout`.
     """
     # Check all options before anything is sampled.
-    for option, value in (("--num", num), ("--steps", steps), ("--frames", 1 if frames is None else frames)):
-        if value < 1:
+    for option, value in (("--num", num), ("--steps", steps), ("--frames", frames)):
+        if value is not None and value < 1:
             raise UserError(f"{option} must be at least 1, not {value}.")
     if guidance is not None and not math.isfinite(guidance):
         raise UserError(f"--guidance must be a finite number, not {guidance}.")
@@ -265,6 +267,13 @@ def generate(
     new_guider = None if guider is None else create_guider(guider, values)
     picture = None if image is None else read_image(image)
     pipeline = place_model(load_pipeline(model), resolve_device(device), dtype)
+    if pipeline.transformer.config.interval_conditioning:
+        scales = {guidance, *(stream_guidance or ())} - {None, 1}
+        if scales or guider is not None or (low, high) != (0, 1):
+            raise UserError(
+                f"{model} is a few-step model, which includes the guidance of its training: leave --guidance, "
+                "--stream-guidance, --guidance-interval and --guider out."
+            )
     if guider is not None or has_guidance:
         pipeline.guider = new_guider  # in place of one that was saved with the pipeline
     if pipeline.vae is None:
@@ -319,7 +328,7 @@ def generate(
         settings = {
             "num_videos_per_prompt": num,
             "guidance_scale": guidance if stream_guidance is None else tuple(stream_guidance),
-            "num_inference_steps": steps,
+            "num_inference_steps": default_steps(pipeline.transformer.config) if steps is None else steps,
             "guidance_interval": guidance_interval,
             "structure_delay": structure_delay,
             "temperature": temperature,
