@@ -13,12 +13,6 @@ class VAELossConfig:
 
     l1_weight: float = key(1.0, "weight of the mean absolute error per value")
     l2_weight: float = key(0.0, "weight of the mean squared error per value")
-    motion_weight: float = key(
-        0.0,
-        "weight of motion in l1 and l2: a pixel counts 1 + this times its distance from its mean over time, relative "
-        "to the clip's mean distance",
-        minimum=0,
-    )
     kl_weight: float = key(1e-3, "weight of the KL divergence, in nats per value of the clip")
     equivariance: float = key(
         0.0,

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import nn
 
 from autoencoder import AutoencoderKLVidTwin
@@ -23,7 +24,6 @@ from .config import GANConfig, PerceptualConfig, VAELossConfig
 from .latent_regularization import LatentRegularization
 
 MAX_ADAPTIVE_WEIGHT = 1e4
-MIN_MOTION = 1e-3  # mean distance of pixels from their mean over time, below which a clip is a still
 
 
 class VAELoss(nn.Module):
@@ -34,9 +34,7 @@ class VAELoss(nn.Module):
     `l1` is the mean absolute error per value of clips in [-1, 1]. `l2`, the mean squared error, is an addition for
     short trainings: L1 alone ignores small objects for a long time. `lpips` is the mean over frames. `kl` is the KL
     divergence summed over a clip's latent and divided by the number of the clip's values (nats per value), so that
-    the weights have the same meaning for all sizes of clip and latent. With `loss.motion_weight`, `l1` and `l2` are
-    weighted means in which moving pixels count more (`motion_weights`): a small hand or arm is a small part of the
-    error, but most of what a clip shows. The released code sums both absolute errors and
+    the weights have the same meaning for all sizes of clip and latent. The released code sums both absolute errors and
     KL over a clip; its gradients are ours times the number of values, so its `kl_weight` is ours.
 
     `gan_weight` is `gan.weight` times the warmup factor of the step and, with `gan.adaptive`, times the ratio of two
@@ -118,9 +116,8 @@ class VAELoss(nn.Module):
         fake = reconstruction.detach()
 
         # Sum the terms of the reconstruction, and their gradients at it.
-        weights = motion_weights(video, self.loss.motion_weight)
-        l1, l1_gradient = value_and_gradient(lambda x: (weights * (x - video).abs()).mean(), fake)
-        l2, l2_gradient = value_and_gradient(lambda x: (weights * (x - video).square()).mean(), fake)
+        l1, l1_gradient = value_and_gradient(lambda x: F.l1_loss(x, video), fake)
+        l2, l2_gradient = value_and_gradient(lambda x: F.mse_loss(x, video), fake)
         kl = posterior.kl().float().mean() / video[0].numel()
         losses = {"l1": l1, "l2": l2, "kl": kl.detach()}
         value = self.loss.l1_weight * l1 + self.loss.l2_weight * l2
@@ -207,27 +204,6 @@ class VAELoss(nn.Module):
         with torch.autocast(gradient.device.type, enabled=False):
             inputs = self._last_layer_input[0].float().flatten(0, -2)
             return torch.stack([g.flatten(0, -2).T @ inputs for g in tokens])
-
-
-def motion_weights(video: torch.Tensor, weight: float) -> torch.Tensor | float:
-    """Weight of each pixel's error: (1 + weight * m) / (1 + weight), where m is the pixel's relative motion.
-
-    m is the pixel's distance from its mean over time, relative to the mean distance of the clip's pixels, so the
-    weights of a clip have the mean 1, whether its moving parts have much or little contrast.
-
-    Args:
-        video: clips (B, C, T, H, W) in [-1, 1].
-        weight: 0 or more; 0 gives the weight 1 for all pixels.
-
-    Returns:
-        (B, 1, T, H, W), 0 or more; distances are means over channels of the absolute differences.
-    """
-    if weight == 0:
-        return 1.0
-    distance = (video - video.mean(dim=2, keepdim=True)).abs().mean(dim=1, keepdim=True)
-    mean = distance.mean(dim=(1, 2, 3, 4), keepdim=True)
-    motion = torch.where(mean > MIN_MOTION, distance / mean, 1.0)
-    return (1 + weight * motion) / (1 + weight)
 
 
 def value_and_gradient(

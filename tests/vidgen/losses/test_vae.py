@@ -16,7 +16,7 @@ from vidgen.common.errors import UserError
 from vidgen.losses.adversarial import DiscriminatorLoss, PatchDiscriminator
 from vidgen.losses.config import GANConfig, PerceptualConfig, VAELossConfig
 from vidgen.losses.lpips import LPIPS
-from vidgen.losses.vae import VAELoss, motion_weights, value_and_gradient
+from vidgen.losses.vae import VAELoss, value_and_gradient
 
 LOSS = VAELossConfig(l1_weight=2.0, l2_weight=3.0, kl_weight=5.0)
 PERCEPTUAL = PerceptualConfig(weight=0.7, backbone="squeeze", chunk_size=3)
@@ -86,28 +86,6 @@ def test_terms_are_means_with_the_documented_units():
     torch.testing.assert_close(losses["loss"], 2 * losses["l1"] + 3 * losses["l2"] + 5 * losses["kl"])
     assert losses.keys() == {"loss", "l1", "l2", "kl"}
     assert [name for name, value in losses.items() if value.requires_grad] == ["loss"]
-
-
-def test_motion_weight_counts_the_error_of_moving_pixels_more():
-    loss = VAELossConfig(l1_weight=2.0, l2_weight=3.0, motion_weight=4.0)
-    objective, clips = build(loss, judges=False), video()
-    clips[:, :, :, :16] = clips[:, :, :1, :16]  # half of the picture stands still
-    terms, expected = run(objective, clips), by_hand(objective, clips)
-    error = expected["reconstruction"] - clips
-    weights = motion_weights(clips, 4.0)
-    torch.testing.assert_close(terms["l1"], (weights * error.abs()).mean())
-    torch.testing.assert_close(terms["l2"], (weights * error.square()).mean())
-    torch.testing.assert_close(run(build(judges=False), clips)["l2"], expected["l2"])
-
-    # Still pixels have the smallest weight; the mean of each clip is 1, at any contrast, and stills have no others.
-    assert weights.shape == (2, 1, 4, 32, 32)
-    torch.testing.assert_close(weights[..., :16, :], torch.full((2, 1, 4, 16, 32), 1 / 5))
-    torch.testing.assert_close(weights.mean(dim=(1, 2, 3, 4)), torch.ones(2))
-    torch.testing.assert_close(motion_weights(0.1 * clips - 0.5, 4.0), weights)
-    assert torch.all(motion_weights(clips[:, :, :1].expand(-1, -1, 4, -1, -1), 4.0) == 1)
-    distance = (clips - clips.mean(dim=2, keepdim=True)).abs().mean(dim=1, keepdim=True)
-    motion = distance / distance.mean(dim=(1, 2, 3, 4), keepdim=True)
-    torch.testing.assert_close(weights, (1 + 4 * motion) / 5)
 
 
 @pytest.mark.parametrize("chunk_size", [1, 3, 100])
