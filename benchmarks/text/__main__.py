@@ -71,6 +71,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--real-temperature", type=float, help="factor on the first noise of real video (default: as of sprites)"
     )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of noise and of the prompts of sprites, for other ones (default: 0)"
+    )
     generation.add_detector_options(parser, default="squeezenet")
 
 
@@ -78,6 +81,7 @@ def run(options: argparse.Namespace) -> Results:
     check_options(options)
     sampling = {"steps": STEPS[options.scale], "guidance": options.guidance}
     sampling |= {"structure_delay": options.structure_delay, "temperature": options.temperature}
+    sampling |= {"seed": options.seed} if options.seed else {}
     results: Results = {"sampling": sampling}
     if options.pipeline:
         results["sprites"] = measure_sprites(options)
@@ -107,6 +111,7 @@ def sampling_of(options: argparse.Namespace) -> Sampling:
     """How the options sample clips."""
     guidance = options.guidance[0] if len(options.guidance) == 1 else tuple(options.guidance)
     return Sampling(
+        seed=options.seed,
         guidance_scale=guidance,
         num_inference_steps=STEPS[options.scale],
         structure_delay=options.structure_delay,

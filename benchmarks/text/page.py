@@ -30,12 +30,13 @@ def tables(results: Results) -> str:
 
 
 def describe_sampling(sampling: dict[str, Any]) -> str:
-    """Steps, guidance and temperature of a record."""
+    """Steps, guidance, temperature and seed of a record."""
     guidance = " of structure and ".join(f"{scale:g}" for scale in sampling["guidance"])
     guidance += " of dynamics" * (len(sampling["guidance"]) > 1)
     temperature = sampling.get("temperature", 1)
     lowered = "" if temperature == 1 else f", temperature {temperature:g}"
-    return f"{sampling['steps']} steps{describe_delay(sampling)}, guidance {guidance}{lowered}"
+    seed = f", seed {sampling['seed']}" if sampling.get("seed") else ""
+    return f"{sampling['steps']} steps{describe_delay(sampling)}, guidance {guidance}{lowered}{seed}"
 
 
 def sprites_text(scores: dict[str, Any]) -> list[str]:

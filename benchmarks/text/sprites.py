@@ -19,7 +19,7 @@ from ..sprites.classifier import SpriteClassifier, sprite_sizes
 from ..sprites.latent_swap import pair_motions
 from .factors import FACTORS, Names, PromptedSprites, compare_names, name_factors, score_names, write_prompts
 
-SEED = 2000  # of the sprites whose prompts are measured; trainings use small seeds
+SEED = 2000  # of the sprites whose prompts are measured, plus the seed of sampling; trainings use small seeds
 OTHER_SEED = 1  # of a second wording
 ONE_SHAPE = tuple(motion for motion in MOTIONS if motion != "swap")
 
@@ -31,7 +31,7 @@ class PromptTasks:
     Args:
         pipeline: of a model of captioned sprites.
         classifier: predicts motion and shape.
-        sampling: seed, guidance and steps of all clips.
+        sampling: seed, guidance and steps of all clips; with another seed the prompts are of other sprites.
         per_motion: prompts of each motion in each task.
     """
 
@@ -124,7 +124,9 @@ class PromptTasks:
 
     def _draw(self, held_out: bool, motions: tuple[str, ...] = MOTIONS) -> PromptedSprites:
         sizes = sprite_sizes(self.pipeline.autoencoder)
-        return PromptedSprites.draw(self.per_motion, SEED, held_out=held_out, motions=motions, **sizes)
+        return PromptedSprites.draw(
+            self.per_motion, SEED, held_out=held_out, motions=motions, **sizes
+        )
 
     def _sample(self, sampling: Sampling | None = None, **prompts: list[str]) -> torch.Tensor:
         count = len(next(iter(prompts.values())))

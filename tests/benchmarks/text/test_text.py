@@ -127,9 +127,26 @@ def test_guidance_reaches_the_pipeline(prompt_tasks):
     assert {call["structure_delay"] for call in stub.calls} == {0.5}
 
 
+def test_another_seed_has_other_prompts(prompt_tasks):
+    drawn = [
+        replace(prompt_tasks(Obedient()), sampling=Sampling(seed))._draw(held_out=False).descriptions
+        for seed in (0, 0, 5)
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert text.page.describe_sampling({"steps": 2, "guidance": [2.0], "structure_delay": 0.0, "seed": 5}).endswith(
+        "seed 5"
+    )
+
+
 def test_real_video_can_be_sampled_in_another_way():
     options = SimpleNamespace(
-        guidance=[4.0], scale="smoke", structure_delay=0.3, temperature=0.8, real_guidance=None, real_temperature=0.5
+        guidance=[4.0],
+        scale="smoke",
+        structure_delay=0.3,
+        temperature=0.8,
+        seed=0,
+        real_guidance=None,
+        real_temperature=0.5,
     )
     sampling = text.real_sampling(options)
     assert (sampling.guidance_scale, sampling.structure_delay, sampling.temperature) == (4.0, 0.3, 0.5)
@@ -144,8 +161,8 @@ def test_real_video_can_be_sampled_in_another_way():
 
 @pytest.mark.parametrize(("guidance", "expected"), [([3.0], 3.0), ([3.0, 5.0], (3.0, 5.0))])
 def test_guidance_is_one_scale_or_one_per_stream(guidance, expected):
-    options = SimpleNamespace(guidance=guidance, scale="smoke", structure_delay=0.3, temperature=0.8)
-    assert text.sampling_of(options) == Sampling(0, expected, 2, structure_delay=0.3, temperature=0.8)
+    options = SimpleNamespace(guidance=guidance, scale="smoke", structure_delay=0.3, temperature=0.8, seed=7)
+    assert text.sampling_of(options) == Sampling(7, expected, 2, structure_delay=0.3, temperature=0.8)
     stated = text.page.tables({"sampling": {"steps": 2, "guidance": guidance}})
     assert ("guidance 3 of structure and 5 of dynamics." if len(guidance) > 1 else "guidance 3.") in stated
     delayed = text.page.tables({"sampling": {"steps": 2, "guidance": guidance, "structure_delay": 0.3}})
