@@ -124,7 +124,9 @@ class PromptTasks:
 
     def _draw(self, held_out: bool, motions: tuple[str, ...] = MOTIONS) -> PromptedSprites:
         sizes = sprite_sizes(self.pipeline.autoencoder)
-        return PromptedSprites.draw(self.per_motion, SEED + self.sampling.seed, held_out=held_out, motions=motions, **sizes)
+        return PromptedSprites.draw(
+            self.per_motion, SEED + self.sampling.seed, held_out=held_out, motions=motions, **sizes
+        )
 
     def _sample(self, sampling: Sampling | None = None, **prompts: list[str]) -> torch.Tensor:
         count = len(next(iter(prompts.values())))
