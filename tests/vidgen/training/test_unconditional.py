@@ -112,8 +112,8 @@ def test_the_page_generates_and_animates_without_classes(final, tmp_path):
     still = tmp_path / "still.png"
     Image.new("RGB", (40, 30), "red").save(still)
     for path in (
-        service.generate([], "", "", "", "", 2, 2, 3.0, 0, visitor, bar),
-        service.animate(str(still), None, "", 0.5, 1, 2, 3.0, 0, visitor, bar),
+        service.generate([], "", "", "", "", 2, 2, 3.0, 1.0, 0.0, 0, visitor, bar),
+        service.animate(str(still), None, "", 0.5, 1, 2, 3.0, 1.0, 0.0, 0, visitor, bar),
     ):
         with FrameReader(path) as reader:
             assert sum(1 for _ in reader) == 4
