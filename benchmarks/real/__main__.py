@@ -11,6 +11,7 @@ reconstruction and the latents are measured.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from vidgen.common.io import atomic_dir
 from vidgen.common.loading import load_vae, weights_hash
 from vidgen.common.precision import place_model
 from vidgen.data.listing import list_videos
+from vidgen.metrics.detector import Detector
 from vidgen.metrics.detector_options import parse_detectors
 from vidgen.metrics.fvd import Sampling
 
@@ -103,8 +105,7 @@ def run(options: argparse.Namespace) -> Results:
         raise UserError(f"--motion {motion}: the data sets are {', '.join(dict.fromkeys(test.data))}.")
     gestures = test.of(motion)
     reconstruct = reconstruction.reconstruct_with(vae)
-    settings = describe_settings(vae, pipeline, test, training, options)
-    settings |= {"motion": motion, "detectors": {detector.name: detector.sha256 for detector in detectors}}
+    settings = describe_settings(vae, pipeline, test, training, motion, detectors, options)
     own = folder / f"scores-{digest(settings)}"
 
     # Reconstruction and the references.
@@ -250,12 +251,15 @@ def describe_settings(
     pipeline: VidTwinPipeline | None,
     test: clips.Clips,
     training: clips.Clips,
+    motion: str,
+    detectors: Sequence[Detector],
     options: argparse.Namespace,
 ) -> dict[str, Any]:
-    """What kept scores depend on, besides the motions that are classified and the detectors."""
+    """Everything that kept scores depend on."""
     settings = {"vae": weights_hash(vae), "scale": options.scale, "dtype": options.dtype}
     tested, trained = ([resolve(path) for path in found.paths] for found in (test, training))
     settings |= {"test": digest([tested, test.labels, test.groups]), "training": digest(trained)}
+    settings |= {"motion": motion, "detectors": {detector.name: detector.sha256 for detector in detectors}}
     if pipeline:
         settings |= {"transformer": weights_hash(pipeline.transformer), "guidance": options.guidance}
         settings |= {"guidance_interval": list(options.guidance_interval), "temperature": options.temperature}

@@ -116,16 +116,28 @@ def read_groups(tables: Sequence[Path]) -> dict[str, str]:
     """Groups by absolute path, from CSV tables with the columns `path` (relative to the table) and `group`.
 
     Raises:
-        UserError: if a table cannot be read or has no such columns.
+        UserError: as `read_rows`.
     """
-    groups: dict[str, str] = {}
-    for table in tables:
-        try:
-            rows = csv.DictReader(Path(table).read_text(encoding="utf-8").splitlines())
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{table}: the table of groups cannot be read ({error}).") from error
-        if not {"path", "group"} <= set(rows.fieldnames or ()):
-            raise UserError(f"{table} needs a first line with the columns path and group.")
-        folder = Path(table).resolve().parent
-        groups |= {str((folder / row["path"]).resolve()): f"{name_of(table)}/{row['group']}" for row in rows}
-    return groups
+    rows = [(name_of(table), row) for table in tables for row in read_rows(table, "group")]
+    return {row["path"]: f"{name}/{row['group']}" for name, row in rows}
+
+
+def read_rows(table: str | Path, column: str) -> list[dict[str, str]]:
+    """The rows of a CSV table, with absolute paths.
+
+    Raises:
+        UserError: if the table cannot be read, has no columns `path` and `column`, or a row lacks one of them.
+    """
+    table = Path(table)
+    try:
+        with table.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            rows, columns = list(reader), reader.fieldnames or ()
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{table} cannot be read ({error}).") from error
+    if not {"path", column} <= set(columns):
+        raise UserError(f"{table} needs a first line with the columns path and {column}.")
+    for row in rows:
+        if not row["path"] or not row[column]:
+            raise UserError(f"{table}: a row needs both path and {column}: {','.join(map(str, row.values()))}.")
+    return [row | {"path": str((table.resolve().parent / row["path"]).resolve())} for row in rows]

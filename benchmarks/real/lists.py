@@ -1,6 +1,8 @@
 """The lists of videos with which `pretrained/real` and `real_robot` were trained, and their benchmarks.
 
-python -m benchmarks.real.lists ../shared/data/real runs/lists
+    python -m benchmarks.real.lists ../shared/data/real runs/lists
+
+DATA is a folder with the data sets DROID and EgoGestAR.
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ from pathlib import Path
 from vidgen.common.errors import UserError, run_program
 from vidgen.common.io import atomic_write
 
-Row = dict[str, str]
+from .clips import read_rows
+
 SPLITS = ("train", "test")
 COLUMNS = ("path", "label", "caption")
 GESTURES_OF_VAE = 2  # times that a gesture is in the training list; a robot scene is in it once
@@ -32,7 +35,7 @@ def write_lists(data: Path, folder: Path) -> list[Path]:
         folder: of the lists.
 
     Raises:
-        UserError: if a list cannot be read or has no such columns, or a robot scene is not in `labels.csv`.
+        UserError: as `read_rows`; if a robot scene is not in `labels.csv`.
     """
     droid, egogestar = data / "droid", data / "egogestar"
     captions = {row["path"]: row["caption"] for row in read_rows(droid / "labels.csv", "caption")}
@@ -56,18 +59,7 @@ def caption_with_room(caption: str, room: str) -> str:
     return f"{caption.strip().rstrip('.')}, in {article} {room.replace('_', ' ')}"
 
 
-def read_rows(table: Path, column: str) -> list[Row]:
-    """The rows of a list, with their absolute paths; raises `UserError` without the columns `path` and `column`."""
-    try:
-        rows = list(csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{table} cannot be read ({error}).") from error
-    if not rows or not {"path", column} <= rows[0].keys():
-        raise UserError(f"{table} needs a first line with the columns path and {column}, and a row.")
-    return [row | {"path": str(table.parent.resolve() / row["path"])} for row in rows]
-
-
-def write_list(table: Path, rows: list[Row], columns: tuple[str, ...]) -> Path:
+def write_list(table: Path, rows: list[dict[str, str]], columns: tuple[str, ...]) -> Path:
     with atomic_write(table) as path, path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([columns, *([row.get(name, "") for name in columns] for row in rows)])
     return table

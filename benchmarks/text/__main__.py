@@ -80,8 +80,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> Results:
     check_options(options)
     sampling = {"steps": STEPS[options.scale], "guidance": options.guidance}
-    sampling |= {"structure_delay": options.structure_delay, "temperature": options.temperature}
-    sampling |= {"seed": options.seed} if options.seed else {}
+    sampling |= {"structure_delay": options.structure_delay, "temperature": options.temperature, "seed": options.seed}
     results: Results = {"sampling": sampling}
     if options.pipeline:
         results["sprites"] = measure_sprites(options)

@@ -50,7 +50,8 @@ def test_a_caption_names_its_room():
     ("path", "text", "message"),
     [
         ("droid/labels.csv", None, r"labels\.csv cannot be read"),
-        ("droid/labels.csv", "path,caption\n", "needs a first line with the columns path and caption, and a row"),
+        ("droid/labels.csv", "path,task\na/1.mp4,move\n", "needs a first line with the columns path and caption"),
+        ("droid/train_scene.csv", "path,label\na/1.mp4\n", "a row needs both path and label: a/1.mp4,None"),
         ("egogestar/train.csv", "file,label\nx,y\n", "needs a first line with the columns path and label"),
         (
             "droid/test_scene.csv",

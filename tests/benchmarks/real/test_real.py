@@ -93,7 +93,7 @@ def test_videos_that_are_too_short_are_one_sentence(tmp_path):
 def test_groups_that_cannot_be_read_are_one_sentence(tmp_path):
     (tmp_path / "bytes.csv").write_bytes(b"\xff\xfe")
     for name in ("missing.csv", "bytes.csv"):
-        with pytest.raises(UserError, match=f"{name}: the table of groups cannot be read"):
+        with pytest.raises(UserError, match=f"{name} cannot be read"):
             read_groups([tmp_path / name])
 
 
