@@ -163,7 +163,7 @@ def measure(
             "reconstruction": reconstruction,
             "downsampled": downsample_baseline(video, figures["num_values"]),
         }
-        comparison_grid(options.results / f"reconstruction_{name.replace('/', '-')}.png", columns)
+        comparison_grid(options.results / f"reconstruction-{name.replace('/', '-')}.png", columns)
     fps = clips.protocol.fps if isinstance(clips, ProtocolClips) else clips.fps
     return {"data": data, "fps": fps, "parameters": vae.num_parameters(), **figures}
 

@@ -34,6 +34,7 @@ BENCHMARKS = (
     EQUAL_COMPUTE,
     DRIFT,
     sampling.BENCHMARK,
+    sampling.REAL,
     patch_sizes.BENCHMARK,
     SPEED,
 )

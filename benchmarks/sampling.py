@@ -2,6 +2,7 @@
 
     python -m benchmarks.sampling --scale cpu --pipeline runs/demo/dit/final
     python -m benchmarks.sampling --scale cpu --pipeline PARENT --few-steps DISTILLED --guidance-scale 3
+    python -m benchmarks.sampling sampling_real --scale cpu --pipeline FOLDER --data CLIPS.csv
     accelerate launch -m benchmarks.sampling --scale paper --pipeline FOLDER --data UCF-101 --protocol tats
 
 Clip number i has the same class and the same noise in every setting. Distances are those of `benchmarks.ucf101_fvd`;
@@ -33,7 +34,7 @@ from vidgen.metrics.fvd import Sampling, class_labels
 
 from .common import generation
 from .common.figures import BLUE, DARK_BLUE, GRAY, LIGHT_GRAY, ORANGE, TEAL, new_figure, set_log_axes
-from .common.harness import Benchmark, Results
+from .common.harness import Benchmark, Results, main
 from .common.tables import markdown_table
 
 DEFAULT = "default"
@@ -410,6 +411,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 BENCHMARK = Benchmark("sampling", "Quality against sampling cost", run, tables, plot, add_options)
+REAL = Benchmark(
+    "sampling_real", "Quality against sampling cost, real clips", run, tables, plot, add_options, program="sampling"
+)
 
 if __name__ == "__main__":
-    BENCHMARK.main()
+    main(BENCHMARK, REAL)

@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> Results | None:
     evaluations = generation.evaluate(pipeline, sampling, options, accelerator)
     if evaluations is None:
         return None
-    picture = options.results / "ucf101_fvd_samples.png"
+    picture = options.results / "ucf101_fvd-samples.png"
     save_sample_grid(picture, pipeline, sampling, generation.protocol_of(options))
     return {"pipeline": str(options.pipeline), "evaluations": [asdict(result) for result in evaluations]}
 

@@ -37,7 +37,8 @@ SHARDS = {"smoke": 8, "cpu": 64, "paper": 64}
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of programs that measure a Fréchet distance of a pipeline's clips."""
     parser.add_argument("--pipeline", metavar="FOLDER", help="trained pipeline: OUTPUT_DIR/final of train_dit.py")
-    parser.add_argument("--data", type=Path, metavar="FOLDER", help="UCF-101 beside its split files (scale paper)")
+    data = "UCF-101 beside its split files (scale paper), or videos or a CSV file (default: sprites)"
+    parser.add_argument("--data", type=Path, metavar="FOLDER|CSV", help=data)
     parser.add_argument("--split-files", type=Path, metavar="FOLDER", help="split files, if they are elsewhere")
     parser.add_argument("--protocol", choices=PROTOCOLS, default="vidtwin", help="FVD protocol (scale paper)")
     parser.add_argument("--samples", type=int, metavar="N", help="generated clips (default: the protocol's)")
@@ -71,6 +72,9 @@ def evaluate(
 ) -> list[FVDResult] | None:
     """`evaluate_pipeline` with a program's options; all programs keep features in one folder."""
     protocol = protocol_of(options)
+    if protocol.name == "clips":
+        _, frames, *size = pipeline.autoencoder.clip_shape
+        protocol = replace(protocol, frames=frames, size=tuple(size))
     return evaluate_pipeline(
         pipeline,
         options.data or write_reference_sprites(options.work_dir, options.scale),
@@ -170,10 +174,12 @@ def sampling_of(options: argparse.Namespace) -> Sampling:
 
 
 def protocol_of(options: argparse.Namespace) -> Protocol:
-    """The options' protocol, or that of sprites at the smaller scales, adapted to the number and size of clips."""
+    """The options' protocol, or at the smaller scales that of sprites with their number and size, or with `--data`."""
     if options.scale == "paper":
         return get_protocol(options.protocol)
     sprites = replace(get_protocol("sprites"), generated=SAMPLES[options.scale], real=SAMPLES[options.scale])
+    if options.data is not None:
+        return replace(sprites, name="clips", labels="real")
     return replace(sprites, frames=4, size=32, fps=4) if options.scale == "smoke" else sprites
 
 

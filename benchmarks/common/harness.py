@@ -107,7 +107,8 @@ class Benchmark:
         if self.plot:
             with atomic_write(folder / f"{self.name}.png") as path:
                 self.plot(record["results"]).savefig(path)
-        pictures = [f"![{path.stem}]({folder.name}/{path.name})" for path in sorted(folder.glob(f"{self.name}*.png"))]
+        paths = sorted([*folder.glob(f"{self.name}.png"), *folder.glob(f"{self.name}-*.png")])
+        pictures = [f"![{path.stem}]({folder.name}/{path.name})" for path in paths]
         return "\n\n".join(
             [f"## {SCALES[record['scale']]}", self.tables(record["results"]), *pictures, _provenance(record)]
         )

@@ -27,7 +27,7 @@ def test_smoke_then_a_vae_and_reconstructed_videos(work_dir, tmp_path, lpips_wei
     page = (tmp_path / "reconstruction.md").read_text()
     assert "| VidTwin | MCL-JCV, from the paper | 0.2 | 28.137 | 0.2414 | 0.8044 | 388.86 |" in page
     assert f"8 clips of 8 videos of 4 x 32 x 32, 4 fps | 1.432 | {of['psnr']['mean']:.3f} |" in page
-    assert [p.name for p in (tmp_path / "smoke").glob("*.png")] == ["reconstruction_sprites-full-seed0.png"]
+    assert [p.name for p in (tmp_path / "smoke").glob("*.png")] == ["reconstruction-sprites-full-seed0.png"]
 
     videos = tmp_path / "videos"
     shutil.copytree(next((work_dir / "data" / "sprites" / "test").iterdir()), videos)

@@ -12,8 +12,10 @@ from PIL import Image
 
 from autoencoder import AutoencoderKLVidTwin
 from benchmarks import sampling
+from benchmarks.common import harness
 from benchmarks.sampling import CACHES, REFERENCE, SETTINGS, Setting
 from pipelines import VidTwinPipeline, VidTwinTransformer3DModel, default_scheduler
+from vidgen.data.sprites import write_sprites
 from vidgen.metrics import fvd
 from vidgen.metrics.flops import transformer_flops
 from vidgen.metrics.frechet import bootstrap_interval
@@ -71,6 +73,20 @@ def test_smoke(work_dir, monkeypatch):
     assert len({path.parent for path in before}) >= len(settings)
     sampling.BENCHMARK.main(arguments)
     assert {path: path.stat().st_mtime_ns for path in features.rglob("generated-*/*")} == before
+
+
+def test_clips_of_any_data(work_dir, monkeypatch):
+    """Clips have the pipeline's size and the data's classes; the record is beside that of sprites."""
+    torch.set_num_threads(1)
+    monkeypatch.setattr(fvd, "bootstrap_interval", partial(bootstrap_interval, resamples=4))
+    arguments = ["sampling_real", "--scale", "smoke", "--work-dir", str(work_dir), "--samples", "8"]
+    if not (sprites := work_dir / "data" / "sprites" / "fvd").exists():
+        write_sprites(sprites, 6, seed=2, resolution=32, num_frames=8)
+    harness.main(sampling.BENCHMARK, sampling.REAL, arguments=[*arguments, "--data", str(sprites)])
+    evaluation = json.loads((work_dir / "smoke" / "sampling_real.json").read_text())["results"]["evaluation"]
+    assert evaluation["protocol"] | {"frames": 4, "size": [32, 32], "labels": "real"} == evaluation["protocol"]
+    assert evaluation["generated"]["samples"] == 8
+    assert "smoke/sampling.png" not in (work_dir / "sampling_real.md").read_text()
 
 
 def test_flops_calls_and_latent_differences(pipeline):

@@ -48,7 +48,7 @@ def test_results_table_and_pictures(smoke):
         "protocol `sprites`: 4 frames of 32 px, 4 fps, split all",
     ):
         assert text_part in text
-    assert Image.open(smoke / "smoke" / "ucf101_fvd_samples.png").size[1] > 300
+    assert Image.open(smoke / "smoke" / "ucf101_fvd-samples.png").size[1] > 300
 
 
 def test_two_processes_give_the_results_of_one(smoke, tmp_path, capfd):
