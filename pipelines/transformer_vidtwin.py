@@ -19,6 +19,7 @@ from torch import nn
 from autoencoder.attention import ProcessorMixin
 from autoencoder.latents import TwinLatents
 from autoencoder.model_card import ModelCardMixin, count_parameters, find_parents, render_card
+from autoencoder.onednn import use_onednn
 
 from .blocks import VidTwinTransformerBlock, modulate, widen_float16
 from .embeddings import (
@@ -283,6 +284,7 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
                 f"{cache} cannot restart where guidance begins or ends: guide all steps or none, or use another cache."
             )
 
+    @use_onednn
     def forward(
         self,
         hidden_states: torch.Tensor,
@@ -380,6 +382,7 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
         output = VidTwinTransformerOutput(sample=sample, hidden_states=tuple(hidden) or None)
         return output if return_dict else output.to_tuple()
 
+    @use_onednn
     def modulations(
         self,
         timestep: torch.Tensor,

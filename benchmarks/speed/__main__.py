@@ -21,7 +21,7 @@ from vidgen.common.errors import UserError
 from ..common.harness import Benchmark, Results
 from ..common.tables import markdown_table
 from . import models
-from .peers import peers
+from .peers import fast, peers
 from .quantization import quantization
 from .timing import Row, device_of, measure_limits
 
@@ -31,6 +31,7 @@ PARTS: dict[str, Callable[[str], list[Row]]] = {  # functions of a scale
     "dit_step": models.dit_step,
     "sampling": models.sampling,
     "quantization": quantization,
+    "fast": fast,
     "peers": peers,
 }
 

@@ -7,6 +7,7 @@ affect speed and memory. Each runs in a separate process for its peak memory, in
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import diffusers
 import torch
@@ -14,7 +15,18 @@ import torch
 from autoencoder import AutoencoderKLVidTwin
 from pipelines import VidTwinTransformer3DModel
 
-from .timing import Row, device_of, fast_dtype, in_own_process, median_seconds, peak_gib, time_once
+from ..latents.methods import ltx
+from .timing import (
+    Row,
+    alternating,
+    device_of,
+    fast_dtype,
+    in_own_process,
+    median_seconds,
+    peak_gib,
+    precisions,
+    time_once,
+)
 
 OURS, FOLDED, FAST = "VidTwin", "VidTwin, 65 tokens", "VidTwin fast"
 COMPARED_FIGURES = ("round trip, s", "latent values", "DiT step, s")
@@ -36,8 +48,33 @@ COMPARED = {"smoke": [], "cpu": list(PEERS), "paper": list(PEERS)}
 SIDE = {"smoke": 32, "cpu": 224, "paper": 224}
 OUR_VAE = {"smoke": "tiny-test", "cpu": "base", "paper": "base"}
 FAST_VAE = {"smoke": "tiny-test", "cpu": "fast", "paper": "fast"}
+LTX = {"smoke": ltx([8, 8, 8], patch_size=2), "cpu": {}, "paper": {}}  # of `fast`
 DIT = {"smoke": "tiny-test", "cpu": "paper", "paper": "paper"}
 CLASSES = 101
+
+
+def fast(scale: str) -> list[Row]:
+    """Encode + decode by the preset `fast` and by LTX, in turns, in each precision that the device is not slow in."""
+    device, rows = device_of(scale), []
+    for precision, dtype in precisions(scale).items():
+        torch.manual_seed(0)
+        runs = {}
+        for name, vae, frames in (
+            (FAST, AutoencoderKLVidTwin.from_preset(FAST_VAE[scale]), None),
+            ("LTX", diffusers.AutoencoderKLLTXVideo(**LTX[scale]), FRAMES),
+        ):
+            vae = vae.to(device, dtype).eval()
+            clip = torch.rand(1, 3, frames or vae.clip_shape[1], SIDE[scale], SIDE[scale], device=device) * 2 - 1
+            runs[name] = partial(_round_trip, vae, clip.to(dtype))
+        seconds = alternating(runs, device, repeats=3)
+        row: Row = {"precision": precision} | {f"{name}, s": seconds[name] for name in runs}
+        rows.append(row | {f"{FAST} / LTX": seconds[FAST] / seconds["LTX"]})
+    return rows
+
+
+@torch.no_grad()
+def _round_trip(vae: torch.nn.Module, clip: torch.Tensor) -> torch.Tensor:
+    return vae.decode(vae.encode(clip).latent_dist.mode()).sample
 
 
 def peers(scale: str) -> list[Row]:

@@ -1,0 +1,109 @@
+"""Float32 linear layers by oneDNN: where they are used, and that they change results by rounding only."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses import FakeTensorMode
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from autoencoder import AutoencoderKLVidTwin, matmul_speed, onednn
+from autoencoder.onednn import MIN_WEIGHTS, use_onednn
+from pipelines import VidTwinTransformer3DModel
+
+pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch is built without oneDNN")
+WIDTH = 128
+assert WIDTH**2 >= MIN_WEIGHTS
+
+
+@pytest.fixture(autouse=True)
+def calls(monkeypatch) -> list[torch.Size]:
+    """Shapes of the weights that oneDNN multiplied; it counts as faster on any CPU."""
+    shapes = []
+
+    def record(x, weight, bias=None):
+        shapes.append(weight.shape)
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+    monkeypatch.setattr(onednn, "onednn_linear", record)
+    monkeypatch.setattr(onednn, "is_onednn_faster", lambda: True)
+    return shapes
+
+
+@use_onednn
+def apply(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return layer(x)
+
+
+@pytest.mark.parametrize("shape", [(5, WIDTH), (2, 3, 4, WIDTH), (WIDTH,), (0, WIDTH)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_equals_pytorchs_layer(shape, bias, calls):
+    layer, x = nn.Linear(WIDTH, 2 * WIDTH, bias), torch.randn(shape)
+    with torch.no_grad():
+        torch.testing.assert_close(apply(layer, x), layer(x))
+    assert calls == [layer.weight.shape]
+
+
+def test_strided_input():
+    layer, x = nn.Linear(WIDTH, WIDTH), torch.randn(3, WIDTH, 7).transpose(1, 2)
+    with torch.no_grad():
+        torch.testing.assert_close(apply(layer, x), layer(x))
+
+
+def test_other_layers_are_pytorchs(calls):
+    layer, x = nn.Linear(WIDTH, WIDTH), torch.randn(4, WIDTH)
+    apply(layer, x).sum().backward()  # with gradients
+    assert layer.weight.grad is not None
+    with torch.no_grad():
+        apply(nn.Linear(WIDTH, WIDTH // 2), x)  # small
+        apply(nn.Linear(WIDTH, WIDTH).bfloat16(), x.bfloat16())
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert apply(layer, x).dtype == torch.bfloat16
+        with torch.backends.mkldnn.flags(enabled=False):
+            apply(layer, x)
+        with FakeTensorMode() as mode:
+            assert apply(nn.Linear(WIDTH, WIDTH), mode.from_tensor(x)).shape == x.shape
+        layer(x)  # outside of the function
+    assert calls == []
+
+
+def test_compiled_functions_are_whole_graphs(calls):
+    layer, x = nn.Linear(WIDTH, WIDTH), torch.randn(4, WIDTH)
+    with torch.no_grad():
+        compiled = torch.compile(apply, fullgraph=True, backend="eager")
+        torch.testing.assert_close(compiled(layer, x), layer(x))
+    assert calls == []
+
+
+def test_models_use_it_with_the_same_results_and_flops(calls, monkeypatch):
+    torch.manual_seed(0)
+    vae = AutoencoderKLVidTwin.from_preset("tiny-test", hidden_size=WIDTH, num_attention_heads=4).eval()
+    transformer = VidTwinTransformer3DModel.from_preset("tiny-test", vae, num_attention_heads=4).eval()
+    clip, latents = torch.rand(1, *vae.clip_shape) * 2 - 1, torch.randn(1, vae.latent_size)
+    timestep = torch.tensor([500])
+
+    def run() -> list[torch.Tensor]:
+        outputs = [vae.encode(clip).latent_dist.mode(), vae.decode(latents).sample]
+        return [*outputs, transformer(latents, timestep).sample, *transformer.modulations(timestep)]
+
+    outputs, used, flops = {}, {}, {}
+    for faster in (True, False):
+        monkeypatch.setattr(onednn, "is_onednn_faster", lambda faster=faster: faster)
+        calls.clear()
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            outputs[faster] = run()
+        used[faster], flops[faster] = len(calls), counter.get_total_flops()
+    torch.testing.assert_close(outputs[True], outputs[False], rtol=1e-4, atol=1e-5)
+    assert used[True] > 4 and used[False] == 0
+    assert flops[True] == flops[False]
+
+
+def test_it_is_chosen_by_measurement(monkeypatch):
+    for seconds, faster in ((1.0, True), (2.0, False), (9.0, False)):
+        matmul_speed.is_onednn_faster.cache_clear()
+        times = {F.linear: 2.0, matmul_speed.onednn_linear: seconds}
+        monkeypatch.setattr(matmul_speed, "_time_product", lambda a, b, product, times=times: times[product])
+        assert matmul_speed.is_onednn_faster() is faster
+    matmul_speed.is_onednn_faster.cache_clear()
