@@ -32,6 +32,7 @@ from .grids import Grid, dynamics_grid, feature_frames, feature_grid, frame_size
 from .latents import LatentShape, TwinLatents
 from .linear_path import LinearDecoder, LinearEncoder, fit_linear_path
 from .model_card import ModelCardMixin, count_parameters, find_parents, render_card
+from .onednn import use_onednn
 from .presets import preset_config, rename_old_arguments
 from .qformer import QFormer
 from .video_autoencoder import Components, VideoAutoencoder
@@ -243,6 +244,7 @@ class AutoencoderKLVidTwin(
         self._reset_parameters()
         self.linear_encoder = LinearEncoder(config) if linear_path else None
         self.linear_decoder = LinearDecoder(config) if linear_path else None
+        use_onednn(self)
 
     def _reset_parameters(self) -> None:
         for module in self.modules():

@@ -15,7 +15,6 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
 from .latents import LatentShape, TwinLatents, TwinPosterior, numel
-from .onednn import use_onednn
 from .tiling import Blender, ClipGeometry, check_stride, cut
 
 Components = Literal["both", "structure", "dynamics"]
@@ -179,7 +178,6 @@ class VideoAutoencoder(AutoencoderMixin):
     # --- encode, decode --------------------------------------------------------------------------------------------
 
     @apply_forward_hook
-    @use_onednn
     def encode(self, x: torch.Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple[TwinPosterior]:
         """Encode clips to the posterior over their packed latents.
 
@@ -212,7 +210,6 @@ class VideoAutoencoder(AutoencoderMixin):
         return self._encode(x)
 
     @apply_forward_hook
-    @use_onednn
     def decode(
         self, z: torch.Tensor | TwinLatents, components: Components = "both", return_dict: bool = True
     ) -> DecoderOutput | tuple[torch.Tensor]:

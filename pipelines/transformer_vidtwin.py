@@ -170,6 +170,7 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
 
         self.gradient_checkpointing = False
         self.reset_parameters()
+        use_onednn(self)
 
     @classmethod
     def from_preset(
@@ -284,7 +285,6 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
                 f"{cache} cannot restart where guidance begins or ends: guide all steps or none, or use another cache."
             )
 
-    @use_onednn
     def forward(
         self,
         hidden_states: torch.Tensor,
@@ -382,7 +382,6 @@ class VidTwinTransformer3DModel(ModelCardMixin, LoraAdapterMixin, ModelMixin, Co
         output = VidTwinTransformerOutput(sample=sample, hidden_states=tuple(hidden) or None)
         return output if return_dict else output.to_tuple()
 
-    @use_onednn
     def modulations(
         self,
         timestep: torch.Tensor,

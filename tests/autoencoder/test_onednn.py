@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from autoencoder import AutoencoderKLVidTwin, matmul_speed, onednn
-from autoencoder.onednn import MIN_WEIGHTS, use_onednn
+from autoencoder.onednn import MIN_WEIGHTS, Linear
 from pipelines import VidTwinTransformer3DModel
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch is built without oneDNN")
@@ -32,48 +31,36 @@ def calls(monkeypatch) -> list[torch.Size]:
     return shapes
 
 
-@use_onednn
-def apply(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    return layer(x)
-
-
 @pytest.mark.parametrize("shape", [(5, WIDTH), (2, 3, 4, WIDTH), (WIDTH,), (0, WIDTH)])
 @pytest.mark.parametrize("bias", [True, False])
 def test_equals_pytorchs_layer(shape, bias, calls):
-    layer, x = nn.Linear(WIDTH, 2 * WIDTH, bias), torch.randn(shape)
-    with torch.no_grad():
-        torch.testing.assert_close(apply(layer, x), layer(x))
+    layer, x = Linear(WIDTH, 2 * WIDTH, bias), torch.randn(shape)
+    with torch.inference_mode():
+        torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias))
     assert calls == [layer.weight.shape]
 
 
 def test_strided_input():
-    layer, x = nn.Linear(WIDTH, WIDTH), torch.randn(3, WIDTH, 7).transpose(1, 2)
+    layer, x = Linear(WIDTH, WIDTH), torch.randn(3, WIDTH, 7).transpose(1, 2)
     with torch.no_grad():
-        torch.testing.assert_close(apply(layer, x), layer(x))
+        torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias))
 
 
-def test_other_layers_are_pytorchs(calls):
-    layer, x = nn.Linear(WIDTH, WIDTH), torch.randn(4, WIDTH)
-    apply(layer, x).sum().backward()  # with gradients
+def test_otherwise_it_is_pytorchs_layer(calls):
+    layer, x = Linear(WIDTH, WIDTH), torch.randn(4, WIDTH)
+    layer(x).sum().backward()  # with gradients
     assert layer.weight.grad is not None
     with torch.no_grad():
-        apply(nn.Linear(WIDTH, WIDTH // 2), x)  # small
-        apply(nn.Linear(WIDTH, WIDTH).bfloat16(), x.bfloat16())
+        Linear(WIDTH, WIDTH // 2)(x)  # small
+        Linear(WIDTH, WIDTH).bfloat16()(x.bfloat16())
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert apply(layer, x).dtype == torch.bfloat16
+            assert layer(x).dtype == torch.bfloat16
         with torch.backends.mkldnn.flags(enabled=False):
-            apply(layer, x)
+            layer(x)
         with FakeTensorMode() as mode:
-            assert apply(nn.Linear(WIDTH, WIDTH), mode.from_tensor(x)).shape == x.shape
-        layer(x)  # outside of the function
-    assert calls == []
-
-
-def test_compiled_functions_are_whole_graphs(calls):
-    layer, x = nn.Linear(WIDTH, WIDTH), torch.randn(4, WIDTH)
-    with torch.no_grad():
-        compiled = torch.compile(apply, fullgraph=True, backend="eager")
-        torch.testing.assert_close(compiled(layer, x), layer(x))
+            assert Linear(WIDTH, WIDTH)(mode.from_tensor(x)).shape == x.shape
+        compiled = torch.compile(layer, fullgraph=True, backend="eager")
+        torch.testing.assert_close(compiled(x), F.linear(x, layer.weight, layer.bias))
     assert calls == []
 
 
