@@ -70,6 +70,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             f"--image-{name}", type=kind, metavar="X", help=f"--{name} of image-to-video (default: the same)"
         )
+    parser.add_argument(
+        "--repeats", type=int, default=1, metavar="N", help="clips generated for each test clip's class (default: 1)"
+    )
     parser.add_argument("--training-clips", type=int, help="the most clips of each list for block PCA and distances")
     vae_runs.add_lpips_options(parser)
     pipelines.add_detector_options(parser, default="pooled_pixels; scale cpu also squeezenet")
@@ -126,6 +129,7 @@ def run(options: argparse.Namespace) -> Results:
     pictures.save_reconstruction_pictures(test, reconstructed, vae.latent_size, options.results, fps)
     is_motion = [i for i, name in enumerate(test.data) if name == motion]
     sets = {"real": gestures.pixels, "reconstruction": reconstructed[is_motion]}
+    accuracy = generation.measure_accuracy(sets, gestures, classify)
     results["components"] = {
         name: compute_once(
             own / f"components-{name}.json",
@@ -143,20 +147,23 @@ def run(options: argparse.Namespace) -> Results:
     if pipeline:
         generation.check_classes(pipeline, test)
         results["sampling"] = {"generated": asdict(sampling), "animated": asdict(of_images)}
+        results["repeats"] = options.repeats
         fvd["generated"] = generation.generate(pipeline, test, sampling, own / "generated.safetensors")
+        repeated = gestures.select(list(range(len(gestures))) * options.repeats)
+        generated = generation.generate(pipeline, repeated, sampling, own / "generated_classes.safetensors")
         animated = {
-            name: generation.generate(pipeline, gestures, of_images, own / f"{name}.safetensors", True, overlay)
+            name: generation.generate(pipeline, repeated, of_images, own / f"{name}.safetensors", True, overlay)
             for name, overlay in (("animated", True), ("animated, without overlay", False))
             if overlay or pipeline.transformer.config.image_conditioning
         }
-        sets |= {"generated": fvd["generated"][is_motion], **animated}
-        results["image_to_video"] = generation.measure_image_to_video(animated, gestures, reconstruct)
+        accuracy |= generation.measure_accuracy({"generated": generated, **animated}, repeated, classify)
+        results["image_to_video"] = generation.measure_image_to_video(animated, repeated, reconstruct)
         features = [memorization.copy_features(clips.to_float(x)) for x in (fvd["generated"], test.pixels)]
         results["memorization"] = memorization.measure_memorization(
             *features, memorization.copy_features(training.videos)
         )
         pictures.save_animated_pictures(gestures, animated["animated"], options.results, fps)
-    results["accuracy"] = generation.measure_accuracy(sets, gestures, classify)
+    results["accuracy"] = accuracy
     results["classes"] = len(classifier.config.classes)
     results["distances"] = compute_once(
         own / "distances.json",
@@ -179,8 +186,9 @@ def check_options(options: argparse.Namespace) -> None:
             options.train, options.test = write_smoke_videos(options.work_dir / "real" / "data")
     if not (options.model or options.vae):
         raise UserError("name a pipeline as --model FOLDER, or a VAE as --vae FOLDER.")
-    if options.training_clips is not None and options.training_clips < 1:
-        raise UserError(f"--training-clips must be at least 1, not {options.training_clips}.")
+    for name in ("training_clips", "repeats"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {value}.")
     if not (options.train and options.test):
         raise UserError("give the training videos as --train LIST ... and held-out ones as --test LIST ....")
     options.steps = STEPS[options.scale] if options.steps is None else options.steps
@@ -263,6 +271,7 @@ def describe_settings(
     if pipeline:
         settings |= {"transformer": weights_hash(pipeline.transformer), "guidance": options.guidance}
         settings |= {"guidance_interval": list(options.guidance_interval), "temperature": options.temperature}
+        settings |= {"repeats": options.repeats}
         settings |= {"steps": options.steps} | {
             f"image_{name}": getattr(options, f"image_{name}") for name in IMAGE_OPTIONS
         }

@@ -31,6 +31,8 @@ def tables(results: Results) -> str:
         f"Accuracy of the class of motion ({results['motion']}, {results['classes']} classes) by a classifier"
     )
     parts.append(markdown_table(["clips", "accuracy"], list(accuracy.items())))
+    if (repeats := results.get("repeats", 1)) > 1:
+        parts.append(f"Generated and animated clips: {repeats} of each test clip, with other noise.")
     for name, sampling in results.get("sampling", {}).items():
         low, high = sampling["guidance_interval"]
         parts.append(

@@ -67,6 +67,14 @@ def test_smoke_and_a_second_run_computes_nothing(work_dir, lpips_weights, monkey
         assert results["distances"]["pooled_pixels"]["generated"] != again["distances"]["pooled_pixels"]["generated"]
         assert text in (work_dir / "real.md").read_text()
 
+    # More clips for each test clip have other noise: accuracies and similarities are means over all of them.
+    real.BENCHMARK.main([*arguments, "--repeats", "3"])
+    assert "3 of each test clip" in (work_dir / "real.md").read_text()
+    for name in ("generated_classes", "animated"):
+        kept = [load_file(path)["clips"] for path in work_dir.rglob(f"scores-*/{name}.safetensors")]
+        once, more = min(kept, key=len), max(kept, key=len)
+        assert len(more) == 3 * len(once) and len(more.flatten(1).unique(dim=0)) == len(more)
+
 
 def test_missing_models_and_lists_are_one_sentence(tmp_path, capsys):
     for arguments, message in (
@@ -75,6 +83,7 @@ def test_missing_models_and_lists_are_one_sentence(tmp_path, capsys):
         (["--vae", "x", "--guidance-interval", "0.8", "0.3"], "two numbers from 0 to 1, the lower first, not 0.8 0.3"),
         (["--vae", "x", "--temperature", "-1"], "temperature must be a finite number of at least 0, not -1"),
         (["--vae", "x", "--train", "x", "--test", "x", "--training-clips", "0"], "clips must be at least 1"),
+        (["--vae", "x", "--train", "x", "--test", "x", "--repeats", "0"], "--repeats must be at least 1, not 0"),
         (["--vae", "x", "--image-steps", "0"], "num_inference_steps must be 1 or more, not 0"),
         (["--vae", "x", "--image-temperature", "-1"], "temperature must be a finite number of at least 0, not -1"),
     ):
