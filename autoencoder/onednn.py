@@ -47,7 +47,7 @@ def use_onednn(model: nn.Module) -> None:
             module.__class__ = Linear
 
 
-if torch.backends.mkldnn.is_available():
+if hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # PyTorch is built with oneDNN
 
     @register_flop_formula(torch.ops.mkldnn._linear_pointwise)
     def _linear_flops(x: torch.Size, weight: torch.Size, *_: Any, out_shape: Any = None, **__: Any) -> int:

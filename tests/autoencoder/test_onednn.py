@@ -87,10 +87,25 @@ def test_models_use_it_with_the_same_results_and_flops(calls, monkeypatch):
     assert flops[True] == flops[False]
 
 
-def test_it_is_chosen_by_measurement(monkeypatch):
-    for seconds, faster in ((1.0, True), (2.0, False), (9.0, False)):
-        matmul_speed.is_onednn_faster.cache_clear()
-        times = {F.linear: 2.0, matmul_speed.onednn_linear: seconds}
-        monkeypatch.setattr(matmul_speed, "_time_product", lambda a, b, product, times=times: times[product])
-        assert matmul_speed.is_onednn_faster() is faster
+@pytest.fixture
+def _unmeasured():
     matmul_speed.is_onednn_faster.cache_clear()
+    yield
+    matmul_speed.is_onednn_faster.cache_clear()
+
+
+@pytest.mark.usefixtures("_unmeasured")
+@pytest.mark.parametrize(("seconds", "faster"), [(1.0, True), (2.0, False), (9.0, False)])
+def test_it_is_chosen_by_measurement(seconds, faster, monkeypatch):
+    times = {F.linear: 2.0, matmul_speed.onednn_linear: seconds}
+    monkeypatch.setattr(matmul_speed, "_time_product", lambda a, b, product: times[product])
+    assert matmul_speed.is_onednn_faster() is faster
+
+
+@pytest.mark.usefixtures("_unmeasured")
+def test_it_is_not_chosen_where_it_is_missing(monkeypatch):
+    def refuse(a, b, product):
+        raise AttributeError("'_OpNamespace' 'mkldnn' object has no attribute '_linear_pointwise'")
+
+    monkeypatch.setattr(matmul_speed, "_time_product", refuse)
+    assert not matmul_speed.is_onednn_faster()
