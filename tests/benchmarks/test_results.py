@@ -66,12 +66,14 @@ def test_a_page_keeps_its_remarks(tmp_path):
     }
     (tmp_path / "cpu").mkdir()
     (tmp_path / "cpu" / "ablations.json").write_text(json.dumps(record))
-    (tmp_path / "cpu" / "ablations_grid.png").write_bytes(b"")
+    (tmp_path / "cpu" / "ablations-grid.png").write_bytes(b"")
+    (tmp_path / "cpu" / "ablations_other.png").write_bytes(b"")  # of a benchmark with a longer name
     (tmp_path / "ablations.md").write_text(f"An older table.\n\n{HAND_WRITTEN}\n\n## Remarks\n\nTwo seeds.\n")
     page = ablations.ABLATION.write_page(tmp_path).read_text()
     assert "20.00 ± 0.00" in page and "1.5 minutes on a CPU" in page and "An older table" not in page
     assert "`python -m benchmarks.ablations --scale cpu`" in page
-    assert "![ablations](cpu/ablations.png)" in page and "ablations_grid.png" in page
+    assert "![ablations](cpu/ablations.png)" in page and "cpu/ablations-grid.png" in page
+    assert "ablations_other.png" not in page
     assert page.endswith(f"{HAND_WRITTEN}\n\n## Remarks\n\nTwo seeds.\n")
     assert (tmp_path / "cpu" / "ablations.png").stat().st_size > 1000
     assert ablations.ABLATION.write_page(tmp_path).read_text() == page
