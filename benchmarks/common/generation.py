@@ -178,7 +178,7 @@ def protocol_of(options: argparse.Namespace) -> Protocol:
     if options.scale == "paper":
         return get_protocol(options.protocol)
     sprites = replace(get_protocol("sprites"), generated=SAMPLES[options.scale], real=SAMPLES[options.scale])
-    if options.data is not None:
+    if getattr(options, "data", None) is not None:  # some programs have no such option
         return replace(sprites, name="clips", labels="real")
     return replace(sprites, frames=4, size=32, fps=4) if options.scale == "smoke" else sprites
 
