@@ -75,3 +75,11 @@ def test_the_result_is_a_constant_in_compiled_functions(monkeypatch):
     monkeypatch.setattr(module, "_time_product", lambda a, b: 1.0 if a.dtype == torch.float32 else 0.25)
     compiled = torch.compile(lambda x: x * matmul_speedup(torch.bfloat16), fullgraph=True, backend="eager")
     assert torch.equal(compiled(torch.ones(2)), torch.full((2,), 4.0))
+
+
+def test_measuring_draws_no_random_numbers():
+    module.is_onednn_faster.cache_clear()
+    before = torch.get_rng_state()
+    matmul_speedup(torch.bfloat16)
+    module.is_onednn_faster()
+    assert torch.equal(torch.get_rng_state(), before)

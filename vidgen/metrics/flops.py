@@ -82,7 +82,8 @@ def matmul_rate(device: torch.device | str, dtype: torch.dtype, size: int | None
         repeats: number of products, of which the fastest counts.
     """
     size = size or (1024 if torch.device(device).type == "cpu" else 8192)
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    generator = torch.Generator(device).manual_seed(0)  # the global one belongs to the training
+    a, b = (torch.randn(size, size, device=device, dtype=dtype, generator=generator) for _ in range(2))
     best = math.inf
     is_onednn = a.device.type == "cpu" and dtype == torch.float32 and is_onednn_faster()
     product = onednn_linear if is_onednn else F.linear  # as in the models

@@ -91,7 +91,9 @@ def test_the_dits_count_is_that_of_plain_matmuls(sizes, num_classes, class_condi
 def test_the_matmul_rate_is_of_two_operations_a_multiply_add(monkeypatch):
     ticks = iter(range(100))
     monkeypatch.setattr("vidgen.metrics.flops.clock", lambda device: next(ticks))  # every product takes a second
+    before = torch.get_rng_state()
     assert matmul_rate("cpu", torch.float32, size=8) == 2 * 8**3
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_one_thread_is_timed_by_cpu_time(monkeypatch):
