@@ -1,7 +1,7 @@
 """The video autoencoders of Diffusers on a clip of the same size, in the same run.
 
 Each has its published configuration, which is its class's default in Diffusers, and random weights, which do not
-affect speed and memory. Each runs in a separate process for its peak memory, in bf16, without tiling.
+affect speed and memory. In `peers` each runs in a separate process for its peak memory, in bf16, without tiling.
 """
 
 from __future__ import annotations
