@@ -174,6 +174,7 @@ def measure_real(options: argparse.Namespace) -> dict[str, Any]:
             "structure_delay": sampling.structure_delay,
             "temperature": sampling.temperature,
         }
+        scores["memorization"] = real.measure_copies(sets["generated"], test, training)
     return {"model": options.real, "detectors": names, "training_clips": len(training.clips), **scores}
 
 

@@ -10,6 +10,7 @@ from ..common.figures import BLUE, DARK_BLUE, GRAY, ORANGE, TEAL, errors, new_fi
 from ..common.generation import describe_delay
 from ..common.harness import Results
 from ..common.tables import interval_cell, markdown_table, score_cell
+from ..real.page import memorization_text
 from .factors import FACTORS
 
 COLUMNS = (*FACTORS, "all")
@@ -91,7 +92,7 @@ def _swap_rows(scores: dict[str, Any]) -> list[list[str | None]]:
 
 
 def real_text(scores: dict[str, Any]) -> list[str]:
-    """The table of real video."""
+    """The table of real video, and how near generated clips are to training clips."""
     chance = scores["chance"]
     rows = [
         [name, *(interval_cell(found[key], 3) for key in chance), f"{scores['relative'].get(name, float('nan')):.2f}"]
@@ -99,12 +100,13 @@ def real_text(scores: dict[str, Any]) -> list[str]:
     ]
     rows.append(["chance", *(f"{value:.3f}" for value in chance.values()), "0.00"])
     sampled = f" Generated: {describe_sampling(scores['sampling'])}." if "sampling" in scores else ""
-    return [
+    parts = [
         f"Real video: rank of the right caption among {scores['candidates']}, for {scores['clips']} held-out clips of "
         f"{scores['groups']} groups, by a matcher fitted to {scores['training_clips']:,} training clips (features: "
         f"{', '.join(scores['detectors'])}). The last column is 0 for chance and 1 for real clips.{sampled}",
         markdown_table(["clips", "mean reciprocal rank", "top-1", "relative to real clips"], rows),
     ]
+    return parts + [memorization_text(scores["memorization"])] * ("memorization" in scores)
 
 
 def plot(results: Results) -> Figure:

@@ -21,7 +21,8 @@ from vidgen.metrics.fvd import Sampling
 
 from ..common.generation import sample_clips
 from ..common.harness import digest
-from ..real.clips import Clips, read_clips
+from ..real.clips import Clips, read_clips, to_float
+from ..real.memorization import copy_features, measure_memorization
 from ..real.reconstruction import interval, reconstruct_with
 from .matcher import BATCH, CANDIDATES, VideoTextMatcher, clip_features, rank_captions
 
@@ -88,6 +89,12 @@ def reconstruct_clips(pipeline: VidTwinPipeline, test: CaptionedClips) -> torch.
     """The autoencoder's reconstructions of the test clips, uint8."""
     reconstruct = reconstruct_with(pipeline.autoencoder)
     return torch.cat([to_uint8(reconstruct(x.float() / 127.5 - 1)) for x in test.clips.pixels.split(BATCH)])
+
+
+def measure_copies(generated: torch.Tensor, test: CaptionedClips, training: CaptionedClips) -> dict[str, Any]:
+    """How much nearer to training clips generated clips (uint8) are than test clips; see `measure_memorization`."""
+    sets = (generated, test.clips.pixels, training.clips.pixels)
+    return measure_memorization(*(torch.cat([copy_features(to_float(x)) for x in xs.split(BATCH)]) for xs in sets))
 
 
 def measure_ranking(

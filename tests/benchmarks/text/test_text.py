@@ -196,6 +196,16 @@ def test_all_counts_clips_that_are_right_in_every_factor():
     assert scores["shape"]["chance"] == 0.5 and scores["all"]["chance"] is None
 
 
+def test_copies_of_training_clips_are_counted():
+    training, test = (
+        SimpleNamespace(clips=SimpleNamespace(pixels=torch.randint(256, (9, 3, 4, 24, 36), dtype=torch.uint8)))
+        for _ in range(2)
+    )
+    generated = torch.cat([training.clips.pixels[:3], 255 - training.clips.pixels[3:4]])
+    scores = text.real.measure_copies(generated, test, training)
+    assert scores["copies"]["generated"]["value"] == 0.75 and scores["median"]["generated"] == 0
+
+
 def test_smoke_and_a_second_run_computes_nothing(work_dir, monkeypatch):
     arguments = ["--work-dir", str(work_dir)]
     text.BENCHMARK.main(arguments)
@@ -204,6 +214,7 @@ def test_smoke_and_a_second_run_computes_nothing(work_dir, monkeypatch):
     assert results["real"]["relative"]["real"] == 1
     page = (work_dir / "text.md").read_text()
     assert "| generated, held-out |" in page and "whole caption of A" in page and "| chance | 0.293 |" in page
+    assert "Nearest training clip" in page
     monkeypatch.setattr(VidTwinPipeline, "__call__", lambda *args, **kwargs: pytest.fail("sampled again"))
     text.BENCHMARK.main(arguments)
     assert json.loads((work_dir / "smoke" / "text.json").read_text())["results"] == results
