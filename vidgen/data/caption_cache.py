@@ -45,16 +45,21 @@ class CaptionCache:
         texts: the distinct captions; the first is empty.
     """
 
-    def __init__(self, folder: Path, index: dict[str, Any], seed: int, config: TextConfig) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        index: dict[str, Any],
+        seed: int,
+        separate_captions: float = 0.0,
+        token_dropout: float = 0.0,
+    ) -> None:
         self.folder, self.seed = folder, seed
-        self.separate_captions = config.separate_captions
-        self.token_dropout, self.token_noise = config.token_dropout, config.token_noise
+        self.separate_captions, self.token_dropout = separate_captions, token_dropout
         self.texts: list[str] = index["captions"]
         self.hash: str = index["source"]["captions"]
         self._videos: list[list[int]] = index["videos"]
         self._starts: list[int] = index["starts"]
         self._tokens: tuple[torch.Tensor, torch.Tensor] | None = None  # ids and mask of all captions
-        self._vocab_size: int | None = None  # of their tokenizer
         self._embeddings: torch.Tensor | None = None  # mapped from disk
 
     @property
@@ -77,7 +82,7 @@ class CaptionCache:
     def tokenize(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> int:
         """Tokenize all captions for an encoder that is trained; returns how many are cut."""
         ids, mask, cut = tokenize_captions(self.texts, tokenizer, max_length)
-        self._tokens, self._vocab_size = (ids, mask), len(tokenizer)
+        self._tokens = ids, mask
         return len(cut)
 
     def examples(self, count: int) -> list[str]:
@@ -100,23 +105,19 @@ class CaptionCache:
         """The drawn caption of a video, as `read` returns it; with `separate_captions` those of both streams stacked.
 
         The tensors are then `text` (2, N) or (2, N, C), and `text_mask` (2, N). The mask leaves out a fraction
-        `token_dropout` of the tokens, and a fraction `token_noise` of the ids is replaced by others, but never the
-        first; both are drawn by (seed, epoch, index).
+        `token_dropout` of the tokens, also drawn by (seed, epoch, index), but never the first.
         """
         structure, dynamics = self.draw(video, epoch, index)
         sample = self.read(structure)
         if self.separate_captions:
             other = self.read(dynamics)
             sample = {name: torch.stack([tensor, other[name]]) for name, tensor in sample.items()}
-        if self.token_dropout or self.token_noise:
+        if self.token_dropout:
             mask = sample["text_mask"]
             rng = np.random.default_rng([self.seed, epoch, index, DOMAIN, 1])
-            hidden, replaced = torch.from_numpy(rng.random((2, *mask.shape)))
-            hidden[..., 0] = replaced[..., 0] = 1.0
-            sample["text_mask"] = mask & (hidden >= self.token_dropout)
-            if self.token_noise:
-                others = torch.from_numpy(rng.integers(self._vocab_size, size=mask.shape))
-                sample["text"] = torch.where(replaced < self.token_noise, others, sample["text"])
+            is_shown = torch.from_numpy(rng.random(mask.shape) >= self.token_dropout)
+            is_shown[..., 0] = True
+            sample["text_mask"] = mask & is_shown
         return sample
 
     def read(self, number: int) -> dict[str, torch.Tensor]:
@@ -174,7 +175,7 @@ def prepare_captions(
         else:
             _check_source(folder, index["source"], source)
     accelerator.wait_for_everyone()
-    return CaptionCache(folder, _read_index(folder), seed, config)
+    return CaptionCache(folder, _read_index(folder), seed, config.separate_captions, config.token_dropout)
 
 
 def describe_source(captions: Sequence[Captions], config: TextConfig, encoder: TextEncoder | None) -> dict[str, Any]:

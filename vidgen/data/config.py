@@ -125,13 +125,6 @@ class TextConfig(PathConfig):
         minimum=0,
         below=1,
     )
-    token_noise: float = key(
-        0.0,
-        "small only: fraction of a caption's tokens that are replaced by random ones in training, so that the DiT "
-        "ignores words that it does not know",
-        minimum=0,
-        below=1,
-    )
     separate_captions: float = key(
         0.0,
         "fraction of clips whose structure and dynamics have captions drawn separately, so that a stream follows only "

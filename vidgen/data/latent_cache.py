@@ -214,7 +214,7 @@ def prepare_validation_cache(
         config,
         data=replace(config.data, root=root, clips_per_video=1, **NO_AUGMENTATION),
         latents=replace(config.latents, crops=1, flips=False),
-        text=replace(config.text, token_dropout=0.0, token_noise=0.0),
+        text=replace(config.text, token_dropout=0.0),
     )
     folder = cache_folder(config) / "validation"
     return _prepare(folder, files, classes, config, vae, accelerator, num_workers, text_encoder)

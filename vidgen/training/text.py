@@ -176,11 +176,6 @@ def check_text(config: DiTTrainingConfig) -> None:
             "text.caption_dropout and twice text.stream_dropout are fractions of the same clips, at most 1 in sum, "
             f"not {text.caption_dropout} and {text.stream_dropout}."
         )
-    if text.token_noise and text.encoder != SMALL:
-        raise UserError(
-            f"text.token_noise={text.token_noise} replaces the tokens of text.encoder=small; embeddings of a frozen "
-            "encoder are cached for whole captions, so only text.token_dropout hides some of them."
-        )
     if text.encoder == SMALL and config.lora.rank:
         raise UserError(
             "lora.rank trains no text encoder; set text.encoder to the folder of a pipeline, such as that of "

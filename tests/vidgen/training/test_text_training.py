@@ -34,7 +34,6 @@ SHORT_RUN = (
     "data.hold_out=true",
     "text.max_length=5",
     "text.token_dropout=0.3",
-    "text.token_noise=0.2",
     STEADY,
 )
 
@@ -326,7 +325,6 @@ def test_lora_adapts_the_attention_to_captions(text_config, trained, tmp_path):
         (["text.caption_dropout=0.9"], r"fractions of the same clips, at most 1 in sum, not 0\.9 and 0\.1"),
         (["text.hidden_size=10", "text.num_attention_heads=4"], r"text\.hidden_size=10 must be a multiple"),
         (["text.encoder=/no/where"], "No text encoder in /no/where"),
-        (["text.encoder=/no/where", "text.token_noise=0.1"], r"text\.token_noise=0\.1 replaces the tokens of text"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(text_config, tmp_path, settings, message):
