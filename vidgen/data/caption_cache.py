@@ -45,16 +45,8 @@ class CaptionCache:
         texts: the distinct captions; the first is empty.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        index: dict[str, Any],
-        seed: int,
-        separate_captions: float = 0.0,
-        token_dropout: float = 0.0,
-    ) -> None:
-        self.folder, self.seed = folder, seed
-        self.separate_captions, self.token_dropout = separate_captions, token_dropout
+    def __init__(self, folder: Path, index: dict[str, Any], seed: int, separate_captions: float = 0.0) -> None:
+        self.folder, self.seed, self.separate_captions = folder, seed, separate_captions
         self.texts: list[str] = index["captions"]
         self.hash: str = index["source"]["captions"]
         self._videos: list[list[int]] = index["videos"]
@@ -104,21 +96,13 @@ class CaptionCache:
     def sample(self, video: int, epoch: int, index: int) -> dict[str, torch.Tensor]:
         """The drawn caption of a video, as `read` returns it; with `separate_captions` those of both streams stacked.
 
-        The tensors are then `text` (2, N) or (2, N, C), and `text_mask` (2, N). The mask leaves out a fraction
-        `token_dropout` of the tokens, also drawn by (seed, epoch, index), but never the first.
+        The tensors are then `text` (2, N) or (2, N, C), and `text_mask` (2, N).
         """
         structure, dynamics = self.draw(video, epoch, index)
-        sample = self.read(structure)
-        if self.separate_captions:
-            other = self.read(dynamics)
-            sample = {name: torch.stack([tensor, other[name]]) for name, tensor in sample.items()}
-        if self.token_dropout:
-            mask = sample["text_mask"]
-            rng = np.random.default_rng([self.seed, epoch, index, DOMAIN, 1])
-            is_shown = torch.from_numpy(rng.random(mask.shape) >= self.token_dropout)
-            is_shown[..., 0] = True
-            sample["text_mask"] = mask & is_shown
-        return sample
+        if not self.separate_captions:
+            return self.read(structure)
+        captions = self.read(structure), self.read(dynamics)
+        return {name: torch.stack([caption[name] for caption in captions]) for name in captions[0]}
 
     def read(self, number: int) -> dict[str, torch.Tensor]:
         """A caption as `text`, token ids (N,) or embeddings (N, C), and bool `text_mask` (N,); N is `max_tokens`."""
@@ -175,7 +159,7 @@ def prepare_captions(
         else:
             _check_source(folder, index["source"], source)
     accelerator.wait_for_everyone()
-    return CaptionCache(folder, _read_index(folder), seed, config.separate_captions, config.token_dropout)
+    return CaptionCache(folder, _read_index(folder), seed, config.separate_captions)
 
 
 def describe_source(captions: Sequence[Captions], config: TextConfig, encoder: TextEncoder | None) -> dict[str, Any]:

@@ -118,13 +118,6 @@ class TextConfig(PathConfig):
         minimum=0,
         maximum=0.5,
     )
-    token_dropout: float = key(
-        0.0,
-        "fraction of a caption's tokens that are hidden in training, so that the DiT also follows captions that only "
-        "share words with those of the training",
-        minimum=0,
-        below=1,
-    )
     separate_captions: float = key(
         0.0,
         "fraction of clips whose structure and dynamics have captions drawn separately, so that a stream follows only "

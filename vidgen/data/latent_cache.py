@@ -203,8 +203,8 @@ def prepare_validation_cache(
 ) -> LatentCache | None:
     """Load or encode the latents of the validation clips, as `prepare_cache` does; None without validation videos.
 
-    One center crop from the middle of each video, not flipped, with whole captions. The folder is `validation` in
-    that of the training clips. Raises the errors of `prepare_cache`, except that no video needs a caption.
+    One center crop from the middle of each video, not flipped. The folder is `validation` in that of the training
+    clips. Raises the errors of `prepare_cache`, except that no video needs a caption.
     """
     files, classes = list_videos_to_encode(config.data, config.seed)[1:]
     if not files:
@@ -214,7 +214,6 @@ def prepare_validation_cache(
         config,
         data=replace(config.data, root=root, clips_per_video=1, **NO_AUGMENTATION),
         latents=replace(config.latents, crops=1, flips=False),
-        text=replace(config.text, token_dropout=0.0),
     )
     folder = cache_folder(config) / "validation"
     return _prepare(folder, files, classes, config, vae, accelerator, num_workers, text_encoder)

@@ -85,26 +85,6 @@ def test_a_fraction_of_the_clips_has_separate_captions(prepare, encoder):
     assert cache.tokens_per_clip == 2 * together.tokens_per_clip == 2 * cache.max_tokens
 
 
-@pytest.mark.parametrize("separate_captions", [0.0, 0.5])
-def test_a_fraction_of_the_tokens_is_hidden(prepare, encoder, separate_captions):
-    whole = prepare(encoder, separate_captions=separate_captions)
-    cache = prepare(encoder, separate_captions=separate_captions, token_dropout=0.3)
-    shown = total = 0
-    masks = set()
-    for index in range(500):
-        expected, item = whole.sample(1, 0, index), cache.sample(1, 0, index)
-        assert torch.equal(item["text"], expected["text"]), "the caption is drawn as without dropout"
-        mask, full = item["text_mask"], expected["text_mask"]
-        assert torch.equal(mask, cache.sample(1, 0, index)["text_mask"])
-        assert not (mask & ~full).any() and mask[..., 0].all(), "padding stays hidden, the first token is shown"
-        shown, total = shown + int(mask[..., 1:].sum()), total + int(full[..., 1:].sum())
-        masks.add(tuple(mask.flatten().tolist()))
-    assert shown / total == pytest.approx(0.7, abs=0.03) and len(masks) > 10
-    first, second = ([cache.sample(0, epoch, i)["text_mask"].tolist() for i in range(9)] for epoch in range(2))
-    assert first != second
-    assert not cache.sample(2, 0, 0)["text_mask"].any(), "an empty caption has no token"
-
-
 def test_captions_of_an_encoder_in_training_are_kept_as_text(prepare, encoder, tmp_path):
     cache = prepare()
     assert not (tmp_path / EMBEDDINGS).exists()

@@ -33,7 +33,6 @@ SHORT_RUN = (
     "train.ema_decay=0.5",
     "data.hold_out=true",
     "text.max_length=5",
-    "text.token_dropout=0.3",
     STEADY,
 )
 
@@ -117,20 +116,6 @@ def test_a_run_resumes_bit_for_bit(text_config, trained, tmp_path, captioned, ca
     settings += [f"data.root={other}", f"latent_cache={tmp_path / 'other'}"]
     with pytest.raises(UserError, match="cannot be resumed, because tokenizer changed"):
         train_dit(text_config(cut, *settings))
-
-
-def test_tokens_are_hidden_in_training_alone(text_config, tmp_path, monkeypatch):
-    trainers = []
-    compute = DiTTrainer.compute_losses
-    monkeypatch.setattr(
-        DiTTrainer, "compute_losses", lambda self, batch: trainers.append(self) or compute(self, batch)
-    )
-    train_dit(text_config(tmp_path, "train.max_train_steps=1", "data.hold_out=true", "text.token_dropout=0.8"))
-    cache, held_out = trainers[0].cache, trainers[0].validation_cache
-    captions = held_out.captions
-    whole = {captions.read(number)["text_mask"].sum().item() for number in range(1, len(captions.texts))}
-    assert {held_out[index]["text_mask"].sum().item() for index in range(len(held_out))} <= whole
-    assert min(cache[index]["text_mask"].sum().item() for index in range(len(cache))) < min(whole)
 
 
 def test_latents_are_scaled_by_their_response_beside_captions(text_config, tmp_path):
