@@ -106,7 +106,9 @@ def real_text(scores: dict[str, Any]) -> list[str]:
         f"{', '.join(scores['detectors'])}). The last column is 0 for chance and 1 for real clips.{sampled}",
         markdown_table(["clips", "mean reciprocal rank", "top-1", "relative to real clips"], rows),
     ]
-    return parts + [memorization_text(scores["memorization"])] * ("memorization" in scores)
+    if "memorization" in scores:
+        parts.append(memorization_text(scores["memorization"]))
+    return parts
 
 
 def plot(results: Results) -> Figure:
