@@ -198,6 +198,8 @@ def _download_text_encoder(name: str) -> Path:
 def _load_text_model(folder: Path) -> Any:
     from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, CLIPTextModel
 
+    import pipelines.bag_of_words  # noqa: F401, registers its model
+
     config = AutoConfig.from_pretrained(folder)
     if config.model_type in ("clip", "clip_text_model"):
         model_class = CLIPTextModel

@@ -1,7 +1,8 @@
 """The captions of a latent cache: each distinct one once, with its token embeddings under a frozen text encoder.
 
 `captions.json` beside the latents lists the distinct captions and those of each video, and names the text encoder.
-`captions.safetensors` holds the embeddings of a frozen encoder; those of one that is trained are not kept.
+`captions.safetensors` holds the embeddings of a frozen encoder; those of an encoder that is made from the captions of
+the run are not kept.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ from .config import TextConfig
 from .types import VideoFile
 
 INDEX, EMBEDDINGS = "captions.json", "captions.safetensors"
-SMALL = "small"  # the encoder that is trained with the DiT
+OWN_ENCODERS = (SMALL, WORDS) = ("small", "words")  # made from the captions of the run
 DOMAIN = 0x43415054  # separates the choice of captions from other random numbers of a sample
+TOKEN_DOMAIN = 0x544F4B45  # and that of tokens
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}  # by mixed precision
 
 
@@ -43,12 +45,14 @@ class CaptionCache:
 
     Attributes:
         texts: the distinct captions; the first is empty.
+        token_dropout: fraction of the tokens that `sample` hides, drawn by (seed, epoch, index).
     """
 
     def __init__(self, folder: Path, index: dict[str, Any], seed: int, separate_captions: float = 0.0) -> None:
         self.folder, self.seed, self.separate_captions = folder, seed, separate_captions
         self.texts: list[str] = index["captions"]
         self.hash: str = index["source"]["captions"]
+        self.token_dropout = 0.0
         self._videos: list[list[int]] = index["videos"]
         self._starts: list[int] = index["starts"]
         self._tokens: tuple[torch.Tensor, torch.Tensor] | None = None  # ids and mask of all captions
@@ -72,7 +76,7 @@ class CaptionCache:
         return self.max_tokens * (2 if self.separate_captions else 1)
 
     def tokenize(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> int:
-        """Tokenize all captions for an encoder that is trained; returns how many are cut."""
+        """Tokenize all captions for an encoder of the run; returns how many are cut."""
         ids, mask, cut = tokenize_captions(self.texts, tokenizer, max_length)
         self._tokens = ids, mask
         return len(cut)
@@ -99,10 +103,17 @@ class CaptionCache:
         The tensors are then `text` (2, N) or (2, N, C), and `text_mask` (2, N).
         """
         structure, dynamics = self.draw(video, epoch, index)
+        rng = np.random.default_rng([self.seed, epoch, index, TOKEN_DOMAIN])
+        captions = [self._hide_tokens(self.read(structure), rng)]
         if not self.separate_captions:
-            return self.read(structure)
-        captions = self.read(structure), self.read(dynamics)
+            return captions[0]
+        captions += [captions[0] if dynamics == structure else self._hide_tokens(self.read(dynamics), rng)]
         return {name: torch.stack([caption[name] for caption in captions]) for name in captions[0]}
+
+    def _hide_tokens(self, caption: dict[str, torch.Tensor], rng: np.random.Generator) -> dict[str, torch.Tensor]:
+        """The caption with some of its tokens masked, but never all."""
+        shown = caption["text_mask"] & torch.from_numpy(rng.random(self.max_tokens) >= self.token_dropout)
+        return {**caption, "text_mask": shown if shown.any() else caption["text_mask"]}
 
     def read(self, number: int) -> dict[str, torch.Tensor]:
         """A caption as `text`, token ids (N,) or embeddings (N, C), and bool `text_mask` (N,); N is `max_tokens`."""

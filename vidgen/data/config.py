@@ -105,8 +105,9 @@ class TextConfig(PathConfig):
 
     encoder: str | None = key(
         None,
-        "small: a tokenizer and a transformer trained with the DiT on the captions; or a frozen text encoder of "
-        "transformers: a folder or Hub repository of an encoder, or of a pipeline with one; by default no captions",
+        "small: a tokenizer and a transformer trained with the DiT on the captions; words: frozen word vectors fitted "
+        "to the latents of the clips, for few captions; or a frozen text encoder of transformers: a folder or Hub "
+        "repository of an encoder, or of a pipeline with one; by default no captions",
     )
     max_length: int = key(128, "tokens to which captions are cut", minimum=2)
     caption_dropout: float = key(
@@ -118,6 +119,9 @@ class TextConfig(PathConfig):
         minimum=0,
         maximum=0.5,
     )
+    token_dropout: float = key(
+        0.0, "fraction of a caption's tokens hidden in training, never all", minimum=0, maximum=1
+    )
     separate_captions: float = key(
         0.0,
         "fraction of clips whose structure and dynamics have captions drawn separately, so that a stream follows only "
@@ -126,8 +130,10 @@ class TextConfig(PathConfig):
         maximum=1,
     )
     batch_size: int = key(64, "captions encoded at a time by a frozen encoder", minimum=1)
-    vocab_size: int = key(4096, "small only: size of the tokenizer's vocabulary, at most", minimum=260)
-    hidden_size: int = key(256, "small only: size of a token embedding, a multiple of num_attention_heads", minimum=1)
+    vocab_size: int = key(4096, "small and words: size of the tokenizer's vocabulary, at most", minimum=260)
+    hidden_size: int = key(
+        256, "small (a multiple of num_attention_heads) and words: size of a token embedding", minimum=1
+    )
     num_layers: int = key(3, "small only: number of layers", minimum=1)
     num_attention_heads: int = key(4, "small only: number of attention heads", minimum=1)
     lr_scale: float = key(1.0, "small only: factor on the learning rate", minimum=0)

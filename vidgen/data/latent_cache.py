@@ -31,7 +31,7 @@ from ..common.errors import UserError
 from ..common.io import atomic_write
 from ..common.loading import encoder_hash, weights_hash
 from .cache_source import Source, describe_difference
-from .caption_cache import SMALL, CaptionCache, prepare_captions
+from .caption_cache import OWN_ENCODERS, CaptionCache, prepare_captions
 from .config import DataConfig, EncodingConfig, LatentsConfig
 from .dataset import BadVideos, ClipDataset, find_classes
 from .decoders import describe_fallbacks
@@ -140,6 +140,17 @@ class LatentCache(Dataset):
                 sums.append(sum_latents(file.get_tensor("mean"), vae, by))
         return compute_statistics(sums)
 
+    def read_captioned(self, max_clips: int) -> tuple[torch.Tensor, list[str]]:
+        """Latents (N, L) and captions of at most `max_clips` clips with a caption, evenly spaced."""
+        rows, captions = [], []
+        for index in torch.linspace(0, len(self) - 1, min(max_clips, len(self))).long().tolist():
+            tensors, row = self._find_row(index)
+            structure, _ = self.captions.draw(int(tensors["video"][row]), 0, index)
+            if structure:  # 0 is the empty caption
+                rows.append(tensors["mean"][row])
+                captions.append(self.captions.texts[structure])
+        return torch.stack(rows), captions
+
     def describe(self, index: int) -> str:
         """The clip of an item: its video's path within the data set, the second it starts at, and if flipped."""
         tensors, row = self._find_row(index)
@@ -191,6 +202,8 @@ def prepare_cache(
     cache = _prepare(folder, *prepare, needs_captions=True)
     if config.latents.image_swap:
         cache.swap_images(config.latents.image_swap, data.motion_classes, config.seed)
+    if cache.captions is not None:
+        cache.captions.token_dropout = config.text.token_dropout
     return cache
 
 
@@ -252,7 +265,7 @@ def _prepare(
     # The captions are read before the latents are encoded, so that errors in them are found at once.
     captions = None
     if config.text.encoder is not None:
-        frozen = None if config.text.encoder == SMALL else text_encoder
+        frozen = None if config.text.encoder in OWN_ENCODERS else text_encoder
         text = config.text, config.seed, frozen
         captions = prepare_captions(folder, config.data.root, files, *text, accelerator, needs_captions)
 

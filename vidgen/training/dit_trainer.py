@@ -28,7 +28,7 @@ from ..common.errors import UserError
 from ..common.images import class_grid, save_clip_grid_video
 from ..common.loading import encoder_hash, load_vae, weights_hash
 from ..common.precision import agree_on_mixed_precision
-from ..data.caption_cache import SMALL, warn_of_cut
+from ..data.caption_cache import OWN_ENCODERS, SMALL, warn_of_cut
 from ..data.config import clip_size
 from ..data.dataset import BadVideos
 from ..data.latent_cache import LatentCache, prepare_cache, prepare_validation_cache
@@ -68,7 +68,7 @@ from .text import (
     describe_text,
     load_encoder,
     load_frozen_encoder,
-    prepare_small_encoder,
+    prepare_own_encoder,
 )
 from .trainer import Batch, Trainer
 from .validation_fvd import build_validation_fvd
@@ -139,9 +139,9 @@ def train_dit(config: DiTTrainingConfig) -> Path:
         bad_videos = [*cache.bad_videos, *(validation_cache.bad_videos if validation_cache else [])]
         BadVideos(Path(config.output_dir) / "bad_videos.jsonl").add(bad_videos)
 
-    # Create the text encoder that is trained, and tokenize the captions for it.
-    if config.text.encoder == SMALL:
-        text_encoder = prepare_small_encoder(config, text_encoder, cache.captions, accelerator)
+    # Create the text encoder of the run, and tokenize the captions for it.
+    if config.text.encoder in OWN_ENCODERS:
+        text_encoder = prepare_own_encoder(config, text_encoder, cache, accelerator)
         tokenizer = text_encoder.tokenizer
         for part in filter(None, (cache, validation_cache)):
             if num_cut := part.captions.tokenize(tokenizer, config.text.max_length):
@@ -392,14 +392,17 @@ class DiTTrainer(Trainer):
         # null class. An unconditional DiT ignores them.
         ids = [*(self.classes.index(name) if self.classes else 0 for name in cache.classes), len(self.classes)]
         self.label_ids = torch.tensor(ids, device=accelerator.device)
-        trained_encoder = text_encoder.model if is_trained else None
-        objective = DiffusionLoss(transformer, scheduler, config.diffusion, self.classes, config.text, trained_encoder)
+        # Captions are token ids for an encoder of the run, and embeddings of another one.
+        self.own_encoder = text_encoder.model if config.text.encoder in OWN_ENCODERS else None
+        objective = DiffusionLoss(
+            transformer, scheduler, config.diffusion, self.classes, config.text, self.own_encoder
+        )
         averaged = groups = None
-        if trained_encoder is not None:
-            averaged = nn.ModuleDict({"transformer": transformer, "text_encoder": trained_encoder})
+        if is_trained:
+            averaged = nn.ModuleDict({"transformer": transformer, "text_encoder": self.own_encoder})
             groups = {
                 "model": ([p for p in transformer.parameters() if p.requires_grad], 1.0),
-                "text_encoder": (list(trained_encoder.parameters()), config.text.lr_scale),
+                "text_encoder": (list(self.own_encoder.parameters()), config.text.lr_scale),
             }
         self.noise_size = transformer.latent_size * (2 if config.latents.sample else 1)
         super().__init__(
@@ -501,6 +504,7 @@ class DiTTrainer(Trainer):
 
     def _held_out_loss(self, model: DiT) -> dict[str, float]:
         transformer, text_encoder = self._split(model)
+        text_encoder = text_encoder or self.own_encoder
         return measure_held_out_loss(
             DiffusionLoss(
                 transformer,

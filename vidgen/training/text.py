@@ -1,4 +1,4 @@
-"""Text encoders of a DiT's training: a frozen one, or a small one that is trained with the DiT (`text.encoder`)."""
+"""Text encoders of a DiT's training (`text.encoder`): a frozen one, or one made from the captions of the run."""
 
 from __future__ import annotations
 
@@ -9,30 +9,33 @@ from accelerate import Accelerator
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, DistilBertConfig, DistilBertModel, PreTrainedTokenizerFast
 
+from pipelines.bag_of_words import BagOfWordsModel
 from pipelines.text import TextEncoder
 
 from ..common.errors import UserError
 from ..common.io import atomic_dir
 from ..common.loading import load_text_encoder, text_encoder_hash, tokenizer_hash
-from ..data.caption_cache import SMALL, CaptionCache
+from ..data.caption_cache import OWN_ENCODERS, SMALL, WORDS, CaptionCache
 from ..data.config import TextConfig
+from ..data.latent_cache import LatentCache
 from .checkpoints import find_checkpoint
 from .config import DiTTrainingConfig
 from .pretrained import Parent
+from .word_encoder import fit_word_encoder
 
-FOLDER = "text"  # in the run folder: the tokenizer and the config of the small encoder
+FOLDER = "text"  # in the run folder: the tokenizer and the config of the encoder; its weights if it is not trained
 PAD, END = "<pad>", "</s>"
 
 
 def load_frozen_encoder(config: TextConfig, device: torch.device | str) -> TextEncoder | None:
-    """Load the frozen text encoder of a config; None for `small` and for none.
+    """Load the frozen text encoder of a config; None for one of the run and for none.
 
     Its tokenizer cuts at `max_length`, or at the maximum of the encoder if that is smaller.
 
     Raises:
         UserError: if it cannot be loaded.
     """
-    if config.encoder in (None, SMALL):
+    if config.encoder in (None, *OWN_ENCODERS):
         return None
     encoder = load_text_encoder(config.encoder)
     encoder.tokenizer.model_max_length = min(config.max_length, find_max_length(encoder))
@@ -53,15 +56,17 @@ def find_max_length(encoder: TextEncoder) -> int:
 
 
 def load_encoder(config: DiTTrainingConfig, parent: Parent | None, device: torch.device | str) -> TextEncoder | None:
-    """Load the text encoder of a run; None for a small one that is still to be created, and without captions.
+    """Load the text encoder of a run; None for one that is still to be created, and without captions.
 
-    A frozen one is that of `text.encoder`. A resumed run has the small one of its run folder, whose weights come with
-    the checkpoint. A run from a pipeline with a text encoder trains that one further.
+    A frozen one is that of `text.encoder`. A resumed run has that of its run folder; the weights of a small one come
+    with the checkpoint. A run from a pipeline with a text encoder keeps that one, and trains a small one further.
 
     Raises:
         UserError: if it cannot be loaded, its sizes do not fit together, or the encoder of the parent is of another
             class or has other sizes than those that the config sets.
     """
+    if config.text.encoder == WORDS:
+        return load_word_encoder(config, parent, device)
     if config.text.encoder != SMALL:
         return load_frozen_encoder(config.text, device)
     if (folder := find_saved_encoder(config)) is not None:
@@ -87,34 +92,63 @@ def load_encoder(config: DiTTrainingConfig, parent: Parent | None, device: torch
     return None
 
 
+def load_word_encoder(
+    config: DiTTrainingConfig, parent: Parent | None, device: torch.device | str
+) -> TextEncoder | None:
+    """Load the word vectors of a resumed run, or of a parent; None for those that are still to be fitted.
+
+    Raises:
+        UserError: if those of the run folder cannot be loaded.
+    """
+    folder = find_saved_encoder(config)
+    name = str(folder) if folder is not None else parent.name if parent is not None and parent.text_encoder else None
+    encoder = None if name is None else load_text_encoder(name)
+    if encoder is None or not isinstance(encoder.model, BagOfWordsModel):
+        return None
+    encoder.model.to(device)
+    return encoder
+
+
 def find_saved_encoder(config: DiTTrainingConfig) -> Path | None:
-    """The folder of the small encoder of the run that is resumed; None for a new run."""
+    """The folder of the encoder of the run that is resumed; None for a new run."""
     folder = Path(config.output_dir) / FOLDER
     is_resumed = find_checkpoint(config.output_dir, config.resume) is not None
     return folder if is_resumed and folder.is_dir() else None
 
 
-def prepare_small_encoder(
-    config: DiTTrainingConfig, encoder: TextEncoder | None, captions: CaptionCache, accelerator: Accelerator
+def prepare_own_encoder(
+    config: DiTTrainingConfig, encoder: TextEncoder | None, cache: LatentCache, accelerator: Accelerator
 ) -> TextEncoder:
-    """Create the text encoder that is trained with the DiT, and write its tokenizer and config to the run folder.
+    """Create the text encoder of a run from its captions, and write it to the run folder.
+
+    Of a small one, which is trained with the DiT, these are the tokenizer and the config.
 
     Args:
         config: of the run.
         encoder: from `load_encoder`, which is returned; None for a new one.
-        captions: that the tokenizer of a new one is trained on.
-        accelerator: of the processes.
+        cache: whose captions the tokenizer of a new one is trained on, and whose latents word vectors are fitted to.
+        accelerator: of the processes; the main process fits word vectors, and the others read them.
+
+    Raises:
+        UserError: if no word is in several captions, for word vectors.
     """
+    is_trained, is_new = config.text.encoder == SMALL, encoder is None
     is_saved = find_saved_encoder(config) is not None
-    if encoder is None:
-        tokenizer = train_tokenizer(captions.texts, config.text.vocab_size)
+    if is_new and is_trained:
+        tokenizer = train_tokenizer(cache.captions.texts, config.text.vocab_size)
         tokenizer.model_max_length = config.text.max_length
         encoder = TextEncoder(tokenizer, build_small_model(config.text, tokenizer))
     accelerator.wait_for_everyone()  # every process has looked for a checkpoint
+    folder = Path(config.output_dir) / FOLDER
     if accelerator.is_main_process and not is_saved:
-        with atomic_dir(Path(config.output_dir) / FOLDER) as unfinished:
+        encoder = fit_word_encoder(config.text, cache) if encoder is None else encoder
+        with atomic_dir(folder) as unfinished:
             encoder.tokenizer.save_pretrained(unfinished)
-            encoder.model.config.save_pretrained(unfinished)
+            (encoder.model.config if is_trained else encoder.model).save_pretrained(unfinished)
+    accelerator.wait_for_everyone()
+    if is_new and not is_trained:
+        encoder = load_text_encoder(str(folder))
+        encoder.model.to(accelerator.device)
     return encoder
 
 
@@ -176,7 +210,7 @@ def check_text(config: DiTTrainingConfig) -> None:
             "text.caption_dropout and twice text.stream_dropout are fractions of the same clips, at most 1 in sum, "
             f"not {text.caption_dropout} and {text.stream_dropout}."
         )
-    if text.encoder == SMALL and config.lora.rank:
+    if text.encoder in OWN_ENCODERS and config.lora.rank:
         raise UserError(
             "lora.rank trains no text encoder; set text.encoder to the folder of a pipeline, such as that of "
             "model.pretrained, which keeps its encoder frozen."
@@ -239,6 +273,7 @@ def check_parent(config: DiTTrainingConfig, parent: Parent, encoder: TextEncoder
             f"model.pretrained={parent.name} was trained on captions of {channels} channels, but the token embeddings "
             f"of text.encoder have {width}: use the text encoder that it was trained with."
         )
-    if config.text.encoder != SMALL and parent.text_encoder not in (None, text_encoder_hash(encoder)):
+    own = None if encoder is None else text_encoder_hash(encoder)
+    if config.text.encoder != SMALL and parent.text_encoder not in (None, own):
         return f"text.encoder is not the text encoder that {parent.name} was trained with."
     return None

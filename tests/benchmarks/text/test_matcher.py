@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.text.matcher import VideoTextMatcher, bag_words, clip_features, rank_captions, split_words
+from benchmarks.text.matcher import VideoTextMatcher, clip_features, rank_captions
 from vidgen.common.errors import UserError
 from vidgen.metrics.detectors import get_detector
 
@@ -41,12 +41,6 @@ def test_ranks_count_rivals_with_other_captions_and_half_of_ties():
     assert rank_captions(similarity, captions).tolist() == [1] * 12
     assert rank_captions(-similarity, captions).tolist() == [10] * 12
     assert rank_captions(-similarity[:4, :4], ["a", "a", "b", "c"]).tolist() == [3] * 4  # of 3 different captions
-
-
-def test_words_and_bags():
-    assert split_words("Pick-up the CUP, à côté!") == ["pick", "up", "the", "cup", "à", "côté"]
-    bags = bag_words(["cup cup lid", "unknown", ""], {"cup": 3.0, "lid": 4.0})
-    torch.testing.assert_close(bags, torch.tensor([[0.6, 0.8], [0, 0], [0, 0]], dtype=torch.float64))
 
 
 def test_captions_without_a_common_word_are_refused():

@@ -202,3 +202,17 @@ def test_folders_without_a_text_encoder_are_refused(encoder, tmp_path):
     torch.save(encoder.model.state_dict(), folder / "pytorch_model.bin")
     with pytest.raises(UserError, match=r"The model in .*pickled cannot be loaded"):
         load_text_encoder(str(folder))
+
+
+def test_tokens_are_hidden_by_seed_epoch_and_index_but_never_all(prepare, encoder):
+    cache = prepare(encoder)
+    whole = cache.sample(0, 0, 0)["text_mask"]
+    cache.token_dropout = 0.4
+    masks = torch.stack([cache.sample(0, 0, index)["text_mask"] for index in range(500)])
+    assert not masks[:, ~whole].any() and masks.any(dim=1).all()
+    assert masks[:, whole].float().mean().item() == pytest.approx(0.6, abs=0.06)
+    assert torch.equal(masks[7], cache.sample(0, 0, 7)["text_mask"])
+    others = torch.stack([cache.sample(0, 1, index)["text_mask"] for index in range(500)])
+    assert not torch.equal(masks, others)
+    cache.token_dropout = 1.0
+    assert torch.equal(cache.sample(0, 0, 0)["text_mask"], whole)
