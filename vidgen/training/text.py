@@ -98,13 +98,19 @@ def load_word_encoder(
     """Load the word vectors of a resumed run, or of a parent; None for those that are still to be fitted.
 
     Raises:
-        UserError: if those of the run folder cannot be loaded.
+        UserError: if those of the run folder cannot be loaded, or the config sets another size than they have.
     """
     folder = find_saved_encoder(config)
     name = str(folder) if folder is not None else parent.name if parent is not None and parent.text_encoder else None
     encoder = None if name is None else load_text_encoder(name)
     if encoder is None or not isinstance(encoder.model, BagOfWordsModel):
         return None
+    size, value = encoder.model.config.hidden_size, config.text.hidden_size
+    if value not in (size, TextConfig().hidden_size):
+        raise UserError(
+            f"text.hidden_size is {value}, but the word vectors of {name}, which are kept, have {size}: leave it out, "
+            f"or set it to {size}."
+        )
     encoder.model.to(device)
     return encoder
 

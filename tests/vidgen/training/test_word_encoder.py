@@ -118,11 +118,23 @@ def test_a_run_from_a_parent_keeps_its_vectors(text_config, trained, tmp_path): 
     for part in ("text_encoder", "transformer"):
         assert_same_tensors(trained / part, start / part)
 
+    with pytest.raises(
+        UserError, match=r"text\.hidden_size is 24, but the word vectors of .*, which are kept, have 16"
+    ):
+        train_dit(text_config(tmp_path / "wide", *from_parent(trained), "text.hidden_size=24", encoder=WORDS))
+
     # The folder of the pipeline is a frozen encoder, whose embeddings are cached.
     frozen = text_config(tmp_path / "frozen", *from_parent(trained), encoder=[f"text.encoder={trained}"])
     saved = load_text_encoder(str(train_dit(frozen)))
     assert text_encoder_hash(saved) == text_encoder_hash(load_text_encoder(str(trained)))
     assert (tmp_path / "frozen" / "latents" / "captions.safetensors").exists()
+
+
+def test_a_run_from_a_parent_with_another_encoder_fits_new_vectors(text_config, tmp_path, capsys):  # noqa: F811
+    parent = train_dit(text_config(tmp_path / "parent", "train.max_train_steps=1"))
+    final = train_dit(text_config(tmp_path / "run", *from_parent(parent), "train.max_train_steps=1", encoder=WORDS))
+    assert "warning: text.encoder is not the text encoder that" in capsys.readouterr().out
+    assert type(load_pipeline(str(final)).text_encoder).__name__ == "BagOfWordsModel"
 
 
 @pytest.mark.slow
