@@ -16,6 +16,7 @@ from pipelines.text import encode_captions
 from runs import assert_same_run, assert_same_tensors, from_parent, numbers
 from vidgen.common.errors import UserError
 from vidgen.common.loading import load_pipeline, load_text_encoder, text_encoder_hash
+from vidgen.data.caption_cache import CaptionCache
 from vidgen.data.config import TextConfig
 from vidgen.data.words import split_words
 from vidgen.training import word_encoder
@@ -135,6 +136,21 @@ def test_a_run_from_a_parent_with_another_encoder_fits_new_vectors(text_config, 
     final = train_dit(text_config(tmp_path / "run", *from_parent(parent), "train.max_train_steps=1", encoder=WORDS))
     assert "warning: text.encoder is not the text encoder that" in capsys.readouterr().out
     assert type(load_pipeline(str(final)).text_encoder).__name__ == "BagOfWordsModel"
+
+
+def test_words_are_hidden_in_training_alone(text_config, tmp_path, monkeypatch):  # noqa: F811
+    seen = {"train": [], "held out": []}
+    read = CaptionCache.sample
+
+    def sample_and_keep(cache, *place):
+        item = read(cache, *place)
+        seen["held out" if cache.folder.name == "validation" else "train"].append(item["text_mask"].sum().item())
+        return item
+
+    monkeypatch.setattr(CaptionCache, "sample", sample_and_keep)
+    settings = ["text.token_dropout=0.5", "train.max_train_steps=1", "train.train_batch_size=16", "data.hold_out=true"]
+    train_dit(text_config(tmp_path, *settings, encoder=WORDS))
+    assert min(seen["held out"]) >= 4 and 1 <= min(seen["train"]) < 4
 
 
 @pytest.mark.slow
