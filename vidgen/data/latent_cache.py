@@ -11,7 +11,7 @@ import json
 import math
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate, islice
 from pathlib import Path
@@ -140,16 +140,13 @@ class LatentCache(Dataset):
                 sums.append(sum_latents(file.get_tensor("mean"), vae, by))
         return compute_statistics(sums)
 
-    def read_captioned(self, max_clips: int) -> tuple[torch.Tensor, list[str]]:
-        """Latents (N, L) and captions of at most `max_clips` clips with a caption, evenly spaced."""
-        rows, captions = [], []
+    def read_captioned(self, max_clips: int) -> Iterator[tuple[torch.Tensor, str]]:
+        """Yield latents (L,) and caption of at most `max_clips` clips, evenly spaced, that have a caption."""
         for index in torch.linspace(0, len(self) - 1, min(max_clips, len(self))).long().tolist():
             tensors, row = self._find_row(index)
             structure, _ = self.captions.draw(int(tensors["video"][row]), 0, index)
             if structure:  # 0 is the empty caption
-                rows.append(tensors["mean"][row])
-                captions.append(self.captions.texts[structure])
-        return torch.stack(rows), captions
+                yield tensors["mean"][row], self.captions.texts[structure]
 
     def describe(self, index: int) -> str:
         """The clip of an item: its video's path within the data set, the second it starts at, and if flipped."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ from accelerate import Accelerator
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, DistilBertConfig, DistilBertModel, PreTrainedTokenizerFast
 
-from pipelines.bag_of_words import BagOfWordsModel
+from pipelines.bag_of_words import BagOfWordsConfig, BagOfWordsModel
 from pipelines.text import TextEncoder
 
 from ..common.errors import UserError
@@ -116,10 +117,23 @@ def load_word_encoder(
 
 
 def find_saved_encoder(config: DiTTrainingConfig) -> Path | None:
-    """The folder of the encoder of the run that is resumed; None for a new run."""
+    """The folder of the encoder of the run that is resumed; None for a new run.
+
+    Raises:
+        UserError: if the run has another kind of encoder than the config sets.
+    """
     folder = Path(config.output_dir) / FOLDER
     is_resumed = find_checkpoint(config.output_dir, config.resume) is not None
-    return folder if is_resumed and folder.is_dir() else None
+    if not is_resumed or not folder.is_dir():
+        return None
+    kinds = {DistilBertConfig.model_type: SMALL, BagOfWordsConfig.model_type: WORDS}
+    kind = kinds.get(json.loads((folder / "config.json").read_text()).get("model_type"))
+    if kind != config.text.encoder:
+        raise UserError(
+            f"The run in {config.output_dir} cannot be resumed, because text.encoder changed from {kind} to "
+            f"{config.text.encoder}: choose another output_dir."
+        )
+    return folder
 
 
 def prepare_own_encoder(

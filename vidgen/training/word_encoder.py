@@ -24,7 +24,7 @@ PAD, UNKNOWN, END = SPECIAL_TOKENS = ("<pad>", "<unk>", "</s>")
 MIN_COUNT = 3  # captions with a word of the vocabulary
 RIDGE = 10.0  # relative to the mean variance of a latent value, or of a word
 MAX_CLIPS = 20_000  # that the vectors are fitted to
-MAX_VALUES = 4096  # of a clip; those of larger latents are projected at random (Johnson and Lindenstrauss 1984)
+MAX_VALUES = 4096  # of a clip; larger latents are sketched
 
 
 def fit_word_encoder(config: TextConfig, cache: LatentCache) -> TextEncoder:
@@ -39,11 +39,8 @@ def fit_word_encoder(config: TextConfig, cache: LatentCache) -> TextEncoder:
             f"text.encoder=words requires words that at least {MIN_COUNT} different captions share, and that not all "
             "do: these captions have none. Set text.encoder=small."
         )
-    latents, captions = cache.read_captioned(MAX_CLIPS)
-    if latents.shape[1] > MAX_VALUES:
-        generator = torch.Generator().manual_seed(0)
-        latents = latents @ torch.randn(latents.shape[1], MAX_VALUES, generator=generator) / MAX_VALUES**0.5
-    latents = latents.double()
+    rows, captions = zip(*((sketch(mean), caption) for mean, caption in cache.read_captioned(MAX_CLIPS)), strict=True)
+    latents = torch.stack(rows).double()
     latents = (latents - latents.mean(dim=0)) / latents.std(dim=0).clamp(min=1e-3)
     bags = bag_words(captions, weights)
     _, vectors = correlate(latents, bags - bags.mean(dim=0), config.hidden_size, RIDGE)
@@ -59,6 +56,19 @@ def fit_word_encoder(config: TextConfig, cache: LatentCache) -> TextEncoder:
         model.projection.bias.zero_()
         model.projection.bias[:dim] = -(bags.mean(dim=0) @ vectors).float()
     return TextEncoder(tokenizer, model)
+
+
+def sketch(values: torch.Tensor) -> torch.Tensor:
+    """The count sketch (Charikar et al. 2002) of more than `MAX_VALUES` values: sums of some with random signs.
+
+    Sketches (MAX_VALUES,) keep inner products on average. Fewer values are returned as they are.
+    """
+    if len(values) <= MAX_VALUES:
+        return values
+    generator = torch.Generator().manual_seed(0)
+    bucket = torch.randint(MAX_VALUES, (len(values),), generator=generator)
+    sign = 2.0 * torch.randint(2, (len(values),), generator=generator) - 1
+    return torch.zeros(MAX_VALUES).index_add(0, bucket, sign * values)
 
 
 def build_word_tokenizer(words: list[str], max_length: int) -> PreTrainedTokenizerFast:

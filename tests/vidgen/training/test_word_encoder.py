@@ -36,13 +36,19 @@ def make_cache(seed: int, held_out: bool, count: int = 600) -> SimpleNamespace:
     effects = torch.randn(4, 40, generator=torch.Generator().manual_seed(0))
     latents = torch.stack([effects[t] for _, t, _ in drawn])
     latents = 3 + latents + torch.randn(latents.shape, generator=generator)
-    texts = ["", *dict.fromkeys(captions)]
-    return SimpleNamespace(captions=SimpleNamespace(texts=texts), read_captioned=lambda limit: (latents, captions))
+    return as_cache(latents, captions)
+
+
+def as_cache(latents: torch.Tensor, captions: list[str]) -> SimpleNamespace:
+    texts = SimpleNamespace(texts=["", *dict.fromkeys(captions)])
+    pairs = list(zip(latents, captions, strict=True))
+    return SimpleNamespace(captions=texts, read_captioned=lambda max_clips: pairs)
 
 
 def explained_variance(encoder, seen: SimpleNamespace, unseen: SimpleNamespace) -> float:
     """Of the latents of unseen combinations, by a linear regression on the embeddings of seen ones."""
-    (x, captions), (y, others) = seen.read_captioned(0), unseen.read_captioned(0)
+    (x, captions), (y, others) = (zip(*cache.read_captioned(0), strict=True) for cache in (seen, unseen))
+    x, y = torch.stack(x), torch.stack(y)
     inputs = [encode_captions(texts, encoder)[0][:, 0] for texts in (captions, others)]
     inputs = [torch.cat([z, torch.ones(len(z), 1)], dim=1) for z in inputs]
     weights = torch.linalg.lstsq(inputs[0], x, driver="gelsd").solution
@@ -55,12 +61,24 @@ def test_embeddings_explain_the_latents_of_unseen_combinations(monkeypatch, max_
     seen, unseen = make_cache(1, held_out=False), make_cache(2, held_out=True)
     assert not set(seen.captions.texts[1:]) & set(unseen.captions.texts)
     encoder = fit_word_encoder(TextConfig(hidden_size=3), seen)
-    latents, captions = seen.read_captioned(0)
+    latents, captions = zip(*seen.read_captioned(0), strict=True)
+    latents = torch.stack(latents)
     explainable = 1 - 1 / latents.var(dim=0).mean().item()  # the rest is noise
     assert explained_variance(encoder, seen, unseen) > 0.9 * explainable
 
-    shuffled = SimpleNamespace(captions=seen.captions, read_captioned=lambda limit: (latents.roll(50, 0), captions))
+    shuffled = as_cache(latents.roll(50, dims=0), captions)
     assert explained_variance(fit_word_encoder(TextConfig(hidden_size=3), shuffled), seen, unseen) < 0.6 * explainable
+
+
+def test_a_sketch_keeps_inner_products_on_average(monkeypatch):
+    x = torch.randn(50, 3000, generator=torch.Generator().manual_seed(3)) + torch.linspace(-1, 1, 3000)
+    assert torch.equal(word_encoder.sketch(x[0]), x[0])
+    monkeypatch.setattr(word_encoder, "MAX_VALUES", 1000)
+    sketches = torch.stack([word_encoder.sketch(row) for row in x])
+    assert sketches.shape == (50, 1000) and torch.equal(sketches[0], word_encoder.sketch(x[0]))
+    assert sketches.pow(2).sum().item() == pytest.approx(x.pow(2).sum().item(), rel=0.05)
+    error = (sketches @ sketches.T - x @ x.T).fill_diagonal_(0)
+    assert abs(error.mean().item()) < 0.1 * (x @ x.T).mean().item()
 
 
 def test_an_embedding_is_that_of_the_known_words_of_a_caption():
@@ -151,6 +169,16 @@ def test_words_are_hidden_in_training_alone(text_config, tmp_path, monkeypatch):
     settings = ["text.token_dropout=0.5", "train.max_train_steps=1", "train.train_batch_size=16", "data.hold_out=true"]
     train_dit(text_config(tmp_path, *settings, encoder=WORDS))
     assert min(seen["held out"]) >= 4 and 1 <= min(seen["train"]) < 4
+
+
+def test_a_run_with_another_encoder_is_not_resumed(text_config, trained, tmp_path):  # noqa: F811
+    run = shutil.copytree(trained.parent, tmp_path / "run", ignore=shutil.ignore_patterns("final"))
+    settings = [*SHORT_RUN, "resume=latest", "train.max_train_steps=5"]
+    with pytest.raises(UserError, match="cannot be resumed"):
+        train_dit(text_config(run, *settings))
+    small = train_dit(text_config(tmp_path / "small", *SHORT_RUN, "train.max_train_steps=2")).parent
+    with pytest.raises(UserError, match="cannot be resumed"):
+        train_dit(text_config(small, *settings, encoder=WORDS))
 
 
 @pytest.mark.slow
