@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -392,11 +393,11 @@ class DiTTrainer(Trainer):
         # null class. An unconditional DiT ignores them.
         ids = [*(self.classes.index(name) if self.classes else 0 for name in cache.classes), len(self.classes)]
         self.label_ids = torch.tensor(ids, device=accelerator.device)
-        # Captions are token ids for an encoder of the run, and embeddings of another one.
+        # Captions are token ids for an encoder of the run, and embeddings of another one. An objective may be sharded,
+        # so one that is not trained, and so not averaged, stays whole for validation.
         self.own_encoder = text_encoder.model if config.text.encoder in OWN_ENCODERS else None
-        objective = DiffusionLoss(
-            transformer, scheduler, config.diffusion, self.classes, config.text, self.own_encoder
-        )
+        encoder = self.own_encoder if is_trained else deepcopy(self.own_encoder)
+        objective = DiffusionLoss(transformer, scheduler, config.diffusion, self.classes, config.text, encoder)
         averaged = groups = None
         if is_trained:
             averaged = nn.ModuleDict({"transformer": transformer, "text_encoder": self.own_encoder})

@@ -181,11 +181,17 @@ def test_a_run_with_another_encoder_is_not_resumed(text_config, trained, tmp_pat
         train_dit(text_config(small, *settings, encoder=WORDS))
 
 
+@pytest.mark.parametrize("launcher", ["ddp", "fsdp2"])
 @pytest.mark.slow
-def test_two_processes_equal_one(text_config, tmp_path):  # noqa: F811
+def test_two_processes_equal_one(text_config, tmp_path, launcher):  # noqa: F811
     settings = ["train.checkpointing_steps=2", "text.token_dropout=0.3", STEADY, "optim.lr_warmup_steps=2"]
     train_dit(text_config(tmp_path / "one", *settings, encoder=WORDS))
-    two = tmp_path / "two"
-    finish(start(text_config(two, *settings, "train.train_batch_size=2", encoder=WORDS), launcher="ddp"))
+    settings += ["train.train_batch_size=2"]
+    two, cut = tmp_path / "two", tmp_path / "cut"
+    configs = [text_config(two, *settings, encoder=WORDS), text_config(cut, *settings, "resume=latest", encoder=WORDS)]
+    finish(start(*configs, launcher=launcher))
     assert_near(tmp_path / "one", two)
+    assert numbers(two) == numbers(cut)
+    for folder in ("text", "final"):
+        assert_same_tensors(two / folder, cut / folder)
     assert_same_tensors(tmp_path / "one" / "text", two / "text")
