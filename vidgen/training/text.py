@@ -22,6 +22,7 @@ from ..data.latent_cache import LatentCache
 from .checkpoints import find_checkpoint
 from .config import DiTTrainingConfig
 from .pretrained import Parent
+from .random_state import keep_random_state
 from .word_encoder import fit_word_encoder
 
 FOLDER = "text"  # in the run folder: the tokenizer and the config of the encoder; its weights if it is not trained
@@ -161,13 +162,16 @@ def prepare_own_encoder(
     accelerator.wait_for_everyone()  # every process has looked for a checkpoint
     folder = Path(config.output_dir) / FOLDER
     if accelerator.is_main_process and not is_saved:
-        encoder = fit_word_encoder(config.text, cache) if encoder is None else encoder
+        if encoder is None:
+            with keep_random_state(accelerator.device):  # the DiT's initialization draws next, in all processes
+                encoder = fit_word_encoder(config.text, cache)
         with atomic_dir(folder) as unfinished:
             encoder.tokenizer.save_pretrained(unfinished)
             (encoder.model.config if is_trained else encoder.model).save_pretrained(unfinished)
     accelerator.wait_for_everyone()
     if is_new and not is_trained:
-        encoder = load_text_encoder(str(folder))
+        with keep_random_state(accelerator.device):
+            encoder = load_text_encoder(str(folder))
         encoder.model.to(accelerator.device)
     return encoder
 
