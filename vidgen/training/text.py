@@ -23,10 +23,9 @@ from .checkpoints import find_checkpoint
 from .config import DiTTrainingConfig
 from .pretrained import Parent
 from .random_state import keep_random_state
-from .word_encoder import fit_word_encoder
+from .word_encoder import END, PAD, fit_word_encoder
 
 FOLDER = "text"  # in the run folder: the tokenizer and the config of the encoder; its weights if it is not trained
-PAD, END = "<pad>", "</s>"
 
 
 def load_frozen_encoder(config: TextConfig, device: torch.device | str) -> TextEncoder | None:
