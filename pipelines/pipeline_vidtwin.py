@@ -27,6 +27,7 @@ from autoencoder.autoencoder_kl_vidtwin import AutoencoderKLVidTwin
 from autoencoder.model_card import ModelCardMixin, count_parameters, find_parents, render_card
 from autoencoder.video_autoencoder import VideoAutoencoder
 
+from . import bag_of_words  # noqa: F401, registers its text encoder
 from .classes import ClassLabelsMixin
 from .conditioning import (
     ConditioningInput,

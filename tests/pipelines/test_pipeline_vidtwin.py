@@ -389,6 +389,15 @@ def test_components_make_a_second_pipeline(pipe):
     assert again.labels == pipe.labels
 
 
+def test_importing_the_pipeline_registers_its_text_encoder():
+    code = (
+        "from pipelines import VidTwinPipeline\n"
+        "from transformers import AutoConfig\n"
+        "AutoConfig.for_model('bag_of_words')\n"
+    )
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
+
+
 def test_the_package_imports_lazily():
     code = "import sys, pipelines; sys.exit(any(m in sys.modules for m in ('torch', 'diffusers')))"
     subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)

@@ -2,7 +2,8 @@
 
 Canonical correlation analysis between latents and bags of words projects captions to directions that say the most
 about the latents. It is linear in the words, so it generalizes to other combinations of words from a few hundred
-captions.
+captions. A DiT learns what all directions say about the captions of its training; of other captions, directions of low
+correlation say little, so outside training each direction counts by its correlation.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ def fit_word_encoder(config: TextConfig, cache: LatentCache) -> TextEncoder:
     latents = torch.stack(rows).double()
     latents = (latents - latents.mean(dim=0)) / latents.std(dim=0).clamp(min=1e-3)
     bags = bag_words(captions, weights)
-    _, vectors = correlate(latents, bags - bags.mean(dim=0), config.hidden_size, RIDGE)
+    centered = bags - bags.mean(dim=0)
+    _, vectors = correlate(latents, centered, config.hidden_size, RIDGE)
+    deviations = (centered @ vectors).std(dim=0)  # about proportional to the correlation
 
     # Word i of the vocabulary is token i after the special ones, whose weight is 0.
     tokenizer = build_word_tokenizer(list(weights), config.max_length)
@@ -55,7 +58,8 @@ def fit_word_encoder(config: TextConfig, cache: LatentCache) -> TextEncoder:
         model.projection.weight[:dim, first:] = vectors.T.float()
         model.projection.bias.zero_()
         model.projection.bias[:dim] = -(bags.mean(dim=0) @ vectors).float()
-    return TextEncoder(tokenizer, model)
+        model.shrinkage[:dim] = (deviations / deviations.max().clamp(min=1e-12)).float()
+    return TextEncoder(tokenizer, model.eval())
 
 
 def sketch(values: torch.Tensor) -> torch.Tensor:

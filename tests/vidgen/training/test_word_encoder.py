@@ -45,12 +45,15 @@ def as_cache(latents: torch.Tensor, captions: list[str]) -> SimpleNamespace:
     return SimpleNamespace(captions=texts, read_captioned=lambda max_clips: pairs)
 
 
-def explained_variance(encoder, seen: SimpleNamespace, unseen: SimpleNamespace) -> float:
-    """Of the latents of unseen combinations, by a linear regression on the embeddings of seen ones."""
+def explained_variance(encoder, seen: SimpleNamespace, unseen: SimpleNamespace, shrink: bool = True) -> float:
+    """Of the latents of unseen combinations, by a regression on the embeddings of seen ones in training mode."""
     (x, captions), (y, others) = (zip(*cache.read_captioned(0), strict=True) for cache in (seen, unseen))
     x, y = torch.stack(x), torch.stack(y)
-    inputs = [encode_captions(texts, encoder)[0][:, 0] for texts in (captions, others)]
-    inputs = [torch.cat([z, torch.ones(len(z), 1)], dim=1) for z in inputs]
+    inputs = []
+    for texts, is_training in ((captions, True), (others, not shrink)):
+        encoder.model.train(is_training)
+        embeddings = encode_captions(texts, encoder)[0][:, 0]
+        inputs.append(torch.cat([embeddings, torch.ones(len(embeddings), 1)], dim=1))
     weights = torch.linalg.lstsq(inputs[0], x, driver="gelsd").solution
     return 1 - ((inputs[1] @ weights - y).var() / (y - x.mean(dim=0)).var()).item()
 
@@ -68,6 +71,15 @@ def test_embeddings_explain_the_latents_of_unseen_combinations(monkeypatch, max_
 
     shuffled = as_cache(latents.roll(50, dims=0), captions)
     assert explained_variance(fit_word_encoder(TextConfig(hidden_size=3), shuffled), seen, unseen) < 0.6 * explainable
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_shrinkage_helps_with_captions_that_were_not_trained_on(seed):
+    seen, unseen = make_cache(10 + seed, held_out=False, count=40), make_cache(100 + seed, held_out=True)
+    encoder = fit_word_encoder(TextConfig(hidden_size=8), seen)
+    assert not encoder.model.training and encoder.model.shrinkage.max() == 1
+    gain = explained_variance(encoder, seen, unseen) - explained_variance(encoder, seen, unseen, shrink=False)
+    assert gain > 0.02
 
 
 def test_a_sketch_keeps_inner_products_on_average(monkeypatch):
