@@ -10,19 +10,27 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .motion_classifier import MotionClassifier
     from .pipeline_output import VidTwinPipelineOutput
     from .pipeline_vidtwin import VidTwinPipeline
     from .schedulers import default_scheduler
     from .transformer_vidtwin import VidTwinTransformer3DModel
 
 _EXPORTS = {
+    "MotionClassifier": "motion_classifier",
     "VidTwinPipeline": "pipeline_vidtwin",
     "VidTwinPipelineOutput": "pipeline_output",
     "VidTwinTransformer3DModel": "transformer_vidtwin",
     "default_scheduler": "schedulers",
 }
 
-__all__ = ["VidTwinPipeline", "VidTwinPipelineOutput", "VidTwinTransformer3DModel", "default_scheduler"]
+__all__ = [
+    "MotionClassifier",
+    "VidTwinPipeline",
+    "VidTwinPipelineOutput",
+    "VidTwinTransformer3DModel",
+    "default_scheduler",
+]
 
 
 def __getattr__(name: str):

@@ -78,6 +78,10 @@ class ClassLabelsMixin:
             raise ValueError("class_labels is empty: pass at least one class, or None.")
         return [self._label_id(label) for label in class_labels]
 
+    def get_label_names(self, label_ids: Sequence[int]) -> list[str | None]:
+        """Convert ids to names of classes and subclasses; None where an id has none."""
+        return [self.config.id2label.get(str(label)) for label in label_ids]
+
     def _label_id(self, label: int | str) -> int:
         num_classes = self.transformer.config.num_classes
         if num_classes is None:

@@ -98,6 +98,7 @@ class CheckInputsMixin:
     def check_inputs(
         self,
         num_videos_per_prompt: int,
+        num_candidates: int,
         num_inference_steps: int,
         timesteps: Sequence[float] | None,
         sigmas: Sequence[float] | None,
@@ -117,7 +118,8 @@ class CheckInputsMixin:
         callback_on_step_end_tensor_inputs: list[str],
     ) -> None:
         """Raise a `ValueError` for an argument of a wrong type or out of range."""
-        counts = {"num_videos_per_prompt": num_videos_per_prompt, "num_inference_steps": num_inference_steps}
+        counts = {"num_videos_per_prompt": num_videos_per_prompt, "num_candidates": num_candidates}
+        counts["num_inference_steps"] = num_inference_steps
         strengths = {"structure_strength": structure_strength, "dynamics_strength": dynamics_strength}
         check_whole_numbers(**counts, kept_frames=kept_frames)
         fractions = {**strengths, "structure_delay": structure_delay, "eta": eta}

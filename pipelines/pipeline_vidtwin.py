@@ -28,6 +28,7 @@ from autoencoder.model_card import ModelCardMixin, count_parameters, find_parent
 from autoencoder.video_autoencoder import VideoAutoencoder
 
 from . import bag_of_words  # noqa: F401, registers its text encoder
+from .candidates import check_candidates, choose_candidates
 from .classes import ClassLabelsMixin
 from .conditioning import (
     ConditioningInput,
@@ -47,6 +48,7 @@ from .hub import SafeDownloadMixin
 from .inputs import CheckInputsMixin, Generator, as_generators, check_generators
 from .latents import STREAMS, denormalize_latents, frames_per_position, join_stages, split_stages, spread_streams
 from .lora import LoraPipelineMixin
+from .motion_classifier import MotionClassifier
 from .options import OptionsMixin
 from .overlay import apply_overlay
 from .pipeline_output import VidTwinPipelineOutput
@@ -80,6 +82,7 @@ class VidTwinPipeline(
             those that the autoencoder states.
         text_encoder, tokenizer: of transformers, for prompts; None: a model with captions takes `prompt_embeds`.
         guider: of `diffusers.guiders`, in place of `guidance_scale` and `guidance_interval`; see `pipelines.guiders`.
+        classifier: chooses among `num_candidates` videos by their class; None: only one is sampled.
 
     Attributes:
         autoencoder: `vae` under the protocol of `VideoAutoencoder`: a VidTwin itself, or the adapter of another class.
@@ -89,8 +92,8 @@ class VidTwinPipeline(
             the guider does not work with it.
     """
 
-    model_cpu_offload_seq = "text_encoder->transformer->vae"
-    _optional_components = ["text_encoder", "tokenizer", "guider"]
+    model_cpu_offload_seq = "text_encoder->transformer->vae->classifier"
+    _optional_components = ["text_encoder", "tokenizer", "guider", "classifier"]
     _callback_tensor_inputs = ["latents"]
 
     def __init__(
@@ -104,6 +107,7 @@ class VidTwinPipeline(
         text_encoder: PreTrainedModel | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         guider: BaseGuidance | None = None,
+        classifier: MotionClassifier | None = None,
     ) -> None:
         super().__init__()
         autoencoder = None if vae is None else adapt_to_latents(vae, transformer.structure_shape)
@@ -131,7 +135,7 @@ class VidTwinPipeline(
         if guider is not None:
             check_guider(guider, transformer)
         self.register_modules(vae=vae, transformer=transformer, scheduler=scheduler)
-        self.register_modules(text_encoder=text_encoder, tokenizer=tokenizer, guider=guider)
+        self.register_modules(text_encoder=text_encoder, tokenizer=tokenizer, guider=guider, classifier=classifier)
         self.register_to_config(
             id2label={str(k): v for k, v in id2label.items()}, latents_mean=latents_mean, latents_std=latents_std
         )
@@ -165,6 +169,7 @@ class VidTwinPipeline(
             text_encoder=None if self.text_encoder is None else type(self.text_encoder).__name__,
             text_encoder_parameters=None if self.text_encoder is None else count_parameters(self.text_encoder),
             vae_parameters=None if vae is None else count_parameters(vae),
+            classifier_parameters=None if self.classifier is None else count_parameters(self.classifier),
             compression_rate=None if vae is None else vae.compression_rate,
         )
 
@@ -284,6 +289,7 @@ class VidTwinPipeline(
         negative_prompt_embeds: torch.Tensor | None = None,
         negative_prompt_attention_mask: torch.Tensor | None = None,
         max_sequence_length: int | None = None,
+        num_candidates: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
         output_type: str = "pil",
@@ -341,8 +347,10 @@ class VidTwinPipeline(
             prompt_embeds, prompt_attention_mask, negative_prompt_embeds, negative_prompt_attention_mask: embeddings
                 instead of prompts, from `encode_prompt`.
             max_sequence_length: tokens to which prompts are cut; None: the maximum of the tokenizer.
-            generator: one for all videos, or a list with one per video.
-            latents: standard normal noise (B, L) to start from.
+            num_candidates: videos sampled for each one that is returned: that whose class `classifier` finds the most
+                probable. The first candidate is the video that 1 returns with the same list of generators.
+            generator: one for all videos, or a list with one per video, which draws all its candidates.
+            latents: standard normal noise (B, L) to start from, with a row per candidate.
             output_type: "pil", "np", "pt" or "latent"; see `VidTwinPipelineOutput`.
             return_dict: whether to return a `VidTwinPipelineOutput` or a tuple.
             callback_on_step_end: (pipeline, step, timestep, tensors by name) -> dict of tensors to continue with; not
@@ -351,8 +359,8 @@ class VidTwinPipeline(
 
         Raises:
             ValueError: for an unknown class, an id out of range, a shape or value that does not fit or is not finite,
-                a guidance interval that the scheduler or the cache does not support, guidance beside a guider, or
-                `structure_delay` beside a given stream.
+                a guidance interval that the scheduler or the cache does not support, guidance beside a guider,
+                `structure_delay` beside a given stream, or candidates without a classifier that knows their classes.
             NonFiniteError: a ValueError, if the transformer or the autoencoder outputs NaN or infinite values. Its
                 message names the dtype of that model, and one to use instead.
         """
@@ -370,6 +378,7 @@ class VidTwinPipeline(
             guidance_scale = 1.0 if has_intervals or self.guider is not None else 5.0
         self.check_inputs(
             num_videos_per_prompt,
+            num_candidates,
             num_inference_steps,
             timesteps,
             sigmas,
@@ -397,6 +406,8 @@ class VidTwinPipeline(
         # 2. Encode prompts, and prepare conditioning latents and class labels.
         null_class = self.transformer.config.num_classes
         label_ids = [null_class] if class_labels is None else self.get_label_ids(class_labels)
+        if num_candidates > 1:
+            check_candidates(self.classifier, self.get_label_names(label_ids), output_type)
         prompts = self.prepare_prompts(
             prompt,
             negative_prompt,
@@ -418,11 +429,16 @@ class VidTwinPipeline(
         photos = None
         if image is not None and overlay_image:
             photos = get_first_frames(image, self.autoencoder, "image")
-        text_inputs = self.get_text_inputs(prompts, count, num_videos_per_prompt)
+        num_videos = num_videos_per_prompt * num_candidates  # per prompt, candidates of a video consecutive
+        if num_candidates > 1 and isinstance(generator, list):
+            check_generators(generator, count * num_videos_per_prompt)
+            generator = [each for each in generator for _ in range(num_candidates)]
+        text_inputs = self.get_text_inputs(prompts, count, num_videos)
         labels = None
         if null_class is not None:
             label_ids = label_ids * count if len(label_ids) == 1 else label_ids
-            label_ids = [label for label in label_ids for _ in range(num_videos_per_prompt)]
+            label_names = self.get_label_names(label_ids)
+            label_ids = [label for label in label_ids for _ in range(num_videos)]
             if not conditioning_inputs:
                 label_ids = self.draw_subclasses(label_ids, generator)
             labels = torch.tensor(label_ids, device=device)
@@ -450,7 +466,7 @@ class VidTwinPipeline(
             history = History(self.transformer, self.scheduler, positions, history_noise, history_guidance_scale)
 
         # 4. Generate the first frame, if that is a stage of the model and none is given.
-        batch_size = count * num_videos_per_prompt
+        batch_size = count * num_videos
         denoise = partial(
             self._denoise,
             labels=labels,
@@ -460,7 +476,7 @@ class VidTwinPipeline(
             extra_step_kwargs=self.prepare_extra_step_kwargs(generator, eta),
         )
         if image_latents is not None:
-            image_latents = image_latents.repeat_interleave(num_videos_per_prompt, dim=0)
+            image_latents = image_latents.repeat_interleave(num_videos, dim=0)
         elif self.transformer.config.image_residual:
             noise = self.prepare_latents(batch_size, generator, None, device)
             still = denoise(noise, StreamSchedule(timesteps), copy.deepcopy(self.scheduler))
@@ -470,7 +486,7 @@ class VidTwinPipeline(
         noise = self.prepare_latents(batch_size, generator, latents, device)
         conditioning = None
         if clean is not None:
-            clean = clean.repeat_interleave(num_videos_per_prompt, dim=0)
+            clean = clean.repeat_interleave(num_videos, dim=0)
             if self.transformer.config.image_residual:
                 clean = split_stages(clean, image_latents, self.transformer.config.image_residual)
             shapes = self.transformer.structure_shape, self.transformer.dynamics_shape
@@ -499,13 +515,19 @@ class VidTwinPipeline(
         if output_type == "latent":
             check_finite_output("the transformer", latents, self.transformer)
         else:
-            clips = self.autoencoder.decode(frames.to(self.vae.dtype), return_dict=False)[0]
-            if not clips.isfinite().all():  # a single wait for the device, unless an error has to be located
+            rounds = frames.to(self.vae.dtype).unflatten(0, (-1, num_candidates)).unbind(dim=1)
+            candidates = [self.autoencoder.decode(latent, return_dict=False)[0] for latent in rounds]
+            if not all(clips.isfinite().all() for clips in candidates):  # waits for the device only here
                 check_finite_output("the transformer", latents, self.transformer)
-                check_finite_output("the autoencoder", clips, self.vae)
+                for clips in candidates:
+                    check_finite_output("the autoencoder", clips, self.vae)
             if photos is not None:
                 photos = photos.to(device).expand(count, -1, -1, -1).repeat_interleave(num_videos_per_prompt, dim=0)
-                clips = apply_overlay(clips, photos)
+                candidates = [apply_overlay(clips, photos) for clips in candidates]
+            clips = candidates[0]
+            if num_candidates > 1:
+                label_names = [name for name in label_names for _ in range(num_videos_per_prompt)]
+                clips = choose_candidates(candidates, label_names, self.classifier)
             frames = self.video_processor.postprocess_video(clips, output_type=output_type)
 
         # 8. Offload all models.

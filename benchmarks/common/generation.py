@@ -134,6 +134,7 @@ def sample_clips(pipeline: VidTwinPipeline, count: int, sampling: Sampling, **in
             guidance_interval=sampling.guidance_interval,
             structure_delay=sampling.structure_delay,
             temperature=sampling.temperature,
+            num_candidates=sampling.num_candidates,
             generator=[torch.Generator().manual_seed(sampling.seed + i) for i in indices.tolist()],
             output_type="pt",
             **rows,

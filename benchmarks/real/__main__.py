@@ -20,7 +20,7 @@ import torch
 from accelerate import PartialState
 
 from autoencoder.video_autoencoder import VideoAutoencoder
-from pipelines import VidTwinPipeline
+from pipelines import MotionClassifier, VidTwinPipeline
 from vidgen.common.errors import UserError
 from vidgen.common.io import atomic_dir
 from vidgen.common.loading import load_vae, weights_hash
@@ -35,7 +35,7 @@ from ..common import vae_runs
 from ..common.harness import Benchmark, Results, compute_once, digest
 from ..latents.clips import write_smoke_videos
 from . import clips, components, generation, memorization, page, pictures, reconstruction
-from .classifier import AUGMENTATION, MotionClassifier, train_classifier
+from .classifier import AUGMENTATION, train_on_videos
 
 FPS = {"smoke": 4.0, "cpu": 8.0}
 CLIPS_PER_VIDEO = {"smoke": 1, "cpu": 2}
@@ -71,6 +71,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
             f"--image-{name}", type=kind, metavar="X", help=f"--{name} of image-to-video (default: the same)"
         )
     parser.add_argument(
+        "--image-candidates",
+        type=int,
+        default=1,
+        metavar="N",
+        help="clips of image-to-video of which the pipeline's classifier chooses one (default: 1)",
+    )
+    parser.add_argument(
         "--repeats", type=int, default=1, metavar="N", help="clips generated for each test clip's class (default: 1)"
     )
     parser.add_argument("--training-clips", type=int, help="the most clips of each list for block PCA and distances")
@@ -92,6 +99,7 @@ def run(options: argparse.Namespace) -> Results:
         guidance_scale=options.image_guidance,
         num_inference_steps=options.image_steps,
         temperature=options.image_temperature,
+        num_candidates=options.image_candidates,
     )
     scale, folder = options.scale, options.work_dir / "real"
     pipeline = pipelines.load_placed_pipeline(options.model, PartialState(), options.dtype) if options.model else None
@@ -146,15 +154,21 @@ def run(options: argparse.Namespace) -> Results:
     fvd = {"train": pictures.spread(training.pixels, len(test)), "reconstruction": reconstructed}
     if pipeline:
         generation.check_classes(pipeline, test)
+        if options.image_candidates > 1:
+            generation.check_classifier(pipeline, gestures)
         results["sampling"] = {"generated": asdict(sampling), "animated": asdict(of_images)}
         results["repeats"] = options.repeats
         fvd["generated"] = generation.generate(pipeline, test, sampling, own / "generated.safetensors")
         repeated = gestures.select(list(range(len(gestures))) * options.repeats)
         generated = generation.generate(pipeline, repeated, sampling, own / "generated_classes.safetensors")
+        variants = {"animated": (of_images, True)}
+        if options.image_candidates > 1:
+            variants["animated, one candidate"] = replace(of_images, num_candidates=1), True
+        if pipeline.transformer.config.image_conditioning:
+            variants["animated, without overlay"] = of_images, False
         animated = {
-            name: generation.generate(pipeline, repeated, of_images, own / f"{name}.safetensors", True, overlay)
-            for name, overlay in (("animated", True), ("animated, without overlay", False))
-            if overlay or pipeline.transformer.config.image_conditioning
+            name: generation.generate(pipeline, repeated, settings, own / f"{name}.safetensors", True, overlay)
+            for name, (settings, overlay) in variants.items()
         }
         accuracy |= generation.measure_accuracy({"generated": generated, **animated}, repeated, classify)
         results["image_to_video"] = generation.measure_image_to_video(animated, repeated, reconstruct)
@@ -186,7 +200,7 @@ def check_options(options: argparse.Namespace) -> None:
             options.train, options.test = write_smoke_videos(options.work_dir / "real" / "data")
     if not (options.model or options.vae):
         raise UserError("name a pipeline as --model FOLDER, or a VAE as --vae FOLDER.")
-    for name in ("training_clips", "repeats"):
+    for name in ("training_clips", "repeats", "image_candidates"):
         if (value := getattr(options, name)) is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {value}.")
     if not (options.train and options.test):
@@ -233,11 +247,7 @@ def load_classifier(motion: str, shape: tuple, folder: Path, options: argparse.N
     settings = [videos, shape, FPS[scale], WINDOWS[scale], CLASSIFIER[scale], AUGMENTATION]
     path = folder / f"classifier-{motion}-{digest(settings)}"
     if not (path / "config.json").exists():
-        augmentation = dict(train=True, zoom=1.25, speed=1.5)
-        windows = clips.read_clips(lists, shape, FPS[scale], WINDOWS[scale], **augmentation)
-        classes = sorted(set(windows.labels))
-        labels = torch.tensor([classes.index(label) for label in windows.labels])
-        classifier = train_classifier(windows.pixels, labels, classes, **CLASSIFIER[scale])
+        classifier = train_on_videos(lists, shape, FPS[scale], WINDOWS[scale], **CLASSIFIER[scale])
         with atomic_dir(path) as unfinished:
             classifier.save_pretrained(unfinished)
     return MotionClassifier.from_pretrained(path).eval()
@@ -271,7 +281,7 @@ def describe_settings(
     if pipeline:
         settings |= {"transformer": weights_hash(pipeline.transformer), "guidance": options.guidance}
         settings |= {"guidance_interval": list(options.guidance_interval), "temperature": options.temperature}
-        settings |= {"repeats": options.repeats}
+        settings |= {"repeats": options.repeats, "image_candidates": options.image_candidates}
         settings |= {"steps": options.steps} | {
             f"image_{name}": getattr(options, f"image_{name}") for name in IMAGE_OPTIONS
         }

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipelines import VidTwinPipeline
+from pipelines.candidates import check_candidates
 from pipelines.latents import frames_per_position
 from vidgen.common.errors import UserError
 from vidgen.common.images import to_uint8
@@ -30,6 +31,14 @@ def check_classes(pipeline: VidTwinPipeline, clips: Clips) -> None:
     """Raise `UserError` unless the pipeline knows the classes of clips by name."""
     if missing := [label for label in dict.fromkeys(clips.labels) if label not in pipeline.labels]:
         raise UserError(f"the pipeline must know the classes of the test lists; it has no {missing[0]!r}.")
+
+
+def check_classifier(pipeline: VidTwinPipeline, clips: Clips) -> None:
+    """Raise `UserError` unless the pipeline has a classifier that knows the classes of clips."""
+    try:
+        check_candidates(pipeline.classifier, list(dict.fromkeys(clips.labels)), "pt")
+    except ValueError as error:
+        raise UserError(f"--image-candidates: {error}") from error
 
 
 @torch.no_grad()

@@ -40,6 +40,8 @@ def tables(results: Results) -> str:
             f"{sampling['guidance_scale']:g}, at noise levels {low:g} to {high:g}, and temperature "
             f"{sampling['temperature']:g}."
         )
+        if (count := sampling.get("num_candidates", 1)) > 1:
+            parts[-1] += f" Of {count} candidates the pipeline's classifier, not the one above, chooses one."
     for name, rows in results["components"].items():
         parts.append(f"Decoded from one latent, and latent swaps (structure of A, dynamics of B), {name}:")
         parts.append(components_table(rows))

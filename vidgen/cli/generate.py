@@ -84,6 +84,14 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         "stays (default: 1)",
     )
     parser.add_argument(
+        "--candidates",
+        type=int,
+        default=1,
+        metavar="N",
+        help="videos sampled for each one that is written: that whose class the pipeline's classifier finds the most "
+        "probable (default: 1)",
+    )
+    parser.add_argument(
         "--guider",
         metavar="NAME",
         help="class of diffusers.guiders, such as AdaptiveProjectedGuidance, in place of --guidance and its interval",

@@ -21,6 +21,7 @@ import torch
 
 from autoencoder.tiling import ClipGeometry
 from autoencoder.video_autoencoder import VideoAutoencoder
+from pipelines.candidates import check_candidates
 from pipelines.guiders import create_guider
 from pipelines.rollout import rollout
 from pipelines.schedulers import default_steps
@@ -204,6 +205,7 @@ def generate(
     guidance_interval: tuple[float, float] = (0.0, 1.0),
     structure_delay: float = 0.0,
     temperature: float = 1.0,
+    candidates: int = 1,
     guider: str | None = None,
     guider_options: list[str] | None = None,
     seed: int = 0,
@@ -225,6 +227,7 @@ def generate(
         steps: denoising steps; None: 50, or 4 of a few-step model.
         stream_guidance: guidance scales of structure and of dynamics, in place of `guidance`.
         temperature: of the pipeline.
+        candidates: `num_candidates` of the pipeline.
         structure_delay: of the pipeline; of long videos it concerns the first window.
         guider: class of `diffusers.guiders`, in place of guidance scales and their interval.
         guider_options: its arguments as key=value.
@@ -237,7 +240,7 @@ def generate(
             `history_guidance_scale` and `match_colors` of `pipelines.rollout.rollout`.
     """
     # Check all options before anything is sampled.
-    for option, value in (("--num", num), ("--steps", steps), ("--frames", frames)):
+    for option, value in (("--num", num), ("--steps", steps), ("--frames", frames), ("--candidates", candidates)):
         if value is not None and value < 1:
             raise UserError(f"{option} must be at least 1, not {value}.")
     if guidance is not None and not math.isfinite(guidance):
@@ -287,6 +290,11 @@ def generate(
     labels = [None] if prompts else pipeline.class_ids or [None]
     if class_labels:
         labels = pipeline.get_label_ids([_parse_label(text, ids) for text in class_labels])
+    if candidates > 1:
+        try:
+            check_candidates(pipeline.classifier, pipeline.get_label_names(labels), "pt")
+        except ValueError as error:
+            raise UserError(f"--candidates {candidates}: {error}") from error
     requests = _pair_requests(labels, prompts)
     clip_frames, height, width = pipeline.autoencoder.clip_shape[1:]
     frames = clip_frames if frames is None else frames
@@ -332,6 +340,7 @@ def generate(
             "guidance_interval": guidance_interval,
             "structure_delay": structure_delay,
             "temperature": temperature,
+            "num_candidates": candidates,
             "generator": [torch.Generator().manual_seed(seed + num_sampled[request] + i) for i in range(num)],
             "negative_prompt": negative_prompt,
             **texts,

@@ -58,8 +58,8 @@ class Sampling:
 
     Args:
         seed: random seed; with the number of a clip it determines the clip's noise and class.
-        guidance_scale, num_inference_steps, guidance_interval, structure_delay, temperature: as the pipeline takes
-            them.
+        guidance_scale, num_inference_steps, guidance_interval, structure_delay, temperature, num_candidates: as the
+            pipeline takes them.
         class_sampling: "balanced" cycles through the classes, "uniform" draws them uniformly, "prior" draws them with
             their frequencies in the real clips, where long videos count more if a protocol takes several clips of one.
     """
@@ -71,6 +71,7 @@ class Sampling:
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     structure_delay: float = 0.0
     temperature: float = 1.0
+    num_candidates: int = 1
 
     def __post_init__(self) -> None:
         if self.class_sampling not in CLASS_SAMPLING:
@@ -85,8 +86,9 @@ class Sampling:
             raise UserError(f"temperature must be a finite number of at least 0, not {self.temperature}.")
         if not 0 <= self.structure_delay <= 1:
             raise UserError(f"structure_delay must be between 0 and 1, not {self.structure_delay}.")
-        if self.num_inference_steps < 1:
-            raise UserError(f"num_inference_steps must be 1 or more, not {self.num_inference_steps}.")
+        for name in ("num_inference_steps", "num_candidates"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be 1 or more, not {getattr(self, name)}.")
 
 
 @dataclass(frozen=True)
@@ -437,6 +439,7 @@ def generate_clips(
                     guidance_interval=sampling.guidance_interval,
                     structure_delay=sampling.structure_delay,
                     temperature=sampling.temperature,
+                    num_candidates=sampling.num_candidates,
                     generator=[torch.Generator().manual_seed(_seed(sampling.seed, n, "noise")) for n in numbers],
                     output_type="pt",
                 ).frames

@@ -9,14 +9,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from benchmarks.common.generation import train_tiny_pipeline
+from benchmarks.latents.clips import write_smoke_videos
 from benchmarks.real import __main__ as real
+from benchmarks.real import candidates
 from benchmarks.real.classifier import augment
 from benchmarks.real.clips import Clips, read_clips, read_groups
 from benchmarks.real.components import background_similarity, motion_correlation, pair_classes
 from benchmarks.real.generation import measure_image_to_video
 from benchmarks.real.memorization import copy_features, measure_memorization
 from benchmarks.real.reconstruction import METRICS, summarize
-from pipelines import VidTwinPipeline
+from pipelines import MotionClassifier, VidTwinPipeline
 from vidgen.common.errors import UserError
 from vidgen.common.images import to_uint8
 from vidgen.common.video_writing import write_video
@@ -39,7 +42,7 @@ def test_smoke_and_a_second_run_computes_nothing(work_dir, lpips_weights, monkey
     assert set(results["distances"]["pooled_pixels"]) == {"train", "reconstruction", "generated"}
     assert "model minus block_pca_4x8x8" in (work_dir / "real.md").read_text()
     with monkeypatch.context() as patch:  # the fixture's patch stays
-        patch.setattr(real, "train_classifier", lambda *args, **kwargs: pytest.fail("trained again"))
+        patch.setattr(real, "train_on_videos", lambda *args, **kwargs: pytest.fail("trained again"))
         patch.setattr(VidTwinPipeline, "__call__", lambda *args, **kwargs: pytest.fail("sampled again"))
         patch.setattr(real.reconstruction, "score_codec", lambda *args: pytest.fail("scored again"))
         real.BENCHMARK.main(arguments)
@@ -84,6 +87,10 @@ def test_missing_models_and_lists_are_one_sentence(tmp_path, capsys):
         (["--vae", "x", "--temperature", "-1"], "temperature must be a finite number of at least 0, not -1"),
         (["--vae", "x", "--train", "x", "--test", "x", "--training-clips", "0"], "clips must be at least 1"),
         (["--vae", "x", "--train", "x", "--test", "x", "--repeats", "0"], "--repeats must be at least 1, not 0"),
+        (
+            ["--vae", "x", "--train", "x", "--test", "x", "--image-candidates", "0"],
+            "--image-candidates must be at least 1, not 0",
+        ),
         (["--vae", "x", "--image-steps", "0"], "num_inference_steps must be 1 or more, not 0"),
         (["--vae", "x", "--image-temperature", "-1"], "temperature must be a finite number of at least 0, not -1"),
     ):
@@ -159,3 +166,36 @@ def test_augmentation_never_mirrors():
     changed = augment(ramp, torch.Generator().manual_seed(0))
     middle = changed.mean(dim=(1, 2, 3))[:, 18:54]
     assert (middle[:, 24:].mean(dim=1) > middle[:, :12].mean(dim=1)).all()
+
+
+def test_a_classifier_for_candidates_is_trained(work_dir, lpips_weights, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(candidates, "CLIP_SHAPE", (3, 4, 32, 32))
+    monkeypatch.setattr(candidates, "WINDOWS", 1)
+    monkeypatch.setattr(candidates, "TRAINING", dict(steps=1, batch_size=2, seed=1, width=4, points=2, dim=8))
+    [train], [test] = write_smoke_videos(tmp_path / "data")
+    monkeypatch.setattr("sys.argv", ["candidates", str(tmp_path / "classifier"), str(train), "--steps", "2"])
+    candidates.main()
+    classifier = MotionClassifier.from_pretrained(tmp_path / "classifier")
+    labels = set(read_clips([train], (3, 4, 32, 32), 8.0, 1).labels)
+    assert set(classifier.config.classes) == labels
+    with pytest.raises(UserError, match="classifier exists: name a new folder"):
+        candidates.main()
+
+    # The benchmark chooses by it, and names the classes that it does not know.
+    pipeline = VidTwinPipeline.from_pretrained(train_tiny_pipeline(work_dir / "ucf101_fvd"), classifier=classifier)
+    pipeline.save_pretrained(tmp_path / "model")
+    options = ["--work-dir", str(work_dir), lpips_weights, "--model", str(tmp_path / "model")]
+    options += ["--train", str(train), "--test", str(test)]
+    real.BENCHMARK.main([*options, "--image-candidates", "2"])
+    results = json.loads((work_dir / "smoke" / "real.json").read_text())["results"]
+    assert {"animated", "animated, one candidate"} <= set(results["accuracy"])
+    assert results["sampling"]["animated"]["num_candidates"] == 2
+    assert (
+        "Of 2 candidates the pipeline's classifier, not the one above, chooses one."
+        in (work_dir / "real.md").read_text()
+    )
+    classifier.register_to_config(classes=[f"other {label}" for label in classifier.config.classes])
+    pipeline.save_pretrained(tmp_path / "model")
+    with pytest.raises(SystemExit):
+        real.BENCHMARK.main([*options, "--image-candidates", "2"])
+    assert "the classifier knows other bounce" in capsys.readouterr().err

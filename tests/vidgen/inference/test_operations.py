@@ -454,6 +454,11 @@ def test_generate_checks_before_it_samples(model, tmp_path, capsys, monkeypatch)
         (["out.mp4", "--guidance-interval", "0.7", "0.2"], "--guidance-interval must be two numbers from 0 to 1"),
         (["out.mp4", "--structure-delay", "1.2"], "--structure-delay must be between 0 and 1, not 1.2"),
         (["out.mp4", "--temperature", "-1"], "--temperature must be a finite number of at least 0, not -1"),
+        (["out.mp4", "--candidates", "0"], "--candidates must be at least 1"),
+        (
+            ["out.mp4", "--candidates", "2"],
+            "--candidates 2: num_candidates above 1 requires a pipeline with a classif",
+        ),
         (["out.mp4", "--structure-delay", "0.2", "--image", picture], "leave one of them out"),
         (["out.mp4", "--guider", "CFG"], "must be one of AdaptiveProjectedGuidance, "),
         (["out.mp4", "--guider", "AutoGuidance", "--guidance", "3"], "--guider excludes --guidance"),
