@@ -34,7 +34,7 @@ def choose_candidates(
     """For each video the candidate whose class is the most probable; of equal ones the first.
 
     Args:
-        candidates: clips (B, 3, T, H, W) in [-1, 1] each.
+        candidates: clips (B, 3, T, H, W) in [-1, 1] each, on the device where the classifier runs.
         labels: names of the B classes.
 
     Returns:
@@ -44,7 +44,7 @@ def choose_candidates(
     wanted = torch.tensor([classes.index(label) for label in labels], device=candidates[0].device)
     scores = []
     for clips in candidates:
-        logits = classifier(clips.to(classifier.device, classifier.dtype)).float().to(wanted.device)
+        logits = classifier(clips.to(classifier.dtype)).float()
         scores.append(logits.log_softmax(dim=1).gather(1, wanted[:, None]).squeeze(1))
     best = torch.stack(scores).argmax(dim=0)
     return torch.stack(list(candidates))[best, torch.arange(len(wanted), device=best.device)]

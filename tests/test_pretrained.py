@@ -160,6 +160,22 @@ def test_real_video_of_every_class_and_from_a_photo(real):
     assert (animated[0] - shown).square().mean() < 0.5 * (rooms[0] - shown).square().mean()
 
 
+def test_the_best_of_real_candidates_is_more_probable(real):
+    assert set(real.classifier.config.classes) < set(real.labels)
+    photo = read_image(REAL_MODEL / "photo.jpg")
+    options = dict(guidance_scale=3.0, temperature=0.3, num_inference_steps=3, output_type="pt", image=photo)
+    labels = ["left", "up", "tick"]
+    best, first = (
+        real(labels, generator=[torch.Generator().manual_seed(i) for i in range(3)], num_candidates=count, **options)
+        for count in (6, 1)
+    )
+    targets = [real.classifier.config.classes.index(label) for label in labels]
+    of_best, of_first = (
+        real.classifier.predict(2 * frames.frames.transpose(1, 2) - 1)[range(3), targets] for frames in (best, first)
+    )
+    assert (of_best >= of_first).all() and of_best.sum() > of_first.sum() + 0.05
+
+
 def test_real_reconstruction_beats_rate_matched_downsampling(real, shared_data):
     clips = ClipDataset(shared_data / "real/droid/test.csv", num_frames=16, fps=8, resolution=(64, 96), train=False)
     video = torch.stack([clips[i]["video"] for i in range(0, len(clips), 20)])

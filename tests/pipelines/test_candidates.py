@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import accelerate
 import pytest
 import torch
 
@@ -95,6 +96,18 @@ def test_a_classifier_is_a_component_that_is_saved(judged, tmp_path):
     assert VidTwinPipeline.from_pretrained(tmp_path, classifier=None).classifier is None
     assert loaded.to(torch.bfloat16).classifier.dtype == torch.bfloat16
     assert sample(loaded, 1, num_candidates=2).isfinite().all()
+
+
+def test_offloaded_candidates_are_those_in_memory(judged):
+    options = {"num_candidates": 3, "generator": seeded(0, 1)}
+    expected = sample(judged, [0, 1], **options)
+    for model in (judged.vae, judged.transformer, judged.classifier):  # as `enable_sequential_cpu_offload`
+        accelerate.cpu_offload(model, torch.device("cpu"))
+    try:
+        assert torch.equal(sample(judged, [0, 1], **options | {"generator": seeded(0, 1)}), expected)
+    finally:
+        for model in (judged.vae, judged.transformer, judged.classifier):
+            accelerate.hooks.remove_hook_from_module(model, recurse=True)
 
 
 def test_pipelines_of_earlier_versions_have_no_classifier(pipe, tmp_path):
