@@ -348,7 +348,7 @@ class VidTwinPipeline(
                 instead of prompts, from `encode_prompt`.
             max_sequence_length: tokens to which prompts are cut; None: the maximum of the tokenizer.
             num_candidates: videos sampled for each one that is returned: that whose class `classifier` finds the most
-                probable. The first candidate is the video that 1 returns with the same list of generators.
+                probable. Time and memory are those of sampling all of them.
             generator: one for all videos, or a list with one per video, which draws all its candidates.
             latents: standard normal noise (B, L) to start from, with a row per candidate.
             output_type: "pil", "np", "pt" or "latent"; see `VidTwinPipelineOutput`.
